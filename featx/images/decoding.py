@@ -1,0 +1,112 @@
+"""One image in (a path, a PIL image, a uint8 array), one RGB picture and the digest of its content out.
+
+The rule, recorded in every recipe as `DECODER`: Pillow decodes; the first frame counts; EXIF rotation is applied;
+16-bit grey is scaled to 8 bits; everything else becomes RGB as `Image.convert("RGB")` does (alpha is dropped).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from featx.errors import ImageError
+
+DECODER = "pillow: first frame, EXIF rotation, 16-bit to 8, RGB"
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+EXTENSIONS = frozenset(".jpg .jpeg .jpe .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
+MAX_PIXELS = 180_000_000  # about what Pillow refuses as a decompression bomb
+MAX_ASPECT = 100  # the shorter edge is scaled to a few hundred pixels: the longer one grows with it
+
+AnyImage = str | os.PathLike | np.ndarray | Image.Image
+
+
+def decode(image: AnyImage) -> tuple[Image.Image, bytes]:
+    """Decode one image.
+
+    Parameters
+    ----------
+    image : path, PIL image, or uint8 array of shape (h, w) or (h, w, 3)
+
+    Returns
+    -------
+    picture : PIL image in mode RGB
+    digest : 16 bytes, see `content_digest`
+
+    Raises
+    ------
+    ImageError
+        With a code of its own; see there.
+    """
+    content, picture = _open(image)
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    width, height = picture.size
+    if width * height > MAX_PIXELS:
+        raise ImageError("too-large", f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(
+            "too-large", f"{width} x {height} pixels; one side is over {MAX_ASPECT} times the other"
+        )
+    try:
+        return _to_rgb(ImageOps.exif_transpose(picture)), digest
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many types on damaged data
+        raise ImageError("damaged", "the picture's data is damaged or cut short") from error
+
+
+def content_digest(image: AnyImage) -> bytes:
+    """Blake2b, 16 bytes, of a file's bytes, or of an array's or PIL image's type, shape and pixels."""
+    if isinstance(image, str | os.PathLike):
+        return hashlib.blake2b(_read(image), digest_size=16).digest()
+    return hashlib.blake2b(_open(image)[0], digest_size=16).digest()
+
+
+def _read(path: str | os.PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError("missing", "there is no such file") from error
+    except OSError as error:
+        raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
+
+
+def _open(image: AnyImage) -> tuple[bytes, Image.Image]:
+    """The bytes that identify an image, and the picture, not yet decoded."""
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3):
+            got = f"{image.dtype} {image.shape}"
+            raise ImageError("pixel-type", f"an array must be uint8 of shape (h, w) or (h, w, 3); got {got}")
+        if not image.size:
+            raise ImageError("pixel-type", f"an array must hold pixels; got shape {image.shape}")
+        return f"array {image.shape}".encode() + image.tobytes(), Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        try:
+            return f"PIL {image.mode} {image.size}".encode() + image.tobytes(), image
+        except Exception as error:  # a lazily opened file may be damaged
+            raise ImageError("damaged", "the picture's data is damaged or cut short") from error
+    content = _read(image)
+    try:
+        return content, Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ImageError("not-an-image", f"not a picture; featx reads {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError("too-large", f"more than {MAX_PIXELS:,} pixels") from error
+    except Exception as error:
+        raise ImageError("damaged", "the picture's header is damaged") from error
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise ImageError(
+            "pixel-type", "32-bit pixels have no stated range; save the picture with 8 or 16 bits"
+        )
+    if picture.mode == "P":  # straight to RGB, Pillow warns where a palette carries transparency
+        picture = picture.convert("RGBA")
+    return picture.convert("RGB")

@@ -1,0 +1,82 @@
+"""A CSV table in, its columns out; labels as class names or as numbers.
+
+A leaf beside `errors`: both sides of the file need it, and neither may import the other.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featx.errors import SourceError, nearest
+
+
+def read_manifest(path: str | Path) -> dict[str, list[str]]:
+    """Read a CSV file with a header line into its columns, every value a string.
+
+    Raises
+    ------
+    SourceError
+        The file is missing, not UTF-8, has no rows, two columns of one name, or a row of another length.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+    except OSError as error:
+        raise SourceError(f"cannot read the CSV file {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
+    if not rows:
+        raise SourceError(f"{path} needs a header line and at least one row; it has none")
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise SourceError(f"{path} has two columns named {twice[0]!r}; rename one")
+    for number, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise SourceError(f"{path}, row {number}: {len(header)} values are needed, got {len(row)}")
+    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def column(table: dict[str, list[str]], name: str, path: str | Path, option: str) -> list[str]:
+    """One column of a table by name; `option` is the argument by which the user chooses another."""
+    if name not in table:
+        raise SourceError(
+            f"{path} has no column {name!r}{nearest(name, table)}; choose one of {', '.join(table)} with {option}"
+        )
+    return table[name]
+
+
+def as_labels(values: Sequence[object] | np.ndarray, target: str) -> np.ndarray:
+    """Labels as class names, (n,) str, or for `target="numeric"` as (n,) float64.
+
+    Raises
+    ------
+    SourceError
+        A label is empty, or is not a finite number where numbers are needed.
+    """
+    if target not in ("class", "numeric"):
+        raise SourceError(f"target is 'class' or 'numeric', got {target!r}")
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise SourceError(f"labels are one value an image, shape (n,); got shape {array.shape}")
+    if target == "class":
+        names = [str(value).strip() for value in array.tolist()]
+        for number, name in enumerate(names):
+            if name in ("", "nan", "None"):
+                raise SourceError(f"image {number} has no label; give every image one, or none at all")
+        return np.array(names)
+    numbers = np.empty(len(array))
+    for number, value in enumerate(array.tolist()):
+        try:
+            numbers[number] = float(value)
+        except (TypeError, ValueError):
+            numbers[number] = math.nan
+        if not math.isfinite(numbers[number]):
+            raise SourceError(
+                f"image {number}: target='numeric' needs a finite number as label, got {value!r}"
+            )
+    return numbers
