@@ -105,26 +105,30 @@ def extract(
     output = Path(output)
     _refuse_unwritable(output)
     images = collect(source, labels, ids=ids, target=target, path_column=path_column)
-    if not isinstance(backbone, Backbone):
-        backbone = Backbone(backbone, weights)
-    if output.exists():
-        return _existing(
-            FeatureStore(output), images, backbone, layers, pool, precision, batch_size, dtype, device
-        )
+    store = FeatureStore(output) if output.exists() else None
+    if store is not None:  # what is left to "auto" is as it was then
+        precision = store.recipe.precision if precision == "auto" else precision
+        batch_size = store.recipe.batch_size if batch_size == "auto" else batch_size
     recipe = plan(
-        images,
+        images.images,
         backbone=backbone,
+        weights=weights,
         layers=layers,
         pool=pool,
         device=device,
         precision=precision,
         batch_size=batch_size,
         dtype=dtype,
+        origin=images.origin,
     )
+    if store is not None:
+        _refuse_another(store, recipe, images)
+        return store
     blocks: Iterable[Block] = stream(images.images, recipe, device=device, workers=workers)
     if progress:
         blocks = _with_progress(blocks, len(images.ids))
-    digests, failures = {}, {}
+    digests: dict[int, bytes] = {}
+    failures: dict[int, ImageError] = {}
     with StoreWriter(output, recipe, len(images.ids)) as writer:
         for block in blocks:
             if len(block.indices):
@@ -143,37 +147,14 @@ def extract(
     return FeatureStore(output)
 
 
-def _existing(
-    store: FeatureStore,
-    images: Collection,
-    backbone: Backbone,
-    layers: str | Sequence[str],
-    pool: str,
-    precision: str,
-    batch_size: int | str,
-    dtype: str,
-    device: str,
-) -> FeatureStore:
-    """The store that is there, if it is what would be made now; what was left to "auto" is as it was then."""
-    made = store.recipe
-    wanted = plan(
-        images,
-        backbone=backbone,
-        layers=layers,
-        pool=pool,
-        device=device,
-        precision=made.precision if precision == "auto" else precision,
-        batch_size=made.batch_size if batch_size == "auto" else batch_size,
-        dtype=dtype,
-    )
-    if differences := made.differences(wanted):
+def _refuse_another(store: FeatureStore, recipe: Recipe, images: Collection) -> None:
+    """Raise RecipeError unless the store is what would be made now."""
+    if differences := store.recipe.differences(recipe):
         raise RecipeError(
             f"{store.path} was made otherwise: {'; '.join(differences)}. Choose another output, or delete it"
         )
-    differences = _image_differences(store, images)
-    if differences:
+    if differences := _image_differences(store, images):
         raise RecipeError(f"{store.path} holds other images: {'; '.join(differences)}. Choose another output")
-    return store
 
 
 def _image_differences(store: FeatureStore, images: Collection) -> list[str]:
@@ -206,9 +187,7 @@ def _digest_or_none(image: object) -> bytes | None:
 
 def _refuse_unwritable(output: Path) -> None:
     if output.is_dir():
-        raise StoreError(
-            f"the output is a file; {output} is a folder. Name a file in it: {output / 'features.h5'}"
-        )
+        raise StoreError(f"the output is a file; {output} is a folder. Name a file in it: {output / 'features.h5'}")
     if not output.parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it first")
     if not os.access(output.parent, os.W_OK):

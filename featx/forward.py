@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from featx.backbones import (
     Backbone,
@@ -26,7 +28,7 @@ from featx.backbones import (
     resolve_taps,
 )
 from featx.errors import FeatxError, ImageError
-from featx.images import DECODER, Collection, batches
+from featx.images import DECODER, batches
 from featx.store import Recipe
 
 _BATCH_SIZE = {"cpu": 32, "cuda": 256}
@@ -55,22 +57,29 @@ class Block:
 
 
 def plan(
-    images: Collection,
+    images: Sequence[Any],
     *,
-    backbone: Backbone,
+    backbone: str | nn.Module | Backbone,
+    weights: str | os.PathLike | None = "DEFAULT",
     layers: str | Sequence[str] = "penultimate",
     pool: str = "avg",
     device: str = "auto",
     precision: str = "auto",
     batch_size: int | str = "auto",
     dtype: str = "float32",
+    origin: Path | None = None,
 ) -> Recipe:
     """Decide everything that will determine the numbers.
 
     Parameters
     ----------
-    images : Collection
+    images : n paths, uint8 arrays or PIL images
         The run's; precision "auto" looks at the first batch, if there are enough to earn the trial back.
+
+    backbone, weights, layers, pool, device, precision, batch_size, dtype
+        As `featx.extract` has them.
+    origin : path, optional
+        The folder that ids are relative to; only recorded.
 
     Returns
     -------
@@ -88,11 +97,13 @@ def plan(
         batch_size = _BATCH_SIZE[place.type]
     if not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise FeatxError(f"batch_size is 'auto' or a whole number of images, 1 or more; got {batch_size!r}")
+    if not isinstance(backbone, Backbone):
+        backbone = Backbone(backbone, weights)
     taps, aliases = resolve_taps(backbone, layers, pool)
     error = None
     if precision == "auto":
         precision = "float32"
-        if len(images.ids) >= _PROBE_BATCHES * batch_size:
+        if len(images) >= _PROBE_BATCHES * batch_size:
             sample = _sample(images, backbone.preprocessing, batch_size)
             if len(sample):
                 pixels = backbone.preprocessing.normalise(torch.from_numpy(sample).to(place))
@@ -116,10 +127,8 @@ def plan(
         dtype=dtype,
         device=place.type,
         threads=torch.get_num_threads(),
-        versions={
-            name: version(name) for name in ("featx", "torch", "torchvision", "pillow", "h5py", "numpy")
-        },
-        origin=None if images.origin is None else str(images.origin.absolute()),
+        versions={name: version(name) for name in ("featx", "torch", "torchvision", "pillow", "h5py", "numpy")},
+        origin=None if origin is None else str(origin.absolute()),
     )
 
 
@@ -188,9 +197,9 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _sample(images: Collection, preprocessing: Preprocessing, batch_size: int) -> np.ndarray:
+def _sample(images: Sequence[Any], preprocessing: Preprocessing, batch_size: int) -> np.ndarray:
     """The pixels of the first readable images, at most a batch of them: (b, h, w, 3)."""
-    chosen = images.images[: 2 * batch_size]
+    chosen = images[: 2 * batch_size]
     found = batches(chosen, preprocessing, preprocessing.size, batch_size, 1)
     pixels = [batch.pixels[sorted(batch.digests)] for batch in itertools.islice(found, 2)]
     return np.concatenate(pixels)[:batch_size]

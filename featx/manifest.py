@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from featx.errors import SourceError, nearest
 
 
-def read_manifest(path: str | Path) -> dict[str, list[str]]:
+def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
     """Read a CSV file with a header line into its columns, every value a string.
 
     Raises
@@ -41,7 +42,7 @@ def read_manifest(path: str | Path) -> dict[str, list[str]]:
     return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
 
 
-def column(table: dict[str, list[str]], name: str, path: str | Path, option: str) -> list[str]:
+def column(table: dict[str, list[str]], name: str, path: str | os.PathLike, option: str) -> list[str]:
     """One column of a table by name; `option` is the argument by which the user chooses another."""
     if name not in table:
         raise SourceError(
@@ -76,7 +77,5 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str) -> np.ndarray:
         except (TypeError, ValueError):
             numbers[number] = math.nan
         if not math.isfinite(numbers[number]):
-            raise SourceError(
-                f"image {number}: target='numeric' needs a finite number as label, got {value!r}"
-            )
+            raise SourceError(f"image {number}: target='numeric' needs a finite number as label, got {value!r}")
     return numbers

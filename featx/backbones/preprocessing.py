@@ -60,15 +60,12 @@ class Preprocessing:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a recipe."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        }
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-        )
+        tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**tuples)
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocessing:
@@ -88,6 +85,4 @@ class Preprocessing:
             )
         squash = config["crop_mode"] == "squash" or scaled[0] != scaled[1]
         resize = scaled if squash else scaled[0]
-        return cls(
-            (height, width), resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"])
-        )
+        return cls((height, width), resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"]))

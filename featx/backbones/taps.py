@@ -106,7 +106,7 @@ class TappedNetwork:
         graph_module.delete_all_unused_submodules()
         fold_batch_norms(graph_module)
         # convolutions on channels-last memory are half as fast again on a CPU, and more on a GPU
-        self._network = graph_module.to(device, self._type, memory_format=torch.channels_last)
+        self._network = graph_module.to(device, self._type).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -115,9 +115,7 @@ class TappedNetwork:
         return dict(zip(self._names, rows, strict=True))
 
 
-def resolve_taps(
-    backbone: Backbone, layers: str | Sequence[str], pool: str
-) -> tuple[list[Tap], dict[str, str]]:
+def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> tuple[list[Tap], dict[str, str]]:
     """Turn what a user asked for into taps.
 
     Parameters
@@ -152,9 +150,7 @@ def resolve_taps(
     aliases: dict[str, str] = {}
     for text, node, own in asked:
         if trace.last(node) not in shapes:
-            raise LayerError(
-                f"layer {node!r} of {backbone.name} gives no tensor; choose one inside or behind it"
-            )
+            raise LayerError(f"layer {node!r} of {backbone.name} gives no tensor; choose one inside or behind it")
         tap = Tap.of(node, own, shapes[trace.last(node)])
         taps.setdefault(tap.name, tap)
         if text.partition(":")[0] != "stages" and text not in (tap.name, node):
@@ -217,9 +213,7 @@ class _Trace:
 
     def last(self, name: str) -> str:
         """A module's last node; a node is its own."""
-        return (
-            name if name in self.nodes else [node for node in self.nodes if node.startswith(name + ".")][-1]
-        )
+        return name if name in self.nodes else [node for node in self.nodes if node.startswith(name + ".")][-1]
 
     def shapes(self, backbone: Backbone) -> dict[str, tuple[int, ...]]:
         """{node: shape of one image's output}, for the nodes that give tensors with a row an image."""
@@ -233,9 +227,7 @@ class _Trace:
                 return result
 
         with torch.inference_mode():
-            Recorder(fx.GraphModule(self.root, self.graph)).run(
-                torch.zeros(2, 3, *backbone.preprocessing.size)
-            )
+            Recorder(fx.GraphModule(self.root, self.graph)).run(torch.zeros(2, 3, *backbone.preprocessing.size))
         return {name: seen[node] for name, node in self.nodes.items() if node in seen and len(seen[node]) < 4}
 
     def penultimate(self) -> str:
@@ -264,22 +256,17 @@ class _Trace:
 
         def blocks(prefix: str) -> list[str]:
             depth = prefix.count(".") + 1 if prefix else 0
-            children = [
-                ".".join(n.split(".")[: depth + 1]) for n in body if not prefix or n.startswith(prefix + ".")
-            ]
+            children = [".".join(n.split(".")[: depth + 1]) for n in body if not prefix or n.startswith(prefix + ".")]
             heavy = [
                 child
                 for child in dict.fromkeys(children)
-                if child not in self.nodes
-                and any(n.startswith(child + ".") and self._weighs(n) for n in body)
+                if child not in self.nodes and any(n.startswith(child + ".") and self._weighs(n) for n in body)
             ]
             return [child for child in heavy if child != classifier] or heavy
 
         prefix = ""
         while 0 < len(found := blocks(prefix)) < 3:
-            prefix = max(
-                found, key=lambda child: sum(n.startswith(child + ".") and self._weighs(n) for n in body)
-            )
+            prefix = max(found, key=lambda child: sum(n.startswith(child + ".") and self._weighs(n) for n in body))
         if found:
             return found
         pools = [n for n in body if isinstance(self._module(self.nodes[n]), nn.MaxPool2d | nn.AvgPool2d)]
@@ -291,9 +278,7 @@ class _Trace:
     def _has_weights(self, node: fx.Node) -> bool:
         module = self._module(node)
         if module is None:
-            return node.op == "call_function" and any(
-                source.op == "get_attr" for source in node.all_input_nodes
-            )
+            return node.op == "call_function" and any(source.op == "get_attr" for source in node.all_input_nodes)
         return any(True for _ in module.parameters())
 
     def _is_linear(self, node: fx.Node) -> bool:
@@ -318,9 +303,7 @@ class _Trace:
 
 def _tracer_options(backbone: Backbone) -> dict[str, Any]:
     """What tracing must not look into: torchvision's own operators, and timm's list where timm built the network."""
-    operators = [
-        m for _, m in inspect.getmembers(torchvision.ops, inspect.isclass) if issubclass(m, nn.Module)
-    ]
+    operators = [m for _, m in inspect.getmembers(torchvision.ops, inspect.isclass) if issubclass(m, nn.Module)]
     options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops), "leaf_modules": operators}
     if backbone.name.startswith("timm:") or backbone.name == "bundled:efficientnet_lite0":
         from timm import layers

@@ -59,9 +59,7 @@ def batches(
             for start in range(0, len(images), batch_size):
                 batch = Batch(start, np.zeros((batch_size, *size, 3), np.uint8), {}, {})
                 chosen = images[start : start + batch_size]
-                ahead.append(
-                    (batch, [pool.submit(_fill, batch, i, image, prepare) for i, image in enumerate(chosen)])
-                )
+                ahead.append((batch, [pool.submit(_fill, batch, i, image, prepare) for i, image in enumerate(chosen)]))
                 if len(ahead) > _BATCHES_AHEAD:
                     yield _finished(*ahead.popleft())
             while ahead:

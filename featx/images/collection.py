@@ -50,9 +50,7 @@ class Collection:
             twice = [name for name in self.ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
             raise SourceError(f"every image is needed once; there twice: {listed(twice)}; drop the repeats")
         if self.y is not None and len(self.y) != len(self.images):
-            raise SourceError(
-                f"one label an image is needed: {len(self.images):,} images, {len(self.y):,} labels"
-            )
+            raise SourceError(f"one label an image is needed: {len(self.images):,} images, {len(self.y):,} labels")
 
 
 def collect(
@@ -88,9 +86,7 @@ def collect(
         path = Path(source)
         if path.is_dir():
             if labels is not None or ids is not None:
-                raise SourceError(
-                    f"{path} is a folder: its class folders are the labels; for others use a CSV file"
-                )
+                raise SourceError(f"{path} is a folder: its class folders are the labels; for others use a CSV file")
             return _from_folder(path, target)
         if not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
@@ -115,14 +111,10 @@ def _from_folder(root: Path, target: str) -> Collection:
     if len(loose) == len(names):
         return Collection(files, names, origin=root, passed_over=passed_over)
     if loose:
-        raise SourceError(
-            f"{root} holds class folders and loose images beside them ({listed(loose)}); move those"
-        )
+        raise SourceError(f"{root} holds class folders and loose images beside them ({listed(loose)}); move those")
     y = as_labels([name.split("/")[0] for name in names], target)
     if target == "class" and {str(name).lower() for name in np.unique(y)} <= _SPLIT_NAMES:
-        raise SourceError(
-            f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); name one"
-        )
+        raise SourceError(f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); name one")
     return Collection(files, names, y, origin=root, passed_over=passed_over)
 
 
@@ -150,22 +142,16 @@ def _from_manifest(path: Path, path_column: str, label_column: str | None, targe
     names = column(table, path_column, path, "path_column")
     label_column = label_column or ("label" if "label" in table else None)
     y = None if label_column is None else as_labels(column(table, label_column, path, "labels"), target)
-    others = {
-        key: np.array(values) for key, values in table.items() if key not in (path_column, label_column)
-    }
+    others = {key: np.array(values) for key, values in table.items() if key not in (path_column, label_column)}
     files = [path.parent / name for name in names]
     if not any(file.exists() for file in files):
-        raise SourceError(
-            f"none of the {len(files):,} images in {path} exists; the first would be {files[0]}"
-        )
+        raise SourceError(f"none of the {len(files):,} images in {path} exists; the first would be {files[0]}")
     return Collection(files, names, y, others, origin=path.parent)
 
 
 def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, target: str) -> Collection:
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim < 3:
-        raise SourceError(
-            f"an array of images is uint8 of shape (n, h, w) or (n, h, w, 3); got {source.shape}"
-        )
+        raise SourceError(f"an array of images is uint8 of shape (n, h, w) or (n, h, w, 3); got {source.shape}")
     if not isinstance(source, Sequence | np.ndarray):
         raise SourceError(f"images are a folder, a CSV file, a list or an array; got {type(source).__name__}")
     images = list(source)

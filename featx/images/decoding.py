@@ -48,9 +48,7 @@ def decode(image: AnyImage) -> tuple[Image.Image, bytes]:
     if width * height > MAX_PIXELS:
         raise ImageError("too-large", f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError(
-            "too-large", f"{width} x {height} pixels; one side is over {MAX_ASPECT} times the other"
-        )
+        raise ImageError("too-large", f"{width} x {height} pixels; one side is over {MAX_ASPECT} times the other")
     try:
         return _to_rgb(ImageOps.exif_transpose(picture)), digest
     except ImageError:
@@ -104,9 +102,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
-        raise ImageError(
-            "pixel-type", "32-bit pixels have no stated range; save the picture with 8 or 16 bits"
-        )
+        raise ImageError("pixel-type", "32-bit pixels have no stated range; save the picture with 8 or 16 bits")
     if picture.mode == "P":  # straight to RGB, Pillow warns where a palette carries transparency
         picture = picture.convert("RGBA")
     return picture.convert("RGB")

@@ -20,9 +20,7 @@ _BOUND = ("earliest", "v110")  # the newest HDF5 file structures a store may use
 def create(path: Path) -> h5py.File:
     """A new, empty HDF5 file with the pinned structures and alignment."""
     try:
-        return h5py.File(
-            path, "w", libver=_BOUND, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT
-        )
+        return h5py.File(path, "w", libver=_BOUND, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {_reason(error, path)}") from error
 

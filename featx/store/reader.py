@@ -232,9 +232,7 @@ def _read(path: Path) -> _Contents:
     except StoreError:
         raise
     except OSError as error:
-        reason = (
-            "no permission" if path.is_file() and not os.access(path, os.R_OK) else "it is not an HDF5 file"
-        )
+        reason = "no permission" if path.is_file() and not os.access(path, os.R_OK) else "it is not an HDF5 file"
         raise StoreError(f"cannot open {path} as a store: {reason}") from error
     except (KeyError, ValueError, UnicodeDecodeError) as error:
         raise StoreError(f"{path} is not a whole featx store ({error}); extract it again") from error
@@ -256,9 +254,7 @@ def _contents(file: h5py.File, path: Path) -> _Contents:
         offset, shape = dataset.id.get_offset(), dataset.shape
         expected = (len(keys), *recipe.taps[name]["shape"])
         if offset is None or shape != expected or offset + dataset.dtype.itemsize * np.prod(shape) > size:
-            raise StoreError(
-                f"{path} is not whole: layer {name!r} should be {expected}, contiguous; extract it again"
-            )
+            raise StoreError(f"{path} is not whole: layer {name!r} should be {expected}, contiguous; extract it again")
         offsets[name] = (offset, shape, dataset.dtype)
     group = file["failures"]
     failures = zip(*(layout.read_strings(group[part]) for part in ("id", "code", "reason")), strict=True)
@@ -270,8 +266,7 @@ def _contents(file: h5py.File, path: Path) -> _Contents:
         y=y,
         classes=classes,
         columns={
-            layout.member_name(name): np.array(layout.read_strings(values))
-            for name, values in file["columns"].items()
+            layout.member_name(name): np.array(layout.read_strings(values)) for name, values in file["columns"].items()
         },
         failures=tuple(Failure(*failure) for failure in failures),
         recipe=recipe,

@@ -90,9 +90,7 @@ class Recipe:
         if name is None:
             if len(self.taps) == 1:
                 return self.layers[0]
-            raise LayerError(
-                f"there are {len(self.taps)} layers; choose one with layer=: {', '.join(self.layers)}"
-            )
+            raise LayerError(f"there are {len(self.taps)} layers; choose one with layer=: {', '.join(self.layers)}")
         if name in self.taps or name in self.aliases:
             return self.aliases.get(name, name)
         short = [layer for layer in self.layers if layer.rpartition(":")[0] == name]

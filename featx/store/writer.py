@@ -111,7 +111,7 @@ class StoreWriter:
         self._written[indices] = True
 
     def _pwrite(self, values: np.ndarray, offset: int) -> None:
-        left = memoryview(values).cast("B")
+        left = values.reshape(-1).view(np.uint8).data
         try:
             while left:
                 done = os.pwrite(self._file, left, offset)
@@ -145,7 +145,7 @@ class StoreWriter:
             raise StoreError(f"none of the {len(ids):,} images can be read; the first, {ids[0]!r}: {first}")
         if failures:
             self._compact(keep)
-        kept_ids = [ids[i] for i in keep]
+        kept_ids = [ids[i] for i in keep.tolist()]
         keys = image_keys(kept_ids, [digests[int(i)] for i in keep])
         try:
             with layout.reopen(self._partial) as file:
@@ -173,9 +173,7 @@ class StoreWriter:
             os.replace(self._partial, self._output)
             _fsync_folder(self._output.parent)
         except OSError as error:
-            raise StoreError(
-                f"cannot write {self._output}: {error.strerror or error}; nothing was kept"
-            ) from error
+            raise StoreError(f"cannot write {self._output}: {error.strerror or error}; nothing was kept") from error
 
     def _compact(self, keep: np.ndarray) -> None:
         """Lay the file out again for the rows there are, and copy those."""

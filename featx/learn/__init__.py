@@ -1,0 +1,20 @@
+"""The scikit-learn face: image keys (or new images) in, matrices, estimators, searches and saved models out.
+
+Decodes nothing and loads no network, except to predict on new images, through `forward.stream`.
+"""
+
+from featx.learn.features import ImageFeatures, StoredFeatures
+from featx.learn.persistence import load, save
+from featx.learn.prediction import Prediction, predict_images
+from featx.learn.selection import Selection, select_model
+
+__all__ = [
+    "ImageFeatures",
+    "Prediction",
+    "Selection",
+    "StoredFeatures",
+    "load",
+    "predict_images",
+    "save",
+    "select_model",
+]

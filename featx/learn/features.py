@@ -1,0 +1,316 @@
+"""Image keys, or images, in; matrices of features out, as the first step of a scikit-learn pipeline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from featx.errors import FeatxError, ImageError, KeysError, SourceError, UnreadableImages
+from featx.store import FeatureStore, Recipe
+
+
+def _forward() -> ModuleType:
+    """The one place where learning reaches for images and networks, and only when it must."""
+    from featx import forward
+
+    return forward
+
+
+class _Features(TransformerMixin, BaseEstimator):
+    """What both transformers share: a recipe of one layer in `recipe_`, and images through it."""
+
+    recipe_: Recipe
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # one column of keys, or images
+        tags.input_tags.string = True
+        tags.no_validation = True
+        return tags
+
+    def _remember(self, recipe: Recipe) -> None:
+        self.recipe_ = recipe
+        self.n_features_in_ = 1
+        (tap,) = recipe.taps.values()
+        self.n_features_out_ = int(np.prod(tap["shape"]))
+
+    @property
+    def layer_(self) -> str:
+        """Full name of the layer, "node:pool"."""
+        return self.recipe_.layers[0]
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_out_
+
+    def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
+        """Names of the d columns: "layer3:avg_0", "layer3:avg_1" ...
+
+        Parameters
+        ----------
+        input_features : ignored
+
+        Returns
+        -------
+        (d,) object array of str
+        """
+        check_is_fitted(self, "recipe_")
+        return np.array([f"{self.layer_}_{i}" for i in range(self.n_features_out_)], dtype=object)
+
+    def _through_recipe(self, images: Sequence[Any], device: str) -> np.ndarray:
+        """(n, d) float32, or UnreadableImages naming those that have no row."""
+        key = _memo_key(self.recipe_, images)
+        if key is None or key not in _memo:
+            matrix = np.empty((len(images), self.n_features_out_), np.float32)
+            failures: dict[int, ImageError] = {}
+            for block in _forward().stream(images, self.recipe_, device=device):
+                if len(block.indices):
+                    matrix[block.indices] = block.rows[self.layer_].reshape(len(block.indices), -1)
+                failures |= block.failures
+            if failures:
+                position, reason = next(iter(failures.items()))
+                raise UnreadableImages(
+                    f"{len(failures):,} of {len(images):,} images cannot be read; the first, number {position} "
+                    f"({_name(images[position])}): {reason}. Leave them out",
+                    failures,
+                )
+            if key is None or matrix.nbytes > _MEMO_BYTES:
+                return matrix
+            _memo.clear()
+            _memo[key] = matrix
+        return _memo[key].copy()
+
+
+# The last matrix computed from images: a calibrated or voting ensemble asks for the same one once a member.
+_memo: dict[tuple[str, ...], np.ndarray] = {}
+_MEMO_BYTES = 64 * 2**20
+
+
+def _memo_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
+    from featx.images import content_digest
+
+    try:
+        return (recipe.to_json(), *(content_digest(image).hex() for image in images))
+    except ImageError:  # the stream says which, and why
+        return None
+
+
+class StoredFeatures(_Features):
+    """Turn image keys into the rows of one layer of a store; new images go through the store's recipe.
+
+    Parameters
+    ----------
+    store : FeatureStore or Recipe
+        A recipe alone is what a loaded model carries: it serves new images, and refuses keys.
+    layer : str, optional
+        "layer3:avg"; "layer3" or "penultimate" where that is unambiguous. By default the only layer there is.
+    device : "auto", "cpu" or "cuda"
+        Where new images are computed.
+
+    Attributes
+    ----------
+    layer_ : str, full name of the layer
+    recipe_ : Recipe, of this layer
+    n_features_out_ : int, d
+
+    Examples
+    --------
+    >>> pipe = make_pipeline(StoredFeatures(store), StandardScaler(), SVC())        # doctest: +SKIP
+    >>> GridSearchCV(pipe, {"storedfeatures__layer": store.layers}).fit(store.X, store.y)    # doctest: +SKIP
+    """
+
+    def __init__(self, store: FeatureStore | Recipe, layer: str | None = None, device: str = "auto") -> None:
+        self.store = store
+        self.layer = layer
+        self.device = device
+
+    def fit(self, X: object = None, y: object = None) -> StoredFeatures:
+        """Find the layer; nothing is learned.
+
+        Raises
+        ------
+        LayerError
+            The store has no such layer, or has several and none was chosen.
+        """
+        if not isinstance(self.store, FeatureStore | Recipe):
+            raise FeatxError(f"store is a featx.FeatureStore; got {type(self.store).__name__}")
+        recipe = self.store if isinstance(self.store, Recipe) else self.store.recipe
+        self._remember(recipe.only(self.layer))
+        return self
+
+    def transform(self, X: object) -> np.ndarray:
+        """Features of images.
+
+        Parameters
+        ----------
+        X : (n,) or (n, 1)
+            Integer keys from `store.X`, or images: paths, PIL images, uint8 arrays.
+
+        Returns
+        -------
+        (n, d) float, of the store's type for keys, float32 for images
+
+        Raises
+        ------
+        KeysError
+            A key is not of this store.
+        UnreadableImages
+            Some images cannot be read.
+        """
+        check_is_fitted(self, "recipe_")
+        items = _items(X)
+        if isinstance(items, list):
+            return self._through_recipe(as_images(items), self.device)
+        if isinstance(self.store, Recipe):
+            raise KeysError(
+                "X holds image keys, and this model carries no rows, only the way to compute them; give images, or "
+                "set_params(...__store=featx.FeatureStore(path))"
+            )
+        rows = self.store.rows(_keys(items))
+        layer = self.store[self.layer_]
+        in_order = len(rows) > 0 and len(rows) == rows[-1] - rows[0] + 1 and bool((np.diff(rows) == 1).all())
+        # neighbours in the file need no copy: the whole layer of a refit stays a memory map
+        taken = layer[rows[0] : rows[-1] + 1] if in_order else layer[rows]
+        return np.asarray(taken).reshape(len(rows), -1)
+
+
+class ImageFeatures(_Features):
+    """Compute features of images with a pretrained network; nothing is stored.
+
+    Use it for a few images, or where a pipeline must start with images; for anything repeated, extract once and use
+    StoredFeatures.
+
+    Parameters
+    ----------
+    backbone, layer, pool, weights, device, precision, batch_size
+        As `featx.extract` has them, for one layer.
+
+    Attributes
+    ----------
+    layer_ : str, full name of the layer
+    recipe_ : Recipe
+    n_features_out_ : int, d
+
+    Examples
+    --------
+    >>> make_pipeline(ImageFeatures("resnet50"), SVC()).fit(paths, y)    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: Any = "resnet50",
+        layer: str = "penultimate",
+        *,
+        pool: str = "avg",
+        weights: str | os.PathLike | None = "DEFAULT",
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | str = "auto",
+    ) -> None:
+        self.backbone = backbone
+        self.layer = layer
+        self.pool = pool
+        self.weights = weights
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+
+    def fit(self, X: object, y: object = None) -> ImageFeatures:
+        """Build the network and record the recipe; nothing is learned.
+
+        Parameters
+        ----------
+        X : (n,) or (n, 1) paths, PIL images or uint8 arrays
+
+        Raises
+        ------
+        BackboneError, LayerError
+        """
+        recipe = _forward().plan(
+            as_images(X),
+            backbone=self.backbone,
+            weights=self.weights,
+            layers=[self.layer],
+            pool=self.pool,
+            device=self.device,
+            precision=self.precision,
+            batch_size=self.batch_size,
+        )
+        self._remember(recipe.only(None))
+        return self
+
+    def transform(self, X: object) -> np.ndarray:
+        """Features of images.
+
+        Parameters
+        ----------
+        X : (n,) or (n, 1) paths, PIL images or uint8 arrays
+
+        Returns
+        -------
+        (n, d) float32
+
+        Raises
+        ------
+        UnreadableImages
+            Some images cannot be read.
+        """
+        check_is_fitted(self, "recipe_")
+        return self._through_recipe(as_images(X), self.device)
+
+
+def as_images(X: object) -> list[Any]:
+    """What scikit-learn hands over as X, (n,) or (n, 1), as a list of n images.
+
+    Raises
+    ------
+    SourceError
+        X is one image, not a list of them, or holds what is no image.
+    """
+    items = _items(X)
+    if isinstance(items, np.ndarray):
+        raise SourceError("X holds numbers; images are needed: paths, PIL images or uint8 arrays")
+    for item in items:
+        if not isinstance(item, str | os.PathLike | np.ndarray) and not hasattr(item, "convert"):
+            raise SourceError(f"an image is a path, a PIL image or a uint8 array; X holds {type(item).__name__}")
+    return items
+
+
+def _items(X: object) -> np.ndarray | list[Any]:
+    """X as an array if it holds numbers (keys), else as a list of n things (images)."""
+    if isinstance(X, str | os.PathLike):
+        raise SourceError(f"X is a list of images; put the path in one: [{str(X)!r}]")
+    X = X.to_numpy() if hasattr(X, "to_numpy") else X  # a pandas or polars table or column
+    if not isinstance(X, np.ndarray | Sequence):
+        raise SourceError(f"X is store.X, or a list of images; got {type(X).__name__}")
+    if not len(X):
+        raise SourceError("X is empty; at least one image is needed")
+    if isinstance(X, np.ndarray) and X.dtype == np.uint8:
+        if X.ndim < 3 or X.ndim == 3 and X.shape[2] == 3:
+            raise SourceError(f"X is a list of images; got one array of shape {X.shape}: put it in a list")
+        return list(X)
+    if isinstance(X, np.ndarray) and X.dtype.kind in "iuf":
+        return X
+    one = (list, tuple, np.ndarray)  # (n, 1): each item is itself a list of one
+    items = [x[0] if isinstance(x, one) and len(x) == 1 and getattr(x, "ndim", 1) == 1 else x for x in X]
+    return np.array(items) if all(isinstance(item, int | np.integer) for item in items) else items
+
+
+def _keys(X: np.ndarray) -> np.ndarray:
+    """(n,) int64 from one column of whole numbers."""
+    if X.ndim > 2 or X.ndim == 2 and X.shape[1] != 1:
+        raise KeysError(f"X is one column of keys, shape (n, 1), as store.X is; got shape {X.shape}")
+    keys = X.reshape(-1).astype(np.int64)
+    if (keys != X.reshape(-1)).any():
+        raise KeysError("X holds numbers that are not whole: keys must come unscaled; put StoredFeatures first")
+    return keys
+
+
+def _name(image: object) -> str:
+    return str(image) if isinstance(image, str | os.PathLike) else type(image).__name__

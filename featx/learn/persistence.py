@@ -1,0 +1,182 @@
+"""A fitted estimator in, one file that predicts anywhere out: skops, never pickle, with the recipe inside.
+
+A store that a pipeline was trained on is replaced by its recipe, wherever in the estimator it sits: predicting on new
+images needs neither the store nor the images it was made from.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import secrets
+import sys
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import skops.io
+
+from featx.errors import ModelError, listed
+from featx.learn.features import ImageFeatures, StoredFeatures
+from featx.store import FeatureStore, Recipe
+
+if TYPE_CHECKING:
+    from featx.backbones import Backbone
+
+_FORMAT = "featx-model"
+_VERSION = 1
+# Beside what skops itself trusts (scikit-learn's public estimators, numpy, scipy). All of it is data with methods
+# that only compute; a type is added here after reading what its construction runs.
+_TRUSTED = (
+    "featx.learn.features.ImageFeatures",
+    "featx.learn.features.StoredFeatures",
+    "featx.store.recipe.Recipe",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+)
+
+
+def save(estimator: Any, path: str | os.PathLike) -> Path:
+    """Save a fitted estimator or pipeline to one file.
+
+    Parameters
+    ----------
+    estimator : a scikit-learn estimator, with StoredFeatures or ImageFeatures in it or without
+    path : where to; by convention it ends in ".skops"
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ModelError
+        The estimator holds something that `load` would refuse (a class or a function of your own), or the file cannot
+        be written.
+
+    Examples
+    --------
+    >>> save(search.best_estimator_, "cats.skops")    # doctest: +SKIP
+    """
+    path = Path(path)
+    try:
+        content = skops.io.dumps({"format": _FORMAT, "version": _VERSION, "estimator": _detached(estimator)})
+    except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError) as error:
+        raise ModelError(f"{type(estimator).__name__} cannot be saved: {error}") from error
+    if foreign := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED)):
+        raise ModelError(
+            f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; use scikit-learn's and "
+            "featx's own classes, and functions of numpy"
+        )
+    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ModelError(f"cannot write {path}: {error.strerror}") from error
+    return path
+
+
+def load(path: str | os.PathLike, *, backbone: Backbone | None = None) -> Any:
+    """Load what `save` wrote. Nothing in the file is executed: types that are not on a fixed list are refused.
+
+    Parameters
+    ----------
+    path : the model file
+    backbone : Backbone, optional
+        The network, where featx cannot find it by itself: a module of your own, or weights from a file that has
+        moved. It must have the recorded fingerprint.
+
+    Returns
+    -------
+    estimator
+
+    Raises
+    ------
+    ModelError
+        There is no such file, it is not featx's, or it holds other types.
+    BackboneError
+        `backbone` is not the recorded one.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"there is no model file {path}; featx search -o makes one")
+    try:
+        content = path.read_bytes()
+        foreign = sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:  # skops and zipfile raise many types on files of another kind
+        raise ModelError(f"{path} is not a featx model; featx.save and featx search -o make them") from error
+    if foreign:
+        raise ModelError(f"{path} holds types that a featx model must not: {listed(foreign)}; it was not opened")
+    try:
+        model = skops.io.loads(content, trusted=list(_TRUSTED))
+    except Exception as error:
+        raise ModelError(f"{path} is damaged, or from other versions: {type(error).__name__}: {error}") from error
+    if not isinstance(model, dict) or model.get("format") != _FORMAT:
+        raise ModelError(f"{path} is a skops file, but not a featx model; featx.save makes them")
+    if model.get("version") != _VERSION:
+        raise ModelError(f"{path} has format version {model.get('version')}; this featx reads {_VERSION}: update it")
+    if backbone is not None:
+        _hand_back(model["estimator"], backbone)
+    return model["estimator"]
+
+
+def recipes(estimator: Any) -> list[Recipe]:
+    """The different recipes of all StoredFeatures and ImageFeatures in a fitted estimator, wherever they sit."""
+    pickler = _Detacher(io.BytesIO())
+    pickler.dump(estimator)
+    return list({recipe.to_json(): recipe for recipe in pickler.recipes}.values())
+
+
+class _Detacher(pickle.Pickler):
+    """A deep copy, in memory, that turns stores into recipes and memory maps into arrays."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=5)
+        self.recipes: list[Recipe] = []
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, FeatureStore):
+            return Recipe.from_json, (obj.recipe.to_json(),)
+        if isinstance(obj, np.memmap):
+            return np.array, (np.array(obj),)
+        if isinstance(obj, PurePath):
+            return str, (str(obj),)
+        if _is_network(obj):  # the recipe names it; a module of the user's is handed back at load
+            return str, (getattr(obj, "name", f"module:{type(obj).__name__}"),)
+        if isinstance(obj, StoredFeatures | ImageFeatures) and hasattr(obj, "recipe_"):
+            self.recipes.append(obj.recipe_)
+        return NotImplemented
+
+
+def _is_network(obj: Any) -> bool:
+    if "torch" not in sys.modules:
+        return False
+    from torch import nn
+
+    from featx.backbones import Backbone
+
+    return isinstance(obj, Backbone | nn.Module)
+
+
+def _detached(estimator: Any) -> Any:
+    file = io.BytesIO()
+    _Detacher(file).dump(estimator)
+    return pickle.loads(file.getvalue())  # our own bytes, of a moment ago
+
+
+def _hand_back(estimator: Any, backbone: Backbone) -> None:
+    from featx.backbones import Preprocessing, recall
+
+    recorded = recipes(estimator)
+    fitting = [recipe for recipe in recorded if recipe.weights_sha256 == backbone.weights_sha256]
+    for recipe in fitting or recorded:  # where none fits, recall says what was needed
+        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, backbone)
