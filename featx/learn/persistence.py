@@ -15,7 +15,6 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import skops.io
 
 from featx.errors import ModelError, listed
 from featx.learn.features import ImageFeatures, StoredFeatures
@@ -34,6 +33,24 @@ _TRUSTED = (
     "featx.store.recipe.Recipe",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
+    "sklearn.metrics._scorer._PassthroughScorer",  # a fitted GridSearchCV
+    "sklearn.utils._bunch.Bunch",  # voting and stacking: a dict
+    *(
+        f"sklearn.model_selection._split.{splitter}"  # what meta-estimators keep as their cv
+        for splitter in (
+            "GroupKFold",
+            "GroupShuffleSplit",
+            "KFold",
+            "LeaveOneGroupOut",
+            "LeaveOneOut",
+            "PredefinedSplit",
+            "ShuffleSplit",
+            "StratifiedGroupKFold",
+            "StratifiedKFold",
+            "StratifiedShuffleSplit",
+            "TimeSeriesSplit",
+        )
+    ),
 )
 
 
@@ -59,6 +76,8 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     --------
     >>> save(search.best_estimator_, "cats.skops")    # doctest: +SKIP
     """
+    import skops.io  # seconds to import: it lists every class of scikit-learn
+
     path = Path(path)
     try:
         content = skops.io.dumps({"format": _FORMAT, "version": _VERSION, "estimator": _detached(estimator)})
@@ -103,6 +122,8 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None) -> Any:
     BackboneError
         `backbone` is not the recorded one.
     """
+    import skops.io
+
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"there is no model file {path}; featx search -o makes one")

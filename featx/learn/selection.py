@@ -27,7 +27,7 @@ from featx.store import FeatureStore
 
 # Features are standardised, so one grid serves all layers.
 ESTIMATORS: dict[str, tuple[Any, tuple[float, ...]]] = {
-    "logistic_regression": (LogisticRegression(max_iter=1000), (1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
+    "logistic_regression": (LogisticRegression(max_iter=1000), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)),
     "linear_svm": (LinearSVC(), (1e-5, 1e-4, 1e-3, 1e-2)),
     "rbf_svm": (SVC(), (0.1, 1.0, 10.0)),
 }
@@ -59,15 +59,18 @@ class Selection:
 
     candidates : best first; of equal ones the one with fewer features
     best_estimator : the best candidate's pipeline, fitted on all training images
+    stores : what was searched
     n_train, folds : what the cross-validation saw
-    X_test, y_test, predicted : the images held out, (m, 1) keys and (m,) class names, or None
-    held_out : accuracy there, or None
     classes : (k,)
     chance : share of the most frequent class among the training images
+    X_test, y_test, predicted : the images held out, (m, 1) keys and (m,) class names, or None
+    confidence : (m,) decision score of what was predicted
+    test_store : where X_test are, if not in `stores`
     """
 
     candidates: list[Candidate]
     best_estimator: Pipeline
+    stores: list[FeatureStore] = field(repr=False)
     n_train: int
     folds: int
     classes: np.ndarray
@@ -75,11 +78,19 @@ class Selection:
     X_test: np.ndarray | None = None
     y_test: np.ndarray | None = None
     predicted: np.ndarray | None = None
+    confidence: np.ndarray | None = None
     test_store: FeatureStore | None = field(default=None, repr=False)
 
     @property
     def best(self) -> Candidate:
         return self.candidates[0]
+
+    def mistakes(self) -> np.ndarray:
+        """Positions among the held-out images of those predicted wrong, the most confident first."""
+        if self.y_test is None or self.predicted is None or self.confidence is None:
+            return np.empty(0, int)
+        wrong = np.flatnonzero(self.y_test != self.predicted)
+        return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
 
     @property
     def held_out(self) -> float | None:
@@ -187,15 +198,17 @@ def select_model(
         on_progress(len(searches), len(searches), _ranked(candidates))
     candidates = _ranked(candidates)
     best = pipelines[candidates[0]].fit(X_train, y_train)
-    predicted = None
-    if test_store is not None:
-        predicted = _with_store(best, test_store).predict(X_test)
-    elif X_test is not None:
-        predicted = best.predict(X_test)
+    predicted = confidence = None
+    if X_test is not None:
+        scored = best if test_store is None else _with_store(best, test_store)
+        predicted = scored.predict(X_test)
+        scores = scored.decision_function(X_test)  # (m, k), or (m,) for two classes
+        confidence = np.abs(scores) if scores.ndim == 1 else scores.max(axis=1)
     classes, counts = np.unique(y_train, return_counts=True)
     return Selection(
         candidates=candidates,
         best_estimator=best,
+        stores=stores,
         n_train=len(X_train),
         folds=folds,
         classes=classes,
@@ -203,6 +216,7 @@ def select_model(
         X_test=X_test,
         y_test=y_test,
         predicted=predicted,
+        confidence=confidence,
         test_store=test_store,
     )
 

@@ -1,0 +1,293 @@
+"""The command line: arguments in, printed results out; what is done is done elsewhere.
+
+Exit codes: 0 done; 1 done, but some images could not be read; 2 something asked for is not there or does not fit;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import warnings
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featx import __version__
+from featx.errors import FeatxError
+
+if TYPE_CHECKING:
+    from featx.learn import Selection
+    from featx.store import FeatureStore
+
+app = typer.Typer(
+    name="featx",
+    help="Features once, answers in seconds: CNN activations in one HDF5 file, scikit-learn on top.",
+    epilog="Exit codes: 0 done; 1 done, some images unreadable; 2 something asked for is missing or does not fit; "
+    "130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Target(StrEnum):
+    class_ = "class"
+    numeric = "numeric"
+
+
+class Estimator(StrEnum):
+    logistic_regression = "logistic_regression"
+    linear_svm = "linear_svm"
+    rbf_svm = "rbf_svm"
+
+
+def _command(function: Callable[..., int | None]) -> Callable[..., None]:
+    """A command that ends with an exit code and, where a user can mend it, one line instead of a traceback."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            code = function(*args, **kwargs)
+        except FeatxError as error:
+            typer.echo(f"featx: {error}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            typer.echo("featx: interrupted; nothing half-written is left", err=True)
+            raise typer.Exit(130) from None
+        raise typer.Exit(code or 0)
+
+    return run
+
+
+def _print(*things: object) -> None:
+    from rich.console import Console
+
+    # what is piped or logged is not cut at a screen's 80 columns
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=140)
+    for thing in things:
+        console.print(thing, markup=False) if isinstance(thing, str) else console.print(thing)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.command()
+@_command
+def extract(
+    source: Annotated[Path, typer.Argument(help="A folder of class folders, a folder of images, or a .csv manifest.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to make.")],
+    backbone: Annotated[
+        str,
+        typer.Option("--backbone", "-b", help="resnet50, timm:convnext_tiny, bundled:efficientnet_lite0, ..."),
+    ] = "resnet50",
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer", "-l", help="A node, 'stages' or 'penultimate' (the default), or 'node:pool'; may be repeated."
+        ),
+    ] = None,
+    pool: Annotated[str, typer.Option(help="avg, max, flatten or none, for layers that name none.")] = "avg",
+    weights: Annotated[str, typer.Option(help="A weights name, a .safetensors or .pth file, or 'random'.")] = "DEFAULT",
+    labels: Annotated[str | None, typer.Option(help="The manifest's column of labels; 'label' if it has one.")] = None,
+    path_column: Annotated[str, typer.Option(help="The manifest's column of paths.")] = "path",
+    target: Annotated[Target, typer.Option(help="Whether labels are class names or numbers.")] = Target.class_,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    batch_size: Annotated[int | None, typer.Option(help="Images a forward pass.", show_default="auto")] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads that decode.", show_default="auto")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the stored rows: float32 or float16.")] = "float32",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+) -> int:
+    """Run images through a pretrained network once and keep activations in one HDF5 file."""
+    from featx.extraction import UnreadableImagesWarning
+    from featx.extraction import extract as run
+    from featx.report import failures_text
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnreadableImagesWarning)  # told below, in full
+        store = run(
+            source,
+            output,
+            backbone,
+            layer or "penultimate",
+            pool=pool,
+            weights=None if weights == "random" else weights,
+            labels=labels,
+            target=target.value,
+            path_column=path_column,
+            device=device,
+            precision=precision,
+            batch_size="auto" if batch_size is None else batch_size,
+            workers="auto" if workers is None else workers,
+            dtype=dtype,
+            progress=not quiet,
+        )
+    named = "no labels" if store.y is None else "numbers as labels" if store.classes is None else ""
+    named = named or f"{len(store.classes if store.classes is not None else ())} classes"
+    _print(f"{output}: {len(store):,} images, {named}, {len(store.layers)} layers ({', '.join(store.layers)})")
+    if store.failures:
+        _print(f"{len(store.failures):,} images cannot be read and have no rows:", failures_text(store))
+    return 1 if store.failures else 0
+
+
+@app.command()
+@_command
+def info(store: Annotated[Path, typer.Argument(help="A store that featx extract made.")]) -> None:
+    """What a store holds, and what made it."""
+    from featx.report import failures_text, store_table
+    from featx.store import FeatureStore
+
+    opened = FeatureStore(store)
+    _print(store_table(opened))
+    if opened.failures:
+        _print("images that could not be read:", failures_text(opened))
+
+
+@app.command()
+@_command
+def layers(
+    backbone: Annotated[str, typer.Argument(help="resnet50, timm:convnext_tiny, bundled:efficientnet_lite0, ...")],
+) -> None:
+    """Every layer of a backbone that can be extracted, with its size. Needs no weights."""
+    from featx.backbones import Backbone
+    from featx.report import layers_table
+
+    _print(layers_table(Backbone(backbone, weights=None)))
+
+
+@app.command()
+@_command
+def search(
+    stores: Annotated[list[Path], typer.Argument(help="One store, or several of the same images.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Save the winner, fitted, as a model file (.skops).")
+    ] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", "-l", help="Only these layers; may be repeated.")
+    ] = None,
+    estimator: Annotated[
+        list[Estimator] | None, typer.Option("--estimator", "-e", help="Only these; may be repeated.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="A CSV file of labels by image id (columns: id, label).")] = None,
+    label_column: Annotated[str, typer.Option(help="The column of labels in it.")] = "label",
+    test_size: Annotated[float, typer.Option(help="Share of images held out; 0 for none.")] = 0.2,
+    split_column: Annotated[
+        str | None, typer.Option(help="Hold out by a column of the manifest instead of at random.")
+    ] = None,
+    test_value: Annotated[str, typer.Option(help="Its value for the images to hold out.")] = "test",
+    test_store: Annotated[Path | None, typer.Option(help="Hold out nothing; score on this store.")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option(help="Of the split and the folds.")] = 0,
+    jobs: Annotated[int, typer.Option(help="Processes; -1 is one a core.")] = -1,
+    figure: Annotated[Path | None, typer.Option(help="Draw the result into this .png, .pdf or .svg.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 12,
+) -> None:
+    """Choose layer, estimator and C by cross-validation, and score the choice on images held out."""
+    from featx.learn import save, select_model
+    from featx.report import ranking_table, search_progress, selection_text
+    from featx.store import FeatureStore
+
+    for path in (output, figure):
+        _refuse_unwritable(path)
+    opened = [FeatureStore(path) for path in stores]
+    y = None if labels is None else opened[0].align(labels, label_column)
+    with search_progress() as on_progress:
+        selection = select_model(
+            opened,
+            y,
+            layers=layer or None,
+            estimators=[name.value for name in estimator or list(Estimator)],
+            test_size=test_size,
+            test_rows=None if split_column is None else _split_rows(opened[0], split_column, test_value),
+            test_store=None if test_store is None else FeatureStore(test_store),
+            folds=folds,
+            random_state=seed,
+            n_jobs=jobs,
+            on_progress=on_progress,
+        )
+    _print(ranking_table(selection, top), selection_text(selection))
+    if output is not None:
+        save(selection.best_estimator, output)
+        _print(f"{output}: {selection.best.layer}, {selection.best.estimator}, C = {selection.best.C:g}, fitted on the "
+               f"{selection.n_train:,} training images; featx predict {output} IMAGES... uses it")  # fmt: skip
+    if figure is not None:
+        _draw(selection, figure)
+
+
+@app.command()
+@_command
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model that featx search or featx.save made.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> int:
+    """Label images with a model: label and probability (or score) for each."""
+    from featx.images import files
+    from featx.learn import load, predict_images
+    from featx.report import predictions_csv, predictions_json, predictions_table
+
+    if as_json and as_csv:
+        raise FeatxError("choose one of --json and --csv")
+    paths = files(images)
+    predictions = list(predict_images(load(model), paths))
+    if as_json or as_csv:
+        typer.echo(predictions_json(predictions) if as_json else predictions_csv(predictions))
+    else:
+        _print(predictions_table(predictions))
+    unreadable = sum(bool(row.error) for row in predictions)
+    if unreadable:
+        typer.echo(f"featx: {unreadable:,} of {len(predictions):,} images cannot be read", err=True)
+    return 1 if unreadable else 0
+
+
+@app.command()
+@_command
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where its files go.")] = Path("featx-demo"),
+) -> None:
+    """Find defects in 2,000 pictures of textile: extract, search, draw, save. Offline; about two minutes."""
+    from featx.demo import run
+
+    run(folder, _print)
+
+
+def _split_rows(store: FeatureStore, name: str, value: str) -> Any:
+    from featx.errors import StoreError, listed, nearest
+
+    if name not in store.columns:
+        raise StoreError(
+            f"{store.path.name} has no column {name!r}{nearest(name, store.columns)}; it has "
+            f"{', '.join(store.columns) or 'none'}"
+        )
+    rows = store.columns[name] == value
+    if not rows.any():
+        raise StoreError(f"no image has {name} = {value!r}; there are {listed(sorted(set(store.columns[name])))}")
+    return rows
+
+
+def _draw(selection: Selection, path: Path) -> None:
+    from featx.report import selection_figure
+
+    selection_figure(selection).savefig(path, dpi=110)
+    _print(f"{path}: the picture")
+
+
+def _refuse_unwritable(path: Path | None) -> None:
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise FeatxError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'there is no such folder'}")
+
+
+def main() -> None:
+    """The `featx` command."""
+    app()
