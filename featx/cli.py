@@ -132,9 +132,13 @@ def extract(
             dtype=dtype,
             progress=not quiet,
         )
-    named = "no labels" if store.y is None else "numbers as labels" if store.classes is None else ""
-    named = named or f"{len(store.classes if store.classes is not None else ())} classes"
-    _print(f"{output}: {len(store):,} images, {named}, {len(store.layers)} layers ({', '.join(store.layers)})")
+    if store.classes is not None:
+        labelled = f"{len(store.classes)} classes"
+    else:
+        labelled = "no labels" if store.y is None else "numbers as labels"
+    if store.y is None and store.columns:
+        labelled += f" (--labels chooses one of the columns {', '.join(store.columns)})"
+    _print(f"{output}: {len(store):,} images, {labelled}; layers {', '.join(store.layers)}")
     if store.failures:
         _print(f"{len(store.failures):,} images cannot be read and have no rows:", failures_text(store))
     return 1 if store.failures else 0

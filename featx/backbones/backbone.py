@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import logging
 import os
 import warnings
 from functools import cached_property
@@ -195,7 +196,7 @@ def _torchvision(name: str, weights: str | None, own: Preprocessing | None) -> t
     import torchvision
 
     entries = torchvision.models.get_model_weights(name)
-    names = ["DEFAULT", *entries.__members__]
+    names = list(dict.fromkeys(["DEFAULT", *entries.__members__]))
     if weights is not None and weights not in names:
         raise BackboneError(f"there are no weights {weights!r}; choose {', '.join(names)}, a file or None")
     entry = getattr(entries, weights or "DEFAULT")
@@ -235,15 +236,22 @@ def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
         raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; give a file, or None")
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # one answer at the end, not a line for each retry
     try:
         module = timm.create_model(tagged, pretrained=weights is not None)
     except Exception as error:  # the hub's client raises many types when there is no network
         if weights is None:
             raise
+        from huggingface_hub.constants import HF_HUB_CACHE
+
         raise BackboneError(
-            f"the pretrained weights of timm's {tagged} are not on this machine and cannot be downloaded "
-            f"({_cause(error)}); give weights='path/to/file.safetensors', or weights=None for random ones"
+            f"the pretrained weights timm/{tagged} are not in {HF_HUB_CACHE} and cannot be downloaded "
+            f"({_cause(error)}); give weights='path/to/model.safetensors', or weights=None for random ones"
         ) from error
+    finally:
+        hub.setLevel(level)
     return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
 
 

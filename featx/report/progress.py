@@ -23,11 +23,16 @@ def search_progress() -> Iterator[Callable[[int, int, list[Candidate]], None]]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[best]}"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, best="")
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("", total=None, best="")
 
-        def show(done: int, total: int, ranked: list[Candidate]) -> None:
-            best = f"best {ranked[0].mean:.3f} {ranked[0].layer}" if ranked else ""
-            bar.update(task, completed=done, total=total, best=best)
+    def show(done: int, total: int, ranked: list[Candidate]) -> None:
+        bar.start()  # not before: what is refused at once shows no bar
+        best = f"best {ranked[0].mean:.3f} {ranked[0].layer}" if ranked else ""
+        bar.update(task, completed=done, total=total, best=best)
 
+    try:
         yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()

@@ -74,4 +74,4 @@ def _reason(error: OSError, path: Path) -> str:
         return f"there is no folder {path.parent}"
     if path.is_dir():
         return "it is a folder"
-    return "no permission" if not os.access(path.parent, os.W_OK) else (error.strerror or "the disk refused")
+    return os.strerror(error.errno) if error.errno else "the disk refused"

@@ -1,0 +1,228 @@
+"""The command line on real files: what it prints, its exit codes, and that a user's mistake costs one line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import featx
+from featx.cli import app
+
+PIXELS = ["-b", "bundled:pixels", "-q"]
+CLASSES = {"dark": 60, "light": 190}
+
+
+def _picture(path: Path, level: int, rng: np.random.Generator) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = rng.normal(level, 25, (24, 30, 3)).clip(0, 255)
+    Image.fromarray(noise.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two class folders of 15 pictures, told apart by their brightness."""
+    rng = np.random.default_rng(0)
+    for name, level in CLASSES.items():
+        for i in range(15):
+            _picture(tmp_path / "photos" / name / f"{i:02}.png", level, rng)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def store(photos: Path, tmp_path: Path) -> Path:
+    assert _run("extract", photos, "-o", tmp_path / "photos.h5", *PIXELS).exit_code == 0
+    return tmp_path / "photos.h5"
+
+
+@pytest.fixture
+def model(store: Path, tmp_path: Path) -> Path:
+    done = _run("search", store, "-o", tmp_path / "m.skops", "-e", "logistic_regression", "--jobs", 1)
+    assert done.exit_code == 0, done.output
+    return tmp_path / "m.skops"
+
+
+def _run(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def _refused(*words: object) -> str:
+    """The one line that a refused command prints."""
+    done = _run(*words)
+    assert done.exit_code == 2, done.output
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("featx: "), done.output
+    return lines[0]
+
+
+def test_folder_to_predictions(photos: Path, store: Path, model: Path) -> None:
+    rng = np.random.default_rng(1)
+    new = {name: _picture(photos.parent / "new" / f"{name}.png", level, rng) for name, level in CLASSES.items()}
+    done = _run("predict", model, photos.parent / "new", "--json")
+    assert done.exit_code == 0
+    rows = {Path(row["image"]).stem: row for row in json.loads(done.stdout)}
+    assert {name: row["label"] for name, row in rows.items()} == {name: name for name in new}
+    assert all(0.5 < row["confidence"] <= 1 and row["kind"] == "probability" for row in rows.values())
+    as_csv = list(csv.DictReader(io.StringIO(_run("predict", model, *new.values(), "--csv").stdout)))
+    assert [row["label"] for row in as_csv] == list(new)
+    table = _run("predict", model, *new.values()).stdout
+    assert all(name in table for name in new)
+
+
+def test_search_prints_a_held_out_score_and_saves_what_it_scored(store: Path, tmp_path: Path) -> None:
+    done = _run("search", store, "-o", tmp_path / "m.skops", "--figure", tmp_path / "m.png", "--jobs", 1)
+    assert done.exit_code == 0, done.output
+    assert "held out: 1.000" in done.stdout and "on 6 images" in done.stdout and "flattered" in done.stdout
+    assert all(name in done.stdout for name in ("logistic_regression", "linear_svm", "rbf_svm"))
+    with Image.open(tmp_path / "m.png") as picture:
+        assert picture.width > 1000
+    opened = featx.load(tmp_path / "m.skops")
+    assert list(opened.classes_) == list(CLASSES)
+
+
+def test_unreadable_images_are_listed_and_end_in_exit_code_1(photos: Path, model: Path, tmp_path: Path) -> None:
+    (photos / "dark" / "broken.jpg").write_text("not a picture")
+    done = _run("extract", photos, "-o", tmp_path / "again.h5", *PIXELS)
+    assert done.exit_code == 1
+    assert "30 images" in done.stdout and "dark/broken.jpg" in done.stdout
+    assert "dark/broken.jpg" in _run("info", tmp_path / "again.h5").stdout
+    done = _run("predict", model, photos / "dark", "--csv")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert done.exit_code == 1 and "1 of 16" in done.stderr
+    assert [row["label"] for row in rows if "broken" not in row["image"]] == ["dark"] * 15
+    assert [bool(row["error"]) for row in rows] == ["broken" in row["image"] for row in rows]
+
+
+def test_info_says_what_a_store_holds(store: Path) -> None:
+    text = _run("info", store).stdout
+    for words in ("30", "dark 15, light 15", "flatten:none = penultimate", "3,072 float32", "bundled:pixels"):
+        assert words in text
+
+
+def test_layers_lists_nodes_with_sizes() -> None:
+    text = _run("layers", "resnet18").stdout
+    for words in ("layer3.0.conv1", "256 x 14 x 14", "25,088", "stage", "penultimate"):
+        assert words in text
+
+
+def test_hold_out_by_a_column_or_by_a_second_store(photos: Path, tmp_path: Path) -> None:
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in photos.rglob("*.png"))
+    table = [f"{name},{name.split('/')[1]},{'test' if i % 5 == 0 else 'train'}" for i, name in enumerate(names)]
+    manifest = tmp_path / "all.csv"
+    manifest.write_text("\n".join(["path,label,split", *table]))
+    _run("extract", manifest, "-o", tmp_path / "all.h5", *PIXELS)
+    quick = ["-e", "logistic_regression", "--jobs", 1]
+    assert "on 6 images" in _run("search", tmp_path / "all.h5", "--split-column", "split", *quick).stdout
+    assert "'split'" in _refused("search", tmp_path / "all.h5", "--split-column", "splt")
+    assert "'train'" in _refused("search", tmp_path / "all.h5", "--split-column", "split", "--test-value", "no")
+    rng = np.random.default_rng(2)
+    for name, level in CLASSES.items():
+        _picture(tmp_path / "other" / name / "x.png", level, rng)
+    _run("extract", tmp_path / "other", "-o", tmp_path / "other.h5", *PIXELS)
+    done = _run("search", tmp_path / "all.h5", "--test-store", tmp_path / "other.h5", *quick)
+    assert "on 2 images" in done.stdout and "30 training images" in done.stdout
+
+
+def test_labels_can_come_later(photos: Path, tmp_path: Path) -> None:
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    lines = ["id,kind"]
+    for path in photos.rglob("*.png"):
+        path.rename(loose / f"{path.parent.name}{path.name}")
+        lines.append(f"{path.parent.name}{path.name},{path.parent.name}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    _run("extract", loose, "-o", tmp_path / "loose.h5", *PIXELS)
+    assert "no labels" in _refused("search", tmp_path / "loose.h5")
+    words = ["--labels", tmp_path / "labels.csv", "--label-column", "kind", "-e", "logistic_regression", "--jobs", 1]
+    assert "held out: 1.000" in _run("search", tmp_path / "loose.h5", *words).stdout
+
+
+def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    out = tmp_path / "out.h5"
+    text = tmp_path / "photos" / "notes.txt"
+    text.write_text("text")
+    empty = tmp_path / "photos" / "empty"
+    empty.mkdir()
+    for words, expected in [
+        (("extract", empty, "-o", out), "holds no images"),
+        (("extract", tmp_path / "photo", "-o", out), "close: 'photos'"),
+        (("extract", photos, "-o", tmp_path), "is a folder"),
+        (("extract", photos, "-o", tmp_path / "no" / "out.h5"), "there is no folder"),
+        (("extract", photos, "-o", out, "-b", "resnet5O"), "close: 'resnet50'"),
+        (("extract", photos, "-o", out, "-b", "resnet18", "--weights", "random", "-l", "layer9"), "'layer4'"),
+        (("extract", photos, "-o", out, *PIXELS, "--pool", "average"), "avg"),
+        (("extract", photos, "-o", out, *PIXELS, "--precision", "half"), "bfloat16"),
+        (("extract", photos, "-o", out, *PIXELS, "--device", "tpu"), "cuda"),
+        (("extract", photos, "-o", out, *PIXELS, "--batch-size", 0), "batch_size"),
+        (("extract", photos, "-o", store, *PIXELS, "--dtype", "float16"), "dtype: 'float32' there, 'float16' here"),
+        (("info", tmp_path / "photo.h5"), "close: 'photos.h5'"),
+        (("info", text), "not an HDF5 file"),
+        (("layers", "nothing"), "no backbone"),
+        (("search", store, "-l", "layer3"), "There are: flatten:none"),
+        (("search", store, "--test-size", 2), "test_size"),
+        (("search", store, "--folds", 20), "20 training images of each class"),
+        (("search", store, "-o", tmp_path / "no" / "m.skops"), "no such folder"),
+        (("predict", text, photos), "not a featx model"),
+        (("predict", store, photos), "not a featx model"),
+        (("predict", tmp_path / "m.skops", photos), "there is no model file"),
+    ]:
+        assert expected in _refused(*words), words
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_one_class_and_one_image_of_a_class_are_refused_by_search(photos: Path, tmp_path: Path) -> None:
+    _run("extract", photos / "dark", "-o", tmp_path / "loose.h5", *PIXELS)
+    for path in sorted((photos / "light").iterdir())[1:]:
+        path.unlink()
+    _run("extract", photos, "-o", tmp_path / "rare.h5", *PIXELS)
+    assert "'light' has 1" in _refused("search", tmp_path / "rare.h5")
+    (photos / "light" / "00.png").unlink()
+    (photos / "light").rmdir()
+    _run("extract", photos, "-o", tmp_path / "one.h5", *PIXELS)
+    assert "two classes" in _refused("search", tmp_path / "one.h5")
+
+
+def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 255, (400, 400, 3), np.uint8) for _ in range(3)]
+    for i in range(300):
+        path = tmp_path / "photos" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pictures[i % 3]).save(path, compress_level=1)
+    words = ["extract", "photos", "-o", "out.h5", "-b", "resnet18", "--weights", "random", "--precision", "float32"]
+    running = subprocess.Popen(
+        [sys.executable, "-c", "from featx.cli import main; main()", *words],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out.h5.partial").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130, told
+    assert "Traceback" not in told and "interrupted" in told
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_help_and_version_load_no_torch() -> None:
+    script = "import sys; from featx.cli import app; app(['--version'], standalone_mode=False); assert 'torch' not in "
+    script += "sys.modules"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == featx.__version__, done.stderr

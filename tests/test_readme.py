@@ -1,0 +1,36 @@
+"""The README's Python runs as it stands (with random weights: pretrained ones would be downloaded)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    lines = [line for line in snippet.splitlines() if line.strip()]
+    assert len(lines) == 10
+    rng = np.random.default_rng(0)
+    for name, level in {"cat": 40, "dog": 200}.items():
+        for i in range(6):
+            path = tmp_path / "photos" / name / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.normal(level, 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)).save(path)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "photos/cat/0.jpg").rename(tmp_path / "new/cat.jpg")
+    monkeypatch.chdir(tmp_path)
+    random = snippet.replace('"resnet50", [', '"resnet18", weights=None, progress=False, layers=[')
+    assert random != snippet
+    exec(random, {})
+    assert capsys.readouterr().out.strip().endswith("['cat']")
+
+
+def test_the_readme_names_files_that_are_there() -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text()):
+        assert (README.parent / link).exists(), link
