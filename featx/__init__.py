@@ -10,19 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone, Preprocessing
-    from featx.errors import FeatxError
+    from featx.errors import FeatxError, UnreadableImagesWarning
     from featx.extraction import extract
     from featx.learn import load, save
     from featx.store import FeatureStore
 
 __version__ = "0.1.0"
-__all__ = ["Backbone", "FeatureStore", "FeatxError", "Preprocessing", "extract", "load", "save"]
+__all__ = [
+    "Backbone",
+    "FeatureStore",
+    "FeatxError",
+    "Preprocessing",
+    "UnreadableImagesWarning",
+    "extract",
+    "load",
+    "save",
+]
 
 _HOMES = {
     "Backbone": "featx.backbones",
     "FeatureStore": "featx.store",
     "FeatxError": "featx.errors",
     "Preprocessing": "featx.backbones",
+    "UnreadableImagesWarning": "featx.errors",
     "extract": "featx.extraction",
     "load": "featx.learn",
     "save": "featx.learn",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featx import __version__
-from featx.errors import FeatxError
+from featx.errors import FeatxError, UnreadableImagesWarning
 
 if TYPE_CHECKING:
     from featx.learn import Selection
@@ -109,7 +109,6 @@ def extract(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> int:
     """Run images through a pretrained network once and keep activations in one HDF5 file."""
-    from featx.extraction import UnreadableImagesWarning
     from featx.extraction import extract as run
     from featx.report import failures_text
 

@@ -64,6 +64,10 @@ class RecipeError(StoreError):
     """Two recipes that had to be equal and are not."""
 
 
+class UnreadableImagesWarning(UserWarning):
+    """Some images of a run could not be read; the store lists them in `failures`."""
+
+
 class KeysError(FeatxError):
     """Image keys that a store does not hold."""
 
@@ -82,4 +86,5 @@ def listed(items: Iterable[object], most: int = 3) -> str:
     """The first few of many, for a message: `"'a', 'b', 'c' and 4 more"`."""
     all_items = list(items)
     more = f" and {len(all_items) - most:,} more" if len(all_items) > most else ""
-    return ", ".join(repr(item) for item in all_items[:most]) + more
+    shown = (item.item() if hasattr(item, "item") else item for item in all_items[:most])  # NumPy's as Python's
+    return ", ".join(map(repr, shown)) + more

@@ -13,14 +13,10 @@ import numpy as np
 from torch import nn
 
 from featx.backbones import Backbone
-from featx.errors import ImageError, RecipeError, StoreError, listed
+from featx.errors import ImageError, RecipeError, StoreError, UnreadableImagesWarning, listed
 from featx.forward import Block, plan, stream
 from featx.images import Collection, collect, content_digest
 from featx.store import FeatureStore, Recipe, StoreWriter
-
-
-class UnreadableImagesWarning(UserWarning):
-    """Some images of a run could not be read; the store lists them in `failures`."""
 
 
 def extract(

@@ -5,6 +5,7 @@ Three sources of networks, each with its own way to weights: torchvision, timm, 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import logging
@@ -14,7 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.error import URLError
 
 import safetensors.torch
 import torch
@@ -88,7 +88,8 @@ class Backbone:
     def _built(self) -> tuple[nn.Module, Preprocessing]:
         if self._own is not None:
             assert self._preprocessing is not None
-            return self._own.eval(), self._preprocessing
+            # a copy: the user's module stays in its mode, and what it learns later changes nothing here
+            return copy.deepcopy(self._own).eval(), self._preprocessing
         source, _, name = self.name.partition(":")
         file = self.weights if _is_file_name(self.weights) else None
         try:
@@ -204,11 +205,13 @@ def _torchvision(name: str, weights: str | None, own: Preprocessing | None) -> t
         module = torchvision.models.get_model(
             name, weights=entry if weights else None, **({} if weights else _unspoken(name))
         )
-    except (URLError, OSError, RuntimeError) as error:
+    except Exception as error:  # of the network, or of the file if it is damaged
+        if weights is None:
+            raise
         file = os.path.basename(entry.url)
         folder = os.path.join(torch.hub.get_dir(), "checkpoints")
         raise BackboneError(
-            f"the weights file {file} is not in {folder} and cannot be downloaded ({_cause(error)}); "
+            f"the weights file {file} is not in {folder}, or damaged, and cannot be downloaded ({_cause(error)}); "
             f"put it there, or give weights='path/to/{file}', or weights=None for random ones"
         ) from error
     return module, own or Preprocessing.from_torchvision(entry.transforms())
@@ -296,8 +299,10 @@ def _load_weights(module: nn.Module, file: str, name: str) -> None:
         raise BackboneError(f"there is no weights file {file}") from error
     except Exception as error:  # unpickling, zip and safetensors errors of many types
         raise BackboneError(f"{file} is not a state dict: a .safetensors file, or .pth with tensors only") from error
+    if not isinstance(state, dict):
+        raise BackboneError(f"{file} is not a state dict, but holds a {type(state).__name__}")
     for wrapper in ("state_dict", "model"):  # what training scripts save around it
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+        if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     own = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     got = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}

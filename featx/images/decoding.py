@@ -60,12 +60,7 @@ def decode(image: AnyImage) -> tuple[Image.Image, bytes]:
         raise ImageError("too-large", f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError("too-large", f"{width} x {height} pixels; one side is over {MAX_ASPECT} times the other")
-    try:
-        return _to_rgb(ImageOps.exif_transpose(picture)), digest
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's plugins raise many types on damaged data
-        raise ImageError("damaged", "the picture's data is damaged or cut short") from error
+    return _to_rgb(picture), digest
 
 
 def content_digest(image: AnyImage) -> bytes:
@@ -94,10 +89,8 @@ def _open(image: AnyImage) -> tuple[bytes, Image.Image]:
             raise ImageError("pixel-type", f"an array must hold pixels; got shape {image.shape}")
         return f"array {image.shape}".encode() + image.tobytes(), Image.fromarray(image)
     if isinstance(image, Image.Image):
-        try:
-            return f"PIL {image.mode} {image.size}".encode() + image.tobytes(), image
-        except Exception as error:  # a lazily opened file may be damaged
-            raise ImageError("damaged", "the picture's data is damaged or cut short") from error
+        picture = _to_rgb(image)  # what is seen identifies it: mode, palette and rotation are behind
+        return f"PIL {picture.size}".encode() + picture.tobytes(), picture
     content = _read(image)
     try:
         return content, Image.open(io.BytesIO(content), formats=FORMATS)
@@ -110,6 +103,16 @@ def _open(image: AnyImage) -> tuple[bytes, Image.Image]:
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
+    try:
+        picture = ImageOps.exif_transpose(picture)
+        return _convert(picture)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's plugins raise many types on damaged data
+        raise ImageError("damaged", "the picture's data is damaged or cut short") from error
+
+
+def _convert(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):

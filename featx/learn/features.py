@@ -11,7 +11,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featx.errors import FeatxError, ImageError, KeysError, SourceError, UnreadableImages
+from featx.errors import FeatxError, ImageError, KeysError, RecipeError, SourceError, UnreadableImages
 from featx.store import FeatureStore, Recipe
 
 
@@ -160,6 +160,8 @@ class StoredFeatures(_Features):
         ------
         KeysError
             A key is not of this store.
+        RecipeError
+            The store is not the one of `fit`, and was made otherwise.
         UnreadableImages
             Some images cannot be read.
         """
@@ -172,6 +174,8 @@ class StoredFeatures(_Features):
                 "X holds image keys, and this model carries no rows, only the way to compute them; give images, or "
                 "set_params(...__store=featx.FeatureStore(path))"
             )
+        if differences := self.recipe_.differences(self.store.recipe.only(self.layer_)):
+            raise RecipeError(f"it was fitted on a store made otherwise: {'; '.join(differences)}; fit it again")
         rows = self.store.rows(_keys(items))
         layer = self.store[self.layer_]
         in_order = len(rows) > 0 and len(rows) == rows[-1] - rows[0] + 1 and bool((np.diff(rows) == 1).all())
@@ -306,8 +310,9 @@ def _keys(X: np.ndarray) -> np.ndarray:
     """(n,) int64 from one column of whole numbers."""
     if X.ndim > 2 or X.ndim == 2 and X.shape[1] != 1:
         raise KeysError(f"X is one column of keys, shape (n, 1), as store.X is; got shape {X.shape}")
-    keys = X.reshape(-1).astype(np.int64)
-    if (keys != X.reshape(-1)).any():
+    X = X.reshape(-1)
+    keys = np.where(np.isfinite(X), X, 0).astype(np.int64)
+    if (keys != X).any():
         raise KeysError("X holds numbers that are not whole: keys must come unscaled; put StoredFeatures first")
     return keys
 

@@ -13,6 +13,7 @@ import secrets
 import sys
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_DEFLATED
 
 import numpy as np
 
@@ -80,7 +81,8 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
 
     path = Path(path)
     try:
-        content = skops.io.dumps({"format": _FORMAT, "version": _VERSION, "estimator": _detached(estimator)})
+        model = {"format": _FORMAT, "version": _VERSION, "estimator": _detached(estimator)}
+        content = skops.io.dumps(model, compression=ZIP_DEFLATED)
     except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError) as error:
         raise ModelError(f"{type(estimator).__name__} cannot be saved: {error}") from error
     if foreign := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED)):
@@ -144,6 +146,8 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None) -> Any:
         raise ModelError(f"{path} is a skops file, but not a featx model; featx.save makes them")
     if model.get("version") != _VERSION:
         raise ModelError(f"{path} has format version {model.get('version')}; this featx reads {_VERSION}: update it")
+    if "estimator" not in model:
+        raise ModelError(f"{path} is damaged: it holds no model")
     if backbone is not None:
         _hand_back(model["estimator"], backbone)
     return model["estimator"]

@@ -161,6 +161,8 @@ def select_model(
     FeatxError
         There are fewer than two classes, or a class has too few images for the folds; an unknown estimator or layer.
     """
+    if folds < 2:
+        raise FeatxError(f"cross-validation needs two folds or more; got folds={folds}")
     stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
     store = stores[0]
     labels = _labels(store, y)
@@ -174,6 +176,8 @@ def select_model(
         X_test, y_test = test_store.X, _labels(test_store, None)
         if unknown := sorted(set(y_test) - set(y_train)):
             raise FeatxError(f"the test store has classes that the training images have not: {listed(unknown)}")
+    if len(np.unique(y_train)) < 2:
+        raise FeatxError(f"the training images need two classes or more; they are all {str(y_train[0])!r}")
     for class_name, count in zip(*np.unique(y_train, return_counts=True), strict=True):
         if count < folds:
             raise FeatxError(
@@ -201,8 +205,9 @@ def select_model(
     predicted = confidence = None
     if X_test is not None:
         scored = best if test_store is None else _with_store(best, test_store)
-        predicted = scored.predict(X_test)
-        scores = scored.decision_function(X_test)  # (m, k), or (m,) for two classes
+        matrix = scored[:-1].transform(X_test)
+        predicted = scored[-1].predict(matrix)
+        scores = scored[-1].decision_function(matrix)  # (m, k), or (m,) for two classes
         confidence = np.abs(scores) if scores.ndim == 1 else scores.max(axis=1)
     classes, counts = np.unique(y_train, return_counts=True)
     return Selection(
@@ -248,6 +253,10 @@ def _split(
         return rows, rows[:0]
     if test_rows is not None:
         test_rows = np.asarray(test_rows, bool)
+        if test_rows.shape != rows.shape:
+            raise FeatxError(
+                f"test_rows says of each of the {len(rows):,} images whether it is held out; got {test_rows.shape}"
+            )
         if test_rows.all() or not test_rows.any():
             raise FeatxError("the test rows must be some of the images, not all and not none")
         return rows[~test_rows], rows[test_rows]

@@ -1,0 +1,86 @@
+"""What several tests need: small seeded pictures, class folders of them, a recipe without a network, fresh processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featx.errors import FeatxError
+from featx.store import Recipe
+
+
+def noise(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
+    """(h, w, 3) uint8 noise; no two seeds give the same picture."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def save_noise(path: Path, seed: int) -> Path:
+    """A picture of noise in a file, its folders made; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(noise(seed)).save(path)
+    return path
+
+
+def class_folders(root: Path, classes: Sequence[str] = ("ant", "bee"), n: int = 3, suffix: str = ".png") -> Path:
+    """`root/CLASS/CLASS_i.png`, n pictures a class, all different; returns the root."""
+    for k, name in enumerate(classes):
+        for i in range(n):
+            save_noise(root / name / f"{name}_{i}{suffix}", seed=1000 * k + i)
+    return root
+
+
+def recipe(taps: Mapping[str, Sequence[int]], **changes: Any) -> Recipe:
+    """A recipe of no network, for tests of the store alone; `taps` maps layer names to the shape of a row."""
+    values: dict[str, Any] = dict(
+        backbone="torchvision:resnet18",
+        weights=None,
+        weights_sha256="0" * 64,
+        preprocessing={"crop": [32, 32], "resize": 32},
+        decoder="none",
+        taps={
+            name: {"node": name.split(":")[0], "pool": name.split(":")[1], "layout": "bchw", "shape": list(shape)}
+            for name, shape in taps.items()
+        },
+        aliases={},
+        engine="none",
+        precision="float32",
+        precision_error=None,
+        batch_size=4,
+        dtype="float32",
+        device="cpu",
+        threads=2,
+        versions={},
+        origin=None,
+    )
+    return Recipe(**(values | changes))
+
+
+def left_in(folder: Path) -> list[str]:
+    """All names below a folder, sorted: what a run has left there."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def assert_tells(error: BaseException, *words: str) -> None:
+    """The error is a leaf of FeatxError, its message one line that holds all these words."""
+    assert isinstance(error, FeatxError) and type(error) is not FeatxError, repr(error)
+    message = str(error)
+    assert message.strip() and "\n" not in message, message
+    for word in words:
+        assert word in message, f"{word!r} is not said in: {message}"
+
+
+def fresh_python(code: str) -> Any:
+    """What a program prints as JSON on its last line, run in a new process."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": ""}
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,106 @@
+"""Pictures become the pixels that the reference transforms give, and the recipe can say how."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+from featx.backbones import Backbone, Preprocessing
+from featx.errors import BackboneError
+
+SIZES = [(300, 200), (200, 300), (224, 224), (64, 50), (31, 400), (513, 511)]  # width, height
+
+
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)) for width, height in SIZES]
+
+
+def assert_prepares_like(own: Preprocessing, reference) -> None:
+    for picture in pictures():
+        pixels = own(picture)
+        assert pixels.shape == (*own.size, 3) and pixels.dtype == np.uint8
+        values = own.normalise(torch.from_numpy(pixels.copy())[None])[0]
+        assert torch.equal(values, reference(picture)), picture.size
+
+
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("resnet18", "DEFAULT"),  # bilinear, 256 -> 224
+        ("efficientnet_b1", "IMAGENET1K_V1"),  # bicubic, 256 -> 240
+        ("swin_t", "DEFAULT"),  # bicubic, 232 -> 224
+        ("inception_v3", "DEFAULT"),  # 342 -> 299
+    ],
+)
+def test_pixels_and_values_are_torchvisions(name, weights):
+    preset = getattr(torchvision.models.get_model_weights(name), weights).transforms()
+    assert_prepares_like(Preprocessing.from_torchvision(preset), preset)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf_efficientnet_lite0.in1k",  # bicubic, mean and std 0.5
+        "resnet18.a1_in1k",
+        "csatv2.r512_in1k",  # bilinear
+        "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
+        "coat_lite_medium_384.in1k",  # squash
+    ],
+)
+def test_pixels_and_values_are_timms(name):
+    config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    assert_prepares_like(Preprocessing.from_timm(config), create_transform(**config))
+
+
+def test_timms_squash_is_followed_off_the_square():
+    config = resolve_data_config({"input_size": (3, 128, 96), "crop_mode": "squash", "crop_pct": 0.9})
+    assert_prepares_like(Preprocessing.from_timm(config), create_transform(**config))
+
+
+@pytest.mark.parametrize("change", [{"crop_mode": "border"}, {"input_size": (1, 28, 28)}])
+def test_a_rule_of_timms_that_is_not_followed_is_refused(change):
+    config = resolve_data_config({"input_size": (3, 224, 224)}) | change
+    with pytest.raises(BackboneError, match=r"give your own: featx\.Backbone\(name, preprocessing=") as error:
+        Preprocessing.from_timm(config)
+    assert "\n" not in str(error.value)
+
+
+def test_random_weights_keep_the_preprocessing_of_the_pretrained_ones():
+    preset = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT.transforms()
+    assert_prepares_like(Backbone("squeezenet1_1", weights=None).preprocessing, preset)
+
+
+def test_the_bundled_network_has_its_recorded_preprocessing():
+    found = Backbone("bundled:efficientnet_lite0").preprocessing
+    assert found.size == (224, 224) and found.interpolation == "bicubic"
+    assert found.mean == found.std == (0.5, 0.5, 0.5)
+
+
+def test_ones_own_preprocessing_is_the_one_used():
+    own = Preprocessing(crop=(48, 64), resize=(50, 70), interpolation="nearest")
+    assert Backbone("squeezenet1_1", weights=None, preprocessing=own).preprocessing is own
+
+
+@pytest.mark.parametrize("resize", [256, (40, 60)])
+def test_a_recipe_can_carry_it(resize):
+    own = Preprocessing((32, 48), resize, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    again = Preprocessing.from_dict(json.loads(json.dumps(own.to_dict())))
+    assert again == own
+    assert all(np.array_equal(again(picture), own(picture)) for picture in pictures())
+
+
+def test_normalising_is_the_formula_and_leaves_the_pixels_alone():
+    own = Preprocessing((4, 4), 4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8))
+    before = pixels.clone()
+    expected = (pixels.double() / 255 - torch.tensor(own.mean).double()) / torch.tensor(own.std).double()
+    torch.testing.assert_close(own.normalise(pixels).double(), expected.permute(0, 3, 1, 2), atol=1e-6, rtol=0)
+    assert torch.equal(pixels, before)

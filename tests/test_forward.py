@@ -1,0 +1,238 @@
+"""Images and a recipe become blocks of rows: each image once, in order, whatever its neighbours and the threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from featx import forward
+from featx.backbones import Backbone, Preprocessing, backbone
+from featx.errors import BackboneError, FeatxError, LayerError
+from featx.forward import plan, stream
+
+SMALL = Preprocessing(crop=(32, 32), resize=32)
+
+
+@pytest.fixture(autouse=True)
+def nothing_built(monkeypatch):
+    monkeypatch.setattr(backbone, "_recalled", {})
+    forward._network.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def network() -> Backbone:
+    return Backbone("squeezenet1_1", weights=None, preprocessing=SMALL)
+
+
+def arrays(n: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, 256, (40, 36 + i % 5, 3), np.uint8) for i in range(n)]
+
+
+def bad() -> np.ndarray:
+    return np.zeros((4, 4), np.float32)
+
+
+def computed(images, recipe, **options) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, Exception], list]:
+    rows, failures, blocks = {}, {}, list(stream(images, recipe, device="cpu", **options))
+    for block in blocks:
+        assert block.rows.keys() == (set(recipe.layers) if len(block.indices) else set())
+        for at, position in enumerate(block.indices.tolist()):
+            assert position not in rows
+            rows[position] = {name: values[at] for name, values in block.rows.items()}
+        failures |= block.failures
+        assert set(block.digests) == set(block.indices.tolist())
+    return rows, failures, blocks
+
+
+def assert_bitwise_equal(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> None:
+    assert some.keys() == others.keys()
+    assert all(np.array_equal(some[name], others[name]) for name in some)
+
+
+@pytest.mark.parametrize("n, batch_size", [(1, 4), (3, 4), (4, 4), (5, 4), (9, 4), (3, 1)])
+def test_every_image_comes_once_and_in_order(network, n, batch_size):
+    images = arrays(n)
+    recipe = plan(images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=batch_size)
+    rows, failures, blocks = computed(images, recipe)
+    assert list(rows) == list(range(n)) and not failures
+    assert [block.start for block in blocks] == list(range(0, n, batch_size))
+    assert [block.stop for block in blocks] == [min(block.start + batch_size, n) for block in blocks]
+    for name, tap in recipe.taps.items():
+        assert all(row[name].shape == tuple(tap["shape"]) and row[name].dtype == np.float32 for row in rows.values())
+
+
+def test_rows_are_the_networks_function_of_the_prepared_pixels(network):
+    images = arrays(3)
+    recipe = plan(images, backbone=network, layers="features.3", device="cpu")
+    rows, _, _ = computed(images, recipe)
+    pixels = torch.from_numpy(np.stack([SMALL(Image.fromarray(image)) for image in images]))
+    with torch.inference_mode():
+        expected = network.module.features[:4](SMALL.normalise(pixels)).mean((2, 3)).numpy()
+    np.testing.assert_allclose([rows[i]["features.3:avg"] for i in range(3)], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_do_not_depend_on_the_number_of_threads(network):
+    images = arrays(9)
+    recipe = plan(images, backbone=network, device="cpu", batch_size=4)
+    one, three = (computed(images, recipe, workers=workers)[0] for workers in (1, 3))
+    for position in one:
+        assert_bitwise_equal(one[position], three[position])
+
+
+def test_an_unreadable_image_has_a_reason_and_changes_no_other_row(network):
+    good = arrays(9)
+    broken = [bad() if i in (0, 5) else image for i, image in enumerate(good)]
+    recipe = plan(good, backbone=network, device="cpu", batch_size=4)
+    whole, _, _ = computed(good, recipe)
+    rows, failures, _ = computed(broken, recipe)
+    assert sorted(failures) == [0, 5] and {error.code for error in failures.values()} == {"pixel-type"}
+    assert sorted(rows) == [1, 2, 3, 4, 6, 7, 8]
+    for position, row in rows.items():
+        assert_bitwise_equal(row, whole[position])
+
+
+def test_a_block_without_any_readable_image_has_no_rows(network):
+    images = [bad(), bad(), *arrays(2)]
+    recipe = plan(images, backbone=network, device="cpu", batch_size=2)
+    rows, failures, blocks = computed(images, recipe)
+    assert not len(blocks[0].indices) and sorted(failures) == [0, 1] and sorted(rows) == [2, 3]
+
+
+def test_rows_follow_the_images_when_these_are_permuted(network):
+    images = arrays(7)
+    order = np.random.default_rng(1).permutation(7)
+    recipe = plan(images, backbone=network, device="cpu", batch_size=3)
+    rows, _, _ = computed(images, recipe)
+    moved, _, _ = computed([images[i] for i in order], recipe)
+    (layer,) = recipe.layers
+    for at, i in enumerate(order):
+        np.testing.assert_allclose(moved[at][layer], rows[i][layer], rtol=1e-4, atol=1e-6)
+
+
+def test_a_recipe_alone_gives_the_rows_again(network):
+    from featx.store import Recipe
+
+    images = arrays(3)
+    recipe = plan(images, backbone=network, device="cpu")
+    before, _, _ = computed(images, recipe)
+    backbone._recalled.clear()
+    forward._network.cache_clear()
+    after, _, _ = computed(images, Recipe.from_json(recipe.to_json()))
+    for position in before:
+        assert_bitwise_equal(after[position], before[position])
+
+
+def test_one_layer_of_a_recipe_is_computed_alone(network):
+    images = arrays(3)
+    recipe = plan(images, backbone=network, layers=["features.3:max", "penultimate"], device="cpu")
+    both, _, _ = computed(images, recipe)
+    alone, _, _ = computed(images, recipe.only("features.3"))
+    for position in both:
+        assert list(alone[position]) == ["features.3:max"]
+        np.testing.assert_allclose(
+            alone[position]["features.3:max"], both[position]["features.3:max"], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_module_of_ones_own_works_where_it_was_given_and_is_asked_for_elsewhere():
+    torch.manual_seed(0)
+    own = Backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), preprocessing=SMALL)
+    images = arrays(2)
+    recipe = plan(images, backbone=own, layers="1", device="cpu")
+    assert sorted(computed(images, recipe)[0]) == [0, 1]
+    backbone._recalled.clear()
+    forward._network.cache_clear()
+    with pytest.raises(BackboneError, match="hand it back"):
+        computed(images, recipe)
+
+
+def test_the_recipe_says_what_was_decided(network):
+    recipe = plan(
+        arrays(2),
+        backbone=network,
+        layers=["features.3:max", "penultimate"],
+        pool="avg",
+        device="cpu",
+        batch_size=7,
+        dtype="float16",
+    )
+    assert recipe.backbone == "torchvision:squeezenet1_1" and recipe.weights is None
+    assert recipe.weights_sha256 == network.weights_sha256
+    assert Preprocessing.from_dict(recipe.preprocessing) == SMALL
+    assert recipe.layers == ("features.3:max", "features.12.cat:avg")
+    assert recipe.aliases == {"penultimate": "features.12.cat:avg"}
+    assert (recipe.precision, recipe.precision_error) == ("float32", None)
+    assert (recipe.batch_size, recipe.dtype, recipe.device) == (7, "float16", "cpu")
+    assert recipe.threads == torch.get_num_threads()
+
+
+def test_a_name_and_its_weights_make_the_backbone():
+    recipe = plan(arrays(1), backbone="squeezenet1_1", weights=None, layers="features.0", device="cpu")
+    assert recipe.weights_sha256 == Backbone("squeezenet1_1", weights=None).weights_sha256
+
+
+@pytest.mark.parametrize("n, expected", [(15, "float32"), (16, "bfloat16")])
+def test_precision_auto_is_tried_on_the_first_batch_of_long_runs_only(network, monkeypatch, n, expected):
+    seen = []
+
+    def decide(made, taps, device, pixels):
+        seen.append(pixels)
+        return "bfloat16", 0.004
+
+    monkeypatch.setattr(forward, "decide_precision", decide)
+    images = [bad(), *arrays(n - 1)]  # an unreadable one is not looked at
+    recipe = plan(images, backbone=network, device="cpu", batch_size=1)
+    assert recipe.precision == expected
+    if expected == "bfloat16":
+        assert recipe.precision_error == 0.004
+        first = torch.from_numpy(SMALL(Image.fromarray(images[1])).copy())[None]
+        assert torch.equal(seen[0], SMALL.normalise(first))
+
+
+def test_a_precision_that_was_asked_for_is_not_tried(network, monkeypatch):
+    monkeypatch.setattr(forward, "decide_precision", lambda *_: pytest.fail("tried"))
+    images = arrays(16)
+    exact, fast = (
+        plan(images, backbone=network, device="cpu", batch_size=1, precision=name) for name in ("float32", "bfloat16")
+    )
+    assert (exact.precision, fast.precision) == ("float32", "bfloat16")
+    (layer,) = exact.layers
+    a, b = (computed(images[:2], recipe)[0][0][layer] for recipe in (exact, fast))
+    assert 0 < np.linalg.norm(a - b) / np.linalg.norm(a) < 0.05
+
+
+@pytest.mark.parametrize(
+    "options, error, text",
+    [
+        ({"precision": "float64"}, FeatxError, "precision is one of auto, float32, bfloat16, float16; got 'float64'"),
+        ({"dtype": "int8"}, FeatxError, "dtype is one of float32, float16; got 'int8'"),
+        ({"device": "tpu"}, FeatxError, "device is one of auto, cpu, cuda; got 'tpu'"),
+        ({"batch_size": 0}, FeatxError, "batch_size is 'auto' or a whole number of images, 1 or more; got 0"),
+        ({"batch_size": 2.5}, FeatxError, "got 2.5"),
+        ({"batch_size": "many"}, FeatxError, "got 'many'"),
+        ({"layers": "features.99"}, LayerError, "layer 'features.99' is not in torchvision:squeezenet1_1"),
+        ({"pool": "mean"}, LayerError, "pool 'mean' is not one of"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_a_line(network, options, error, text):
+    with pytest.raises(error) as raised:
+        plan(arrays(1), backbone=network, **{"device": "cpu"} | options)
+    assert text in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "all"])
+def test_workers_are_threads_or_auto(network, workers):
+    recipe = plan(arrays(1), backbone=network, device="cpu")
+    with pytest.raises(FeatxError, match="workers is 'auto' or a whole number of threads"):
+        next(stream(arrays(1), recipe, device="cpu", workers=workers))
+
+
+def test_a_gpu_that_is_not_there_is_named(network, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(FeatxError, match="needs a GPU that torch can see; there is none"):
+        plan(arrays(1), backbone=network, device="cuda")
+    assert plan(arrays(1), backbone=network, device="auto").device == "cpu"

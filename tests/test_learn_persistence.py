@@ -1,0 +1,411 @@
+"""A saved model is one file without code in it, carries the recipe, and predicts what the pipeline predicted."""
+
+from __future__ import annotations
+
+import io
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skops.io
+import torch
+from PIL import Image
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC, LinearSVC
+from torch import nn
+
+import featx
+from featx import FeatureStore, forward
+from featx.backbones import Backbone, Preprocessing, backbone
+from featx.errors import BackboneError, KeysError, LayerError, ModelError
+from featx.learn import ImageFeatures, StoredFeatures, features, load, persistence, save
+from featx.store import Recipe
+
+SMALL = Preprocessing((32, 32), 32)
+COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (190, 50, 40)}
+
+
+def network() -> Backbone:
+    return Backbone("squeezenet1_1", weights=None, preprocessing=SMALL)
+
+
+def make_images(root: Path, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            noise = rng.integers(-40, 41, (36, 40, 3)) + colour
+            Image.fromarray(noise.clip(0, 255).astype(np.uint8)).save(root / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    make_images(root / "photos", 6, seed=0)
+    make_images(root / "new", 2, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(root) -> FeatureStore:
+    layers = ["features.3:max", "penultimate"]
+    return featx.extract(root / "photos", root / "secret-place.h5", network(), layers, device="cpu", progress=False)
+
+
+@pytest.fixture
+def new(root) -> list[str]:
+    return sorted(map(str, (root / "new").rglob("*.png")))
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch):
+    """Each test is a process that has just started: no network, no matrix is kept from before."""
+    monkeypatch.setattr(backbone, "_recalled", {})
+    forget()
+
+
+def forget() -> None:
+    backbone._recalled.clear()
+    forward._network.cache_clear()
+    features._memo.clear()
+
+
+def pipeline(store, estimator=None, layer: str = "penultimate"):
+    steps = StoredFeatures(store, layer, device="cpu"), StandardScaler(), estimator or LogisticRegression()
+    return make_pipeline(*steps).fit(store.X, store.y)
+
+
+def inside(path: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def message(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+MODELS = {
+    "logistic regression": lambda store: pipeline(store),
+    "svc": lambda store: pipeline(store, SVC()),
+    "linear svc": lambda store: pipeline(store, LinearSVC(C=0.01)),
+    "calibrated inside": lambda store: pipeline(store, CalibratedClassifierCV(LinearSVC(C=0.01), cv=3)),
+    "calibrated outside": lambda store: CalibratedClassifierCV(
+        make_pipeline(StoredFeatures(store, "penultimate", device="cpu"), StandardScaler(), SVC()), cv=3
+    ).fit(store.X, store.y),
+    "grid search": lambda store: GridSearchCV(
+        make_pipeline(StoredFeatures(store, device="cpu"), StandardScaler(), SVC()),
+        {"storedfeatures__layer": list(store.layers)},
+        cv=3,
+    ).fit(store.X, store.y),
+    "union of layers": lambda store: make_pipeline(
+        FeatureUnion([(name[-3:], StoredFeatures(store, name, device="cpu")) for name in store.layers]), SVC()
+    ).fit(store.X, store.y),
+    "votes": lambda store: VotingClassifier([("a", pipeline(store)), ("b", pipeline(store, SVC(), "features.3"))]).fit(
+        store.X, store.y
+    ),
+    "stack": lambda store: StackingClassifier([("a", pipeline(store, SVC()))], LogisticRegression(), cv=3).fit(
+        store.X, store.y
+    ),
+    "a function of numpy": lambda store: make_pipeline(
+        StoredFeatures(store, "penultimate", device="cpu"), FunctionTransformer(np.cbrt), SVC()
+    ).fit(store.X, store.y),
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_loaded_model_predicts_what_the_saved_one_did(store, new, tmp_path, kind):
+    model = MODELS[kind](store)
+    expected = model.predict(new)
+    assert save(model, tmp_path / "model.skops") == tmp_path / "model.skops"
+    forget()
+    loaded = load(tmp_path / "model.skops")
+    assert type(loaded) is type(model)
+    np.testing.assert_array_equal(loaded.predict(new), expected)
+    if hasattr(model, "predict_proba"):
+        np.testing.assert_allclose(loaded.predict_proba(new), model.predict_proba(new), rtol=1e-6)
+
+
+def test_estimators_that_keep_the_memory_map_carry_its_rows(store, new, tmp_path):
+    nearest = KNeighborsClassifier(1, algorithm="brute")
+    model = make_pipeline(StoredFeatures(store, "penultimate", device="cpu"), nearest).fit(store.X, store.y)
+    expected = np.array(nearest._fit_X)
+    np.testing.assert_array_equal(expected, store["penultimate"])
+    nearest._fit_X = store["penultimate"]  # the map itself
+    save(model, tmp_path / "model.skops")
+    loaded = load(tmp_path / "model.skops")
+    assert not isinstance(loaded[-1]._fit_X, np.memmap)
+    np.testing.assert_array_equal(loaded[-1]._fit_X, expected)
+    np.testing.assert_array_equal(loaded.predict(new), model.predict(new))
+
+
+def test_saving_leaves_the_pipeline_as_it_was(store, tmp_path):
+    model = pipeline(store)
+    before = model.decision_function(store.X)
+    save(model, tmp_path / "model.skops")
+    assert model[0].store is store
+    np.testing.assert_array_equal(model.decision_function(store.X), before)
+
+
+def test_the_file_is_no_pickle_and_holds_neither_rows_nor_the_store(store, tmp_path):
+    save(pipeline(store), tmp_path / "model.skops")
+    files = inside(tmp_path / "model.skops")
+    rows = np.array(store["penultimate"])
+    for name, content in files.items():
+        assert name.endswith((".json", ".npy")), name
+        assert b"secret-place" not in content
+        if name.endswith(".npy"):
+            array = np.load(io.BytesIO(content), allow_pickle=False)
+            assert array.size < rows.size
+    assert (tmp_path / "model.skops").stat().st_size < rows.nbytes + 60_000
+    content = (tmp_path / "model.skops").read_bytes()
+    assert rows[0].tobytes() not in content and rows.tobytes()[:4096] not in content
+
+
+def test_the_recipe_is_inside_and_complete(store, tmp_path):
+    save(pipeline(store), tmp_path / "model.skops")
+    loaded = load(tmp_path / "model.skops")
+    (recipe,) = persistence.recipes(loaded)
+    assert recipe == store.recipe.only("penultimate")
+    assert isinstance(loaded[0].store, Recipe) and loaded[0].store == store.recipe
+    assert loaded[0].get_params()["layer"] == "penultimate"
+
+
+def test_a_loaded_model_takes_no_keys_and_says_what_it_takes(store, tmp_path):
+    save(pipeline(store), tmp_path / "model.skops")
+    loaded = load(tmp_path / "model.skops")
+    with pytest.raises(KeysError, match="this model carries no rows.*; give images, or") as error:
+        loaded.predict(store.X)
+    assert "set_params(" in message(error)
+
+
+def test_a_loaded_model_reads_a_store_that_it_is_given(store, tmp_path):
+    model = pipeline(store)
+    save(model, tmp_path / "model.skops")
+    loaded = load(tmp_path / "model.skops").set_params(storedfeatures__store=FeatureStore(store.path))
+    np.testing.assert_array_equal(loaded.decision_function(store.X), model.decision_function(store.X))
+
+
+def test_a_loaded_model_can_be_saved_again(store, new, tmp_path):
+    model = pipeline(store)
+    save(model, tmp_path / "one.skops")
+    save(load(tmp_path / "one.skops"), tmp_path / "two.skops")
+    np.testing.assert_array_equal(load(tmp_path / "two.skops").predict(new), model.predict(new))
+
+
+def test_image_features_and_plain_estimators_are_saved_too(store, new, root, tmp_path):
+    paths = [root / "photos" / name for name in store.ids]
+    model = make_pipeline(ImageFeatures(network(), device="cpu"), StandardScaler(), SVC()).fit(paths, store.y)
+    save(model, tmp_path / "images.skops")
+    forget()
+    np.testing.assert_array_equal(load(tmp_path / "images.skops").predict(new), model.predict(new))
+    plain = Ridge().fit(store["penultimate"], np.arange(len(store)))
+    save(plain, tmp_path / "plain.skops")
+    np.testing.assert_array_equal(load(tmp_path / "plain.skops").coef_, plain.coef_)
+
+
+# --- a network that must be handed back ---
+
+
+def own_net(seed: int = 0) -> Backbone:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return Backbone(net, preprocessing=SMALL)
+
+
+@pytest.fixture
+def own_model(root, tmp_path):
+    own = featx.extract(root / "photos", tmp_path / "own.h5", own_net(), device="cpu", progress=False)
+    model = pipeline(own)
+    save(model, tmp_path / "own.skops")
+    return model, tmp_path / "own.skops"
+
+
+def test_a_module_of_ones_own_works_in_the_process_that_made_it(own_model, new):
+    model, path = own_model
+    np.testing.assert_array_equal(load(path).predict(new), model.predict(new))
+
+
+def test_a_module_of_ones_own_is_handed_back(own_model, new):
+    model, path = own_model
+    expected = model.decision_function(new)
+    forget()
+    loaded = load(path)
+    with pytest.raises(BackboneError, match=r"came from a module of yours, Sequential; hand it back: featx\.load"):
+        loaded.predict(new)
+    np.testing.assert_allclose(load(path, backbone=own_net()).decision_function(new), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [lambda: own_net(seed=1), network])
+def test_another_network_is_not_taken_for_it(own_model, wrong):
+    forget()
+    with pytest.raises(BackboneError, match="the recorded network is module:Sequential with weights sha256") as error:
+        load(own_model[1], backbone=wrong())
+    message(error)
+
+
+def test_weights_that_moved_are_handed_back(root, new, tmp_path):
+    file, moved = tmp_path / "weights.pth", tmp_path / "moved.pth"
+    torch.save({key: value * 1.1 for key, value in network().module.state_dict().items()}, file)
+    made = Backbone("squeezenet1_1", file, preprocessing=SMALL)
+    model = pipeline(featx.extract(root / "photos", tmp_path / "s.h5", made, device="cpu", progress=False))
+    expected = model.decision_function(new)
+    save(model, tmp_path / "model.skops")
+    file.rename(moved)
+    forget()
+    with pytest.raises(BackboneError, match=r"weights\.pth is gone; say where it is"):
+        load(tmp_path / "model.skops").predict(new)
+    given = Backbone("squeezenet1_1", moved, preprocessing=SMALL)
+    found = load(tmp_path / "model.skops", backbone=given).decision_function(new)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+# --- what is refused ---
+
+
+class Own(TransformerMixin, BaseEstimator):
+    """A user's own step."""
+
+    def fit(self, X, y=None):
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def transform(self, X):
+        return X
+
+
+def own_function(X):
+    return X
+
+
+@pytest.mark.parametrize(
+    "step, name",
+    [(Own(), "Own"), (FunctionTransformer(own_function), "own_function"), (FunctionTransformer(os.fspath), "fspath")],
+)
+def test_code_of_ones_own_is_refused_when_saved_by_name(store, tmp_path, step, name):
+    model = make_pipeline(StoredFeatures(store, "penultimate"), step)
+    with pytest.raises(ModelError, match=name) as error:
+        save(model, tmp_path / "model.skops")
+    message(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lambda_is_refused_when_saved(store, tmp_path):
+    model = make_pipeline(StoredFeatures(store, "penultimate"), FunctionTransformer(lambda X: X))
+    with pytest.raises(ModelError, match="Pipeline cannot be saved|must not") as error:
+        save(model, tmp_path / "model.skops")
+    message(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_with_another_type_is_refused_and_nothing_of_it_runs(store, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(Own, "__setstate__", lambda self, state: ran.append(state), raising=False)
+    content = {"format": "featx-model", "version": 1, "estimator": make_pipeline(Own())}
+    skops.io.dump(content, tmp_path / "crafted.skops")
+    with pytest.raises(ModelError, match="holds types that a featx model must not: .*Own.*; it was not opened") as error:
+        load(tmp_path / "crafted.skops")
+    message(error)
+    assert not ran
+
+
+def test_a_forged_recipe_is_refused_in_a_line(store, tmp_path):
+    """Types are all allowed, the values are not what they should be."""
+    save(pipeline(store), tmp_path / "model.skops")
+    files = inside(tmp_path / "model.skops")
+    files["schema.json"] = files["schema.json"].replace(b'featx-model', b'other-model')
+    with zipfile.ZipFile(tmp_path / "forged.skops", "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    with pytest.raises(ModelError, match="is a skops file, but not a featx model") as error:
+        load(tmp_path / "forged.skops")
+    message(error)
+
+
+def skops_file(content) -> bytes:
+    return skops.io.dumps(content)
+
+
+def random_zip() -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        (lambda: b"a text\nof two lines", "is not a featx model"),
+        (lambda: b"", "is not a featx model"),
+        (lambda: b"\x80\x05K\x01.", "is not a featx model"),  # a pickle
+        (random_zip, "is not a featx model"),
+        (lambda: skops_file(LogisticRegression()), "is a skops file, but not a featx model"),
+        (lambda: skops_file([1, 2]), "is a skops file, but not a featx model"),
+        (lambda: skops_file({"format": "other"}), "is a skops file, but not a featx model"),
+        (lambda: skops_file({"format": "featx-model", "version": 99, "estimator": 1}), "format version 99.*update"),
+        (lambda: skops_file({"format": "featx-model", "version": 1}), "model"),
+        (lambda: skops_file({"format": "featx-model", "version": 1, "estimator": 1})[:-300], "is not a featx model"),
+    ],
+)
+def test_what_is_not_a_featx_model_is_refused_in_a_line(tmp_path, content, text):
+    path = tmp_path / "model.skops"
+    path.write_bytes(content())
+    with pytest.raises(ModelError, match=text) as error:
+        load(path)
+    assert str(path) in message(error)
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path):
+    for path in (tmp_path / "gone.skops", tmp_path):
+        with pytest.raises(ModelError, match="there is no model file"):
+            load(path)
+
+
+# --- writing ---
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(store, tmp_path, monkeypatch):
+    path = tmp_path / "model.skops"
+    path.write_bytes(b"the old one")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, full)
+            with pytest.raises(ModelError, match=r"cannot write .*model\.skops: No space left on device") as error:
+                save(pipeline(store), path)
+        message(error)
+        assert path.read_bytes() == b"the old one" and list(tmp_path.iterdir()) == [path]
+    save(pipeline(store), path)
+    assert list(tmp_path.iterdir()) == [path] and load(path)
+
+
+def test_a_place_that_cannot_be_written_is_named(store, tmp_path):
+    for path in (tmp_path / "nowhere" / "model.skops", tmp_path):
+        with pytest.raises(ModelError, match="cannot write") as error:
+            save(pipeline(store), path)
+        assert str(path) in message(error)
+
+
+def test_a_layer_is_fixed_when_the_pipeline_is_fitted(store, tmp_path):
+    """The alias and the full name load to the same layer."""
+    for name in ("penultimate", "features.12.cat:avg"):
+        save(pipeline(store, layer=name), tmp_path / "model.skops")
+        assert load(tmp_path / "model.skops")[0].layer_ == "features.12.cat:avg"
+    loaded = load(tmp_path / "model.skops")
+    with pytest.raises(LayerError, match="layer 'features.9' is not stored"):
+        loaded[0].set_params(layer="features.9").fit()

@@ -1,0 +1,103 @@
+"""A CSV table becomes columns of strings, whole or not at all; labels become class names or numbers."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from helpers import assert_tells
+
+from featx.errors import SourceError
+from featx.manifest import as_labels, column, read_manifest
+
+
+def test_what_a_csv_writer_writes_comes_back(tmp_path):
+    rows = [
+        ["path", "label", "a, b", "Größe"],
+        ["a.jpg", 'say "x"', " kept ", "1"],
+        ["ü.jpg", "two\nlines", "", "2"],
+    ]
+    with open(tmp_path / "m.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    header, *values = rows
+    assert read_manifest(tmp_path / "m.csv") == dict(zip(header, map(list, zip(*values, strict=True)), strict=True))
+
+
+def test_what_spreadsheets_add_does_not_matter(tmp_path):
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbfpath,label\r\na.jpg,x\r\n\r\nb.jpg,y\r\n\r\n")
+    assert read_manifest(tmp_path / "m.csv") == {"path": ["a.jpg", "b.jpg"], "label": ["x", "y"]}
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"", ["header line", "none"]),
+        (b"path,label\n", ["at least one row"]),
+        (b"path,path\na,b\n", ["two columns", "'path'", "rename"]),
+        (b"path,label\na.jpg,x\nb.jpg\n", ["row 3", "2 values", "got 1"]),
+        (b"path,label\na.jpg,x,y\n", ["row 2", "got 3"]),
+        (b"path,label\n\n\na.jpg\n", ["row 4", "got 1"]),  # the row that an editor shows
+        (b"path,label\n\xff.jpg,x\n", ["UTF-8"]),
+    ],
+)
+def test_a_table_that_is_not_whole_is_refused(tmp_path, content, words):
+    (tmp_path / "m.csv").write_bytes(content)
+    with pytest.raises(SourceError) as caught:
+        read_manifest(tmp_path / "m.csv")
+    assert_tells(caught.value, "m.csv", *words)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+    for path in (tmp_path / "none.csv", tmp_path):
+        with pytest.raises(SourceError) as caught:
+            read_manifest(path)
+        assert_tells(caught.value, "cannot read", str(path))
+
+
+def test_a_column_that_is_not_there_names_the_nearest_and_the_option():
+    with pytest.raises(SourceError) as caught:
+        column({"path": [], "labels": []}, "label", "m.csv", "--label-column")
+    assert_tells(caught.value, "m.csv", "'label'", "close: 'labels'", "path, labels", "--label-column")
+
+
+@pytest.mark.parametrize(
+    "values", [["b", "a", "b"], np.array(["b", "a", "b"]), (" b", "a ", "b"), np.array([*"bab"], object)]
+)
+def test_class_labels_are_names_in_the_order_given(values):
+    y = as_labels(values, "class")
+    assert y.dtype.kind == "U" and y.tolist() == ["b", "a", "b"]
+
+
+def test_numbers_may_name_classes():
+    assert as_labels([1, 0, 1], "class").tolist() == ["1", "0", "1"]
+
+
+@pytest.mark.parametrize("values", [["1", "2.5", "-3e2"], [1, 2.5, -300], np.array([1, 2.5, -300], np.float32)])
+def test_numeric_labels_are_float64(values):
+    y = as_labels(values, "numeric")
+    assert y.dtype == np.float64 and y.tolist() == [1.0, 2.5, -300.0]
+
+
+@pytest.mark.parametrize("missing", ["", "  ", None, float("nan")])
+@pytest.mark.parametrize("target", ["class", "numeric"])
+def test_an_image_without_a_label_is_named(missing, target):
+    with pytest.raises(SourceError) as caught:
+        as_labels(np.array(["1", "2", missing], object), target)
+    assert_tells(caught.value, "image 2", "label")
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "one", "1,5"])
+def test_what_is_not_a_finite_number_is_no_numeric_label(value):
+    with pytest.raises(SourceError) as caught:
+        as_labels(["0", value], "numeric")
+    assert_tells(caught.value, "image 1", "finite number", repr(value))
+
+
+def test_labels_of_another_shape_and_other_targets_are_refused():
+    with pytest.raises(SourceError) as caught:
+        as_labels(np.zeros((3, 2)), "class")
+    assert_tells(caught.value, "one value an image", "(3, 2)")
+    with pytest.raises(SourceError) as caught:
+        as_labels([1], "regression")
+    assert_tells(caught.value, "'class' or 'numeric'", "'regression'")
