@@ -27,19 +27,21 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
     path = Path(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            header, *rows = [row for row in csv.reader(file) if row] or [[]]
+            reader = csv.reader(file)
+            header, *rows = [(reader.line_num, row) for row in reader if row] or [(0, [])]
     except OSError as error:
         raise SourceError(f"cannot read the CSV file {path}: {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
+    names = header[1]
     if not rows:
         raise SourceError(f"{path} needs a header line and at least one row; it has none")
-    if twice := [name for name in header if header.count(name) > 1]:
+    if twice := [name for name in names if names.count(name) > 1]:
         raise SourceError(f"{path} has two columns named {twice[0]!r}; rename one")
-    for number, row in enumerate(rows, start=2):
-        if len(row) != len(header):
-            raise SourceError(f"{path}, row {number}: {len(header)} values are needed, got {len(row)}")
-    return dict(zip(header, map(list, zip(*rows, strict=True)), strict=True))
+    for number, row in rows:
+        if len(row) != len(names):
+            raise SourceError(f"{path}, row {number}: {len(names)} values are needed, got {len(row)}")
+    return {name: [row[place] for _, row in rows] for place, name in enumerate(names)}
 
 
 def column(table: dict[str, list[str]], name: str, path: str | os.PathLike, option: str) -> list[str]:

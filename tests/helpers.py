@@ -1,4 +1,4 @@
-"""What several tests need: small seeded pictures, class folders of them, a recipe without a network, fresh processes."""
+"""What several tests need: small seeded pictures, class folders, a recipe without a network, new processes."""
 
 from __future__ import annotations
 

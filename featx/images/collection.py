@@ -140,7 +140,7 @@ def _from_folder(root: Path, target: str) -> Collection:
 def _walk(root: Path) -> tuple[list[Path], int]:
     """All images under a folder, sorted by name, and how many other files there are; hidden ones don't count."""
     files, passed_over, been = [], 0, set()
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in been:  # a link to a folder above
             folders.clear()
@@ -156,6 +156,10 @@ def _walk(root: Path) -> tuple[list[Path], int]:
     return sorted(files), passed_over
 
 
+def _refuse_folder(error: OSError) -> None:
+    raise SourceError(f"cannot list the folder {error.filename}: {error.strerror}") from error
+
+
 def _from_manifest(path: Path, path_column: str, label_column: str | None, target: str) -> Collection:
     table = read_manifest(path)
     names = column(table, path_column, path, "path_column")
@@ -169,8 +173,13 @@ def _from_manifest(path: Path, path_column: str, label_column: str | None, targe
 
 
 def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, target: str) -> Collection:
-    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.ndim < 3:
-        raise SourceError(f"an array of images is uint8 of shape (n, h, w) or (n, h, w, 3); got {source.shape}")
+    if (
+        isinstance(source, np.ndarray)
+        and source.dtype == np.uint8
+        and source.ndim < 4
+        and source.shape[2:] in ((), (3,))
+    ):
+        raise SourceError(f"an array of images is uint8 of shape (n, h, w) or (n, h, w, 3); got one of {source.shape}")
     if not isinstance(source, Sequence | np.ndarray):
         raise SourceError(f"images are a folder, a CSV file, a list or an array; got {type(source).__name__}")
     images = list(source)

@@ -96,15 +96,18 @@ def _open(image: AnyImage) -> tuple[bytes, Image.Image]:
         return content, Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError("not-an-image", f"not a picture; featx reads {', '.join(FORMATS)}") from error
-    except Image.DecompressionBombError as error:
-        raise ImageError("too-large", f"more than {MAX_PIXELS:,} pixels") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter where warnings raise
+        raise ImageError("too-large", "more pixels than Pillow decodes (PIL.Image.MAX_IMAGE_PIXELS)") from error
     except Exception as error:
         raise ImageError("damaged", "the picture's header is damaged") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     try:
+        wide = picture.mode.startswith("I;16") or picture.mode == "I" and picture.format in ("PNG", "PPM")
         picture = ImageOps.exif_transpose(picture)
+        if wide:
+            return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
         return _convert(picture)
     except ImageError:
         raise
@@ -113,8 +116,6 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _convert(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
     if picture.mode in ("I", "F"):
         raise ImageError("pixel-type", "32-bit pixels have no stated range; save the picture with 8 or 16 bits")
     if picture.mode == "P":  # straight to RGB, Pillow warns where a palette carries transparency

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import os
-from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote
 
 import h5py
 import numpy as np
-
-from featx.errors import StoreError
 
 FORMAT = "featx-store"
 VERSION = 1
@@ -17,17 +16,66 @@ ALIGNMENT = 4096  # bytes; a page, so that rows can be mapped
 _BOUND = ("earliest", "v110")  # the newest HDF5 file structures a store may use
 
 
-def create(path: Path) -> h5py.File:
-    """A new, empty HDF5 file with the pinned structures and alignment."""
-    try:
-        return h5py.File(path, "w", libver=_BOUND, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {_reason(error, path)}") from error
+class Skeleton(io.RawIOBase):
+    """A file in memory that holds what HDF5 writes of its own, and not the rows, which it never touches.
+
+    HDF5 does not survive a write that fails; so it writes here, and the bytes go to disk by `extents` and calls of our
+    own. Its size may be far beyond memory: between the extents there is nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extents: list[tuple[int, bytes]] = []  # (offset, bytes), later ones over earlier ones
+        self.size = 0
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._at if size is None else size
+        return self.size
+
+    def write(self, data: Any) -> int:
+        content = bytes(data)
+        self.extents.append((self._at, content))
+        self._at += len(content)
+        self.size = max(self.size, self._at)
+        return len(content)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        length = max(0, min(len(view), self.size - self._at))
+        view[:length] = bytes(length)
+        for offset, content in self.extents:
+            start, stop = max(offset, self._at), min(offset + len(content), self._at + length)
+            if start < stop:
+                view[start - self._at : stop - self._at] = content[start - offset : stop - offset]
+        self._at += length
+        return length
 
 
-def reopen(path: Path) -> h5py.File:
-    """The same file, to add to."""
-    return h5py.File(path, "r+", libver=_BOUND, alignment_threshold=ALIGNMENT, alignment_interval=ALIGNMENT)
+def create(skeleton: Skeleton) -> h5py.File:
+    """A new, empty HDF5 file of the pinned structures, in which everything is aligned: for the layers."""
+    return h5py.File(skeleton, "w", libver=_BOUND, alignment_threshold=1, alignment_interval=ALIGNMENT)
+
+
+def reopen(skeleton: Skeleton) -> h5py.File:
+    """The same file, in which what is added lies close together: for all the rest."""
+    return h5py.File(skeleton, "r+", libver=_BOUND)
 
 
 def add_rows(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> int:
@@ -62,16 +110,10 @@ def read_strings(dataset: h5py.Dataset) -> list[str]:
 
 def member(name: str) -> str:
     """A column's or layer's name as a name that HDF5 allows; `member_name` is the way back."""
-    return quote(name, safe=" :,-_()[]+=") if name not in (".", "..") else name.replace(".", "%2E")
+    if name in (".", ".."):
+        return name.replace(".", "%2E")
+    return quote(name, safe=" :,-_()[]+=") or "%"
 
 
 def member_name(member: str) -> str:
-    return unquote(member)
-
-
-def _reason(error: OSError, path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"there is no folder {path.parent}"
-    if path.is_dir():
-        return "it is a folder"
-    return os.strerror(error.errno) if error.errno else "the disk refused"
+    return "" if member == "%" else unquote(member)

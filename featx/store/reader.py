@@ -28,8 +28,13 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True)
 class _Contents:
-    """What opening reads. offsets : {layer: (byte offset, shape, dtype)}"""
+    """What opening reads.
 
+    stamp : what tells this file from one that replaces it
+    offsets : {layer: (byte offset, shape, dtype)}
+    """
+
+    stamp: tuple[int, ...]
     identity: str
     keys: np.ndarray
     ids: np.ndarray
@@ -118,7 +123,13 @@ class FeatureStore:
         name = self.recipe.layer(layer)
         if name not in self._maps:
             offset, shape, dtype = self._contents.offsets[name]
-            self._maps[name] = np.memmap(self.path, dtype, "r", offset, shape)
+            try:
+                with self.path.open("rb") as file:
+                    if _stamp(file.fileno()) != self._contents.stamp:
+                        raise StoreError(f"{self.path} was replaced by another file since it was opened; open it again")
+                    self._maps[name] = np.memmap(file, dtype, "r", offset, shape)
+            except OSError as error:
+                raise StoreError(f"cannot read {self.path}: {error.strerror}; was it moved or deleted?") from error
         return self._maps[name]
 
     @cached_property
@@ -222,7 +233,8 @@ def _read(path: Path) -> _Contents:
         raise StoreError(f"there is no store {path}{nearest(path.name, siblings)}")
     try:
         with h5py.File(path, "r") as file:
-            if bytes(file.attrs.get("format", b"")) != layout.FORMAT.encode():
+            found = file.attrs.get("format")
+            if not isinstance(found, bytes) or found != layout.FORMAT.encode():
                 raise StoreError(f"{path} is an HDF5 file, but not a featx store; featx extract makes one")
             if int(file.attrs["version"]) != layout.VERSION:
                 raise StoreError(
@@ -234,8 +246,15 @@ def _read(path: Path) -> _Contents:
     except OSError as error:
         reason = "no permission" if path.is_file() and not os.access(path, os.R_OK) else "it is not an HDF5 file"
         raise StoreError(f"cannot open {path} as a store: {reason}") from error
-    except (KeyError, ValueError, UnicodeDecodeError) as error:
-        raise StoreError(f"{path} is not a whole featx store ({error}); extract it again") from error
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise StoreError(
+            f"{path} is not a whole featx store: a part is missing or damaged; extract it again"
+        ) from error
+
+
+def _stamp(file: int | Path) -> tuple[int, ...]:
+    status = os.stat(file)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _contents(file: h5py.File, path: Path) -> _Contents:
@@ -259,6 +278,7 @@ def _contents(file: h5py.File, path: Path) -> _Contents:
     group = file["failures"]
     failures = zip(*(layout.read_strings(group[part]) for part in ("id", "code", "reason")), strict=True)
     return _Contents(
+        stamp=_stamp(path),
         identity=bytes(file.attrs["identity"]).decode(),
         keys=keys,
         ids=np.array(layout.read_strings(file["images/id"])),

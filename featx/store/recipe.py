@@ -104,7 +104,8 @@ class Recipe:
     def only(self, name: str | None) -> Recipe:
         """The recipe of one layer."""
         layer = self.layer(name)
-        return replace(self, taps={layer: self.taps[layer]})
+        aliases = {alias: meant for alias, meant in self.aliases.items() if meant == layer}
+        return replace(self, taps={layer: self.taps[layer]}, aliases=aliases)
 
     def differences(self, other: Recipe) -> list[str]:
         """The fields that decide the numbers and differ: `["precision: 'float32' there, 'bfloat16' here"]`."""

@@ -7,11 +7,13 @@ place, metadata last; then fsync, rename, fsync of the folder. Image keys are ma
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import h5py
 import numpy as np
 
 from featx.errors import ImageError, StoreError
@@ -60,7 +62,7 @@ class StoreWriter:
     Raises
     ------
     StoreError
-        The output cannot be written, or the disk is full.
+        The output cannot be written, another run is writing it, or the disk is full.
 
     Notes
     -----
@@ -73,18 +75,27 @@ class StoreWriter:
         self._recipe = recipe
         self._written = np.zeros(n_images, bool)
         self._dtype = np.dtype(recipe.dtype).newbyteorder("<")
-        self._offsets = self._lay_out(self._partial, n_images)
-        self._file = os.open(self._partial, os.O_RDWR)
+        skeleton = layout.Skeleton()
+        self._offsets = self._lay_out(skeleton, n_images)
+        with self._told():
+            self._file = _open_alone(self._partial)
+            try:
+                os.ftruncate(self._file, skeleton.size)
+            except BaseException:
+                self.__exit__()
+                raise
 
     def __enter__(self) -> StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._partial.exists() and os.path.samestat(os.stat(self._partial), os.fstat(self._file)):
+            self._partial.unlink()  # not so after `finish`: then it has its final name
         os.close(self._file)
-        self._partial.unlink(missing_ok=True)  # after `finish` it is not there any more
 
-    def _lay_out(self, path: Path, n: int) -> dict[str, int]:
-        with layout.create(path) as file:
+    def _lay_out(self, skeleton: layout.Skeleton, n: int) -> dict[str, int]:
+        """Offsets of the layers' bytes: they come first in the file, and depend on the recipe and n alone."""
+        with layout.create(skeleton) as file:
             group = file.create_group("layers")
             return {
                 name: layout.add_rows(group, layout.member(name), (n, *tap["shape"]), self._recipe.dtype)
@@ -96,28 +107,20 @@ class StoreWriter:
 
         Parameters
         ----------
-        indices : (m,) increasing positions in the run, none of them written before
+        indices : (m,) positions in the run, none of them written before
         rows : {layer: (m, ...)} for every layer
         """
         if self._written[indices].any() or rows.keys() != self._offsets.keys():
             raise AssertionError("every row of every layer is written exactly once")
         # runs of neighbours are written in one call each
         starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
-        for name, values in rows.items():
-            values = np.ascontiguousarray(values, self._dtype)
-            row_bytes = values[0].nbytes
-            for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
-                self._pwrite(values[start:stop], self._offsets[name] + int(indices[start]) * row_bytes)
+        with self._told():
+            for name, values in rows.items():
+                values = np.ascontiguousarray(values, self._dtype)
+                for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
+                    place = self._offsets[name] + int(indices[start]) * values[0].nbytes
+                    self._pwrite(values[start:stop].reshape(-1).view(np.uint8).data, place)
         self._written[indices] = True
-
-    def _pwrite(self, values: np.ndarray, offset: int) -> None:
-        left = values.reshape(-1).view(np.uint8).data
-        try:
-            while left:
-                done = os.pwrite(self._file, left, offset)
-                left, offset = left[done:], offset + done
-        except OSError as error:
-            raise StoreError(f"cannot write {self._partial}: {error.strerror}; nothing was kept") from error
 
     def finish(
         self,
@@ -136,70 +139,99 @@ class StoreWriter:
         y : (n_images,) class names or floats, or None
         columns : {name: (n_images,) str}
         failures : {position: ImageError} of all others
+
+        Raises
+        ------
+        StoreError
+            Not one image was written, or the disk refuses.
         """
         keep = np.flatnonzero(self._written)
         if sorted([*keep.tolist(), *failures]) != list(range(len(ids))):
             raise AssertionError("every image is either written or a failure")
         if not len(keep):
-            first = failures[0]
-            raise StoreError(f"none of the {len(ids):,} images can be read; the first, {ids[0]!r}: {first}")
-        if failures:
-            self._compact(keep)
-        kept_ids = [ids[i] for i in keep.tolist()]
-        keys = image_keys(kept_ids, [digests[int(i)] for i in keep])
-        try:
-            with layout.reopen(self._partial) as file:
-                images = file.create_group("images")
-                layout.add_array(images, "key", keys)
-                layout.add_strings(images, "id", kept_ids)
-                digest_bytes = b"".join(digests[int(i)] for i in keep)
-                layout.add_array(images, "digest", np.frombuffer(digest_bytes, np.uint8).reshape(-1, 16))
-                if y is not None:
-                    _add_labels(file.create_group("labels"), y[keep])
-                group = file.create_group("columns")
-                for name, values in columns.items():
-                    layout.add_strings(group, layout.member(name), values[keep].tolist())
-                group = file.create_group("failures")
-                positions = sorted(failures)
-                layout.add_strings(group, "id", [ids[i] for i in positions])
-                layout.add_strings(group, "code", [failures[i].code for i in positions])
-                layout.add_strings(group, "reason", [failures[i].reason for i in positions])
-                layout.add_strings(file, "recipe", [self._recipe.to_json()])
-                identity = hashlib.sha256(keys.tobytes() + self._recipe.to_json().encode()).hexdigest()
-                file.attrs.create("format", np.bytes_(layout.FORMAT))
-                file.attrs.create("version", np.int64(layout.VERSION))
-                file.attrs.create("identity", np.bytes_(identity))
+            raise StoreError(f"none of the {len(ids):,} images can be read; the first, {ids[0]!r}: {failures[0]}")
+        kept = [ids[i] for i in keep.tolist()]
+        keys = image_keys(kept, [digests[i] for i in keep.tolist()])
+        skeleton = layout.Skeleton()
+        offsets = self._lay_out(skeleton, len(keep))
+        with layout.reopen(skeleton) as file:
+            images = file.create_group("images")
+            layout.add_array(images, "key", keys.astype("<i8"))
+            layout.add_strings(images, "id", kept)
+            joined = b"".join(digests[i] for i in keep.tolist())
+            layout.add_array(images, "digest", np.frombuffer(joined, np.uint8).reshape(-1, 16))
+            if y is not None:
+                _add_labels(file.create_group("labels"), y[keep])
+            group = file.create_group("columns")
+            for name, values in columns.items():
+                layout.add_strings(group, layout.member(name), values[keep].tolist())
+            group = file.create_group("failures")
+            positions = sorted(failures)
+            layout.add_strings(group, "id", [ids[i] for i in positions])
+            layout.add_strings(group, "code", [failures[i].code for i in positions])
+            layout.add_strings(group, "reason", [failures[i].reason for i in positions])
+            layout.add_strings(file, "recipe", [self._recipe.to_json()])
+            identity = hashlib.sha256(keys.tobytes() + self._recipe.to_json().encode()).hexdigest()
+            file.attrs.create("format", np.bytes_(layout.FORMAT))
+            file.attrs.create("version", np.int64(layout.VERSION))
+            file.attrs.create("identity", np.bytes_(identity))
+        with self._told():
+            if failures:
+                self._compact(keep, offsets)
+            for offset, content in skeleton.extents:
+                self._pwrite(memoryview(content), offset)
+            os.ftruncate(self._file, skeleton.size)
             os.fsync(self._file)
             os.replace(self._partial, self._output)
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # HDF5 takes the same lock to read
             _fsync_folder(self._output.parent)
-        except OSError as error:
-            raise StoreError(f"cannot write {self._output}: {error.strerror or error}; nothing was kept") from error
 
-    def _compact(self, keep: np.ndarray) -> None:
-        """Lay the file out again for the rows there are, and copy those."""
-        compact = self._output.with_name(self._output.name + ".compact")
+    def _compact(self, keep: np.ndarray, offsets: dict[str, int]) -> None:
+        """Move the rows there are to where a file of only those has them.
+
+        In the order of the file every row moves towards its beginning or stays, so nothing is overwritten unread.
+        """
+        for name in sorted(offsets, key=offsets.__getitem__):
+            tap = self._recipe.taps[name]
+            old = np.memmap(self._partial, self._dtype, "r", self._offsets[name], (len(self._written), *tap["shape"]))
+            row_bytes = int(np.prod(tap["shape"])) * self._dtype.itemsize
+            for start in range(0, len(keep), _COPY_ROWS):
+                rows = np.ascontiguousarray(old[keep[start : start + _COPY_ROWS]])
+                self._pwrite(rows.reshape(-1).view(np.uint8).data, offsets[name] + start * row_bytes)
+
+    def _pwrite(self, left: memoryview, offset: int) -> None:
+        while left:
+            done = os.pwrite(self._file, left, offset)
+            left, offset = left[done:], offset + done
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            offsets = self._lay_out(compact, len(keep))
-            target = os.open(compact, os.O_RDWR)
-            source, self._file = self._file, target
-            try:
-                for name, tap in self._recipe.taps.items():
-                    shape = (len(self._written), *tap["shape"])
-                    old = np.memmap(self._partial, self._dtype, "r", self._offsets[name], shape)
-                    row_bytes = int(np.prod(tap["shape"])) * self._dtype.itemsize
-                    for start in range(0, len(keep), _COPY_ROWS):
-                        rows = np.ascontiguousarray(old[keep[start : start + _COPY_ROWS]])
-                        self._pwrite(rows, offsets[name] + start * row_bytes)
-            finally:
-                os.close(source)
-            os.replace(compact, self._partial)
-            self._offsets = offsets
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                compact.unlink()
+            yield
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else "the disk refused"
+            raise StoreError(f"cannot write {self._output}: {reason}; nothing was kept") from error
 
 
-def _add_labels(group: object, y: np.ndarray) -> None:
+def _open_alone(path: Path) -> int:
+    """A handle on an empty file that no other run has."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle)):
+                os.ftruncate(handle, 0)  # what a killed run left
+                return handle
+        except BlockingIOError as error:
+            os.close(handle)
+            raise StoreError(f"another run is writing {path}; wait for it, or choose another output") from error
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the other run was done between our two steps
+
+
+def _add_labels(group: h5py.Group, y: np.ndarray) -> None:
     if y.dtype.kind == "f":
         layout.add_array(group, "value", y.astype("<f8"))
         return
