@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from featx.backbones import Backbone
 from featx.errors import ImageError, RecipeError, StoreError, UnreadableImagesWarning, listed
 from featx.forward import Block, plan, stream
-from featx.images import Collection, collect, content_digest
+from featx.images import Collection, collect, content_digest, decode
 from featx.store import FeatureStore, Recipe, StoreWriter
 
 
@@ -154,7 +155,7 @@ def _refuse_another(store: FeatureStore, recipe: Recipe, images: Collection) -> 
 
 
 def _image_differences(store: FeatureStore, images: Collection) -> list[str]:
-    failed = {failure.id for failure in store.failures}
+    failed = {failure.id: failure for failure in store.failures}
     there, here = {*store.ids.tolist(), *failed}, set(images.ids)
     found = []
     if gone := sorted(there - here):
@@ -163,9 +164,9 @@ def _image_differences(store: FeatureStore, images: Collection) -> list[str]:
         found.append(f"new: {listed(new)}")
     position = {name: i for i, name in enumerate(images.ids)}
     rows = [(row, position[name]) for row, name in enumerate(store.ids.tolist()) if name in position]
-    if changed := [
-        images.ids[i] for row, i in rows if _digest_or_none(images.images[i]) != store.digests[row].tobytes()
-    ]:
+    changed = [images.ids[i] for row, i in rows if _digest_or_none(images.images[i]) != store.digests[row].tobytes()]
+    changed += [name for name in failed if name in position and _is_readable(images.images[position[name]])]
+    if changed:
         found.append(f"changed: {listed(changed)}")
     if images.y is not None and not found:
         labels = images.y[[i for _, i in rows]]
@@ -174,14 +175,26 @@ def _image_differences(store: FeatureStore, images: Collection) -> list[str]:
     return found
 
 
-def _digest_or_none(image: object) -> bytes | None:
+def _digest_or_none(image: Any) -> bytes | None:
     try:
-        return content_digest(image)  # type: ignore[arg-type]
+        return content_digest(image)
     except ImageError:
         return None
 
 
+def _is_readable(image: Any) -> bool:
+    try:
+        decode(image)
+    except ImageError:
+        return False
+    return True
+
+
 def _refuse_unwritable(output: Path) -> None:
+    try:
+        output.exists()
+    except OSError as error:  # a name too long, say
+        raise StoreError(f"cannot write {output}: {error.strerror}") from error
     if output.is_dir():
         raise StoreError(f"the output is a file; {output} is a folder. Name a file in it: {output / 'features.h5'}")
     if not output.parent.is_dir():

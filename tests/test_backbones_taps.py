@@ -86,7 +86,16 @@ def resnet() -> Backbone:
 @pytest.mark.parametrize("pool", ["avg", "max", "flatten", "none"])
 def test_rows_are_the_networks_own_activations_pooled(resnet, pool):
     # bn1 and bn2 are followed by a ReLU, and by an addition, that work in place; relu is called twice in a block
-    layers = ["conv1", "bn1", "layer1.0.relu", "layer2.0.bn1", "layer2.0.bn2", "layer2.0.downsample", "layer3", "layer4"]
+    layers = [
+        "conv1",
+        "bn1",
+        "layer1.0.relu",
+        "layer2.0.bn1",
+        "layer2.0.bn2",
+        "layer2.0.downsample",
+        "layer3",
+        "layer4",
+    ]
     pixels = pixels_for(resnet)
     found = tapped(resnet, layers, pool, pixels)
     expected = hooked(resnet, layers, pixels)

@@ -17,8 +17,15 @@ from torch import nn
 
 import featx
 from featx import extraction
-from featx.errors import BackboneError, FeatxError, LayerError, RecipeError, SourceError, StoreError
-from featx.extraction import UnreadableImagesWarning
+from featx.errors import (
+    BackboneError,
+    FeatxError,
+    LayerError,
+    RecipeError,
+    SourceError,
+    StoreError,
+    UnreadableImagesWarning,
+)
 
 SMALL = featx.Preprocessing(crop=(64, 64), resize=64)
 LAYERS = ["layer2", "layer3:max", "penultimate"]
@@ -43,7 +50,7 @@ def pixel_row(image) -> np.ndarray:
 
 def resnet_rows(resnet, image: np.ndarray) -> dict[str, np.ndarray]:
     """The three layers for one image alone, straight through the module."""
-    pixels = SMALL.normalise(torch.from_numpy(SMALL(Image.fromarray(image))[None]))
+    pixels = SMALL.normalise(torch.from_numpy(SMALL(Image.fromarray(image))[None].copy()))
     parts = list(resnet.module.children())
     with torch.inference_mode():
         layer2 = nn.Sequential(*parts[:6])(pixels)

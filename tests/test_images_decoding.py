@@ -14,7 +14,7 @@ from helpers import assert_tells, noise
 from PIL import Image, ImageOps
 
 from featx.errors import ImageError
-from featx.images import content_digest, decode
+from featx.images import content_digest, decode, decoding
 from featx.images.decoding import EXTENSIONS, FORMATS, MAX_PIXELS
 
 CODES = {"missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type"}
@@ -196,14 +196,21 @@ def test_a_bomb_is_refused_undecoded(tmp_path):
         head[29:33] = zlib.crc32(bytes(head[12:29])).to_bytes(4, "big")
         path = tmp_path / "a.png"
         path.write_bytes(bytes(head))
-        refused("too-large", path, "180,000,000")
+        refused("too-large", path, "pixels")
 
 
-def test_a_large_photo_within_the_limit_is_decoded_without_a_warning(tmp_path, monkeypatch):
-    # Pillow warns above its own limit and refuses above twice that; between them featx says that it decodes
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
-    path = saved(tmp_path / "a.png", Image.fromarray(noise(0, 24, 32)))  # 768 pixels
-    assert np.array_equal(pixels(path), noise(0, 24, 32))
+def test_an_open_picture_beyond_the_limit_is_refused(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 24 * 32 - 1)
+    refused("too-large", Image.fromarray(noise(0)), "32 x 24", "at most 767")
+    refused("too-large", noise(0), "32 x 24", "at most 767")
+
+
+def test_pillows_warning_of_a_large_picture_is_no_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # it warns above that, and refuses above twice that
+    path = saved(tmp_path / "a.png", Image.fromarray(noise(0)))  # 768 pixels
+    with pytest.warns(Image.DecompressionBombWarning):
+        assert np.array_equal(pixels(path), noise(0))
+    refused("too-large", path, "pixels")  # in these tests a warning raises
 
 
 def test_what_is_not_there_is_missing(tmp_path):

@@ -219,7 +219,9 @@ def test_columns_have_names_and_come_as_pandas_on_demand(store):
 
 
 def test_a_pickled_pipeline_is_tiny_and_reads_the_same_rows(store):
-    pipe = make_pipeline(StoredFeatures(store, "features.6"), StandardScaler(with_mean=False, with_std=False)).fit(store.X)
+    pipe = make_pipeline(StoredFeatures(store, "features.6"), StandardScaler(with_mean=False, with_std=False)).fit(
+        store.X
+    )
     content = pickle.dumps(pipe)
     assert len(content) < 20_000 < store["features.6"].nbytes
     np.testing.assert_array_equal(pickle.loads(content).transform(store.X), pipe.transform(store.X))
@@ -259,7 +261,9 @@ def test_a_union_of_two_layers_has_both(store):
 
 
 def test_a_calibrated_pipeline_serves_keys_and_images_alike(store, paths):
-    pipe = Pipeline([("features", StoredFeatures(store, "penultimate", "cpu")), ("s", StandardScaler()), ("svc", SVC())])
+    pipe = Pipeline(
+        [("features", StoredFeatures(store, "penultimate", "cpu")), ("s", StandardScaler()), ("svc", SVC())]
+    )
     calibrated = CalibratedClassifierCV(pipe, cv=3).fit(store.X, store.y)
     by_key = calibrated.predict_proba(store.X)
     np.testing.assert_allclose(by_key.sum(1), 1)

@@ -314,7 +314,9 @@ def test_a_file_with_another_type_is_refused_and_nothing_of_it_runs(store, tmp_p
     monkeypatch.setattr(Own, "__setstate__", lambda self, state: ran.append(state), raising=False)
     content = {"format": "featx-model", "version": 1, "estimator": make_pipeline(Own())}
     skops.io.dump(content, tmp_path / "crafted.skops")
-    with pytest.raises(ModelError, match="holds types that a featx model must not: .*Own.*; it was not opened") as error:
+    with pytest.raises(
+        ModelError, match="holds types that a featx model must not: .*Own.*; it was not opened"
+    ) as error:
         load(tmp_path / "crafted.skops")
     message(error)
     assert not ran
@@ -324,7 +326,7 @@ def test_a_forged_recipe_is_refused_in_a_line(store, tmp_path):
     """Types are all allowed, the values are not what they should be."""
     save(pipeline(store), tmp_path / "model.skops")
     files = inside(tmp_path / "model.skops")
-    files["schema.json"] = files["schema.json"].replace(b'featx-model', b'other-model')
+    files["schema.json"] = files["schema.json"].replace(b"featx-model", b"other-model")
     with zipfile.ZipFile(tmp_path / "forged.skops", "w") as archive:
         for name, content in files.items():
             archive.writestr(name, content)

@@ -189,7 +189,9 @@ def test_stores_of_the_same_images_compete(store, pixels):
         ("bundled:pixels", "flatten:none"),
     }
     alone = select_model(pixels, estimators=["logistic_regression"], **QUICK)
-    assert [c.scores for c in found.candidates if c.backbone == "bundled:pixels"] == [c.scores for c in alone.candidates]
+    assert [c.scores for c in found.candidates if c.backbone == "bundled:pixels"] == [
+        c.scores for c in alone.candidates
+    ]
     np.testing.assert_array_equal(found.X_test, alone.X_test)
 
 
@@ -254,9 +256,7 @@ def test_progress_is_told_before_and_after_each_search(store):
     )
     assert [(done, total) for done, total, _ in told] == [(i, 4) for i in range(5)]
     assert [len(ranked) for _, _, ranked in told] == [0, 2, 4, 6, 8]
-    assert [(c.layer, c.estimator, c.C) for c in told[-1][2]] == [
-        (c.layer, c.estimator, c.C) for c in found.candidates
-    ]
+    assert [(c.layer, c.estimator, c.C) for c in told[-1][2]] == [(c.layer, c.estimator, c.C) for c in found.candidates]
 
 
 def test_the_default_grid_is_searched_whole(pixels):

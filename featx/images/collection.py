@@ -43,7 +43,7 @@ class Collection:
             raise SourceError("there are no images to work on; the source is empty")
         if len(self.ids) != len(self.images):
             raise SourceError(f"every image needs one id: {len(self.images):,} images, {len(self.ids):,} ids")
-        for name in self.ids:
+        for name in [*self.ids, str(self.origin)]:
             _check_utf8(name)
         if len(set(self.ids)) < len(self.ids):
             seen: set[str] = set()

@@ -78,18 +78,13 @@ class StoreWriter:
         skeleton = layout.Skeleton()
         self._offsets = self._lay_out(skeleton, n_images)
         with self._told():
-            self._file = _open_alone(self._partial)
-            try:
-                os.ftruncate(self._file, skeleton.size)
-            except BaseException:
-                self.__exit__()
-                raise
+            self._file = _open_alone(self._partial, skeleton.size)
 
     def __enter__(self) -> StoreWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._partial.exists() and os.path.samestat(os.stat(self._partial), os.fstat(self._file)):
+        if _is(self._partial, self._file):
             self._partial.unlink()  # not so after `finish`: then it has its final name
         os.close(self._file)
 
@@ -213,14 +208,19 @@ class StoreWriter:
             raise StoreError(f"cannot write {self._output}: {reason}; nothing was kept") from error
 
 
-def _open_alone(path: Path) -> int:
-    """A handle on an empty file that no other run has."""
+def _open_alone(path: Path, size: int) -> int:
+    """A handle on a file of zeros that no other run has."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.path.samestat(os.stat(path), os.fstat(handle)):
-                os.ftruncate(handle, 0)  # what a killed run left
+            if _is(path, handle):
+                try:
+                    os.ftruncate(handle, 0)  # what a killed run left
+                    os.ftruncate(handle, size)
+                except BaseException:
+                    path.unlink()
+                    raise
                 return handle
         except BlockingIOError as error:
             os.close(handle)
@@ -238,6 +238,10 @@ def _add_labels(group: h5py.Group, y: np.ndarray) -> None:
     classes, codes = np.unique(y, return_inverse=True)
     layout.add_strings(group, "classes", classes.tolist())
     layout.add_array(group, "code", codes.astype("<i8"))
+
+
+def _is(path: Path, handle: int) -> bool:
+    return path.exists() and os.path.samestat(os.stat(path), os.fstat(handle))
 
 
 def _fsync_folder(folder: Path) -> None:
