@@ -236,6 +236,9 @@ def predict(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> int:
     """Label images with a model: label and probability (or score) for each."""
+    from rich.console import Console
+    from rich.progress import track
+
     from featx.images import files
     from featx.learn import load, predict_images
     from featx.report import predictions_csv, predictions_json, predictions_table
@@ -243,7 +246,8 @@ def predict(
     if as_json and as_csv:
         raise FeatxError("choose one of --json and --csv")
     paths = files(images)
-    predictions = list(predict_images(load(model), paths))
+    bar = Console(stderr=True)
+    predictions = list(track(predict_images(load(model), paths), "predicting", len(paths), console=bar, transient=True))
     if as_json or as_csv:
         typer.echo(predictions_json(predictions) if as_json else predictions_csv(predictions))
     else:

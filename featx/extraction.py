@@ -172,6 +172,9 @@ def _image_differences(store: FeatureStore, images: Collection) -> list[str]:
         labels = images.y[[i for _, i in rows]]
         if store.y is None or not np.array_equal(labels, store.y):
             found.append("other labels (store.align gives a store other labels)")
+    others = {name: values[[i for _, i in rows]].tolist() for name, values in images.columns.items()}
+    if not found and others != {name: values.tolist() for name, values in store.columns.items()}:
+        found.append("other columns in the manifest")
     return found
 
 

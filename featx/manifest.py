@@ -68,8 +68,8 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str) -> np.ndarray:
         raise SourceError(f"labels are one value an image, shape (n,); got shape {array.shape}")
     if target == "class":
         names = [str(value).strip() for value in array.tolist()]
-        for number, name in enumerate(names):
-            if name in ("", "nan", "None"):
+        for number, (name, value) in enumerate(zip(names, values, strict=True)):
+            if not name or value is None or value != value:  # NaN: what pandas has for an empty cell
                 raise SourceError(f"image {number} has no label; give every image one, or none at all")
         return np.array(names)
     numbers = np.empty(len(array))

@@ -44,7 +44,7 @@ def tapped(made: Backbone, layers, pool: str, pixels: torch.Tensor) -> dict[str,
 
 
 def hooked(made: Backbone, modules: list[str], pixels: torch.Tensor, entering: bool = False) -> dict[str, torch.Tensor]:
-    """What hooks see of each module's first call in the network's own forward; copied, for the next may overwrite it."""
+    """What hooks see of each module's first call in the network's own forward; a copy: the next may overwrite it."""
     seen: dict[str, torch.Tensor] = {}
 
     def keep(name: str, values: torch.Tensor) -> None:

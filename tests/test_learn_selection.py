@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -174,8 +175,18 @@ def test_a_test_store_made_otherwise_is_refused(root, store):
     message(error)
 
 
+def test_a_test_store_with_training_images_is_refused(root, store):
+    """Under other names too: it is the content that counts."""
+    photo = next(iter(Path(store.recipe.origin).rglob("*.png")))
+    (root / "mixed" / "dark").mkdir(parents=True)
+    shutil.copy(photo, root / "mixed" / "dark" / "another name.png")
+    mixed = extracted(root, "mixed", "mixed.h5", network(), ["features.3:max", "penultimate"])
+    with pytest.raises(FeatxError, match="1 of the 1 test images are training images too"):
+        select_model(store, test_store=mixed, **QUICK)
+
+
 def test_a_test_store_with_another_class_is_refused(root, store):
-    make_images(root / "strange", {"dark": 60, "unheard": 200}, 2)
+    make_images(root / "strange", {"dark": 60, "unheard": 200}, 2, seed=9)
     strange = extracted(root, "strange", "strange.h5", network(), ["features.3:max", "penultimate"])
     with pytest.raises(FeatxError, match="classes that the training images have not: 'unheard'"):
         select_model(store, test_store=strange, estimators=["logistic_regression"], **QUICK)

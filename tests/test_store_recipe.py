@@ -74,7 +74,7 @@ def test_names_that_are_not_one_layer_are_refused_with_the_choices():
 def test_the_only_layer_needs_no_name():
     alone = MADE.only("layer4:max")
     assert alone.layers == ("layer4:max",) and alone.layer(None) == "layer4:max" == alone.layer("layer4")
-    assert alone == replace(MADE, taps={"layer4:max": MADE.taps["layer4:max"]}, aliases=alone.aliases)
+    assert alone == replace(MADE, taps={"layer4:max": MADE.taps["layer4:max"]}, aliases=alone.aliases, origin=None)
     assert MADE.only("penultimate").layer("penultimate") == "avgpool:flatten"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,8 @@ def content_digest(image: AnyImage) -> bytes:
 
 def _read(path: str | os.PathLike) -> bytes:
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
+            raise ImageError("unreadable", "it cannot be read: it is not a file")
         return Path(path).read_bytes()
     except FileNotFoundError as error:
         raise ImageError("missing", "there is no such file") from error

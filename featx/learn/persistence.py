@@ -11,6 +11,7 @@ import os
 import pickle
 import secrets
 import sys
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_DEFLATED
@@ -169,7 +170,7 @@ class _Detacher(pickle.Pickler):
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, FeatureStore):
-            return Recipe.from_json, (obj.recipe.to_json(),)
+            return Recipe.from_json, (replace(obj.recipe, origin=None).to_json(),)
         if isinstance(obj, np.memmap):
             return np.array, (np.array(obj),)
         if isinstance(obj, PurePath):

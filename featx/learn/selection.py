@@ -166,6 +166,8 @@ def select_model(
     stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
     store = stores[0]
     labels = _labels(store, y)
+    if len(np.unique(labels)) < 2:
+        raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
     keys = store.X
     for other in stores[1:]:
         other.rows(keys)  # raises where the images differ
@@ -174,6 +176,12 @@ def select_model(
     X_test, y_test = (keys[test], labels[test]) if len(test) else (None, None)
     if test_store is not None:
         X_test, y_test = test_store.X, _labels(test_store, None)
+        shared = set(map(bytes, test_store.digests)) & {bytes(row) for row in store.digests}
+        if shared:
+            raise FeatxError(
+                f"{len(shared):,} of the {len(test_store):,} test images are training images too; a score on them "
+                "says nothing: take them out of one of the stores"
+            )
         if unknown := sorted(set(y_test) - set(y_train)):
             raise FeatxError(f"the test store has classes that the training images have not: {listed(unknown)}")
     if len(np.unique(y_train)) < 2:
@@ -234,8 +242,6 @@ def _labels(store: FeatureStore, y: Sequence[object] | np.ndarray | None) -> np.
         raise StoreError(f"one label an image is needed: {store.path.name} has {len(store):,}, got {len(labels):,}")
     if labels.dtype.kind == "f":
         raise StoreError("labels are classes here, and these are numbers (target='numeric'); extract them as classes")
-    if len(np.unique(labels)) < 2:
-        raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
     return labels.astype(str)
 
 

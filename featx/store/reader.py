@@ -260,34 +260,43 @@ def _stamp(file: int | Path) -> tuple[int, ...]:
 def _contents(file: h5py.File, path: Path) -> _Contents:
     recipe = Recipe.from_json(layout.read_strings(file["recipe"])[0])
     keys = file["images/key"][()]
+    n = len(keys)
     y, classes = None, None
     if "labels" in file and "value" in file["labels"]:
         y = file["labels/value"][()]
     elif "labels" in file:
         classes = np.array(layout.read_strings(file["labels/classes"]))
-        y = classes[file["labels/code"][()]]
+        codes = file["labels/code"][()]
+        if codes.min() < 0:
+            raise ValueError("label codes are indices")
+        y = classes[codes]
     offsets = {}
     size = path.stat().st_size
     for name in recipe.layers:
         dataset = file["layers"][layout.member(name)]
         offset, shape = dataset.id.get_offset(), dataset.shape
-        expected = (len(keys), *recipe.taps[name]["shape"])
+        expected = (n, *recipe.taps[name]["shape"])
         if offset is None or shape != expected or offset + dataset.dtype.itemsize * np.prod(shape) > size:
             raise StoreError(f"{path} is not whole: layer {name!r} should be {expected}, contiguous; extract it again")
         offsets[name] = (offset, shape, dataset.dtype)
+    ids, digests = layout.read_strings(file["images/id"]), file["images/digest"][()]
+    columns = {
+        layout.member_name(name): np.array(layout.read_strings(values)) for name, values in file["columns"].items()
+    }
+    lengths = [len(part) for part in (ids, digests, *columns.values(), *([] if y is None else [y]))]
+    if set(lengths) != {n} or keys.ndim != 1 or digests.shape != (n, 16) or len(np.unique(keys)) < n:
+        raise ValueError("one id, digest, label and column value belong to each key")
     group = file["failures"]
     failures = zip(*(layout.read_strings(group[part]) for part in ("id", "code", "reason")), strict=True)
     return _Contents(
         stamp=_stamp(path),
         identity=bytes(file.attrs["identity"]).decode(),
         keys=keys,
-        ids=np.array(layout.read_strings(file["images/id"])),
-        digests=file["images/digest"][()],
+        ids=np.array(ids),
+        digests=digests,
         y=y,
         classes=classes,
-        columns={
-            layout.member_name(name): np.array(layout.read_strings(values)) for name, values in file["columns"].items()
-        },
+        columns=columns,
         failures=tuple(Failure(*failure) for failure in failures),
         recipe=recipe,
         offsets=offsets,

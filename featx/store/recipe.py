@@ -102,10 +102,10 @@ class Recipe:
         raise LayerError(f"layer {name!r} is not stored{close}. There are: {', '.join(self.layers)}")
 
     def only(self, name: str | None) -> Recipe:
-        """The recipe of one layer."""
+        """The recipe of one layer; what serves to compute it, so without `origin`."""
         layer = self.layer(name)
         aliases = {alias: meant for alias, meant in self.aliases.items() if meant == layer}
-        return replace(self, taps={layer: self.taps[layer]}, aliases=aliases)
+        return replace(self, taps={layer: self.taps[layer]}, aliases=aliases, origin=None)
 
     def differences(self, other: Recipe) -> list[str]:
         """The fields that decide the numbers and differ: `["precision: 'float32' there, 'bfloat16' here"]`."""
@@ -113,8 +113,10 @@ class Recipe:
         for field in fields(self):
             there, here = getattr(self, field.name), getattr(other, field.name)
             if field.name == "taps":  # the order of layers decides nothing
-                if there != here:
+                if there.keys() != here.keys():
                     found.append(f"layers: {listed(there, 20)} there, {listed(here, 20)} here")
+                elif there != here:
+                    found.append("layers: of the same names, but other shapes")
             elif field.name not in _RECORDED_ONLY and there != here:
                 found.append(f"{field.name}: {there!r} there, {here!r} here")
         return found

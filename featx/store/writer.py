@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -166,7 +167,12 @@ class StoreWriter:
             layout.add_strings(group, "code", [failures[i].code for i in positions])
             layout.add_strings(group, "reason", [failures[i].reason for i in positions])
             layout.add_strings(file, "recipe", [self._recipe.to_json()])
-            identity = hashlib.sha256(keys.tobytes() + self._recipe.to_json().encode()).hexdigest()
+            labels = [
+                None if y is None else y[keep].tolist(),
+                {key: values[keep].tolist() for key, values in columns.items()},
+            ]
+            described = keys.tobytes() + self._recipe.to_json().encode() + json.dumps(labels).encode()
+            identity = hashlib.sha256(described).hexdigest()
             file.attrs.create("format", np.bytes_(layout.FORMAT))
             file.attrs.create("version", np.int64(layout.VERSION))
             file.attrs.create("identity", np.bytes_(identity))
