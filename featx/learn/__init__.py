@@ -6,7 +6,8 @@ Decodes nothing and loads no network, except to predict on new images, through `
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.persistence import load, save
 from featx.learn.prediction import Prediction, predict_images
-from featx.learn.selection import Candidate, Selection, select_model
+from featx.learn.ranking import Candidate, Selection
+from featx.learn.selection import select_model
 
 __all__ = [
     "Candidate",

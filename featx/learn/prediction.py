@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featx.errors import UnreadableImages
-from featx.learn.features import as_images
+from featx.learn.inputs import as_images
 
 _CHUNK = 256  # images a call: what is shown while a long run goes on, and what a bad image makes run twice
 

