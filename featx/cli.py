@@ -69,7 +69,7 @@ def _print(*things: object) -> None:
     # what is piped or logged is not cut at a screen's 80 columns
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=140)
     for thing in things:
-        console.print(thing, markup=False) if isinstance(thing, str) else console.print(thing)
+        console.print(thing, markup=False, soft_wrap=True) if isinstance(thing, str) else console.print(thing)
 
 
 @app.callback(invoke_without_command=True)
