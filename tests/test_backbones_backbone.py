@@ -370,3 +370,10 @@ def test_raw_pixels_are_the_picture_itself():
     (values,) = TappedNetwork(plain, taps, torch.device("cpu"), "float32")(pixels).values()
     expected = np.asarray(picture).transpose(2, 0, 1).reshape(1, -1) / 255
     np.testing.assert_allclose(values.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", [5, None, ["resnet18"]])
+def test_what_is_no_backbone_is_refused(network):
+    with pytest.raises(BackboneError, match="a name, a module or a featx.Backbone; got") as error:
+        Backbone(network)
+    message(error)

@@ -342,3 +342,9 @@ def test_every_listed_layer_can_be_tapped_and_has_the_listed_width():
         assert whole[f"{row.name}:none"].shape[1:] == row.shape
         flat = averaged.get(f"{row.name}:avg", whole[f"{row.name}:none"])  # "none" where there is no plane
         assert flat.shape == (len(pixels), row.pooled)
+
+
+@pytest.mark.parametrize("layers", [None, 3, []])
+def test_what_names_no_layers_is_refused(layers):
+    with pytest.raises(LayerError, match="layers is"):
+        resolve_taps(Backbone("bundled:pixels"), layers, "avg")

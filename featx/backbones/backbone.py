@@ -61,6 +61,8 @@ class Backbone:
                     "preprocessing=featx.Preprocessing(crop=(224, 224), resize=256))"
                 )
         else:
+            if not isinstance(network, str):
+                raise BackboneError(f"a backbone is a name, a module or a featx.Backbone; got {type(network).__name__}")
             self.name = canonical(network)
             self.weights = None if weights is None else str(weights)
             if is_file_name(self.weights):

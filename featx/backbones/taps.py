@@ -142,6 +142,8 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     LayerError
         A layer is not in the network (the nearest are named), a pool is not known, or layers is empty.
     """
+    if not isinstance(layers, Sequence):
+        raise LayerError(f"layers is a name or a list of names; got {type(layers).__name__}")
     wanted = [layers] if isinstance(layers, str) else list(layers)
     if not wanted:
         raise LayerError("layers is empty; name at least one, 'penultimate' for example")
