@@ -10,31 +10,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone, Preprocessing
-    from featx.errors import FeatxError, UnreadableImagesWarning
+    from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
     from featx.extraction import extract
     from featx.learn import load, save
-    from featx.store import FeatureStore
+    from featx.store import FeatureStore, export, merge
 
 __version__ = "0.1.0"
 __all__ = [
     "Backbone",
+    "ContradictionWarning",
     "FeatureStore",
     "FeatxError",
+    "NonFiniteWarning",
     "Preprocessing",
     "UnreadableImagesWarning",
+    "export",
     "extract",
     "load",
+    "merge",
     "save",
 ]
 
 _HOMES = {
     "Backbone": "featx.backbones",
+    "ContradictionWarning": "featx.errors",
     "FeatureStore": "featx.store",
     "FeatxError": "featx.errors",
+    "NonFiniteWarning": "featx.errors",
     "Preprocessing": "featx.backbones",
     "UnreadableImagesWarning": "featx.errors",
+    "export": "featx.store",
     "extract": "featx.extraction",
     "load": "featx.learn",
+    "merge": "featx.store",
     "save": "featx.learn",
 }
 

@@ -1,4 +1,4 @@
-"""The command line: arguments in, printed results out; what is done is done elsewhere.
+"""The command line: arguments in, printed results out; what is done is done elsewhere. Long, being mostly options.
 
 Exit codes: 0 done; 1 done, but some images could not be read; 2 something asked for is not there or does not fit;
 130 interrupted.
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featx import __version__
-from featx.errors import FeatxError, UnreadableImagesWarning
+from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
 
 if TYPE_CHECKING:
     from featx.learn import Selection
@@ -39,6 +39,12 @@ class Target(StrEnum):
     numeric = "numeric"
 
 
+class Compression(StrEnum):
+    gzip = "gzip"
+    zstd = "zstd"
+    none = "none"
+
+
 class Estimator(StrEnum):
     logistic_regression = "logistic_regression"
     linear_svm = "linear_svm"
@@ -56,7 +62,12 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
             typer.echo(f"featx: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            typer.echo("featx: interrupted; nothing half-written is left", err=True)
+            from featx.store import unfinished
+
+            output = kwargs.get("output")
+            kept = output is not None and unfinished(output) is not None
+            left = "what is done is kept, the same command goes on" if kept else "nothing half-written is left"
+            typer.echo(f"featx: interrupted; {left}", err=True)
             raise typer.Exit(130) from None
         raise typer.Exit(code or 0)
 
@@ -106,14 +117,25 @@ def extract(
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass.", show_default="auto")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode.", show_default="auto")] = None,
     dtype: Annotated[str, typer.Option(help="Of the stored rows: float32 or float16.")] = "float32",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace a store of which images are gone or changed, or have new labels.")
+    ] = False,
+    discard: Annotated[
+        bool, typer.Option("--discard", help="Drop what an interrupted run has done, instead of going on.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> int:
-    """Run images through a pretrained network once and keep activations in one HDF5 file."""
+    """Run images through a pretrained network once and keep activations in one HDF5 file.
+
+    An interrupted run goes on when it is started again. A store that is there is returned, or grows by the images and
+    layers that are new.
+    """
     from featx.extraction import extract as run
-    from featx.report import failures_text
+    from featx.report import notes_text
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UnreadableImagesWarning)  # told below, in full
+        for told_below in (UnreadableImagesWarning, NonFiniteWarning, ContradictionWarning):
+            warnings.simplefilter("ignore", told_below)
         store = run(
             source,
             output,
@@ -130,6 +152,8 @@ def extract(
             workers="auto" if workers is None else workers,
             dtype=dtype,
             progress=not quiet,
+            replace=replace,
+            discard=discard,
         )
     if store.classes is not None:
         labelled = f"{len(store.classes)} classes"
@@ -138,22 +162,76 @@ def extract(
     if store.y is None and store.columns:
         labelled += f" (--labels chooses one of the columns {', '.join(store.columns)})"
     _print(f"{output}: {len(store):,} images, {labelled}; layers {', '.join(store.layers)}")
-    if store.failures:
-        _print(f"{len(store.failures):,} images cannot be read and have no rows:", failures_text(store))
+    if notes := notes_text(store):
+        _print(notes)
     return 1 if store.failures else 0
 
 
 @app.command()
 @_command
-def info(store: Annotated[Path, typer.Argument(help="A store that featx extract made.")]) -> None:
-    """What a store holds, and what made it."""
-    from featx.report import failures_text, store_table
+def info(
+    store: Annotated[Path, typer.Argument(help="A store that featx extract made.")],
+    other: Annotated[Path | None, typer.Argument(help="Another one: what made them is compared.")] = None,
+) -> None:
+    """What a store holds, and what made it; of two, the difference field by field."""
+    from featx.report import difference_table, notes_text, store_table
     from featx.store import FeatureStore
 
     opened = FeatureStore(store)
+    if other is not None:
+        _print(difference_table(opened, FeatureStore(other)))
+        return
     _print(store_table(opened))
-    if opened.failures:
-        _print("images that could not be read:", failures_text(opened))
+    if notes := notes_text(opened):
+        _print(notes)
+
+
+@app.command()
+@_command
+def verify(stores: Annotated[list[Path], typer.Argument(help="One store or several.")]) -> None:
+    """Read every byte of a store and compare it with what was written."""
+    from featx.store import FeatureStore
+
+    for path in stores:
+        FeatureStore(path).verify()
+        _print(f"{path}: whole, every byte is as it was written")
+
+
+@app.command()
+@_command
+def merge(
+    stores: Annotated[list[Path], typer.Argument(help="Two stores or more, made alike, of different images.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to make.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a file that is there.")] = False,
+) -> None:
+    """One store with the images of several."""
+    from featx.store import merge as run
+
+    merged = run(stores, output, replace=replace)
+    _print(f"{output}: {len(merged):,} images of {len(stores)} stores")
+
+
+@app.command()
+@_command
+def export(
+    store: Annotated[Path, typer.Argument(help="A store that featx extract made.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=".npy (one layer), .parquet, or .h5 (a compressed archive).")
+    ],
+    layer: Annotated[
+        list[str] | None, typer.Option("--layer", "-l", help="Only these layers; may be repeated.")
+    ] = None,
+    compression: Annotated[
+        Compression | None, typer.Option(help="Of an archive, gzip by default; 'none' gives the store back.")
+    ] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace a file that is there.")] = False,
+) -> None:
+    """A store's layers as .npy or Parquet, or the whole of it as a compressed archive."""
+    from featx.store import export as run
+
+    method = None if compression is None else compression.value
+    written = run(store, output, layer or None, compression=method, replace=replace)
+    _print(f"{written}: {written.stat().st_size / 1e6:,.1f} MB")
 
 
 @app.command()

@@ -24,7 +24,8 @@ class ImageError(FeatxError):
     Parameters
     ----------
     code : str
-        One word of a fixed list: "missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type".
+        One word of a fixed list: "missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type",
+        "changed".
     reason : str
         The same in words; never another library's text, which may change from run to run.
     """
@@ -64,8 +65,27 @@ class RecipeError(StoreError):
     """Two recipes that had to be equal and are not."""
 
 
+class DamageError(StoreError):
+    """Bytes of a store that are not those that were written; `damages` lists them as (layer, start, stop) in rows."""
+
+    def __init__(self, message: str, damages: list) -> None:
+        super().__init__(message, damages)
+        self.damages = damages
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
 class UnreadableImagesWarning(UserWarning):
     """Some images of a run could not be read; the store lists them in `failures`."""
+
+
+class NonFiniteWarning(UserWarning):
+    """Some rows hold inf or NaN; the store lists them in `nonfinite`."""
+
+
+class ContradictionWarning(UserWarning):
+    """Images of the same content have different labels; the store lists them in `contradictions`."""
 
 
 class KeysError(FeatxError):

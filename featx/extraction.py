@@ -4,20 +4,23 @@ the function's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from featx.backbones import Backbone
-from featx.errors import ImageError, RecipeError, StoreError, UnreadableImagesWarning, listed
+from featx.errors import ContradictionWarning, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
 from featx.forward import Block, plan, stream
-from featx.images import Collection, collect, content_digest, decode
-from featx.store import FeatureStore, Recipe, StoreWriter
+from featx.images import Collection, collect
+from featx.reuse import Old, look, refuse_another_run, refuse_changed
+from featx.store import FeatureStore, StoreWriter, refuse_running, unfinished
+from featx.store import discard as discard_unfinished
 
 
 def extract(
@@ -38,6 +41,8 @@ def extract(
     workers: int | str = "auto",
     dtype: str = "float32",
     progress: bool = True,
+    replace: bool = False,
+    discard: bool = False,
 ) -> FeatureStore:
     """Run images through a pretrained network once and keep activations in one HDF5 file.
 
@@ -46,7 +51,9 @@ def extract(
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder of class folders, a folder of images, a CSV manifest, or the images themselves.
     output : path
-        The HDF5 file to make. If it is there already with this recipe and these images, it is returned as it is.
+        The HDF5 file to make. If it is there already with this recipe and these images, it is returned as it is. If
+        there are more images or more layers now, a new store with the old rows and the new takes its place. A run that
+        was interrupted goes on.
     backbone : str, torch.nn.Module or Backbone
         "resnet50", "timm:convnext_tiny", "bundled:efficientnet_lite0" ...; see Backbone.
     layers : str or sequence of str
@@ -76,6 +83,11 @@ def extract(
         Of the stored rows.
     progress : bool
         Show a bar with images/s and time left on stderr.
+    replace : bool
+        Let the new store take the place of one whose images are gone or changed, or have other labels. Rows that still
+        serve are copied.
+    discard : bool
+        Drop what an unfinished run towards this output has done.
 
     Returns
     -------
@@ -86,14 +98,24 @@ def extract(
     SourceError, BackboneError, LayerError
         What was asked for is not there; nothing has been written.
     RecipeError
-        The output exists and was made otherwise; the differences are named.
+        The output exists, or was begun, and was made otherwise or of other images; the differences are named.
     StoreError
-        The output cannot be written, or not one image can be read.
+        The output cannot be written, another run is writing it, the disk is too small, not one image can be read, or
+        images changed since an unfinished run read them.
 
     Warns
     -----
     UnreadableImagesWarning
         Some images could not be read; they have no rows.
+    NonFiniteWarning
+        Some rows hold inf or NaN: float16 that overflowed, say.
+    ContradictionWarning
+        Images with the same content have different labels.
+
+    Notes
+    -----
+    An interrupted run, a killed one too, leaves `OUTPUT.partial` and `OUTPUT.journal`; the same call goes on, and the
+    finished file is the same, byte for byte, as that of an unbroken run.
 
     Examples
     --------
@@ -102,10 +124,17 @@ def extract(
     output = Path(output)
     _refuse_unwritable(output)
     images = collect(source, labels, ids=ids, target=target, path_column=path_column)
+    refuse_running(output)
+    if discard:
+        discard_unfinished(output)
     store = FeatureStore(output) if output.exists() else None
-    if store is not None:  # what is left to "auto" is as it was then
-        precision = store.recipe.precision if precision == "auto" else precision
-        batch_size = store.recipe.batch_size if batch_size == "auto" else batch_size
+    begun = unfinished(output)
+    known = begun.recipe if begun is not None else None if store is None else store.recipe
+    if known is not None:  # what is left to "auto" is as it was then
+        precision = known.precision if precision == "auto" else precision
+        batch_size = known.batch_size if batch_size == "auto" else batch_size
+    if begun is not None:
+        device = begun.recipe.device if device == "auto" else device
     recipe = plan(
         images.images,
         backbone=backbone,
@@ -118,79 +147,97 @@ def extract(
         dtype=dtype,
         origin=images.origin,
     )
-    if store is not None:
-        _refuse_another(store, recipe, images)
-        return store
-    blocks: Iterable[Block] = stream(images.images, recipe, device=device, workers=workers)
-    if progress:
-        blocks = _with_progress(blocks, len(images.ids))
-    digests: dict[int, bytes] = {}
-    failures: dict[int, ImageError] = {}
-    with StoreWriter(output, recipe, len(images.ids)) as writer:
-        for block in blocks:
-            if len(block.indices):
-                writer.write(block.indices, block.rows)
-            digests |= block.digests
-            failures |= block.failures
-        writer.finish(images.ids, digests, images.y, images.columns, failures)
-    if failures:
-        names = listed(images.ids[position] for position in sorted(failures))
+    old = None if store is None else look(store, recipe, images)
+    if old is not None and old.is_all:
+        if begun is None:
+            discard_unfinished(output)  # a kill between the last two steps leaves a journal
+        return old.store
+    if begun is not None:
+        refuse_another_run(output, begun, recipe, images)
+        recipe = begun.recipe
+    elif old is not None:
+        old.refuse_what_is_lost(replace)
+        recipe = old.grown()
+    with StoreWriter(output, recipe, images.ids, images.y, images.columns) as writer, _threads(recipe.threads):
+        refuse_changed(output, writer, images)
+        if old is not None:
+            old.copy_rows(writer)
+        blocks = _blocks(images, writer, old, device, workers)
+        for block in _with_progress(blocks, writer.todo) if progress else blocks:
+            _write(block, writer, old)
+        writer.finish()
+    store = FeatureStore(output)
+    _warn(store, len(images.ids))
+    return store
+
+
+def _blocks(
+    images: Collection, writer: StoreWriter, old: Old | None, device: str, workers: int | str
+) -> Iterator[Block]:
+    """What is still to do: images without rows through all layers, then the others through the layers that are new."""
+    fresh = writer.todo if old is None else writer.todo & ~old.has
+    if fresh.any():
+        yield from stream(images.images, writer.recipe, device=device, workers=workers, todo=fresh.copy())
+    if old is not None and writer.todo.any():
+        recipe = writer.recipe.some(old.new_layers)
+        yield from stream(images.images, recipe, device=device, workers=workers, todo=writer.todo.copy())
+
+
+def _write(block: Block, writer: StoreWriter, old: Old | None) -> None:
+    """Those rows of a block that are still to do: a batch may hold images that are not."""
+    all_layers = block.rows.keys() == writer.recipe.taps.keys()
+    todo = writer.todo.copy()
+    if old is not None:
+        todo &= ~old.has if all_layers else old.has
+    wanted = todo[block.indices]
+    if wanted.any():
+        indices = block.indices[wanted]
+        rows = {name: values[wanted] for name, values in block.rows.items()}
+        if old is not None and not all_layers:
+            rows |= old.take(indices)
+        digests = np.frombuffer(b"".join(block.digests[i] for i in indices.tolist()), np.uint8)
+        writer.write(indices, rows, digests.reshape(-1, 16))
+    writer.fail({i: error for i, error in block.failures.items() if todo[i]})
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many threads of the forward pass as were recorded: they decide the last bits of the numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _warn(store: FeatureStore, n: int) -> None:
+    """What a user should know of a new store, at the line that called `extract`."""
+    if store.failures:
         warnings.warn(
-            f"{len(failures):,} of {len(images.ids):,} images cannot be read and have no rows, see store.failures: "
-            f"{names}",
+            f"{len(store.failures):,} of {n:,} images cannot be read and have no rows, see store.failures: "
+            f"{listed(failure.id for failure in store.failures)}",
             UnreadableImagesWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return FeatureStore(output)
-
-
-def _refuse_another(store: FeatureStore, recipe: Recipe, images: Collection) -> None:
-    """Raise RecipeError unless the store is what would be made now."""
-    if differences := store.recipe.differences(recipe):
-        raise RecipeError(
-            f"{store.path} was made otherwise: {'; '.join(differences)}. Choose another output, or delete it"
+    if store.nonfinite:
+        overflow = store.recipe.dtype == "float16" and any(entry.what == "inf" for entry in store.nonfinite)
+        named = ", ".join(f"{entry.id!r} in {entry.layer!r} ({entry.what})" for entry in store.nonfinite[:3])
+        warnings.warn(
+            f"{len(store.nonfinite):,} rows hold numbers that are none, see store.nonfinite: {named}"
+            + ("; float32 may hold what float16 cannot" if overflow else ""),
+            NonFiniteWarning,
+            stacklevel=3,
         )
-    if differences := _image_differences(store, images):
-        raise RecipeError(f"{store.path} holds other images: {'; '.join(differences)}. Choose another output")
-
-
-def _image_differences(store: FeatureStore, images: Collection) -> list[str]:
-    failed = {failure.id: failure for failure in store.failures}
-    there, here = {*store.ids.tolist(), *failed}, set(images.ids)
-    found = []
-    if gone := sorted(there - here):
-        found.append(f"gone since: {listed(gone)}")
-    if new := sorted(here - there):
-        found.append(f"new: {listed(new)}")
-    position = {name: i for i, name in enumerate(images.ids)}
-    rows = [(row, position[name]) for row, name in enumerate(store.ids.tolist()) if name in position]
-    changed = [images.ids[i] for row, i in rows if _digest_or_none(images.images[i]) != store.digests[row].tobytes()]
-    changed += [name for name in failed if name in position and _is_readable(images.images[position[name]])]
-    if changed:
-        found.append(f"changed: {listed(changed)}")
-    if images.y is not None and not found:
-        labels = images.y[[i for _, i in rows]]
-        if store.y is None or not np.array_equal(labels, store.y):
-            found.append("other labels (store.align gives a store other labels)")
-    others = {name: values[[i for _, i in rows]].tolist() for name, values in images.columns.items()}
-    if not found and others != {name: values.tolist() for name, values in store.columns.items()}:
-        found.append("other columns in the manifest")
-    return found
-
-
-def _digest_or_none(image: Any) -> bytes | None:
-    try:
-        return content_digest(image)
-    except ImageError:
-        return None
-
-
-def _is_readable(image: Any) -> bool:
-    try:
-        decode(image)
-    except ImageError:
-        return False
-    return True
+    if contradictions := store.contradictions:
+        first = contradictions[0][:2].tolist()
+        pair = " and ".join(f"{store.ids[row].item()!r} ({store.y[row]})" for row in first)  # type: ignore[index]
+        warnings.warn(
+            f"{len(contradictions):,} images are there several times with different labels, see store.contradictions: "
+            f"{pair}",
+            ContradictionWarning,
+            stacklevel=3,
+        )
 
 
 def _refuse_unwritable(output: Path) -> None:
@@ -206,7 +253,7 @@ def _refuse_unwritable(output: Path) -> None:
         raise StoreError(f"cannot write {output}: no permission in {output.parent}; choose another folder")
 
 
-def _with_progress(blocks: Iterable[Block], n: int) -> Iterator[Block]:
+def _with_progress(blocks: Iterable[Block], todo: np.ndarray) -> Iterator[Block]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -218,8 +265,8 @@ def _with_progress(blocks: Iterable[Block], n: int) -> Iterator[Block]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=n, speed="")
+        task = bar.add_task("", total=len(todo), completed=int((~todo).sum()), speed="")
         for block in blocks:
             yield block
             speed = bar.tasks[task].speed
-            bar.update(task, completed=block.stop, speed=f"{speed:,.0f} images/s" if speed else "")
+            bar.update(task, completed=int((~todo).sum()), speed=f"{speed:,.0f} images/s" if speed else "")

@@ -100,7 +100,7 @@ def plan(
     if not isinstance(backbone, Backbone):
         backbone = Backbone(backbone, weights)
     taps, aliases = resolve_taps(backbone, layers, pool)
-    libraries = ["featx", "torch", "torchvision", "pillow", "h5py", "numpy"]
+    libraries = ["featx", "torch", "torchvision", "pillow", "numpy"]
     if backbone.name.startswith(("timm:", "bundled:efficientnet")):
         libraries.append("timm")
     error = None
@@ -136,7 +136,12 @@ def plan(
 
 
 def stream(
-    images: Sequence[Any], recipe: Recipe, *, device: str = "auto", workers: int | str = "auto"
+    images: Sequence[Any],
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    workers: int | str = "auto",
+    todo: np.ndarray | None = None,
 ) -> Iterator[Block]:
     """Run images through a recipe, in order.
 
@@ -147,11 +152,14 @@ def stream(
         Its layers are computed, and nothing deeper.
     device : "auto", "cpu" or "cuda"
     workers : threads that decode, or "auto": one a core
+    todo : (n,) bool, optional
+        For a run that is kept: batches without an image to do are passed over, and every batch has the recipe's size,
+        so that rows do not depend on how many images there are or what was done before.
 
     Yields
     ------
     Block
-        Together they cover every image once, with rows or with a failure.
+        Together they cover every image (every batch to do) once, with rows or with a failure.
 
     Raises
     ------
@@ -166,8 +174,9 @@ def stream(
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     network = _network(recipe.to_json(), place.type)
     # fewer images than a batch are not padded: predicting one image costs one image
-    rows = min(recipe.batch_size, len(images))
-    for batch in batches(images, preprocessing, preprocessing.size, rows, workers):
+    rows = recipe.batch_size if todo is not None else min(recipe.batch_size, len(images))
+    starts = [start for start in range(0, len(images), rows) if todo is None or todo[start : start + rows].any()]
+    for batch in batches(images, preprocessing, preprocessing.size, rows, workers, starts):
         slots = np.array(sorted(batch.digests), dtype=np.int64)
         found: dict[str, np.ndarray] = {}
         if len(slots):

@@ -7,7 +7,7 @@ in `failures`, so neither a failure nor the number of threads changes what else 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from featx.errors import ImageError
-from featx.images.decoding import AnyImage, decode
+from featx.images.decoding import AnyImage, Stamp, decode, stamp
 
 _BATCHES_AHEAD = 2
 
@@ -42,8 +42,9 @@ def batches(
     size: tuple[int, int],
     batch_size: int,
     workers: int,
+    starts: Iterable[int] | None = None,
 ) -> Iterator[Batch]:
-    """Decode and prepare images in order.
+    """Decode and prepare images in order. A file that changes after this has begun is a failure.
 
     Parameters
     ----------
@@ -52,14 +53,16 @@ def batches(
     size : (h, w), what `prepare` returns
     batch_size : slots a batch; the last one is padded with empty slots
     workers : decoding threads
+    starts : multiples of `batch_size`, increasing: the batches that are wanted, by default all
     """
+    stamps = [stamp(image) for image in images]
     with ThreadPoolExecutor(workers, thread_name_prefix="featx-decode") as pool:
         ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
         try:
-            for start in range(0, len(images), batch_size):
+            for start in range(0, len(images), batch_size) if starts is None else starts:
                 batch = Batch(start, np.zeros((batch_size, *size, 3), np.uint8), {}, {})
-                chosen = images[start : start + batch_size]
-                ahead.append((batch, [pool.submit(_fill, batch, i, image, prepare) for i, image in enumerate(chosen)]))
+                chosen = zip(images[start : start + batch_size], stamps[start : start + batch_size], strict=True)
+                ahead.append((batch, [pool.submit(_fill, batch, i, *each, prepare) for i, each in enumerate(chosen)]))
                 if len(ahead) > _BATCHES_AHEAD:
                     yield _finished(*ahead.popleft())
             while ahead:
@@ -68,9 +71,15 @@ def batches(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _fill(batch: Batch, slot: int, image: AnyImage, prepare: Callable[[Image.Image], np.ndarray]) -> None:
+def _fill(
+    batch: Batch,
+    slot: int,
+    image: AnyImage,
+    expected: Stamp | None,
+    prepare: Callable[[Image.Image], np.ndarray],
+) -> None:
     try:
-        picture, digest = decode(image)
+        picture, digest = decode(image, expected)
         batch.pixels[slot] = prepare(picture)
         batch.digests[slot] = digest
     except ImageError as error:

@@ -10,7 +10,6 @@ import hashlib
 import io
 import os
 import stat
-from pathlib import Path
 
 import numpy as np
 from PIL import (  # a plugin must be imported before its format can be asked for
@@ -37,12 +36,27 @@ MAX_ASPECT = 100  # the shorter edge is scaled to a few hundred pixels: the long
 AnyImage = str | os.PathLike | np.ndarray | Image.Image
 
 
-def decode(image: AnyImage) -> tuple[Image.Image, bytes]:
+Stamp = tuple[int, int]
+
+
+def stamp(image: AnyImage) -> Stamp | None:
+    """(bytes, time of the last change in ns) of a file, which `decode` can be asked to find again; else None."""
+    if not isinstance(image, str | os.PathLike):
+        return None
+    try:
+        status = os.stat(image)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def decode(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image, bytes]:
     """Decode one image.
 
     Parameters
     ----------
     image : path, PIL image, or uint8 array of shape (h, w) or (h, w, 3)
+    expected : the file's stamp when the run began; a file that has changed since is refused
 
     Returns
     -------
@@ -54,7 +68,7 @@ def decode(image: AnyImage) -> tuple[Image.Image, bytes]:
     ImageError
         With a code of its own; see there.
     """
-    content, picture = _open(image)
+    content, picture = _open(image, expected)
     digest = hashlib.blake2b(content, digest_size=16).digest()
     width, height = picture.size
     if width * height > MAX_PIXELS:
@@ -71,18 +85,24 @@ def content_digest(image: AnyImage) -> bytes:
     return hashlib.blake2b(_open(image)[0], digest_size=16).digest()
 
 
-def _read(path: str | os.PathLike) -> bytes:
+def _read(path: str | os.PathLike, expected: Stamp | None = None) -> bytes:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
             raise ImageError("unreadable", "it cannot be read: it is not a file")
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            content = file.read()
+            status = os.fstat(file.fileno())
     except FileNotFoundError as error:
-        raise ImageError("missing", "there is no such file") from error
+        vanished = "the file vanished while the run was on"
+        raise ImageError("missing", vanished if expected else "there is no such file") from error
     except OSError as error:
         raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
+    if expected is not None and (status.st_size, status.st_mtime_ns) != expected or status.st_size != len(content):
+        raise ImageError("changed", "the file changed while the run was on")
+    return content
 
 
-def _open(image: AnyImage) -> tuple[bytes, Image.Image]:
+def _open(image: AnyImage, expected: Stamp | None = None) -> tuple[bytes, Image.Image]:
     """The bytes that identify an image, and the picture, not yet decoded."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3):
@@ -94,7 +114,7 @@ def _open(image: AnyImage) -> tuple[bytes, Image.Image]:
     if isinstance(image, Image.Image):
         picture = _to_rgb(image)  # what is seen identifies it: mode, palette and rotation are behind
         return f"PIL {picture.size}".encode() + picture.tobytes(), picture
-    content = _read(image)
+    content = _read(image, expected)
     try:
         return content, Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from featx.report.figures import selection_figure
 from featx.report.progress import search_progress
+from featx.report.stores import difference_table, notes_text, store_table
 from featx.report.tables import (
-    failures_text,
     layers_table,
     predictions_csv,
     predictions_json,
     predictions_table,
     ranking_table,
     selection_text,
-    store_table,
 )
 
 __all__ = [
-    "failures_text",
+    "difference_table",
     "layers_table",
+    "notes_text",
     "predictions_csv",
     "predictions_json",
     "predictions_table",

@@ -1,4 +1,4 @@
-"""Stores, selections and predictions in; rich tables, plain sentences, CSV and JSON out."""
+"""Selections, backbones and predictions in; rich tables, plain sentences, CSV and JSON out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import numpy as np
 from rich.table import Table
-
-from featx.store import FeatureStore
 
 if TYPE_CHECKING:  # each table needs one of these, and none should wait for the others' torch or scikit-learn
     from featx.backbones import Backbone
@@ -61,47 +58,6 @@ def selection_text(selection: Selection) -> str:
         )
     else:
         lines.append("held out: nothing, so there is no score that the choice has not flattered")
-    return "\n".join(lines)
-
-
-def store_table(store: FeatureStore) -> Table:
-    """What a store holds and what made it."""
-    recipe = store.recipe
-    table = Table(title=str(store.path), title_justify="left", show_header=False)
-    table.add_row("images", f"{len(store):,}")
-    if store.classes is not None and store.y is not None:
-        names, counts = np.unique(store.y, return_counts=True)
-        shown = ", ".join(f"{name} {count:,}" for name, count in list(zip(names, counts, strict=True))[:12])
-        table.add_row("classes", f"{len(names):,}: {shown}{' ...' if len(names) > 12 else ''}")
-    elif store.y is not None:
-        table.add_row("labels", f"numbers from {store.y.min():g} to {store.y.max():g}")
-    else:
-        table.add_row("labels", "none; featx search --labels FILE.csv, or store.align, gives them")
-    if store.columns:
-        table.add_row("columns", ", ".join(store.columns))
-    if store.failures:
-        table.add_row("unreadable", f"{len(store.failures):,} images without rows, listed below")
-    itemsize = np.dtype(recipe.dtype).itemsize
-    for name, tap in recipe.taps.items():
-        size = len(store) * math.prod(tap["shape"]) * itemsize
-        others = [alias for alias, meant in recipe.aliases.items() if meant == name]
-        alias = f" = {', '.join(others)}" if others else ""
-        shape = " x ".join(f"{side:,}" for side in tap["shape"])
-        table.add_row("layer", f"{name}{alias}: {shape} {recipe.dtype}, {_bytes(size)}")
-    table.add_row("backbone", f"{recipe.backbone}, weights {recipe.weights} ({recipe.weights_sha256[:12]})")
-    error = f", at most {recipe.precision_error:.2%} off" if recipe.precision_error is not None else ""
-    table.add_row("computed", f"{recipe.precision}{error}, {recipe.engine}, on {recipe.device}")
-    table.add_row("preprocessing", ", ".join(f"{key} {value}" for key, value in recipe.preprocessing.items()))
-    table.add_row("decoding", recipe.decoder)
-    table.add_row("versions", ", ".join(f"{name} {number}" for name, number in recipe.versions.items()))
-    return table
-
-
-def failures_text(store: FeatureStore, most: int = 20) -> str:
-    """The images that have no rows, a line each; empty if there are none."""
-    lines = [f"  {failure.id}: {failure.reason}" for failure in store.failures[:most]]
-    if len(store.failures) > most:
-        lines.append(f"  and {len(store.failures) - most:,} more, in store.failures")
     return "\n".join(lines)
 
 
@@ -157,11 +113,3 @@ def predictions_csv(predictions: Iterable[Prediction]) -> str:
     for row in predictions:
         writer.writerow(["" if value is None else value for value in row])
     return text.getvalue().rstrip("\n")
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"

@@ -3,8 +3,28 @@
 Knows nothing of images, networks or scikit-learn.
 """
 
+from featx.store.blocks import Damage
+from featx.store.exporting import export
+from featx.store.journal import Unfinished, discard, refuse_running, unfinished
+from featx.store.keys import image_keys
+from featx.store.merging import copy_rows, merge
 from featx.store.reader import FeatureStore
-from featx.store.recipe import Recipe
-from featx.store.writer import StoreWriter, image_keys
+from featx.store.recipe import Difference, Recipe, collection_digest
+from featx.store.writer import StoreWriter
 
-__all__ = ["FeatureStore", "Recipe", "StoreWriter", "image_keys"]
+__all__ = [
+    "Damage",
+    "Difference",
+    "FeatureStore",
+    "Recipe",
+    "StoreWriter",
+    "Unfinished",
+    "collection_digest",
+    "copy_rows",
+    "discard",
+    "export",
+    "image_keys",
+    "merge",
+    "refuse_running",
+    "unfinished",
+]

@@ -1,111 +1,196 @@
-"""Where everything lies in the file: what FORMAT.md says, once, for the writer and the reader."""
+"""Where everything lies in the file: what FORMAT.md says, once, for writing and reading.
+
+A seal (4,096 bytes of text), HDF5's superblock (at 4,096), the layers (from 8,192 on), the metadata, HDF5's objects.
+Every offset follows from types and shapes.
+"""
 
 from __future__ import annotations
 
-import io
-import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
 
-import h5py
 import numpy as np
+import xxhash
+
+from featx.store import hdf5
+from featx.store.hdf5 import Array
+from featx.store.recipe import Recipe
 
 FORMAT = "featx-store"
 VERSION = 1
-ALIGNMENT = 4096  # bytes; a page, so that rows can be mapped
-_BOUND = ("earliest", "v110")  # the newest HDF5 file structures a store may use
+PAGE = 4096  # bytes; what a layer's offset is a multiple of, so that rows can be mapped
+FIRST_LAYER = 2 * PAGE
+_METADATA_ALIGNMENT = 64
+_BLOCK_BYTES = 2**20
+GROUP_ROWS = 64  # no block of checksums has more rows, and every block's size divides it
+
+Metadata = Mapping[str, "np.ndarray | Mapping[str, np.ndarray]"]
 
 
-class Skeleton(io.RawIOBase):
-    """A file in memory that holds what HDF5 writes of its own, and not the rows, which it never touches.
+def aligned(offset: int, to: int) -> int:
+    return -(-offset // to) * to
 
-    HDF5 does not survive a write that fails; so it writes here, and the bytes go to disk by `extents` and calls of our
-    own. Its size may be far beyond memory: between the extents there is nothing.
+
+def block_rows(row_bytes: int) -> int:
+    """Rows that share one checksum: a power of two, at most 64, and at most 1 MiB unless it is one row."""
+    rows = GROUP_ROWS
+    while rows > 1 and rows * row_bytes > _BLOCK_BYTES:
+        rows //= 2
+    return rows
+
+
+def checksum(rows: Any) -> int:
+    """XXH3, 64 bits, of the bytes of some rows."""
+    return xxhash.xxh3_64_intdigest(rows)
+
+
+def place_layers(recipe: Recipe, n: int) -> dict[str, Array]:
+    """The layers of n images, in the order of the recipe."""
+    found, at = {}, FIRST_LAYER
+    dtype = np.dtype(recipe.dtype).newbyteorder("<").str
+    for name, tap in recipe.taps.items():
+        found[name] = Array(dtype, (n, *tap["shape"]), at)
+        at = aligned(at + found[name].nbytes, PAGE)
+    return found
+
+
+def end_of(layers: Mapping[str, Array]) -> int:
+    """Where the metadata begins."""
+    last = list(layers.values())[-1]
+    if last.chunks is not None:
+        return aligned(sum(last.chunks.extents[-1]), _METADATA_ALIGNMENT)
+    return aligned(last.offset + last.nbytes, PAGE)
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What the file's first page says; it is written last.
+
+    size : bytes of the whole file
+    metadata : where the layers end
+    structure : where HDF5's objects begin
+    identity : XXH3, 128 bits, of bytes 4,096 to 8,191 and `metadata` to `size`: of all but rows, and their checksums
+        are among it
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.extents: list[tuple[int, bytes]] = []  # (offset, bytes), later ones over earlier ones
-        self.size = 0
-        self._at = 0
+    size: int
+    metadata: int
+    structure: int
+    identity: str
 
-    def readable(self) -> bool:
-        return True
+    def to_bytes(self) -> bytes:
+        lines = [f"{FORMAT} {VERSION}", f"size {self.size}", f"metadata {self.metadata}"]
+        lines += [f"structure {self.structure}", f"identity {self.identity}"]
+        text = "".join(f"{line}\n" for line in lines).encode()
+        return (text + b"seal " + xxhash.xxh3_64_hexdigest(text).encode() + b"\n").ljust(PAGE, b"\0")
 
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def truncate(self, size: int | None = None) -> int:
-        self.size = self._at if size is None else size
-        return self.size
-
-    def write(self, data: Any) -> int:
-        content = bytes(data)
-        self.extents.append((self._at, content))
-        self._at += len(content)
-        self.size = max(self.size, self._at)
-        return len(content)
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        length = max(0, min(len(view), self.size - self._at))
-        view[:length] = bytes(length)
-        for offset, content in self.extents:
-            start, stop = max(offset, self._at), min(offset + len(content), self._at + length)
-            if start < stop:
-                view[start - self._at : stop - self._at] = content[start - offset : stop - offset]
-        self._at += length
-        return length
+    @classmethod
+    def from_bytes(cls, page: bytes) -> Seal:
+        """Raises ValueError unless these are exactly the bytes of a seal."""
+        found = _SEAL.match(page)
+        if found is None:
+            raise ValueError("no seal")
+        seal = cls(int(found[1]), int(found[2]), int(found[3]), found[4].decode())
+        if seal.to_bytes() != page or not FIRST_LAYER < seal.metadata < seal.structure < seal.size:
+            raise ValueError("a damaged seal")
+        return seal
 
 
-def create(skeleton: Skeleton) -> h5py.File:
-    """A new, empty HDF5 file of the pinned structures, in which everything is aligned: for the layers."""
-    return h5py.File(skeleton, "w", libver=_BOUND, alignment_threshold=1, alignment_interval=ALIGNMENT)
+_SEAL = re.compile(
+    rb"featx-store 1\nsize (\d{1,18})\nmetadata (\d{1,18})\nstructure (\d{1,18})\nidentity ([0-9a-f]{32})\n"
+)
 
 
-def reopen(skeleton: Skeleton) -> h5py.File:
-    """The same file, in which what is added lies close together: for all the rest."""
-    return h5py.File(skeleton, "r+", libver=_BOUND)
+def version_of(page: bytes) -> int | None:
+    """The version that a file's first page claims, or None if it is no store's."""
+    found = re.match(rb"featx-store (\d{1,9})\n", page)
+    return None if found is None else int(found[1])
 
 
-def add_rows(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str) -> int:
-    """Lay out a contiguous dataset, allocated at once and not filled; returns the offset of its bytes in the file."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    properties.set_layout(h5py.h5d.CONTIGUOUS)
-    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    properties.set_obj_track_times(False)
-    little = np.dtype(dtype).newbyteorder("<")
-    space = h5py.h5s.create_simple(shape)
-    dataset = h5py.h5d.create(group.id, name.encode(), h5py.h5t.py_create(little), space, properties)
-    return int(dataset.get_offset())
+def identity_of(superblock_page: Any, metadata: Any) -> str:
+    digest = xxhash.xxh3_128(superblock_page)
+    digest.update(metadata)
+    return digest.hexdigest()
 
 
-def add_array(group: h5py.Group, name: str, values: np.ndarray) -> None:
-    """A small dataset, without time stamps."""
-    group.create_dataset(name, data=values, track_times=False)
+def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, bytearray, Seal]:
+    """Everything but the rows.
+
+    Returns
+    -------
+    superblock_page : what stands at 4,096
+    rest : what stands at `seal.metadata`, to the end of the file
+    seal : Seal
+    """
+    start = end_of(layers)
+    rest = bytearray()
+
+    def placed(values: np.ndarray) -> Array:
+        values = np.ascontiguousarray(values)
+        array = Array(values.dtype.str.replace("|", "<" if values.dtype.kind == "u" else ""), values.shape, 0)
+        if values.size:
+            array = Array(array.dtype, array.shape, start + len(rest))
+            rest.extend(values.reshape(-1).view(np.uint8).data)
+            rest.extend(bytes(-len(rest) % _METADATA_ALIGNMENT))
+        return array
+
+    tree: dict[str, Any] = {"layers": {member(name): array for name, array in layers.items()}}
+    for name, node in metadata.items():
+        tree[name] = placed(node) if isinstance(node, np.ndarray) else {key: placed(node[key]) for key in node}
+    structure = start + len(rest)
+    superblock, objects = hdf5.emit(tree, {"format": FORMAT.encode(), "version": VERSION}, PAGE, structure)
+    rest.extend(objects)
+    page = superblock.ljust(PAGE, b"\0")
+    return page, rest, Seal(start + len(rest), start, structure, identity_of(page, rest))
 
 
-def add_strings(group: h5py.Group, name: str, values: list[str]) -> None:
-    """Strings as fixed-length UTF-8, null-padded to the longest: no variable-length type is ever written."""
+def check_places(layers: Mapping[str, Array], others: Sequence[Array], seal: Seal) -> None:
+    """Raise hdf5.Malformed unless every array stands where `place_layers` or `assemble` would have put it."""
+    at = FIRST_LAYER
+    for array in layers.values():
+        if array.chunks is None:
+            at = _after(array, at, PAGE)
+            continue
+        for offset, nbytes in array.chunks.extents:
+            if offset != at or nbytes < 1:
+                raise hdf5.Malformed("a piece of a layer is out of place")
+            at += nbytes
+        at = aligned(at, PAGE)
+    if end_of(layers) != seal.metadata:
+        raise hdf5.Malformed("the metadata is out of place")
+    at = seal.metadata
+    for array in others:
+        if array.chunks is not None:
+            raise hdf5.Malformed("compressed metadata")
+        at = _after(array, at, _METADATA_ALIGNMENT) if array.nbytes else at
+    if at != seal.structure:
+        raise hdf5.Malformed("the structure is out of place")
+
+
+def _after(array: Array, at: int, alignment: int) -> int:
+    if array.offset != at:
+        raise hdf5.Malformed("a dataset is out of place")
+    return aligned(at + array.nbytes, alignment)
+
+
+def gaps(layers: Mapping[str, Array], end: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the bytes between layers that hold nothing; they are zero."""
+    ends = [
+        array.offset + array.nbytes if array.chunks is None else sum(array.chunks.extents[-1])
+        for array in layers.values()
+    ]
+    for stop in ends:
+        if stop != (after := min(aligned(stop, PAGE), end)):
+            yield stop, after
+
+
+def strings(values: Sequence[str]) -> np.ndarray:
+    """Fixed-length UTF-8, null-padded to the longest: no variable-length type is ever written."""
     encoded = [value.encode() for value in values]
-    longest = max([1, *map(len, encoded)])
-    dtype = h5py.string_dtype("utf-8", longest)
-    group.create_dataset(name, data=np.array(encoded, dtype=f"S{longest}").astype(dtype), track_times=False)
-
-
-def read_strings(dataset: h5py.Dataset) -> list[str]:
-    return [value.decode() for value in dataset[()].tolist()]
+    return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
 def member(name: str) -> str:
@@ -116,4 +201,4 @@ def member(name: str) -> str:
 
 
 def member_name(member: str) -> str:
-    return "" if member == "%" else unquote(member)
+    return "" if member == "%" else unquote(member, errors="strict")

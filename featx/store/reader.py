@@ -3,57 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import h5py
 import numpy as np
 
-from featx.errors import KeysError, StoreError, listed, nearest
-from featx.manifest import as_labels, column, read_manifest
+from featx.errors import KeysError, StoreError
 from featx.store import layout
+from featx.store.aligned import align
+from featx.store.blocks import Blocks
+from featx.store.contents import Contents, Failure, NonFinite
+from featx.store.mapped import Mapped, reopened
 from featx.store.recipe import Recipe
 
-
-class Failure(NamedTuple):
-    """An image that has no row: its id, a code of a fixed list (see ImageError) and the reason in words."""
-
-    id: str
-    code: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class _Contents:
-    """What opening reads.
-
-    stamp : what tells this file from one that replaces it
-    offsets : {layer: (byte offset, shape, dtype)}
-    """
-
-    stamp: tuple[int, ...]
-    identity: str
-    keys: np.ndarray
-    ids: np.ndarray
-    digests: np.ndarray
-    y: np.ndarray | None
-    classes: np.ndarray | None
-    columns: dict[str, np.ndarray]
-    failures: tuple[Failure, ...]
-    recipe: Recipe
-    offsets: dict[str, tuple[int, tuple[int, ...], np.dtype]]
+_READ_AHEAD_BYTES = 2**17  # what the system reads from a disk at a time
 
 
 class FeatureStore:
     """A finished store, opened to be read.
 
+    Opening checks all metadata; `verify`, and reading with `check=True`, check rows too. What is read is the file that
+    was opened, even if another takes its name.
+
     Parameters
     ----------
-    path : path of the HDF5 file
+    path : path of a local file
 
     Attributes
     ----------
@@ -64,7 +41,10 @@ class FeatureStore:
     layers : names, "node:pool"
     columns : {name: (n,) str}, the manifest's other columns
     failures : the images that could not be read, as (id, code, reason)
+    nonfinite : the rows that hold inf or NaN, as (id, layer, "inf" or "nan")
+    digests : (n, 16) uint8, the content digest of each image
     recipe : Recipe, what made the numbers
+    identity : 32 hexadecimal digits, the digest of all that is not rows, with the rows' checksums among it
 
     Raises
     ------
@@ -78,12 +58,14 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path).absolute()
-        contents = _read(self.path)
-        self._contents = contents
-        self.identity = contents.identity
-        self.y, self.ids, self.classes = contents.y, contents.ids, contents.classes
-        self.columns, self.failures, self.recipe = contents.columns, contents.failures, contents.recipe
+        self._read(Mapped(Path(path).absolute()))
+
+    def _read(self, mapped: Mapped) -> None:
+        self.path = mapped.path
+        self._contents = Contents(mapped)
+        self._blocks = Blocks(self._contents)
+        self.recipe: Recipe = self._contents.recipe
+        self.identity: str = mapped.seal.identity
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.path)!r}): {len(self):,} images, {len(self.layers)} layers"
@@ -100,7 +82,35 @@ class FeatureStore:
     @property
     def X(self) -> np.ndarray:
         """(n, 1) int64 image keys."""
-        return self._contents.keys[:, None].copy()
+        return np.array(self._contents.keys[:, None])
+
+    @property
+    def y(self) -> np.ndarray | None:
+        return self._contents.y
+
+    @property
+    def ids(self) -> np.ndarray:
+        return self._contents.ids
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        return self._contents.classes
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        return self._contents.columns
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        return self._contents.failures
+
+    @property
+    def nonfinite(self) -> tuple[NonFinite, ...]:
+        return self._contents.nonfinite
+
+    @property
+    def digests(self) -> np.ndarray:
+        return self._contents.digests
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -108,12 +118,20 @@ class FeatureStore:
         return self.recipe.layers
 
     @property
-    def digests(self) -> np.ndarray:
-        """(n, 16) uint8, the content digest of each image."""
-        return self._contents.digests
+    def is_archive(self) -> bool:
+        """Whether the layers are compressed, so that reading one takes memory and time."""
+        return any(array.chunks is not None for array in self._contents.layers.values())
+
+    def row_bytes(self, layer: str) -> int:
+        """Bytes of one image's features of a layer, in memory."""
+        return self._contents.layers[self.recipe.layer(layer)].row_bytes
+
+    def metadata(self) -> layout.Metadata:
+        """All datasets but the rows, as they are in the file."""
+        return self._contents.datasets()
 
     def __getitem__(self, layer: str) -> np.ndarray:
-        """A layer as a read-only memory map, (n, d) or, for pool "none", (n, ...).
+        """A layer as a read-only memory map, (n, d) or, for pool "none", (n, ...); of an archive, in memory.
 
         Raises
         ------
@@ -121,28 +139,122 @@ class FeatureStore:
             The store has no such layer.
         """
         name = self.recipe.layer(layer)
-        if name not in self._maps:
-            offset, shape, dtype = self._contents.offsets[name]
-            try:
-                with self.path.open("rb") as file:
-                    if _stamp(file.fileno()) != self._contents.stamp:
-                        raise StoreError(f"{self.path} was replaced by another file since it was opened; open it again")
-                    self._maps[name] = np.memmap(file, dtype, "r", offset, shape)
-            except OSError as error:
-                raise StoreError(f"cannot read {self.path}: {error.strerror}; was it moved or deleted?") from error
-        return self._maps[name]
+        if name not in self._opened:
+            array = self._contents.layers[name]
+            if array.chunks is None:
+                self._opened[name] = self._contents.mapped.layer(array)
+            else:
+                self._opened[name] = np.concatenate(
+                    [self._blocks.rows(name, block) for block in range(self._blocks.count(name))]
+                )
+                self._opened[name].flags.writeable = False
+        return self._opened[name]
 
     @cached_property
-    def _maps(self) -> dict[str, np.memmap]:
+    def _opened(self) -> dict[str, np.ndarray]:
         return {}
 
-    def take(self, rows: Sequence[int] | np.ndarray, layer: str) -> np.ndarray:
-        """Some rows of a layer, as NumPy's indexing means them, copied into memory."""
-        return np.array(self[layer][np.asarray(rows)])
+    def take(self, rows: Sequence[int] | np.ndarray, layer: str, *, check: bool = False) -> np.ndarray:
+        """Some rows of a layer, as NumPy's indexing means them, copied into memory.
+
+        Parameters
+        ----------
+        rows : integers (negative ones count from the end) in any order, repeats allowed, or (n,) bool
+        layer : str
+        check : bool
+            Check the rows' checksums; 64 rows or fewer share one, so more than the rows are read.
+
+        Returns
+        -------
+        (m, d) or (m, ...)
+
+        Raises
+        ------
+        LayerError
+            The store has no such layer.
+        DamageError
+            With `check`: bytes are not those that were written.
+        """
+        name = self.recipe.layer(layer)
+        rows = np.asarray(rows)
+        rows = rows.astype(np.int64) if not rows.size and rows.dtype == float else rows
+        array = self._contents.layers[name]
+        scattered = rows.size * _READ_AHEAD_BYTES < array.nbytes
+        if not check and array.chunks is None:
+            with self._contents.mapped.read_at_random() if scattered else nullcontext():
+                return np.array(self[name][rows], copy=None if rows.ndim else True, subok=False)
+        positions = np.arange(len(self))[rows]
+        found = np.empty((*positions.shape, *array.shape[1:]), array.dtype)
+        of_block = positions // layout.block_rows(array.row_bytes)
+        for block in np.unique(of_block).tolist():
+            here = of_block == block
+            within = positions[here] - block * layout.block_rows(array.row_bytes)
+            found[here] = self._blocks.rows(name, block, check)[within]
+        return found
+
+    def blocks(
+        self, layer: str, *, budget_bytes: int = 64 * 2**20, check: bool = False
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """A layer piece by piece, in order.
+
+        Parameters
+        ----------
+        budget_bytes : int
+            The most that a piece has, unless a single row has more.
+        check : bool
+            Check the checksums on the way.
+
+        Yields
+        ------
+        start : position of the piece's first row
+        rows : (m, d) or (m, ...), read-only
+
+        Raises
+        ------
+        LayerError, DamageError
+        """
+        name = self.recipe.layer(layer)
+        array = self._contents.layers[name]
+        rows, unit = max(1, budget_bytes // array.row_bytes), layout.block_rows(array.row_bytes)
+        rows = rows // unit * unit or rows
+        for start in range(0, len(self), rows):
+            stop = min(start + rows, len(self))
+            if array.chunks is None:
+                if check:
+                    for block in range(start // unit, -(-stop // unit)):
+                        self._blocks.rows(name, block, check)
+                yield start, self[name][start:stop]
+            else:
+                parts = [self._blocks.rows(name, block, check) for block in range(start // unit, -(-stop // unit))]
+                first = start // unit * unit
+                yield start, np.concatenate(parts)[start - first : stop - first]
+
+    def verify(self) -> None:
+        """Read everything and compare it with the checksums.
+
+        Raises
+        ------
+        DamageError
+            Rows are damaged; `damages` lists them by layer.
+        StoreError
+            The file was shortened or its metadata is damaged.
+        """
+        mapped = self._contents.mapped
+        mapped.check_size()
+        view = memoryview(mapped.content)
+        seal = mapped.seal
+        if (
+            bytes(view[: layout.PAGE]) != seal.to_bytes()
+            or layout.identity_of(view[layout.PAGE : layout.FIRST_LAYER], view[seal.metadata :]) != seal.identity
+        ):
+            raise StoreError(f"{self.path} is damaged: its metadata has changed since it was opened")
+        self._blocks.verify()
 
     @cached_property
-    def _order(self) -> np.ndarray:
-        return np.argsort(self._contents.keys)
+    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
+        """(keys in order, their positions)"""
+        order = np.argsort(self._contents.keys)
+        return self._contents.keys[order], order
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
         """Positions of image keys.
@@ -157,15 +269,30 @@ class FeatureStore:
             A key is not of this store.
         """
         keys = np.asarray(keys).reshape(-1)
-        order = self._order
-        places = np.searchsorted(self._contents.keys, keys, sorter=order)
-        found = order[np.minimum(places, len(order) - 1)]
-        if (foreign := self._contents.keys[found] != keys).any():
+        in_order, order = self._sorted
+        places = np.minimum(np.searchsorted(in_order, keys), len(order) - 1)
+        if (foreign := in_order[places] != keys).any():
             raise KeysError(
                 f"{foreign.sum():,} of {len(keys):,} keys are not in {self.path.name} (the first is "
                 f"{keys[foreign][0]}); X must come from store.X of this store, or hold images"
             )
-        return found
+        return order[places]
+
+    @cached_property
+    def duplicates(self) -> tuple[np.ndarray, ...]:
+        """Rows of images that have the same content, a (2 or more,) int64 array for each such content."""
+        halves = np.ascontiguousarray(self.digests).view("<u8")  # (n, 2)
+        order = np.lexsort((halves[:, 1], halves[:, 0]))
+        new = np.ones(len(order), bool)
+        new[1:] = (halves[order[1:]] != halves[order[:-1]]).any(axis=1)
+        groups = np.split(order, np.flatnonzero(new)[1:])
+        return tuple(sorted((np.sort(group) for group in groups if len(group) > 1), key=lambda group: int(group[0])))
+
+    @property
+    def contradictions(self) -> tuple[np.ndarray, ...]:
+        """Those of `duplicates` whose labels differ."""
+        y = self.y
+        return () if y is None else tuple(group for group in self.duplicates if len(set(y[group].tolist())) > 1)
 
     def align(
         self,
@@ -198,106 +325,11 @@ class FeatureStore:
         StoreError
             An image of the store has no label, or an id has two.
         """
-        if isinstance(labels, Mapping):
-            table, name = dict(labels), "the mapping"
-        else:
-            csv = read_manifest(labels)
-            name = str(labels)
-            id_column = id_column or ("path" if "path" in csv and "id" not in csv else "id")
-            ids = column(csv, id_column, labels, "id_column")
-            values = column(csv, label_column, labels, "label_column")
-            table = dict(zip(ids, values, strict=True))
-            if len(table) < len(ids):
-                twice = [key for key, count in Counter(ids).items() if count > 1]
-                raise StoreError(f"every id needs one row in {name}; there several times: {listed(twice)}")
-        missing = [key for key in self.ids.tolist() if key not in table]
-        if missing:
-            close = nearest(missing[0], list(table)[:1000])
-            raise StoreError(
-                f"{len(missing):,} of {len(self):,} images have no label in {name}: {listed(missing)}{close}"
-            )
-        return as_labels([table[key] for key in self.ids.tolist()], target)
+        return align(self.ids.tolist(), labels, label_column, id_column, target)
 
 
 def _reopen(path: str, identity: str) -> FeatureStore:
     """What a pickled store becomes in another process: the same file, or an error."""
-    store = FeatureStore(path)
-    if store.identity != identity:
-        raise StoreError(f"{path} was replaced by another store since it was opened; open it again")
+    store = FeatureStore.__new__(FeatureStore)
+    store._read(reopened(path, identity))
     return store
-
-
-def _read(path: Path) -> _Contents:
-    if not path.exists():
-        siblings = [file.name for file in path.parent.glob("*.h5")] if path.parent.is_dir() else []
-        raise StoreError(f"there is no store {path}{nearest(path.name, siblings)}")
-    try:
-        with h5py.File(path, "r") as file:
-            found = file.attrs.get("format")
-            if not isinstance(found, bytes) or found != layout.FORMAT.encode():
-                raise StoreError(f"{path} is an HDF5 file, but not a featx store; featx extract makes one")
-            if int(file.attrs["version"]) != layout.VERSION:
-                raise StoreError(
-                    f"{path} has format version {file.attrs['version']}; this featx reads {layout.VERSION}: update it"
-                )
-            return _contents(file, path)
-    except StoreError:
-        raise
-    except OSError as error:
-        reason = "no permission" if path.is_file() and not os.access(path, os.R_OK) else "it is not an HDF5 file"
-        raise StoreError(f"cannot open {path} as a store: {reason}") from error
-    except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise StoreError(
-            f"{path} is not a whole featx store: a part is missing or damaged; extract it again"
-        ) from error
-
-
-def _stamp(file: int | Path) -> tuple[int, ...]:
-    status = os.stat(file)
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _contents(file: h5py.File, path: Path) -> _Contents:
-    recipe = Recipe.from_json(layout.read_strings(file["recipe"])[0])
-    keys = file["images/key"][()]
-    n = len(keys)
-    y, classes = None, None
-    if "labels" in file and "value" in file["labels"]:
-        y = file["labels/value"][()]
-    elif "labels" in file:
-        classes = np.array(layout.read_strings(file["labels/classes"]))
-        codes = file["labels/code"][()]
-        if codes.min() < 0:
-            raise ValueError("label codes are indices")
-        y = classes[codes]
-    offsets = {}
-    size = path.stat().st_size
-    for name in recipe.layers:
-        dataset = file["layers"][layout.member(name)]
-        offset, shape = dataset.id.get_offset(), dataset.shape
-        expected = (n, *recipe.taps[name]["shape"])
-        if offset is None or shape != expected or offset + dataset.dtype.itemsize * np.prod(shape) > size:
-            raise StoreError(f"{path} is not whole: layer {name!r} should be {expected}, contiguous; extract it again")
-        offsets[name] = (offset, shape, dataset.dtype)
-    ids, digests = layout.read_strings(file["images/id"]), file["images/digest"][()]
-    columns = {
-        layout.member_name(name): np.array(layout.read_strings(values)) for name, values in file["columns"].items()
-    }
-    lengths = [len(part) for part in (ids, digests, *columns.values(), *([] if y is None else [y]))]
-    if set(lengths) != {n} or keys.ndim != 1 or digests.shape != (n, 16) or len(np.unique(keys)) < n:
-        raise ValueError("one id, digest, label and column value belong to each key")
-    group = file["failures"]
-    failures = zip(*(layout.read_strings(group[part]) for part in ("id", "code", "reason")), strict=True)
-    return _Contents(
-        stamp=_stamp(path),
-        identity=bytes(file.attrs["identity"]).decode(),
-        keys=keys,
-        ids=np.array(ids),
-        digests=digests,
-        y=y,
-        classes=classes,
-        columns=columns,
-        failures=tuple(Failure(*failure) for failure in failures),
-        recipe=recipe,
-        offsets=offsets,
-    )

@@ -4,13 +4,26 @@ carried by saved models.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from featx.errors import LayerError, StoreError, listed, nearest
 
-_RECORDED_ONLY = ("weights", "aliases", "precision_error", "device", "threads", "versions", "origin")
+_RECORDED_ONLY = ("weights", "aliases", "precision_error", "device", "threads", "versions", "origin", "collection")
+
+
+class Difference(NamedTuple):
+    """A field of which two recipes say different things, and whether it decides the numbers or is only recorded."""
+
+    field: str
+    there: Any
+    here: Any
+    decides: bool
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class Recipe:
     threads : of the forward pass
     versions : {library: version}
     origin : the folder that ids are relative to, or None
+    collection : digest of the run's ids, labels and columns, in order; None where no store was made
     """
 
     backbone: str
@@ -53,6 +67,7 @@ class Recipe:
     threads: int
     versions: dict[str, str]
     origin: str | None
+    collection: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # plain constructor arguments: what skops can write and read without trusting any state
@@ -65,9 +80,37 @@ class Recipe:
     def from_json(cls, text: str) -> Recipe:
         try:
             values = json.loads(text)
-            return cls(**{field.name: values[field.name] for field in fields(cls)})
-        except (ValueError, KeyError, TypeError) as error:
+            recipe = cls(**{field.name: values[field.name] for field in fields(cls)})
+            recipe._check_types()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError("the recipe is damaged: it lacks a field or is not JSON") from error
+        return recipe
+
+    def _check_types(self) -> None:
+        """Raise TypeError unless every field is of its own type: a file may say anything."""
+        kinds: dict[str, tuple[type, ...]] = {
+            **dict.fromkeys(("backbone", "weights_sha256", "decoder", "engine", "precision", "device"), (str,)),
+            **dict.fromkeys(("preprocessing", "taps", "aliases", "versions"), (dict,)),
+            **dict.fromkeys(("weights", "origin", "collection"), (str, type(None))),
+            **dict.fromkeys(("batch_size", "threads"), (int,)),
+            "precision_error": (float, int, type(None)),
+            "dtype": (str,),
+        }
+        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
+        texts = [*self.aliases.values(), *self.versions.values()]
+        for tap in self.taps.values():
+            texts += [tap["node"], tap["pool"], tap["layout"]]
+            sizes = tap["shape"]
+            if not isinstance(sizes, list) or not all(type(size) is int and 0 < size < 2**40 for size in sizes):
+                wrong.append("taps")
+        if wrong or not all(isinstance(text, str) for text in texts) or not self.taps:
+            raise TypeError("a field of another type")
+        if (
+            self.dtype not in ("float32", "float16")
+            or self.batch_size < 1
+            or not {*self.aliases.values()} <= {*self.taps}
+        ):
+            raise ValueError("a field of a value that is none")
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -103,20 +146,53 @@ class Recipe:
 
     def only(self, name: str | None) -> Recipe:
         """The recipe of one layer; what serves to compute it, so without `origin`."""
-        layer = self.layer(name)
-        aliases = {alias: meant for alias, meant in self.aliases.items() if meant == layer}
-        return replace(self, taps={layer: self.taps[layer]}, aliases=aliases, origin=None)
+        return replace(self.some([self.layer(name)]), origin=None)
+
+    def some(self, layers: Collection[str]) -> Recipe:
+        """The recipe of some of its layers, given by their full names."""
+        aliases = {alias: meant for alias, meant in self.aliases.items() if meant in layers}
+        return replace(self, taps={name: self.taps[name] for name in layers}, aliases=aliases)
+
+    def compare(self, other: Recipe) -> Iterator[Difference]:
+        """Every field of which the other says something else; the order of layers is no difference.
+
+        Fields within a field are named apart, "preprocessing.resize"; a value that one of them lacks is None.
+        """
+        for field in fields(self):
+            there, here = getattr(self, field.name), getattr(other, field.name)
+            decides = field.name not in _RECORDED_ONLY
+            if isinstance(there, dict):
+                for key in dict.fromkeys([*there, *here]):
+                    if there.get(key) != here.get(key):
+                        yield Difference(f"{field.name}.{key}", there.get(key), here.get(key), decides)
+            elif there != here:
+                yield Difference(field.name, there, here, decides)
 
     def differences(self, other: Recipe) -> list[str]:
         """The fields that decide the numbers and differ: `["precision: 'float32' there, 'bfloat16' here"]`."""
         found = []
-        for field in fields(self):
-            there, here = getattr(self, field.name), getattr(other, field.name)
-            if field.name == "taps":  # the order of layers decides nothing
-                if there.keys() != here.keys():
-                    found.append(f"layers: {listed(there, 20)} there, {listed(here, 20)} here")
-                elif there != here:
-                    found.append("layers: of the same names, but other shapes")
-            elif field.name not in _RECORDED_ONLY and there != here:
-                found.append(f"{field.name}: {there!r} there, {here!r} here")
+        if self.taps.keys() != other.taps.keys():
+            found.append(f"layers: {listed(self.taps, 20)} there, {listed(other.taps, 20)} here")
+        for name, there, here, decides in self.compare(other):
+            if decides and (there is not None and here is not None or not name.startswith("taps.")):
+                found.append(f"{name}: {there!r} there, {here!r} here")
         return found
+
+    def joined(self, other: Recipe) -> Recipe:
+        """This recipe with what another of the same numbers records: its aliases, its libraries' versions too."""
+        versions = {
+            name: ", ".join(
+                dict.fromkeys(
+                    text for recipe in (self, other) for text in recipe.versions.get(name, "").split(", ") if text
+                )
+            )
+            for name in {**self.versions, **other.versions}
+        }
+        origin = self.origin if self.origin == other.origin else None
+        return replace(self, aliases={**self.aliases, **other.aliases}, versions=versions, origin=origin)
+
+
+def collection_digest(ids: Sequence[str], y: np.ndarray | None, columns: Mapping[str, np.ndarray]) -> str:
+    """Blake2b, 16 bytes, of the names, labels and columns of a run's images, in order, as hexadecimal digits."""
+    said = [list(ids), None if y is None else y.tolist(), {name: columns[name].tolist() for name in columns}]
+    return hashlib.blake2b(json.dumps(said, ensure_ascii=False).encode(), digest_size=16).hexdigest()

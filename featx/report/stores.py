@@ -1,0 +1,106 @@
+"""Stores in; what they hold, what made them, and what one should know of them, as tables and lines, out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+from rich.table import Table
+
+from featx.store import FeatureStore
+
+_MOST = 20  # lines of a list
+
+
+def store_table(store: FeatureStore) -> Table:
+    """What a store holds and what made it: its whole recipe."""
+    recipe = store.recipe
+    table = Table(title=str(store.path), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("images", f"{len(store):,}{', compressed' if store.is_archive else ''}")
+    if store.classes is not None and store.y is not None:
+        names, counts = np.unique(store.y, return_counts=True)
+        shown = ", ".join(f"{name} {count:,}" for name, count in list(zip(names, counts, strict=True))[:12])
+        table.add_row("classes", f"{len(names):,}: {shown}{' ...' if len(names) > 12 else ''}")
+    elif store.y is not None:
+        table.add_row("labels", f"numbers from {store.y.min():g} to {store.y.max():g}")
+    else:
+        table.add_row("labels", "none; featx search --labels FILE.csv, or store.align, gives them")
+    if store.columns:
+        table.add_row("columns", ", ".join(store.columns))
+    if store.failures:
+        table.add_row("unreadable", f"{len(store.failures):,} images without rows, listed below")
+    if store.duplicates:
+        again = sum(len(group) - 1 for group in store.duplicates)
+        table.add_row("duplicates", f"{again:,} images have the same content as another")
+    for name, tap in recipe.taps.items():
+        size = len(store) * store.row_bytes(name)
+        others = [alias for alias, meant in recipe.aliases.items() if meant == name]
+        alias = f" = {', '.join(others)}" if others else ""
+        shape = " x ".join(f"{side:,}" for side in tap["shape"])
+        table.add_row("layer", f"{name}{alias}: {shape} {recipe.dtype}, {_bytes(size)}, from {','.join(tap['layout'])}")
+    table.add_section()
+    table.add_row("backbone", f"{recipe.backbone}, weights {recipe.weights}")
+    table.add_row("weights' sha256", recipe.weights_sha256)
+    table.add_row("preprocessing", ", ".join(f"{key} {value}" for key, value in recipe.preprocessing.items()))
+    table.add_row("decoding", recipe.decoder)
+    error = f", at most {recipe.precision_error:.2%} off float32" if recipe.precision_error is not None else ""
+    table.add_row("computed", f"{recipe.precision}{error}, {recipe.engine}, on {recipe.device}")
+    table.add_row("batches", f"{recipe.batch_size:,} images, {recipe.threads} threads")
+    table.add_row("versions", ", ".join(f"{name} {number}" for name, number in recipe.versions.items()))
+    table.add_row("images from", recipe.origin or "no folder")
+    table.add_row("collection", f"{recipe.collection}, the digest of ids, labels and columns")
+    table.add_row("identity", store.identity)
+    return table
+
+
+def difference_table(first: FeatureStore, second: FeatureStore) -> Table | str:
+    """Field by field, what two stores' recipes say differently, and whether it decides the numbers."""
+    differences = list(first.recipe.compare(second.recipe))
+    if not differences:
+        return "the recipes are equal"
+    table = Table(title="the recipes differ", title_justify="left")
+    table.add_column("field")
+    table.add_column(first.path.name, overflow="fold")
+    table.add_column(second.path.name, overflow="fold")
+    table.add_column("")
+    for field, there, here, decides in differences:
+        kind = "decides the numbers" if decides else "recorded"
+        table.add_row(field, _value(there), _value(here), kind, style="bold" if decides else None)
+    return table
+
+
+def notes_text(store: FeatureStore) -> str:
+    """What one should know of a store's images, in lines; empty if there is nothing."""
+    lines = []
+    if store.failures:
+        lines.append(f"{len(store.failures):,} images cannot be read and have no rows:")
+        lines += _shortened([f"  {failure.id}: {failure.reason}" for failure in store.failures], "store.failures")
+    if store.nonfinite:
+        lines.append(f"{len(store.nonfinite):,} rows hold numbers that are none:")
+        lines += _shortened([f"  {row.id}, {row.layer}: {row.what}" for row in store.nonfinite], "store.nonfinite")
+    if store.contradictions and store.y is not None:
+        lines.append(f"{len(store.contradictions):,} images are there several times with different labels:")
+        pairs = [
+            "  " + ", ".join(f"{store.ids[row]} ({store.y[row]})" for row in group.tolist())
+            for group in store.contradictions
+        ]
+        lines += _shortened(pairs, "store.contradictions")
+    return "\n".join(lines)
+
+
+def _shortened(lines: list[str], where: str) -> list[str]:
+    return lines if len(lines) <= _MOST else [*lines[:_MOST], f"  and {len(lines) - _MOST:,} more, in {where}"]
+
+
+def _value(value: object) -> str:
+    return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.1f} GB"

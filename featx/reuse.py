@@ -1,0 +1,174 @@
+"""What lies at the output already (a store, or an unfinished run) and what is asked for in; what of it serves, or a
+refusal by name, out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.errors import ImageError, RecipeError, StoreError, listed
+from featx.images import Collection, content_digest, decode
+from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collection_digest, copy_rows
+
+
+@dataclass(frozen=True)
+class Old:
+    """A store, seen from a run that was asked for.
+
+    store : FeatureStore
+    asked : Recipe
+    rows : (n,) int64, the store's row of each of the run's images, -1 where it has none that serves
+    gone, new, changed : ids; an image that could not be read then and can now is new
+    labels_differ : what is different beside the images, or ""
+    """
+
+    store: FeatureStore
+    asked: Recipe
+    rows: np.ndarray
+    gone: list[str]
+    new: list[str]
+    changed: list[str]
+    labels_differ: str
+
+    @cached_property
+    def new_layers(self) -> list[str]:
+        """The layers that the store lacks."""
+        return [name for name in self.asked.layers if name not in self.store.layers]
+
+    @property
+    def has(self) -> np.ndarray:
+        """(n,) bool, the images of which the store has rows."""
+        return self.rows >= 0
+
+    @property
+    def is_all(self) -> bool:
+        """Whether the store is what was asked for."""
+        images_differ = self.gone or self.new or self.changed or self.labels_differ
+        return not images_differ and not self.store.recipe.differences(self.asked)
+
+    def refuse_what_is_lost(self, replacing: bool) -> None:
+        """Raise RecipeError if the store's recipe is another, or if rows or labels of it would be lost unasked."""
+        path, stored = self.store.path, self.store.recipe
+        kept = {name: tap for name, tap in self.asked.taps.items() if name in stored.taps}
+        if differences := stored.differences(replace(self.asked, taps=kept)):
+            hint = "; to add layers, name those that are stored too" if self.new_layers else ""
+            if kept.keys() != stored.taps.keys():
+                differences = stored.differences(self.asked)
+            raise RecipeError(
+                f"{path} was made otherwise: {'; '.join(differences)}{hint}. Choose another output, or delete it"
+            )
+        images = {"gone since": self.gone, "changed": self.changed}
+        found = [f"{how}: {listed(names)}" for how, names in images.items() if names]
+        if found and self.new:
+            found.append(f"new: {listed(self.new)}")
+        if self.labels_differ:
+            found.append(self.labels_differ)
+        if found and not replacing:
+            raise RecipeError(
+                f"{path} holds other images: {'; '.join(found)}. Choose another output, or --replace it "
+                "(replace=True): rows that still serve are copied"
+            )
+
+    def grown(self) -> Recipe:
+        """The recipe of the new store: the old one's, with the layers that are asked for."""
+        joined = self.store.recipe.joined(self.asked)
+        return replace(joined, taps=self.asked.taps, device=self.asked.device, origin=self.asked.origin)
+
+    def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of all stored layers, checked, for some of the run's images that have them."""
+        return {name: self.store.take(self.rows[indices], name, check=True) for name in self.store.layers}
+
+    def copy_rows(self, writer: StoreWriter) -> None:
+        """Write the rows there are, if they are of all layers."""
+        if self.new_layers:
+            return
+        copy_rows(writer, self.store, np.where(writer.todo, self.rows, -1))
+
+
+def look(store: FeatureStore, asked: Recipe, images: Collection) -> Old:
+    """Compare a store with what is asked for; reads every image that it holds."""
+    row_of = {name: row for row, name in enumerate(store.ids.tolist())}
+    failed = {failure.id for failure in store.failures}
+    rows = np.full(len(images.ids), -1)
+    new, changed = [], []
+    for i, name in enumerate(images.ids):
+        if name in row_of:
+            if _digest_or_none(images.images[i]) == store.digests[row_of[name]].tobytes():
+                rows[i] = row_of[name]
+            else:
+                changed.append(name)
+        elif name not in failed or _is_readable(images.images[i]):
+            new.append(name)
+    here = set(images.ids)
+    gone = sorted(({*row_of} | failed) - here)
+    labels_differ = _labels_differ(store, images, rows, bool(new or asked.taps.keys() - store.recipe.taps.keys()))
+    return Old(store, asked, rows, gone, new, changed, labels_differ)
+
+
+def _labels_differ(store: FeatureStore, images: Collection, rows: np.ndarray, growing: bool) -> str:
+    here = np.flatnonzero(rows >= 0)
+    if images.y is None and store.y is not None and growing:
+        return "it has labels, and these images have none"
+    if images.y is not None and (store.y is None or not np.array_equal(images.y[here], store.y[rows[here]])):
+        return "other labels (store.align gives a store other labels)"
+    columns = {name: values[here].tolist() for name, values in images.columns.items()}
+    if columns != {name: values[rows[here]].tolist() for name, values in store.columns.items()}:
+        return "other columns in the manifest"
+    return ""
+
+
+def refuse_another_run(output: Path, begun: Unfinished, asked: Recipe, images: Collection) -> None:
+    """Raise RecipeError unless what is asked for is what was begun."""
+    found = begun.recipe.differences(asked)
+    if begun.recipe.device != asked.device:
+        found.append(f"device: {begun.recipe.device!r} there, {asked.device!r} here")
+    there, here = set(begun.ids), set(images.ids)
+    if gone := sorted(there - here):
+        found.append(f"images gone since: {listed(gone)}")
+    if new := sorted(here - there):
+        found.append(f"images that are new: {listed(new)}")
+    if not found and begun.ids != images.ids:
+        found.append("images in another order")
+    if not found and begun.recipe.collection != collection_digest(images.ids, images.y, images.columns):
+        found.append("other labels or columns")
+    if found:
+        raise RecipeError(f"an unfinished run towards {output} was begun otherwise: {'; '.join(found)}. {_FINISH}")
+
+
+def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> None:
+    """Raise StoreError if images that an unfinished run has done are not what they were."""
+    changed = []
+    for i in np.flatnonzero(~writer.todo).tolist():
+        if i in writer.failures:
+            same = not _is_readable(images.images[i])
+        else:
+            same = _digest_or_none(images.images[i]) == writer.digests[i].tobytes()
+        if not same:
+            changed.append(images.ids[i])
+    if changed:
+        raise StoreError(
+            f"images changed since the unfinished run towards {output} was begun: {listed(changed)}. {_FINISH}"
+        )
+
+
+_FINISH = "Finish it as it was begun, or --discard it (discard=True)"
+
+
+def _digest_or_none(image: Any) -> bytes | None:
+    try:
+        return content_digest(image)
+    except ImageError:
+        return None
+
+
+def _is_readable(image: Any) -> bool:
+    try:
+        decode(image)
+    except ImageError:
+        return False
+    return True

@@ -1,0 +1,39 @@
+"""Ids and labels from elsewhere in, labels in the order of the ids out."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from featx.errors import StoreError, listed, nearest
+from featx.manifest import as_labels, column, read_manifest
+
+
+def align(
+    ids: Sequence[str],
+    labels: str | os.PathLike | Mapping[str, object],
+    label_column: str,
+    id_column: str | None,
+    target: str,
+) -> np.ndarray:
+    """See FeatureStore.align."""
+    if isinstance(labels, Mapping):
+        table, name = dict(labels), "the mapping"
+    else:
+        csv = read_manifest(labels)
+        name = str(labels)
+        id_column = id_column or ("path" if "path" in csv and "id" not in csv else "id")
+        names = column(csv, id_column, labels, "id_column")
+        values = column(csv, label_column, labels, "label_column")
+        table = dict(zip(names, values, strict=True))
+        if len(table) < len(names):
+            twice = [key for key, count in Counter(names).items() if count > 1]
+            raise StoreError(f"every id needs one row in {name}; there several times: {listed(twice)}")
+    missing = [key for key in ids if key not in table]
+    if missing:
+        close = nearest(missing[0], list(table)[:1000])
+        raise StoreError(f"{len(missing):,} of {len(ids):,} images have no label in {name}: {listed(missing)}{close}")
+    return as_labels([table[key] for key in ids], target)

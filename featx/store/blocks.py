@@ -1,0 +1,101 @@
+"""A store's layers in pieces that share a checksum: read, decompressed, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from featx.errors import DamageError, StoreError
+from featx.store import layout
+from featx.store.compression import decompress
+from featx.store.contents import Contents
+from featx.store.hdf5 import Array
+
+
+class Damage(NamedTuple):
+    """Rows start to stop of a layer whose bytes are not those that were written."""
+
+    layer: str
+    start: int
+    stop: int
+
+
+class Blocks:
+    """The blocks of a store's layers; `layout.block_rows` rows in each, fewer in a layer's last."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+
+    def count(self, name: str) -> int:
+        return self._contents.checksums[name].shape[0]
+
+    def rows(self, name: str, block: int, check: bool = False) -> np.ndarray:
+        """A block's rows.
+
+        Raises
+        ------
+        DamageError
+            With `check`, or compressed: bytes are not those that were written.
+        """
+        mapped, array = self._contents.mapped, self._contents.layers[name]
+        unit = layout.block_rows(array.row_bytes)
+        start, stop = block * unit, min((block + 1) * unit, array.shape[0])
+        damage = Damage(name, start, stop)
+        if array.chunks is None:
+            rows = mapped.array(array)[start:stop]
+        else:
+            rows = self._decompressed(array, block, damage)[: stop - start]
+        if check:
+            stored = mapped.array(self._contents.checksums[name])[block]
+            if layout.checksum(rows.reshape(-1).view(np.uint8).data) != stored:
+                raise damage_error(mapped.path, [damage])
+        return rows
+
+    def _decompressed(self, array: Array, block: int, damage: Damage) -> np.ndarray:
+        assert array.chunks is not None
+        offset, nbytes = array.chunks.extents[block]
+        shape = (array.chunks.rows, *array.shape[1:])
+        itemsize = np.dtype(array.dtype).itemsize
+        content = self._contents.mapped.content[offset : offset + nbytes]
+        try:
+            rows = decompress(content, array.chunks.rows * array.row_bytes, itemsize, array.chunks.filters)
+        except ValueError as error:
+            raise damage_error(self._contents.mapped.path, [damage]) from error
+        return np.frombuffer(rows, array.dtype).reshape(shape)
+
+    def verify(self) -> None:
+        """Read all rows and compare them with their checksums.
+
+        Raises
+        ------
+        DamageError
+            Rows are damaged; neighbouring blocks are one entry of its `damages`.
+        StoreError
+            There is something between layers.
+        """
+        mapped = self._contents.mapped
+        found: list[Damage] = []
+        for name in self._contents.layers:
+            for block in range(self.count(name)):
+                try:
+                    self.rows(name, block, check=True)
+                except DamageError as error:
+                    (damage,) = error.damages
+                    if found and found[-1].layer == name and found[-1].stop == damage.start:
+                        damage = Damage(name, found.pop().start, damage.stop)
+                    found.append(damage)
+        if found:
+            raise damage_error(mapped.path, found)
+        view = memoryview(mapped.content)
+        if any(any(view[start:stop]) for start, stop in layout.gaps(self._contents.layers, mapped.seal.metadata)):
+            raise StoreError(f"{mapped.path} is damaged: there is something between its layers; no row is")
+
+
+def damage_error(path: Path, damages: list[Damage]) -> DamageError:
+    said = [f"{damage.layer!r} rows {damage.start:,} to {damage.stop - 1:,}" for damage in damages]
+    more = f" and {len(said) - 3:,} more places" if len(said) > 3 else ""
+    return DamageError(
+        f"{path} is damaged in {'; '.join(said[:3])}{more}; extract it again, or restore it from a copy", damages
+    )

@@ -1,0 +1,87 @@
+"""Rows of a run in which some images failed in, the same rows without gaps out, in the same file, killed or not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from featx.errors import StoreError
+from featx.store import files, layout
+from featx.store.hdf5 import Array
+from featx.store.journal import Journal
+
+_MOVE_BYTES = 16 * 2**20
+
+
+def close_up(
+    handle: int,
+    journal: Journal,
+    told: Sequence[dict[str, Any]],
+    old: Mapping[str, Array],
+    new: Mapping[str, Array],
+    keep: np.ndarray,
+) -> None:
+    """Move the rows there are to where a file of only those has them.
+
+    In the order of the file every row moves towards its beginning or stays. A part that moves is first copied behind
+    all rows, and the journal told, so that a killed run can do the step again: the second copy is on the disk before
+    the first is overwritten.
+
+    Parameters
+    ----------
+    handle : the file
+    told : what the journal says of this already
+    old, new : layers as they were laid out at the start, and as they will be
+    keep : (m,) increasing positions of the images that have rows
+
+    Raises
+    ------
+    StoreError
+        A copy that a killed run left is damaged.
+    """
+    done = -1  # the last step that the journal knows of
+    if told and "closed_up" in told[-1]:
+        return
+    if told:
+        done = told[-1]["moved"]
+    steps = list(_steps(old, len(keep)))
+    longest = max((stop - start) * old[name].row_bytes for name, start, stop in steps)
+    for number, (name, start, stop) in enumerate(steps):
+        row_bytes, spare = old[name].row_bytes, layout.end_of(old) + number % 2 * longest
+        target = new[name].offset + start * row_bytes
+        stays = target + (stop - start) * row_bytes == old[name].offset + (keep[stop - 1] + 1) * row_bytes
+        if number == done:  # begun, perhaps not finished
+            content = files.pread(handle, (stop - start) * row_bytes, spare)
+            if layout.checksum(content) != told[-1]["sum"]:
+                raise StoreError("the unfinished run is damaged; --discard it (discard=True) and run again")
+            files.pwrite(handle, content, target)
+        elif number > done and not stays:
+            content = _rows_of(handle, old[name], keep[start:stop])
+            files.pwrite(handle, content, spare)
+            os.fsync(handle)
+            journal.append({"moved": number, "sum": layout.checksum(content)})
+            journal.sync()
+            files.pwrite(handle, content, target)
+    for start, stop in layout.gaps(new, layout.end_of(new)):
+        files.pwrite(handle, bytes(stop - start), start)
+    os.fsync(handle)
+    journal.append({"closed_up": True})
+    journal.sync()
+
+
+def _steps(layers: Mapping[str, Array], n: int) -> Iterator[tuple[str, int, int]]:
+    """(layer, first row, last row + 1) of n rows in parts that memory holds."""
+    for name, array in layers.items():
+        part_rows = max(1, _MOVE_BYTES // array.row_bytes)
+        for start in range(0, n, part_rows):
+            yield name, start, min(start + part_rows, n)
+
+
+def _rows_of(handle: int, array: Array, positions: np.ndarray) -> bytes:
+    """Rows where they were written first."""
+    first, row_bytes = int(positions[0]), array.row_bytes
+    content = files.pread(handle, (int(positions[-1]) + 1 - first) * row_bytes, array.offset + first * row_bytes)
+    return np.frombuffer(content, np.uint8).reshape(-1, row_bytes)[positions - first].tobytes()

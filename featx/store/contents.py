@@ -1,0 +1,269 @@
+"""What a store says besides its rows: made here for a file, and read here from one, or refused.
+
+What is small is read at once; what grows with the images is decoded when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from featx.errors import StoreError
+from featx.store import hdf5, layout
+from featx.store.compression import filters_of
+from featx.store.hdf5 import Array
+from featx.store.keys import image_keys
+from featx.store.mapped import Mapped, damaged
+from featx.store.recipe import Recipe
+
+_LAYOUT = {
+    "images": ("key", "id", "digest"),
+    "failures": ("id", "code", "reason"),
+    "nonfinite": ("row", "layer", "what"),
+}
+_MOST_RECIPE_BYTES = 64 * 2**20
+
+
+class Failure(NamedTuple):
+    """An image that has no row: its id, a code of a fixed list (see ImageError) and the reason in words."""
+
+    id: str
+    code: str
+    reason: str
+
+
+class NonFinite(NamedTuple):
+    """A row that holds numbers that are none: the image's id, the layer, and "inf" or "nan"."""
+
+    id: str
+    layer: str
+    what: str
+
+
+def metadata(
+    recipe: Recipe,
+    ids: Sequence[str],
+    digests: np.ndarray,
+    y: np.ndarray | None,
+    columns: Mapping[str, np.ndarray],
+    failures: Sequence[Failure],
+    nonfinite: Mapping[tuple[int, str], str],
+    checksums: Mapping[str, np.ndarray],
+) -> layout.Metadata:
+    """The datasets of a file, in their order.
+
+    Parameters
+    ----------
+    ids, digests, y, columns : of the n images that have rows
+    nonfinite : {(row, layer): what}
+    checksums : {layer: (blocks,) uint64}
+    """
+    found: dict[str, Any] = {
+        "recipe": layout.strings([recipe.to_json()]),
+        "images": {
+            "key": image_keys(ids, [digest.tobytes() for digest in digests]).astype("<i8"),
+            "id": layout.strings(ids),
+            "digest": digests,
+        },
+    }
+    if y is not None and y.dtype.kind == "f":
+        found["labels"] = {"value": y.astype("<f8")}
+    elif y is not None:
+        classes, codes = np.unique(y, return_inverse=True)
+        found["labels"] = {"classes": layout.strings(classes.tolist()), "code": codes.astype("<i8")}
+    found["columns"] = {layout.member(name): layout.strings(values.tolist()) for name, values in columns.items()}
+    found["failures"] = {
+        field: layout.strings([getattr(failure, field) for failure in failures]) for field in Failure._fields
+    }
+    order = list(recipe.layers)
+    marks = sorted((row, order.index(name), what) for (row, name), what in nonfinite.items())
+    found["nonfinite"] = {
+        "row": np.array([row for row, _, _ in marks], "<i8"),
+        "layer": np.array([layer for _, layer, _ in marks], "<i8"),
+        "what": layout.strings([what for _, _, what in marks]),
+    }
+    found["checksums"] = {layout.member(name): checksums[name].astype("<u8") for name in order}
+    return found
+
+
+class Contents:
+    """What a store says besides its rows.
+
+    Parameters
+    ----------
+    mapped : Mapped
+
+    Attributes
+    ----------
+    recipe : Recipe
+    layers : {name: Array}
+    checksums : {name: Array}
+    keys : (n,) int64, mapped
+
+    Raises
+    ------
+    StoreError
+        The file is not a whole store.
+    """
+
+    def __init__(self, mapped: Mapped) -> None:
+        self.mapped = mapped
+        try:
+            self._check()
+        except (hdf5.Malformed, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise damaged(mapped.path, f"a part is missing or is not what it should be ({error})") from error
+
+    def _check(self) -> None:
+        tree = self.mapped.tree
+        optional = [name for name in ("labels",) if name in tree]
+        if [*tree] != ["layers", "recipe", "images", *optional, "columns", "failures", "nonfinite", "checksums"]:
+            raise hdf5.Malformed("its parts")
+        recipe = _array(tree["recipe"])
+        if recipe.shape != (1,) or recipe.row_bytes > _MOST_RECIPE_BYTES:
+            raise hdf5.Malformed("the recipe")
+        self.recipe = Recipe.from_json(self._text(recipe)[0])
+        groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
+        for name, parts in _LAYOUT.items():
+            if tuple(groups[name]) != parts:
+                raise hdf5.Malformed(name)
+        members = [layout.member(name) for name in self.recipe.layers]
+        if [*groups["layers"]] != members or [*groups["checksums"]] != members:
+            raise hdf5.Malformed("the layers are not the recipe's")
+        self.layers = dict(zip(self.recipe.layers, groups["layers"].values(), strict=True))
+        self.checksums = dict(zip(self.recipe.layers, groups["checksums"].values(), strict=True))
+        self._images, self._labels = groups["images"], groups.get("labels", {})
+        self._columns, self._failures, self._nonfinite = groups["columns"], groups["failures"], groups["nonfinite"]
+        others = [array for name, group in groups.items() if name != "layers" for array in group.values()]
+        layout.check_places(self.layers, [recipe, *others], self.mapped.seal)
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        n = self._images["key"].shape[0] if self._images["key"].shape else 0
+        dtype = np.dtype(self.recipe.dtype).newbyteorder("<").str
+        for name, array in self.layers.items():
+            expected = (n, *self.recipe.taps[name]["shape"])
+            if array.dtype != dtype or array.shape != expected or not n:
+                raise hdf5.Malformed(f"layer {name!r} should be {dtype} of shape {expected}")
+            rows = layout.block_rows(array.row_bytes)
+            if array.chunks is not None and (
+                array.chunks.rows != rows or array.chunks.filters not in filters_of(array.dtype).values()
+            ):
+                raise hdf5.Malformed(f"layer {name!r} is compressed in another way")
+            _expect(self.checksums[name], "<u8", (-(-n // rows),))
+        _expect(self._images["key"], "<i8", (n,))
+        _expect(self._images["digest"], "<u1", (n, 16))
+        _expect(self._images["id"], "S", (n,))
+        for name, array in self._columns.items():
+            _expect(array, "S", (n,))
+            layout.member_name(name)
+        failed = self._failures["id"].shape
+        for array in self._failures.values():
+            _expect(array, "S", failed)
+        marked = self._nonfinite["row"].shape
+        _expect(self._nonfinite["row"], "<i8", marked)
+        _expect(self._nonfinite["layer"], "<i8", marked)
+        _expect(self._nonfinite["what"], "S", marked)
+        if len(failed) != 1 or len(marked) != 1:
+            raise hdf5.Malformed("the ledgers")
+        self.keys = self.mapped.array(self._images["key"])
+        in_order = np.sort(self.keys)
+        if in_order[0] < 0 or in_order[-1] >= 2**53 or (in_order[1:] == in_order[:-1]).any():
+            raise hdf5.Malformed("the keys")
+        _check_indices(self.mapped.array(self._nonfinite["row"]), n)
+        _check_indices(self.mapped.array(self._nonfinite["layer"]), len(self.layers))
+        if tuple(self._labels) == ("value",):
+            _expect(self._labels["value"], "<f8", (n,))
+        elif tuple(self._labels) == ("classes", "code"):
+            _expect(self._labels["code"], "<i8", (n,))
+            _expect(self._labels["classes"], "S", self._labels["classes"].shape[:1])
+            _check_indices(self.mapped.array(self._labels["code"]), self._labels["classes"].shape[0])
+        elif self._labels:
+            raise hdf5.Malformed("the labels")
+        groups = (self._images, self._labels, self._columns, self._failures, self._nonfinite)
+        for text in (array for group in groups for array in group.values() if array.dtype.startswith("S")):
+            if not _is_ascii(self.mapped.array(text)):
+                self._text(text)
+        if not _all_differ(self.mapped.array(self._images["id"])):
+            raise hdf5.Malformed("the ids")
+
+    def datasets(self) -> layout.Metadata:
+        """What `metadata` made."""
+        array = self.mapped.array
+        return {
+            name: array(node) if isinstance(node, Array) else {key: array(node[key]) for key in node}
+            for name, node in self.mapped.tree.items()
+            if name != "layers"
+        }
+
+    def _text(self, array: Array) -> list[str]:
+        try:
+            return [value.decode() for value in self.mapped.array(array).tolist()]
+        except UnicodeDecodeError as error:
+            raise damaged(self.mapped.path, "a text is not UTF-8") from error
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        return np.array(self._text(self._images["id"]))
+
+    @property
+    def digests(self) -> np.ndarray:
+        return self.mapped.array(self._images["digest"])
+
+    @cached_property
+    def classes(self) -> np.ndarray | None:
+        return np.array(self._text(self._labels["classes"])) if "classes" in self._labels else None
+
+    @cached_property
+    def y(self) -> np.ndarray | None:
+        if "value" in self._labels:
+            return np.array(self.mapped.array(self._labels["value"]))
+        return None if self.classes is None else self.classes[self.mapped.array(self._labels["code"])]
+
+    @cached_property
+    def columns(self) -> dict[str, np.ndarray]:
+        return {layout.member_name(name): np.array(self._text(array)) for name, array in self._columns.items()}
+
+    @cached_property
+    def failures(self) -> tuple[Failure, ...]:
+        return tuple(map(Failure, *map(self._text, self._failures.values())))
+
+    @cached_property
+    def nonfinite(self) -> tuple[NonFinite, ...]:
+        rows, layers = (self.mapped.array(self._nonfinite[name]).tolist() for name in ("row", "layer"))
+        named = zip(rows, layers, self._text(self._nonfinite["what"]), strict=True)
+        names = self.recipe.layers
+        ids = self.ids if rows else ()
+        return tuple(NonFinite(ids[row].item(), names[layer], what) for row, layer, what in named)
+
+
+def _array(node: object) -> Array:
+    if not isinstance(node, Array):
+        raise StoreError("a dataset is a group")
+    return node
+
+
+def _expect(array: Array, dtype: str, shape: tuple[int, ...]) -> None:
+    kind = array.dtype[: len(dtype)] if dtype == "S" else array.dtype
+    if kind != dtype or array.shape != shape:
+        raise hdf5.Malformed(f"a dataset should be {dtype} of shape {shape}")
+
+
+def _is_ascii(texts: np.ndarray) -> bool:
+    return not texts.size or int(texts.reshape(-1).view(np.uint8).max()) < 128
+
+
+def _all_differ(texts: np.ndarray) -> bool:
+    """Whether no text is there twice, by hashes first: sorting a million texts takes seconds."""
+    width = -(-texts.dtype.itemsize // 8)
+    words = texts.astype(f"S{8 * width}").view("<u8").reshape(len(texts), width)
+    factors = np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)
+    hashes = np.sort(words @ factors)
+    return not (hashes[1:] == hashes[:-1]).any() or len(set(texts.tolist())) == len(texts)
+
+
+def _check_indices(values: np.ndarray, n: int) -> None:
+    if len(values) and (values.min() < 0 or values.max() >= n):
+        raise hdf5.Malformed("indices out of range")

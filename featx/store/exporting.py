@@ -1,0 +1,173 @@
+"""A store in; one layer as .npy, layers as Parquet, or the whole store, compressed or not, out."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from featx.errors import StoreError
+from featx.store import files, layout
+from featx.store.compression import check_method, compress, filters_of
+from featx.store.hdf5 import Chunks
+from featx.store.reader import FeatureStore
+
+
+def export(
+    store: FeatureStore | str | os.PathLike,
+    output: str | os.PathLike,
+    layers: Sequence[str] | None = None,
+    *,
+    compression: str | None = None,
+    replace: bool = False,
+) -> Path:
+    """Write a store's rows, checked on the way, into another kind of file. The output appears when it is complete.
+
+    Parameters
+    ----------
+    store : FeatureStore or path
+    output : path
+        Its suffix decides. ".npy": one layer, (n, d) or (n, ...). ".parquet": key, id, label, the manifest's columns
+        and a fixed-size list of each layer. ".h5": an archive, the whole store with its layers compressed, which
+        FeatureStore reads with the same results.
+    layers : sequence of str, optional
+        By default all; not for archives.
+    compression : "gzip", "zstd" or "none", optional
+        Of archives, by default "gzip". Numbers are shuffled by bytes first. "none" is the way back: it gives the file
+        that was archived, byte for byte.
+    replace : bool
+        Let it take the place of a file that is there.
+
+    Returns
+    -------
+    Path
+        The output.
+
+    Raises
+    ------
+    LayerError
+        The store has no such layer; or it has several, and .npy takes one.
+    StoreError
+        The output is there, cannot be written, or has another suffix; a package is not installed.
+    DamageError
+        A row is not what was written.
+
+    Examples
+    --------
+    >>> export("photos.h5", "penultimate.npy", ["penultimate"])    # doctest: +SKIP
+    """
+    output = Path(output)
+    store = store if isinstance(store, FeatureStore) else FeatureStore(store)
+    writers = {".npy": _write_npy, ".parquet": _write_parquet, ".h5": _write_store}
+    if output.suffix not in writers:
+        raise StoreError(f"the output's suffix says what to write, one of {', '.join(writers)}; got {output.name!r}")
+    if output.suffix != ".h5" and compression is not None:
+        raise StoreError(f"compression is for archives (.h5); {output.name!r} is none")
+    if output.suffix == ".h5" and layers is not None:
+        raise StoreError("an archive has all layers of its store; .npy and .parquet take some")
+    names = list(dict.fromkeys(map(store.recipe.layer, store.layers if layers is None else layers)))
+    if output.suffix == ".npy" and len(names) != 1:
+        store.recipe.some(names).layer(None)  # says which there are
+    files.refuse_existing(output, replace)
+    with files.written_aside(output) as file:
+        writers[output.suffix](file, output, store, names, compression or "gzip")
+    return output
+
+
+def _write_npy(file: BinaryIO, output: Path, store: FeatureStore, layers: list[str], _: str) -> None:
+    (layer,) = layers
+    shape = (len(store), *store.recipe.taps[layer]["shape"])
+    dtype = np.dtype(store.recipe.dtype).newbyteorder("<")
+    header: dict[str, Any] = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    files.reserve(file.fileno(), math.prod(shape) * dtype.itemsize, output)
+    np.lib.format.write_array_header_1_0(file, header)
+    for _start, rows in store.blocks(layer, check=True):
+        file.write(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+    file.truncate()
+
+
+def _write_parquet(file: BinaryIO, output: Path, store: FeatureStore, layers: list[str], _: str) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise StoreError("Parquet needs the package pyarrow: pip install 'featx[export]'") from error
+    images: dict[str, np.ndarray] = {"key": store.X[:, 0], "id": store.ids}
+    if (y := store.y) is not None:
+        images["label"] = y
+    for name, values in store.columns.items():
+        images[f"column:{name}" if name in images or name in layers else name] = values
+    metadata = {"featx.recipe": store.recipe.to_json()}
+    numbers = pyarrow.from_numpy_dtype(np.dtype(store.recipe.dtype))
+    shapes = {name: store.recipe.taps[name]["shape"] for name in layers}
+    fields = [pyarrow.field(name, pyarrow.from_numpy_dtype(values.dtype)) for name, values in images.items()]
+    for name, shape in shapes.items():
+        kind = pyarrow.list_(numbers, math.prod(shape))
+        fields.append(pyarrow.field(name, kind, metadata={"shape": json.dumps(shape)}))
+    budget = 64 * 2**20 // len(layers)
+    part = min(max(1, budget // store.row_bytes(name)) for name in layers)
+    with pyarrow.parquet.ParquetWriter(file, pyarrow.schema(fields, metadata)) as writer:
+        for start in range(0, len(store), part):
+            rows = np.arange(start, min(start + part, len(store)))
+            columns = [pyarrow.array(values[rows]) for values in images.values()]
+            for name, shape in shapes.items():
+                flat = pyarrow.array(store.take(rows, name, check=True).reshape(-1))
+                columns.append(pyarrow.FixedSizeListArray.from_arrays(flat, math.prod(shape)))
+            writer.write_batch(pyarrow.record_batch(columns, schema=writer.schema))
+
+
+def _write_store(file: BinaryIO, output: Path, store: FeatureStore, layers: list[str], compression: str) -> None:
+    handle, recipe = file.fileno(), store.recipe
+    placed = layout.place_layers(recipe, len(store))
+    if compression == "none":
+        files.reserve(handle, layout.end_of(placed), output)
+        for name, array in placed.items():
+            for start, rows in store.blocks(name, check=True):
+                content = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+                files.pwrite(handle, content, array.offset + start * array.row_bytes)
+    else:
+        check_method(compression)
+        at = layout.FIRST_LAYER
+        for name, array in placed.items():
+            extents = []
+            for piece in _compressed(store, name, compression):
+                files.pwrite(handle, piece, at)
+                extents.append((at, len(piece)))
+                at += len(piece)
+            at = layout.aligned(at, layout.PAGE)
+            unit = layout.block_rows(array.row_bytes)
+            placed[name] = changed(
+                array, offset=0, chunks=Chunks(unit, filters_of(array.dtype)[compression], tuple(extents))
+            )
+    page, rest, seal = layout.assemble(placed, store.metadata())
+    files.pwrite(handle, page, layout.PAGE)
+    files.pwrite(handle, rest, seal.metadata)
+    os.ftruncate(handle, seal.size)
+    files.pwrite(handle, seal.to_bytes(), 0)
+
+
+def _compressed(store: FeatureStore, layer: str, method: str) -> Iterator[bytes]:
+    """A layer's blocks, each compressed, in order; the last one is filled up with zeros, as HDF5 has it."""
+    row_bytes = store.row_bytes(layer)
+    full = layout.block_rows(row_bytes) * row_bytes
+    itemsize = np.dtype(store.recipe.dtype).itemsize
+
+    def piece(content: bytes) -> bytes:
+        return compress(content.ljust(full, b"\0"), itemsize, method)
+
+    threads = os.cpu_count() or 1
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[bytes]] = deque()
+        for _, rows in store.blocks(layer, budget_bytes=full, check=True):
+            pending.append(pool.submit(piece, rows.tobytes()))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        yield from (future.result() for future in pending)

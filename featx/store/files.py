@@ -1,0 +1,132 @@
+"""What the disk is asked to do: a file that nobody else writes, bytes at their place, a name that appears at once."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from featx.errors import StoreError
+
+
+def open_alone(path: Path) -> int:
+    """A handle on a file, made if it is not there, that no other run has."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if is_at(path, handle):
+                return handle
+        except BlockingIOError as error:
+            os.close(handle)
+            raise StoreError(f"another run is writing {path}; wait for it, or choose another output") from error
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)  # the other run was done between our two steps
+
+
+def is_at(path: Path, handle: int) -> bool:
+    """Whether a name still means the file that is open."""
+    return path.exists() and os.path.samestat(os.stat(path), os.fstat(handle))
+
+
+def reserve(handle: int, nbytes: int, path: Path, extra: int = 0) -> None:
+    """Give the file its room on the disk, so that no later write lacks it.
+
+    Parameters
+    ----------
+    extra : bytes that will be wanted beyond that
+
+    Raises
+    ------
+    StoreError
+        The disk has less left.
+    """
+    status, disk = os.fstat(handle), os.fstatvfs(handle)
+    wanted, free = nbytes + extra - status.st_blocks * 512, disk.f_bavail * disk.f_frsize
+    if wanted > free:
+        raise StoreError(
+            f"cannot write {path}: it takes {readable(wanted)} and the disk has {readable(free)} free; "
+            "make room, or choose another disk"
+        )
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, nbytes)
+    elif status.st_size < nbytes:
+        os.ftruncate(handle, nbytes)
+
+
+def readable(nbytes: float) -> str:
+    """ "8.6 GB" """
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:,.1f} TB"
+
+
+def pwrite(handle: int, data: Any, offset: int) -> None:
+    """All bytes, however few the system takes at a time."""
+    left = memoryview(data).cast("B")
+    while left:
+        done = os.pwrite(handle, left, offset)
+        left, offset = left[done:], offset + done
+
+
+def pread(handle: int, nbytes: int, offset: int) -> bytes:
+    """`nbytes` bytes, or fewer where the file ends."""
+    parts, left = [], nbytes
+    while left and (part := os.pread(handle, left, offset)):
+        parts.append(part)
+        left, offset = left - len(part), offset + len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def told(output: Path, also: str) -> Iterator[None]:
+    """An error of the disk as one sentence."""
+    try:
+        yield
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else "the disk refused"
+        raise StoreError(f"cannot write {output}: {reason}; {also}") from error
+
+
+def refuse_existing(output: Path, replace: bool) -> None:
+    """Raise StoreError if there is a file of that name that must not be replaced, or no place for one."""
+    if output.is_dir():
+        raise StoreError(f"the output is a file; {output} is a folder")
+    if not output.parent.is_dir():
+        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it first")
+    if output.exists() and not replace:
+        raise StoreError(f"{output} is there already; choose another output, or --replace it (replace=True)")
+
+
+@contextlib.contextmanager
+def written_aside(output: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the output's name when it is complete, and leaves nothing otherwise."""
+    partial = output.with_name(output.name + ".writing")
+    with told(output, "nothing was kept"):
+        handle = open_alone(partial)
+        try:
+            with os.fdopen(handle, "r+b", closefd=False) as file:
+                os.ftruncate(handle, 0)
+                yield file
+            os.fsync(handle)
+            os.replace(partial, output)
+            fsync_folder(output.parent)
+        finally:
+            if is_at(partial, handle):
+                partial.unlink()
+            os.close(handle)

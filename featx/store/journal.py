@@ -1,0 +1,150 @@
+"""What an unfinished run has done, in a text file beside it: one line a step, each with its checksum.
+
+The first line says what run it is. A line that is torn, and all after it, count as not written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from featx.errors import StoreError
+from featx.store.files import open_alone
+from featx.store.recipe import Recipe
+
+_FORMAT = "featx-journal 1"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that was begun.
+
+    recipe : Recipe
+    ids : names of its images, in order
+    entries : what it has done, in order
+    nbytes : of the valid lines
+    """
+
+    recipe: Recipe
+    ids: list[str]
+    entries: list[dict[str, Any]]
+    nbytes: int
+
+
+def partial_path(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
+def journal_path(output: Path) -> Path:
+    return output.with_name(output.name + ".journal")
+
+
+def unfinished(output: str | os.PathLike) -> Unfinished | None:
+    """The run that was begun towards an output, if there is one that can go on.
+
+    Raises
+    ------
+    StoreError
+        Another version of featx began it.
+    """
+    output = Path(output)
+    if not partial_path(output).exists():
+        return None
+    try:
+        content = journal_path(output).read_bytes()
+    except FileNotFoundError:
+        return None
+    entries, nbytes = [], 0
+    for line in content.splitlines(keepends=True):
+        text, _, digest = line.rpartition(b" ")
+        if digest != xxhash.xxh3_64_hexdigest(text).encode() + b"\n":
+            break
+        entries.append(json.loads(text))
+        nbytes += len(line)
+    if not entries:
+        return None
+    try:
+        if entries[0]["format"] != _FORMAT:
+            raise KeyError
+        recipe = Recipe.from_json(json.dumps(entries[0]["recipe"]))
+    except (KeyError, StoreError) as error:
+        raise StoreError(
+            f"another version of featx began a run towards {output}; finish it with that, or --discard it "
+            "(discard=True)"
+        ) from error
+    return Unfinished(recipe, entries[0]["ids"], entries[1:], nbytes)
+
+
+def refuse_running(output: str | os.PathLike) -> None:
+    """Raise StoreError if a run is writing this output now."""
+    if partial_path(Path(output)).exists():
+        os.close(open_alone(partial_path(Path(output))))
+
+
+def discard(output: str | os.PathLike) -> None:
+    """Remove what an unfinished run has left; the output itself stays.
+
+    Raises
+    ------
+    StoreError
+        The run is on.
+    """
+    output = Path(output)
+    if not partial_path(output).exists() and not journal_path(output).exists():
+        return
+    handle = open_alone(partial_path(output))
+    try:
+        journal_path(output).unlink(missing_ok=True)
+        partial_path(output).unlink()
+    finally:
+        os.close(handle)
+
+
+def discard_quietly(output: Path) -> None:
+    """The same, as far as it can be done, by the run itself."""
+    for path in (journal_path(output), partial_path(output)):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+class Journal:
+    """The journal of a run that is on.
+
+    Parameters
+    ----------
+    begun : the run that goes on, or None for one that begins
+    """
+
+    def __init__(self, output: Path, recipe: Recipe, ids: Sequence[str], begun: Unfinished | None) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if begun else os.O_TRUNC)
+        self._file = os.open(journal_path(output), flags, 0o666)
+        try:
+            if begun is not None:
+                os.ftruncate(self._file, begun.nbytes)
+            else:
+                self.append({"format": _FORMAT, "recipe": json.loads(recipe.to_json()), "ids": list(ids)})
+        except BaseException:
+            self.close()
+            raise
+
+    def append(self, *entries: dict[str, Any]) -> None:
+        """Write lines. What they tell of is on the disk already; when they get there themselves does not matter, unless
+        `sync` is called.
+        """
+        lines = [json.dumps(entry, ensure_ascii=False).encode() for entry in entries]
+        left = memoryview(b"".join(b"%b %b\n" % (line, xxhash.xxh3_64_hexdigest(line).encode()) for line in lines))
+        while left:
+            left = left[os.write(self._file, left) :]
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)

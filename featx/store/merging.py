@@ -1,0 +1,118 @@
+"""Stores of the same recipe in, one store of all their images out; and rows of one store copied to another."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featx.errors import ImageError, RecipeError, StoreError, listed
+from featx.store.files import refuse_existing
+from featx.store.reader import FeatureStore
+from featx.store.writer import StoreWriter
+
+_COPY_BYTES = 64 * 2**20
+
+
+def merge(
+    stores: Sequence[FeatureStore | str | os.PathLike], output: str | os.PathLike, *, replace: bool = False
+) -> FeatureStore:
+    """One store with the images of several, in their order.
+
+    Parameters
+    ----------
+    stores : two or more, of equal recipes and different images
+        An image that one of them could not read and another could has the other's row.
+    output : path
+        The file to make. A merge that was interrupted goes on where it stopped.
+    replace : bool
+        Let it take the place of a file that is there.
+
+    Returns
+    -------
+    FeatureStore
+
+    Raises
+    ------
+    RecipeError
+        Fields that decide the numbers differ; they are named.
+    StoreError
+        Two stores have the same image, labels or columns are of different kinds, the output is there or cannot be
+        written.
+    DamageError
+        A row to copy is not what was written.
+
+    Examples
+    --------
+    >>> merge(["monday.h5", "tuesday.h5"], "week.h5")    # doctest: +SKIP
+    """
+    output = Path(output)
+    opened = [store if isinstance(store, FeatureStore) else FeatureStore(store) for store in stores]
+    if len(opened) < 2:
+        raise StoreError(f"a merge takes two stores or more, got {len(opened)}")
+    refuse_existing(output, replace)
+    first = opened[0]
+    recipe = first.recipe
+    for other in opened[1:]:
+        if differences := first.recipe.differences(other.recipe):
+            raise RecipeError(
+                f"{other.path} was made otherwise than {first.path}: {'; '.join(differences)} "
+                "(there: the first store; here: this one)"
+            )
+        if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
+            raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
+        if first.columns.keys() != other.columns.keys():
+            raise StoreError(
+                f"{first.path} has the columns {listed(first.columns, 20)}, {other.path} {listed(other.columns, 20)}; "
+                "they must be the same"
+            )
+        recipe = recipe.joined(other.recipe)
+    ids = [name for store in opened for name in store.ids.tolist()]
+    if twice := [name for name, count in Counter(ids).items() if count > 1]:
+        raise StoreError(
+            f"{len(twice):,} images are in several of the stores: {listed(twice)}; ids must be different (images of "
+            "several folders are, when they are extracted from a common parent)"
+        )
+    failures = {failure.id: ImageError(failure.code, failure.reason) for store in opened for failure in store.failures}
+    for name in ids:
+        failures.pop(name, None)
+    y = None if first.y is None else np.concatenate([store.y for store in opened])
+    columns = {name: np.concatenate([store.columns[name] for store in opened]) for name in first.columns}
+    # images without a row have no label and no value in a column; what stands here for them is not written
+    if y is not None:
+        y = np.concatenate([y, np.zeros(len(failures), y.dtype)])
+    columns = {name: np.concatenate([values, [""] * len(failures)]) for name, values in columns.items()}
+    with StoreWriter(output, recipe, [*ids, *failures], y, columns) as writer:
+        start = 0
+        for store in opened:
+            rows = np.full(len(writer.todo), -1)
+            rows[start : start + len(store)] = np.arange(len(store))
+            copy_rows(writer, store, np.where(writer.todo, rows, -1))
+            start += len(store)
+        failed = {len(ids) + i: error for i, error in enumerate(failures.values())}
+        writer.fail({i: error for i, error in failed.items() if writer.todo[i]})
+        writer.finish()
+    return FeatureStore(output)
+
+
+def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> None:
+    """Write a store's rows, checked on the way, for images of a run.
+
+    Parameters
+    ----------
+    rows : (n,) the store's row for each of the run's images, -1 for those that it does not have
+    """
+    row_bytes = sum(store.row_bytes(name) for name in store.layers)
+    part = max(64, _COPY_BYTES // row_bytes)
+    wanted = np.flatnonzero(rows >= 0)
+    for start in range(0, len(wanted), part):
+        indices = wanted[start : start + part]
+        taken = {name: store.take(rows[indices], name, check=True) for name in store.layers}
+        writer.write(indices, taken, store.digests[rows[indices]])
+
+
+def _kind(store: FeatureStore) -> str:
+    return "no labels" if store.y is None else "class names" if store.classes is not None else "numbers as labels"
