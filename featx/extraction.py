@@ -8,6 +8,7 @@ import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ import torch
 from torch import nn
 
 from featx.backbones import Backbone
-from featx.errors import ContradictionWarning, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
+from featx.errors import ContradictionWarning, ImageError, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
 from featx.forward import Block, plan, stream
-from featx.images import Collection, collect
+from featx.images import collect
 from featx.reuse import Old, look, refuse_another_run, refuse_changed
-from featx.store import FeatureStore, StoreWriter, refuse_running, unfinished
+from featx.store import FeatureStore, Recipe, StoreWriter, refuse_running, unfinished
 from featx.store import discard as discard_unfinished
 
 
@@ -155,49 +156,62 @@ def extract(
     if begun is not None:
         refuse_another_run(output, begun, recipe, images)
         recipe = begun.recipe
-    elif old is not None:
+    if old is not None:
         old.refuse_what_is_lost(replace)
-        recipe = old.grown()
+        recipe = recipe if begun is not None else old.grown()
     with StoreWriter(output, recipe, images.ids, images.y, images.columns) as writer, _threads(recipe.threads):
         refuse_changed(output, writer, images)
         if old is not None:
             old.copy_rows(writer)
-        blocks = _blocks(images, writer, old, device, workers)
-        for block in _with_progress(blocks, writer.todo) if progress else blocks:
-            _write(block, writer, old)
+        for part in _parts(writer, old):
+            blocks = stream(images.images, part.recipe, device=device, workers=workers, todo=part.todo.copy())
+            for block in _with_progress(blocks, writer.todo) if progress else blocks:
+                part.write(block)
         writer.finish()
     store = FeatureStore(output)
     _warn(store, len(images.ids))
     return store
 
 
-def _blocks(
-    images: Collection, writer: StoreWriter, old: Old | None, device: str, workers: int | str
-) -> Iterator[Block]:
+@dataclass(frozen=True)
+class _Part:
+    """Images that go through the same layers: all of them, or those that an old store lacks.
+
+    todo : (n,) bool
+    """
+
+    writer: StoreWriter
+    recipe: Recipe
+    todo: np.ndarray
+    old: Old | None
+
+    def write(self, block: Block) -> None:
+        """Write a block's rows and failures; of images that are to be done, since a batch may hold others."""
+        failures = {i: error for i, error in block.failures.items() if self.todo[i]}
+        indices = block.indices[self.todo[block.indices]]
+        if self.old is not None and len(indices):
+            then = self.old.digests(indices)
+            for i, digest in zip(indices.tolist(), then, strict=True):
+                if block.digests[i] != digest:
+                    failures[i] = ImageError("changed", "the file changed while the run was on")
+            indices = np.setdiff1d(indices, list(failures))
+        if len(indices):
+            here = np.isin(block.indices, indices)
+            rows = {name: values[here] for name, values in block.rows.items()}
+            if self.old is not None:
+                rows |= self.old.take(indices)
+            digests = np.frombuffer(b"".join(block.digests[i] for i in indices.tolist()), np.uint8)
+            self.writer.write(indices, rows, digests.reshape(-1, 16))
+        self.writer.fail(failures)
+
+
+def _parts(writer: StoreWriter, old: Old | None) -> Iterator[_Part]:
     """What is still to do: images without rows through all layers, then the others through the layers that are new."""
-    fresh = writer.todo if old is None else writer.todo & ~old.has
+    fresh = writer.todo.copy() if old is None else writer.todo & ~old.has
     if fresh.any():
-        yield from stream(images.images, writer.recipe, device=device, workers=workers, todo=fresh.copy())
+        yield _Part(writer, writer.recipe, fresh, None)
     if old is not None and writer.todo.any():
-        recipe = writer.recipe.some(old.new_layers)
-        yield from stream(images.images, recipe, device=device, workers=workers, todo=writer.todo.copy())
-
-
-def _write(block: Block, writer: StoreWriter, old: Old | None) -> None:
-    """Those rows of a block that are still to do: a batch may hold images that are not."""
-    all_layers = block.rows.keys() == writer.recipe.taps.keys()
-    todo = writer.todo.copy()
-    if old is not None:
-        todo &= ~old.has if all_layers else old.has
-    wanted = todo[block.indices]
-    if wanted.any():
-        indices = block.indices[wanted]
-        rows = {name: values[wanted] for name, values in block.rows.items()}
-        if old is not None and not all_layers:
-            rows |= old.take(indices)
-        digests = np.frombuffer(b"".join(block.digests[i] for i in indices.tolist()), np.uint8)
-        writer.write(indices, rows, digests.reshape(-1, 16))
-    writer.fail({i: error for i, error in block.failures.items() if todo[i]})
+        yield _Part(writer, writer.recipe.some(old.new_layers), writer.todo.copy(), old)
 
 
 @contextlib.contextmanager

@@ -79,6 +79,10 @@ class Old:
         joined = self.store.recipe.joined(self.asked)
         return replace(joined, taps=self.asked.taps, device=self.asked.device, origin=self.asked.origin)
 
+    def digests(self, indices: np.ndarray) -> list[bytes]:
+        """Content digests of some of the run's images that have rows."""
+        return [digest.tobytes() for digest in self.store.digests[self.rows[indices]]]
+
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """The rows of all stored layers, checked, for some of the run's images that have them."""
         return {name: self.store.take(self.rows[indices], name, check=True) for name in self.store.layers}

@@ -169,7 +169,7 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
         (("extract", photos, "-o", out, *PIXELS, "--batch-size", 0), "batch_size"),
         (("extract", photos, "-o", store, *PIXELS, "--dtype", "float16"), "dtype: 'float32' there, 'float16' here"),
         (("info", tmp_path / "photo.h5"), "close: 'photos.h5'"),
-        (("info", text), "not an HDF5 file"),
+        (("info", text), "not a featx store"),
         (("layers", "nothing"), "no backbone"),
         (("search", store, "-l", "layer3"), "There are: flatten:none"),
         (("search", store, "--test-size", 2), "test_size"),
@@ -195,7 +195,7 @@ def test_one_class_and_one_image_of_a_class_are_refused_by_search(photos: Path, 
     assert "two classes" in _refused("search", tmp_path / "one.h5")
 
 
-def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+def test_ctrl_c_before_64_images_leaves_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (400, 400, 3), np.uint8) for _ in range(3)]
     for i in range(300):

@@ -144,10 +144,7 @@ class FeatureStore:
             if array.chunks is None:
                 self._opened[name] = self._contents.mapped.layer(array)
             else:
-                self._opened[name] = np.concatenate(
-                    [self._blocks.rows(name, block) for block in range(self._blocks.count(name))]
-                )
-                self._opened[name].flags.writeable = False
+                ((_, self._opened[name]),) = self.blocks(name, budget_bytes=array.nbytes)
         return self._opened[name]
 
     @cached_property
@@ -174,10 +171,14 @@ class FeatureStore:
             The store has no such layer.
         DamageError
             With `check`: bytes are not those that were written.
+        IndexError
+            There is no such row, or the mask has another shape.
         """
         name = self.recipe.layer(layer)
         rows = np.asarray(rows)
         rows = rows.astype(np.int64) if not rows.size and rows.dtype == float else rows
+        if rows.dtype == bool and rows.ndim != 1:
+            raise IndexError(f"a mask of rows is ({len(self)},) bool, got {rows.shape}")
         array = self._contents.layers[name]
         scattered = rows.size * _READ_AHEAD_BYTES < array.nbytes
         if not check and array.chunks is None:
@@ -216,7 +217,7 @@ class FeatureStore:
         name = self.recipe.layer(layer)
         array = self._contents.layers[name]
         rows, unit = max(1, budget_bytes // array.row_bytes), layout.block_rows(array.row_bytes)
-        rows = rows // unit * unit or rows
+        rows = len(self) if rows >= len(self) else rows // unit * unit or rows
         for start in range(0, len(self), rows):
             stop = min(start + rows, len(self))
             if array.chunks is None:
@@ -225,9 +226,13 @@ class FeatureStore:
                         self._blocks.rows(name, block, check)
                 yield start, self[name][start:stop]
             else:
-                parts = [self._blocks.rows(name, block, check) for block in range(start // unit, -(-stop // unit))]
-                first = start // unit * unit
-                yield start, np.concatenate(parts)[start - first : stop - first]
+                found = np.empty((stop - start, *array.shape[1:]), array.dtype)
+                for block in range(start // unit, -(-stop // unit)):
+                    first, last = max(start, block * unit), min(stop, (block + 1) * unit)
+                    piece = self._blocks.rows(name, block, check)
+                    found[first - start : last - start] = piece[first - block * unit : last - block * unit]
+                found.flags.writeable = False
+                yield start, found
 
     def verify(self) -> None:
         """Read everything and compare it with the checksums.

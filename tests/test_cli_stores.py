@@ -1,0 +1,128 @@
+"""The command line on stores: what a second extract does, verify, merge, export, two recipes compared, an interrupt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import class_folders, left_in, save_noise
+from typer.testing import CliRunner
+
+import featx
+from featx.cli import app
+from featx.store import StoreWriter
+
+PIXELS = ["-b", "bundled:pixels", "-q"]
+
+
+def _run(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def _done(*words: object) -> str:
+    done = _run(*words)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def _refused(*words: object) -> str:
+    done = _run(*words)
+    assert done.exit_code == 2 and done.stderr.startswith("featx: ") and done.stderr.count("\n") == 1, done.output
+    return done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """monday.h5 and tuesday.h5 of different images, and the folders that they were made of."""
+    for day, classes in {"monday": ("ant", "bee"), "tuesday": ("cat", "dog")}.items():
+        _done("extract", class_folders(tmp_path / day, classes), "-o", tmp_path / f"{day}.h5", *PIXELS)
+    return tmp_path
+
+
+def test_a_second_extract_returns_the_store_grows_it_or_asks_for_replace(folder: Path) -> None:
+    again = ["extract", folder / "monday", "-o", folder / "monday.h5", *PIXELS]
+    before = (folder / "monday.h5").stat()
+    assert "6 images" in _done(*again)
+    assert (folder / "monday.h5").stat().st_ino == before.st_ino
+    save_noise(folder / "monday" / "bee" / "new.png", seed=77)
+    assert "7 images" in _done(*again)
+    (folder / "monday" / "ant" / "ant_0.png").unlink()
+    told = _refused(*again)
+    assert "gone since: 'ant/ant_0.png'" in told and "--replace" in told
+    assert "6 images" in _done(*again, "--replace")
+
+
+def test_verify_is_silent_of_nothing_and_names_damage(folder: Path) -> None:
+    path = folder / "monday.h5"
+    assert "whole" in _done("verify", path, folder / "tuesday.h5")
+    content = bytearray(path.read_bytes())
+    content[8192 + 100] ^= 4
+    path.write_bytes(content)
+    assert "'flatten:none' rows 0 to 5" in _refused("verify", path)
+
+
+def test_merge_makes_one_store_of_two(folder: Path) -> None:
+    words = ["merge", folder / "monday.h5", folder / "tuesday.h5", "-o", folder / "week.h5"]
+    assert "12 images of 2 stores" in _done(*words)
+    assert featx.FeatureStore(folder / "week.h5").classes.tolist() == ["ant", "bee", "cat", "dog"]
+    assert "is there already" in _refused(*words)
+    assert "12 images" in _done(*words, "--replace")
+    assert "two stores or more" in _refused("merge", folder / "monday.h5", "-o", folder / "x.h5")
+
+
+def test_export_writes_what_the_suffix_says(folder: Path) -> None:
+    store = featx.FeatureStore(folder / "monday.h5")
+    for name in ("rows.npy", "rows.parquet", "archive.h5"):
+        assert name in _done("export", folder / "monday.h5", "-o", folder / name)
+    assert np.array_equal(np.load(folder / "rows.npy"), store["penultimate"])
+    assert "compressed" in _done("info", folder / "archive.h5")
+    _done("export", folder / "archive.h5", "-o", folder / "back.h5", "--compression", "none")
+    assert (folder / "back.h5").read_bytes() == (folder / "monday.h5").read_bytes()
+    assert "suffix" in _refused("export", folder / "monday.h5", "-o", folder / "rows.csv")
+    assert "flatten:none" in _refused("export", folder / "monday.h5", "-o", folder / "x.npy", "-l", "layer4")
+
+
+def test_info_shows_the_recipe_and_compares_two(folder: Path) -> None:
+    recipe = featx.FeatureStore(folder / "monday.h5").recipe
+    text = _done("info", folder / "monday.h5")
+    for words in (recipe.weights_sha256, recipe.collection, f"{recipe.threads} threads", "bicubic", "torch", "b,d"):
+        assert words in text
+    _done("extract", folder / "monday", "-o", folder / "half.h5", *PIXELS, "--dtype", "float16", "--batch-size", 3)
+    text = _done("info", folder / "monday.h5", folder / "half.h5")
+    for words in ("dtype", "float16", "batch_size", "decides the numbers"):
+        assert words in text
+    assert "weights" not in text
+    assert "equal" in _done("info", folder / "monday.h5", folder / "monday.h5")
+
+
+def test_notes_name_duplicates_with_different_labels_and_overflow(tmp_path: Path) -> None:
+    class_folders(tmp_path / "photos")
+    save_noise(tmp_path / "photos" / "bee" / "again.png", seed=0)  # the same as ant_0
+    told = _done("extract", tmp_path / "photos", "-o", tmp_path / "photos.h5", *PIXELS)
+    assert "different labels" in told and "ant/ant_0.png (ant), bee/again.png (bee)" in told
+    assert "1 images have the same content" in _done("info", tmp_path / "photos.h5")
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path, monkeypatch) -> None:
+    class_folders(tmp_path / "photos", n=70)
+    words = ["extract", tmp_path / "photos", "-b", "bundled:pixels", "--batch-size", 32]
+    written = StoreWriter.write
+    calls = []
+
+    def interrupted(self, *args):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args)
+        written(self, *args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StoreWriter, "write", interrupted)
+        done = _run(*words, "-o", tmp_path / "photos.h5")
+    assert done.exit_code == 130 and "what is done is kept" in done.stderr
+    assert {"photos.h5.partial", "photos.h5.journal"} <= set(left_in(tmp_path))
+    assert "begun otherwise" in _refused(*words, "-o", tmp_path / "photos.h5", "--dtype", "float16")
+    assert "140 images" in _done(*words, "-o", tmp_path / "photos.h5", "-q")
+    _done(*words, "-o", tmp_path / "unbroken.h5", "-q")
+    assert (tmp_path / "photos.h5").read_bytes() == (tmp_path / "unbroken.h5").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "photos.h5", "unbroken.h5"]

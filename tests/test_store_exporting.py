@@ -1,0 +1,169 @@
+"""A store's rows in other kinds of files: the same numbers, whole or not at all; an archive gives the store back."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import h5py
+import hdf5plugin  # noqa: F401  (registers zstd with h5py)
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from helpers import assert_tells, left_in, recipe
+
+from featx.errors import DamageError, ImageError, LayerError, StoreError
+from featx.store import FeatureStore, StoreWriter, export, merge
+
+N = 150  # three blocks, the last not full
+TAPS = {"layer3:avg": (5,), "layer4:none": (2, 3, 4), "wide:flatten": (40_000,)}
+
+
+def _write(path: Path, dtype: str = "float32", y: np.ndarray | None = None, taps: dict | None = None) -> FeatureStore:
+    rng = np.random.default_rng(0)
+    columns = {"site": np.array([f"ward {i % 4}" for i in range(N)]), "label": np.array(["ä"] * N)}
+    with StoreWriter(path, recipe(taps or TAPS, dtype=dtype), [f"{i}.jpg" for i in range(N)], y, columns) as writer:
+        good = np.delete(np.arange(N), 3)
+        rows = {name: rng.normal(size=(N - 1, *shape)).round(1).astype("f4") for name, shape in (taps or TAPS).items()}
+        writer.write(good, rows, rng.integers(0, 256, (N - 1, 16), np.uint8))
+        writer.fail({3: ImageError("damaged", "cut off")})
+        writer.finish()
+    return FeatureStore(path)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    """Three layers of different shapes and block sizes, class labels, columns, a failure; not to be changed."""
+    return _write(tmp_path_factory.mktemp("store") / "s.h5", y=np.array([f"class {i % 3}" for i in range(N)]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_npy_holds_a_layer(tmp_path: Path, dtype: str) -> None:
+    store = _write(tmp_path / "s.h5", dtype)
+    for layer in store.layers:
+        found = np.load(export(store, tmp_path / "rows.npy", [layer], replace=True), mmap_mode="r")
+        assert found.dtype == dtype and np.array_equal(found, store[layer])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_parquet_holds_images_and_layers(tmp_path: Path, dtype: str) -> None:
+    store = _write(tmp_path / "s.h5", dtype, y=np.array([f"class {i % 3}" for i in range(N)]))
+    export(store.path, tmp_path / "rows.parquet")
+    table = pq.read_table(tmp_path / "rows.parquet")
+    assert table.column_names == ["key", "id", "label", "site", "column:label", *store.layers]
+    frame = pd.read_parquet(tmp_path / "rows.parquet")
+    assert frame["key"].tolist() == store.X[:, 0].tolist() and frame["id"].tolist() == store.ids.tolist()
+    assert frame["label"].tolist() == store.y.tolist()
+    assert frame["site"].tolist() == store.columns["site"].tolist()
+    assert frame["column:label"].tolist() == store.columns["label"].tolist()
+    for layer in store.layers:
+        shape = json.loads(table.schema.field(layer).metadata[b"shape"])
+        assert np.array_equal(np.stack(frame[layer]).reshape(-1, *shape), store[layer])
+    assert json.loads(table.schema.metadata[b"featx.recipe"])["backbone"] == store.recipe.backbone
+
+
+def test_parquet_of_numbers_as_labels_and_of_some_layers(tmp_path: Path) -> None:
+    store = _write(tmp_path / "s.h5", y=np.linspace(0, 1, N))
+    frame = pd.read_parquet(export(store, tmp_path / "rows.parquet", ["layer3"]))
+    assert frame["label"].tolist() == store.y.tolist() and list(frame.columns)[-1] == "layer3:avg"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("method", ["gzip", "zstd"])
+def test_an_archive_reads_with_the_same_results_and_gives_the_store_back(tmp_path, dtype: str, method: str) -> None:
+    store = _write(tmp_path / "s.h5", dtype, y=np.array([f"class {i % 3}" for i in range(N)]))
+    archive = FeatureStore(export(store, tmp_path / "a.h5", compression=method))
+    archive.verify()
+    assert archive.is_archive and not store.is_archive
+    assert archive.path.stat().st_size < 0.7 * store.path.stat().st_size
+    assert np.array_equal(archive.X, store.X) and np.array_equal(archive.y, store.y)
+    assert archive.recipe == store.recipe and archive.failures == store.failures
+    rng = np.random.default_rng(1)
+    for layer in store.layers:
+        assert np.array_equal(archive[layer], store[layer])
+        rows = rng.integers(-len(store), len(store), 20)
+        for check in (False, True):
+            assert np.array_equal(archive.take(rows, layer, check=check), store[layer][rows])
+        pieces = list(archive.blocks(layer, budget_bytes=3000))
+        assert np.array_equal(np.concatenate([rows for _, rows in pieces]), store[layer])
+        with h5py.File(archive.path) as file:
+            assert np.array_equal(file["layers"][layer][:], store[layer])
+    back = export(archive, tmp_path / "back.h5", compression="none")
+    assert back.read_bytes() == store.path.read_bytes()
+
+
+def test_archives_are_the_same_bytes_each_time_and_can_be_made_of_one_another(store, tmp_path: Path) -> None:
+    first = export(store, tmp_path / "1.h5")
+    zstd = export(first, tmp_path / "z.h5", compression="zstd")
+    assert export(zstd, tmp_path / "2.h5").read_bytes() == first.read_bytes()
+
+
+def test_archives_merge_into_a_store(store, tmp_path: Path) -> None:
+    other = recipe(TAPS)
+    with StoreWriter(
+        tmp_path / "o.h5", other, ["x"], np.array(["class 9"]), {"site": np.array(["a"]), "label": np.array(["b"])}
+    ) as writer:
+        writer.write(
+            np.array([0]),
+            {name: np.ones((1, *shape), "f4") for name, shape in TAPS.items()},
+            np.ones((1, 16), np.uint8),
+        )
+        writer.finish()
+    archive = export(store, tmp_path / "a.h5")
+    merged = merge([archive, tmp_path / "o.h5"], tmp_path / "m.h5")
+    assert not merged.is_archive
+    assert np.array_equal(merged["layer3"][:-1], store["layer3"])
+
+
+def test_what_does_not_fit_is_refused_and_leaves_nothing(store, tmp_path: Path) -> None:
+    (tmp_path / "there.npy").write_bytes(b"mine")
+    cases: list[tuple[type, str, dict]] = [
+        (StoreError, ".parquet", dict(output="x.csv")),
+        (StoreError, "is there already", dict(output="there.npy", layers=["layer3"])),
+        (StoreError, "no folder", dict(output="no/x.npy", layers=["layer3"])),
+        (LayerError, "3 layers", dict(output="x.npy")),
+        (LayerError, "layer3:avg", dict(output="x.npy", layers=["layer9"])),
+        (StoreError, "gzip, zstd", dict(output="x.h5", compression="lz4")),
+        (StoreError, "archives", dict(output="x.npy", layers=["layer3"], compression="gzip")),
+        (StoreError, "all layers", dict(output="x.h5", layers=["layer3"])),
+    ]
+    for kind, word, given in cases:
+        with pytest.raises(kind) as told:
+            export(store, tmp_path / given.pop("output"), **given)
+        assert_tells(told.value, word)
+    assert left_in(tmp_path) == ["there.npy"] and (tmp_path / "there.npy").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet", "archive.h5", "plain.h5"])
+def test_a_disk_that_fails_or_damage_leaves_the_old_file_whole(store, tmp_path: Path, monkeypatch, name: str) -> None:
+    given = dict(layers=["layer3"] if name.endswith("npy") else None, replace=True)
+    given["compression"] = "none" if name == "plain.h5" else None
+    (tmp_path / name).write_bytes(b"old")
+
+    def failing(*_):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", failing)
+        with pytest.raises(StoreError) as told:
+            export(store, tmp_path / name, **given)
+        assert_tells(told.value, name, "Input/output error")
+    assert left_in(tmp_path) == [name] and (tmp_path / name).read_bytes() == b"old"
+    content = bytearray(store.path.read_bytes())
+    content[8192 + 100] ^= 1
+    (tmp_path / "bad").write_bytes(content)
+    with pytest.raises(DamageError):
+        export(tmp_path / "bad", tmp_path / name, **given)
+    assert left_in(tmp_path) == sorted(["bad", name]) and (tmp_path / name).read_bytes() == b"old"
+
+
+def test_a_missing_package_is_named_before_anything_is_written(store, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
+    for name, given in {"x.parquet": {}, "x.h5": {"compression": "zstd"}}.items():
+        with pytest.raises(StoreError) as told:
+            export(store, tmp_path / name, **given)
+        assert_tells(told.value, "pip install 'featx[export]'")
+    assert left_in(tmp_path) == []

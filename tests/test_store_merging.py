@@ -1,0 +1,171 @@
+"""Stores of equal recipes become one: the same rows, keys and labels as one run gives; all else is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import assert_tells, left_in, recipe
+
+from featx.errors import DamageError, ImageError, RecipeError, StoreError
+from featx.store import FeatureStore, Recipe, StoreWriter, merge
+
+TAPS = {"layer3:avg": (5,), "layer4:none": (2, 3, 4)}
+
+
+def _row(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(list(name.encode())).normal(size=shape).astype("f4")
+
+
+def _write(
+    path: Path, ids: list[str], failed: dict[str, str] | None = None, made: Recipe | None = None, **given
+) -> FeatureStore:
+    """Rows, digests and labels that depend on the image's name alone."""
+    made, failed = made or recipe(TAPS), failed or {}
+    n = len(ids)
+    y = given.get("y", np.array([f"class {name[-1]}" for name in ids]))
+    columns = given.get("columns", {"site": np.array([f"site {name[0]}" for name in ids])})
+    digests = np.array([list(name.encode().ljust(16)) for name in ids], np.uint8)
+    with StoreWriter(path, made, ids, y, columns) as writer:
+        good = np.array([i for i in range(n) if ids[i] not in failed])
+        rows = {name: np.stack([_row(ids[i], tap["shape"]) for i in good]) for name, tap in made.taps.items()}
+        writer.write(good, rows, digests[good])
+        writer.fail({i: ImageError("damaged", failed[name]) for i, name in enumerate(ids) if name in failed})
+        writer.finish()
+    return FeatureStore(path)
+
+
+def _names(start: int, stop: int) -> list[str]:
+    return [f"{i:05d}" for i in range(start, stop)]
+
+
+def test_a_merge_is_what_one_run_over_all_images_gives(tmp_path: Path) -> None:
+    parts = [_write(tmp_path / f"{i}.h5", _names(*span)) for i, span in enumerate([(0, 150), (150, 151), (151, 300)])]
+    merged = merge(parts, tmp_path / "merged.h5")
+    _write(tmp_path / "whole.h5", _names(0, 300))
+    assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    merged.verify()
+    assert left_in(tmp_path) == ["0.h5", "1.h5", "2.h5", "merged.h5", "whole.h5"]
+
+
+def test_failures_are_carried_and_an_image_that_one_store_has_is_no_failure(tmp_path: Path) -> None:
+    first = _write(tmp_path / "1.h5", _names(0, 80), {"00003": "cut off", "00070": "cut off"})
+    second = _write(tmp_path / "2.h5", ["00003", *_names(80, 90)], {"00085": "no pixels"})
+    merged = merge([first, second], tmp_path / "merged.h5")
+    assert [(failure.id, failure.reason) for failure in merged.failures] == [
+        ("00070", "cut off"),
+        ("00085", "no pixels"),
+    ]
+    assert len(merged) == 88
+    for name in merged.layers:
+        expected = np.stack([_row(name_of, TAPS[name]) for name_of in merged.ids.tolist()])
+        assert np.array_equal(merged[name], expected)
+    assert merged.y.tolist() == [f"class {name[-1]}" for name in merged.ids.tolist()]
+    assert merged.columns["site"].tolist() == [f"site {name[0]}" for name in merged.ids.tolist()]
+
+
+def test_keys_stay_what_they_were(tmp_path: Path) -> None:
+    parts = [_write(tmp_path / f"{i}.h5", _names(100 * i, 100 * i + 100)) for i in range(2)]
+    assert np.array_equal(merge(parts, tmp_path / "m.h5").X, np.concatenate([part.X for part in parts]))
+
+
+def test_recorded_fields_are_joined_and_decide_nothing(tmp_path: Path) -> None:
+    other = recipe(
+        TAPS, versions={"torch": "3.0", "timm": "1.0"}, device="cuda", threads=8, aliases={"x": "layer3:avg"}
+    )
+    first = _write(tmp_path / "1.h5", _names(0, 3), made=recipe(TAPS, versions={"torch": "2.9"}, origin="/a"))
+    merged = merge([first, _write(tmp_path / "2.h5", _names(3, 6), made=other)], tmp_path / "m.h5")
+    assert merged.recipe.versions == {"torch": "2.9, 3.0", "timm": "1.0"}
+    assert merged.recipe.aliases == {"x": "layer3:avg"} and merged.recipe.origin is None
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch_size": 8}, ["batch_size: 4 there, 8 here"]),
+        ({"dtype": "float16"}, ["dtype"]),
+        ({"weights_sha256": "1" * 64}, ["weights_sha256"]),
+        ({"preprocessing": {"crop": [32, 32], "resize": 40}}, ["preprocessing.resize: 32 there, 40 here"]),
+    ],
+)
+def test_other_recipes_are_refused_field_by_field(tmp_path: Path, change: dict, words: list[str]) -> None:
+    stores = [
+        _write(tmp_path / "1.h5", _names(0, 3)),
+        _write(tmp_path / "2.h5", _names(3, 6), made=recipe(TAPS, **change)),
+    ]
+    with pytest.raises(RecipeError) as told:
+        merge(stores, tmp_path / "m.h5")
+    assert_tells(told.value, *words)
+    assert left_in(tmp_path) == ["1.h5", "2.h5"]
+
+
+def test_other_layers_shared_images_and_other_labels_are_refused(tmp_path: Path) -> None:
+    first = _write(tmp_path / "1.h5", _names(0, 3))
+    cases = {
+        "layers": dict(made=recipe({"layer3:avg": (5,)})),
+        "class names": dict(y=np.arange(3.0)),
+        "no labels": dict(y=None),
+        "columns": dict(columns={}),
+    }
+    for word, given in cases.items():
+        with pytest.raises(StoreError) as told:
+            merge([first, _write(tmp_path / f"{word}.h5", _names(3, 6), **given)], tmp_path / "m.h5")
+        assert_tells(told.value, word)
+    with pytest.raises(StoreError) as told:
+        merge([first, first], tmp_path / "m.h5")
+    assert_tells(told.value, "'00000'", "3 images")
+    with pytest.raises(StoreError, match="two stores or more"):
+        merge([first], tmp_path / "m.h5")
+    assert not (tmp_path / "m.h5").exists() and not (tmp_path / "m.h5.partial").exists()
+
+
+def test_numbers_as_labels_and_no_labels_merge_too(tmp_path: Path) -> None:
+    for kind, y in {"numbers": np.array([0.5, -1, 2]), "none": None}.items():
+        parts = [_write(tmp_path / f"{kind}{i}.h5", _names(3 * i, 3 * i + 3), {"00001": "x"}, y=y) for i in range(2)]
+        merged = merge(parts, tmp_path / f"{kind}.h5")
+        assert len(merged) == 5
+        assert merged.y is None if y is None else merged.y.tolist() == [0.5, 2, 0.5, -1, 2]
+
+
+def test_a_file_that_is_there_is_replaced_only_when_asked_even_one_of_the_parts(tmp_path: Path) -> None:
+    parts = [_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3)) for i in range(2)]
+    with pytest.raises(StoreError, match="is there already"):
+        merge(parts, tmp_path / "0.h5")
+    merged = merge(parts, tmp_path / "0.h5", replace=True)
+    assert len(merged) == 6 and len(FeatureStore(tmp_path / "0.h5")) == 6
+    merged.verify()
+
+
+def test_damaged_rows_are_not_copied(tmp_path: Path) -> None:
+    first, second = (_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3)) for i in range(2))
+    content = bytearray(second.path.read_bytes())
+    content[8192 + 7] ^= 1
+    (tmp_path / "bad.h5").write_bytes(content)
+    with pytest.raises(DamageError) as told:
+        merge([first, tmp_path / "bad.h5"], tmp_path / "m.h5")
+    assert_tells(told.value, "bad.h5", "layer3:avg", "rows 0 to 2")
+    assert left_in(tmp_path) == ["0.h5", "1.h5", "bad.h5"]
+
+
+def test_an_interrupted_merge_goes_on(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("featx.store.merging._COPY_BYTES", 1)
+    parts = [_write(tmp_path / f"{i}.h5", _names(200 * i, 200 * i + 200)) for i in range(2)]
+    merge(parts, tmp_path / "unbroken.h5")
+    write, calls = StoreWriter.write, []
+
+    def interrupted(self, *args):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(args)
+        write(self, *args)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(StoreWriter, "write", interrupted)
+        merge(parts, tmp_path / "m.h5")
+    assert (tmp_path / "m.h5.journal").exists()
+    taken = []
+    monkeypatch.setattr(StoreWriter, "write", lambda self, *args: (taken.append(len(args[0])), write(self, *args))[1])
+    merge(parts, tmp_path / "m.h5")
+    assert sum(taken) == 400 - 128
+    assert (tmp_path / "m.h5").read_bytes() == (tmp_path / "unbroken.h5").read_bytes()
