@@ -178,10 +178,11 @@ class StoredFeatures(_Features):
         if differences := self.recipe_.differences(self.store.recipe.only(self.layer_)):
             raise RecipeError(f"it was fitted on a store made otherwise: {'; '.join(differences)}; fit it again")
         rows = self.store.rows(keys_of(items))
-        layer = self.store[self.layer_]
         in_order = len(rows) > 0 and len(rows) == rows[-1] - rows[0] + 1 and bool((np.diff(rows) == 1).all())
-        # neighbours in the file need no copy: the whole layer of a refit stays a memory map
-        taken = layer[rows[0] : rows[-1] + 1] if in_order else layer[rows]
+        if in_order:  # neighbours in the file need no copy: the whole layer of a refit stays a memory map
+            taken = self.store[self.layer_][rows[0] : rows[-1] + 1]
+        else:
+            taken = self.store.take(rows, self.layer_)
         return np.asarray(taken).reshape(len(rows), -1)
 
 

@@ -11,7 +11,6 @@ from featx.errors import DamageError, StoreError
 from featx.store import layout
 from featx.store.compression import decompress
 from featx.store.contents import Contents
-from featx.store.hdf5 import Array
 
 
 class Damage(NamedTuple):
@@ -23,7 +22,10 @@ class Damage(NamedTuple):
 
 
 class Blocks:
-    """The blocks of a store's layers; `layout.block_rows` rows in each, fewer in a layer's last."""
+    """The blocks of a store's layers: `layout.block_rows` rows in each, fewer in a layer's last.
+
+    What is checked are the bytes in the file, in an archive the compressed ones.
+    """
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
@@ -42,31 +44,26 @@ class Blocks:
         mapped, array = self._contents.mapped, self._contents.layers[name]
         unit = layout.block_rows(array.row_bytes)
         start, stop = block * unit, min((block + 1) * unit, array.shape[0])
-        damage = Damage(name, start, stop)
+        damage = damage_error(mapped.path, [Damage(name, start, stop)])
         if array.chunks is None:
-            rows = mapped.array(array)[start:stop]
+            at, nbytes = array.offset + start * array.row_bytes, (stop - start) * array.row_bytes
         else:
-            rows = self._decompressed(array, block, damage)[: stop - start]
-        if check:
-            stored = mapped.array(self._contents.checksums[name])[block]
-            if layout.checksum(rows.reshape(-1).view(np.uint8).data) != stored:
-                raise damage_error(mapped.path, [damage])
-        return rows
-
-    def _decompressed(self, array: Array, block: int, damage: Damage) -> np.ndarray:
-        assert array.chunks is not None
-        offset, nbytes = array.chunks.extents[block]
-        shape = (array.chunks.rows, *array.shape[1:])
+            at, nbytes = array.chunks.extents[block]
+        stored = memoryview(mapped.content)[at : at + nbytes]
+        if check and layout.checksum(stored) != mapped.array(self._contents.checksums[name])[block]:
+            raise damage
+        shape = (stop - start, *array.shape[1:])
+        if array.chunks is None:
+            return np.frombuffer(stored, array.dtype).reshape(shape)
         itemsize = np.dtype(array.dtype).itemsize
-        content = self._contents.mapped.content[offset : offset + nbytes]
         try:
-            rows = decompress(content, array.chunks.rows * array.row_bytes, itemsize, array.chunks.filters)
+            content = decompress(bytes(stored), unit * array.row_bytes, itemsize, array.chunks.filters)
         except ValueError as error:
-            raise damage_error(self._contents.mapped.path, [damage]) from error
-        return np.frombuffer(rows, array.dtype).reshape(shape)
+            raise damage from error
+        return np.frombuffer(content, array.dtype).reshape(unit, *shape[1:])[: stop - start]
 
     def verify(self) -> None:
-        """Read all rows and compare them with their checksums.
+        """Read all rows, compressed ones as they are, and compare them with their checksums.
 
         Raises
         ------

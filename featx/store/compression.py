@@ -59,7 +59,7 @@ def decompress(content: bytes, nbytes: int, itemsize: int, filters: Filters) -> 
             parameters = zstandard.get_frame_parameters(content)
             if parameters.content_size != nbytes:
                 raise ValueError("a piece of another length")
-            shuffled = zstandard.ZstdDecompressor().decompress(content, max_output_size=nbytes)
+            shuffled = zstandard.ZstdDecompressor().decompress(content, max_output_size=nbytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from error
     if len(shuffled) != nbytes:

@@ -125,40 +125,42 @@ def _write_parquet(file: BinaryIO, output: Path, store: FeatureStore, layers: li
 
 
 def _write_store(file: BinaryIO, output: Path, store: FeatureStore, layers: list[str], compression: str) -> None:
-    handle, recipe = file.fileno(), store.recipe
-    placed = layout.place_layers(recipe, len(store))
+    handle, at = file.fileno(), layout.FIRST_LAYER
+    placed = layout.place_layers(store.recipe, len(store))
     if compression == "none":
         files.reserve(handle, layout.end_of(placed), output)
-        for name, array in placed.items():
-            for start, rows in store.blocks(name, check=True):
-                content = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
-                files.pwrite(handle, content, array.offset + start * array.row_bytes)
     else:
         check_method(compression)
-        at = layout.FIRST_LAYER
-        for name, array in placed.items():
-            extents = []
-            for piece in _compressed(store, name, compression):
-                files.pwrite(handle, piece, at)
-                extents.append((at, len(piece)))
-                at += len(piece)
-            at = layout.aligned(at, layout.PAGE)
-            unit = layout.block_rows(array.row_bytes)
-            placed[name] = changed(
-                array, offset=0, chunks=Chunks(unit, filters_of(array.dtype)[compression], tuple(extents))
-            )
-    page, rest, seal = layout.assemble(placed, store.metadata())
+    checksums = {}
+    for name, array in placed.items():
+        sums, extents = [], []
+        for piece in _pieces(store, name, compression):
+            files.pwrite(handle, piece, at)
+            sums.append(layout.checksum(piece))
+            extents.append((at, len(piece)))
+            at += len(piece)
+        at = layout.aligned(at, layout.PAGE)
+        checksums[layout.member(name)] = np.array(sums, "<u8")
+        if compression != "none":
+            filters = filters_of(array.dtype)[compression]
+            chunks = Chunks(layout.block_rows(array.row_bytes), filters, tuple(extents))
+            placed[name] = changed(array, offset=0, chunks=chunks)
+    page, rest, seal = layout.assemble(placed, {**store.metadata(), "checksums": checksums})
     files.pwrite(handle, page, layout.PAGE)
     files.pwrite(handle, rest, seal.metadata)
     os.ftruncate(handle, seal.size)
     files.pwrite(handle, seal.to_bytes(), 0)
 
 
-def _compressed(store: FeatureStore, layer: str, method: str) -> Iterator[bytes]:
-    """A layer's blocks, each compressed, in order; the last one is filled up with zeros, as HDF5 has it."""
+def _pieces(store: FeatureStore, layer: str, method: str) -> Iterator[bytes]:
+    """A layer's blocks as they will be in the file, in order; HDF5 has the last compressed one filled up with zeros."""
     row_bytes = store.row_bytes(layer)
     full = layout.block_rows(row_bytes) * row_bytes
     itemsize = np.dtype(store.recipe.dtype).itemsize
+    blocks = (rows.tobytes() for _, rows in store.blocks(layer, budget_bytes=full, check=True))
+    if method == "none":
+        yield from blocks
+        return
 
     def piece(content: bytes) -> bytes:
         return compress(content.ljust(full, b"\0"), itemsize, method)
@@ -166,8 +168,8 @@ def _compressed(store: FeatureStore, layer: str, method: str) -> Iterator[bytes]
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[bytes]] = deque()
-        for _, rows in store.blocks(layer, budget_bytes=full, check=True):
-            pending.append(pool.submit(piece, rows.tobytes()))
+        for content in blocks:
+            pending.append(pool.submit(piece, content))
             if len(pending) > 2 * threads:
                 yield pending.popleft().result()
         yield from (future.result() for future in pending)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from featx.errors import StoreError
+
+NOTHING_KEPT = "nothing was kept"
 
 
 def open_alone(path: Path) -> int:
@@ -94,13 +96,13 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def told(output: Path, also: str) -> Iterator[None]:
-    """An error of the disk as one sentence."""
+def told(output: Path, kept: Callable[[], str]) -> Iterator[None]:
+    """An error of the disk as one sentence; `kept` says what is left."""
     try:
         yield
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else "the disk refused"
-        raise StoreError(f"cannot write {output}: {reason}; {also}") from error
+        raise StoreError(f"cannot write {output}: {reason}; {kept()}") from error
 
 
 def refuse_existing(output: Path, replace: bool) -> None:
@@ -117,7 +119,7 @@ def refuse_existing(output: Path, replace: bool) -> None:
 def written_aside(output: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the output's name when it is complete, and leaves nothing otherwise."""
     partial = output.with_name(output.name + ".writing")
-    with told(output, "nothing was kept"):
+    with told(output, lambda: NOTHING_KEPT):
         handle = open_alone(partial)
         try:
             with os.fdopen(handle, "r+b", closefd=False) as file:

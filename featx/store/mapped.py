@@ -48,9 +48,12 @@ class Mapped:
         self.path = path
         with _opened(path) as file:
             status = os.fstat(file.fileno())
-            self.inode = status.st_dev, status.st_ino
+            self.inode, self._stamp = _inode(status), _stamp(status)
             page = file.read(layout.PAGE)
-            self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if page else mmap.mmap(-1, 1)
+            try:
+                self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if page else mmap.mmap(-1, 1)
+            except (OSError, ValueError, OverflowError) as error:
+                raise StoreError(f"cannot open {path} as a store: it cannot be mapped ({error})") from error
         if (version := layout.version_of(page)) is None:
             raise StoreError(f"{path} is not a featx store; featx extract makes one")
         if version != layout.VERSION:
@@ -59,21 +62,35 @@ class Mapped:
             self.seal = layout.Seal.from_bytes(page)
         except ValueError as error:
             raise damaged(path, "its seal is damaged") from error
-        self.check_size()
+        self.check_metadata()
         seal, view = self.seal, memoryview(self.content)
         superblock_page = view[layout.PAGE : layout.FIRST_LAYER]
-        if layout.identity_of(superblock_page, view[seal.metadata :]) != seal.identity:
-            raise damaged(path, "its metadata is damaged")
         superblock = bytes(superblock_page[: hdf5.SUPERBLOCK_BYTES])
         try:
             self.tree = parse(superblock, bytes(view[seal.structure :]), layout.PAGE, seal.structure)
         except hdf5.Malformed as error:
             raise damaged(path, str(error)) from error
 
-    def check_size(self) -> None:
-        """Raise StoreError if the file has not its length: a map of what is not there must not be touched."""
-        if self.content.size() != self.seal.size:
-            raise damaged(self.path, f"it has {self.content.size():,} bytes and should have {self.seal.size:,}")
+    def check_metadata(self) -> None:
+        """Raise StoreError unless all that is not rows is as the seal says."""
+        seal = self.seal
+        if self.content.size() != seal.size:  # first: what is mapped, but not there, must not be touched
+            raise damaged(self.path, f"it has {self.content.size():,} bytes and should have {seal.size:,}")
+        view = memoryview(self.content)
+        if view[: layout.PAGE] != seal.to_bytes():
+            raise damaged(self.path, "its seal is damaged")
+        if layout.identity_of(view[layout.PAGE : layout.FIRST_LAYER], view[seal.metadata :]) != seal.identity:
+            raise damaged(self.path, "its metadata is damaged")
+
+    def refuse_overwritten(self) -> None:
+        """Raise StoreError if the file itself, not its name, became another since it was opened: `cp` does that."""
+        try:
+            status = os.stat(self.path)
+        except OSError:  # the name is gone; the file is not, as long as it is mapped
+            return
+        if _inode(status) == self.inode and _stamp(status) != self._stamp:
+            self.check_metadata()
+            self._stamp = _stamp(status)
 
     @contextlib.contextmanager
     def read_at_random(self) -> Iterator[None]:
@@ -99,6 +116,14 @@ class Mapped:
         return rows
 
 
+def _inode(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
 def damaged(path: Path, reason: str) -> StoreError:
     return StoreError(f"{path} is not a whole featx store: {reason}; extract it again, or restore it from a copy")
 
@@ -117,7 +142,6 @@ def _opened(path: Path) -> BinaryIO:
         raise StoreError(f"cannot open {path} as a store: {reason}") from error
 
 
-@lru_cache(maxsize=8)
 def reopened(path: str, identity: str) -> Mapped:
     """The same store in another process.
 
@@ -126,6 +150,13 @@ def reopened(path: str, identity: str) -> Mapped:
     StoreError
         There is another one at its place, or none.
     """
+    found = _mapped_once(path, identity)
+    found.refuse_overwritten()
+    return found
+
+
+@lru_cache(maxsize=8)
+def _mapped_once(path: str, identity: str) -> Mapped:
     found = Mapped(Path(path))
     if found.seal.identity != identity:
         raise _replaced(path)
@@ -162,7 +193,7 @@ class CheckedPath(os.PathLike[str]):
 def _checked(path: str, identity: str) -> CheckedPath:
     inode, handle = reopened(path, identity).inode, os.open(path, os.O_RDONLY)
     found = CheckedPath(path, identity, handle)
-    if (os.fstat(handle).st_dev, os.fstat(handle).st_ino) != inode:
+    if _inode(os.fstat(handle)) != inode:
         raise _replaced(path)
     return found
 

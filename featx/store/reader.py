@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import KeysError, StoreError
+from featx.errors import KeysError
 from featx.store import layout
 from featx.store.aligned import align
 from featx.store.blocks import Blocks
@@ -139,6 +139,7 @@ class FeatureStore:
             The store has no such layer.
         """
         name = self.recipe.layer(layer)
+        self._contents.mapped.refuse_overwritten()
         if name not in self._opened:
             array = self._contents.layers[name]
             if array.chunks is None:
@@ -175,6 +176,7 @@ class FeatureStore:
             There is no such row, or the mask has another shape.
         """
         name = self.recipe.layer(layer)
+        self._contents.mapped.refuse_overwritten()
         rows = np.asarray(rows)
         rows = rows.astype(np.int64) if not rows.size and rows.dtype == float else rows
         if rows.dtype == bool and rows.ndim != 1:
@@ -219,6 +221,7 @@ class FeatureStore:
         rows, unit = max(1, budget_bytes // array.row_bytes), layout.block_rows(array.row_bytes)
         rows = len(self) if rows >= len(self) else rows // unit * unit or rows
         for start in range(0, len(self), rows):
+            self._contents.mapped.refuse_overwritten()
             stop = min(start + rows, len(self))
             if array.chunks is None:
                 if check:
@@ -244,15 +247,7 @@ class FeatureStore:
         StoreError
             The file was shortened or its metadata is damaged.
         """
-        mapped = self._contents.mapped
-        mapped.check_size()
-        view = memoryview(mapped.content)
-        seal = mapped.seal
-        if (
-            bytes(view[: layout.PAGE]) != seal.to_bytes()
-            or layout.identity_of(view[layout.PAGE : layout.FIRST_LAYER], view[seal.metadata :]) != seal.identity
-        ):
-            raise StoreError(f"{self.path} is damaged: its metadata has changed since it was opened")
+        self._contents.mapped.check_metadata()
         self._blocks.verify()
 
     @cached_property

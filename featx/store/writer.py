@@ -86,7 +86,7 @@ class StoreWriter:
         self._journaled = np.zeros(-(-n // GROUP_ROWS), bool)  # by groups of images
         self._moves: list[dict[str, Any]] = []
         self._unsynced, self._synced_at = 0, time.monotonic()
-        with files.told(self._output, "nothing was kept"):
+        with files.told(self._output, lambda: files.NOTHING_KEPT):
             self._file = files.open_alone(self._partial)
             try:
                 self._journal = self._begin()
@@ -197,7 +197,7 @@ class StoreWriter:
             raise AssertionError("every row of every layer is written exactly once")
         # runs of neighbours are written in one call each
         starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
-        with files.told(self._output, "what is done is kept: run it again to go on"):
+        with files.told(self._output, self._kept):
             for name, given in rows.items():
                 array = self._layers[name]
                 with np.errstate(over="ignore"):  # told below, with the image's name
@@ -229,8 +229,14 @@ class StoreWriter:
         if failures:
             self.failures |= failures
             self.todo[list(failures)] = False
-            with files.told(self._output, "what is done is kept: run it again to go on"):
+            with files.told(self._output, self._kept):
                 self._sync_if_due()
+
+    def _kept(self) -> str:
+        """What the disk has for certain, in words."""
+        with contextlib.suppress(OSError):
+            self._sync()
+        return "what is done is kept: run it again to go on" if self._journaled.any() else files.NOTHING_KEPT
 
     def _sync_if_due(self) -> None:
         if self._unsynced >= _SYNC_BYTES or time.monotonic() - self._synced_at >= _SYNC_SECONDS:
@@ -284,7 +290,7 @@ class StoreWriter:
             discard_quietly(self._output)  # there is nothing to go on with
             raise StoreError(f"none of the {len(self._ids):,} images can be read; the first, {self._ids[0]!r}: "
                              f"{self.failures[0]}")  # fmt: skip
-        with files.told(self._output, "what is done is kept: run it again to go on"):
+        with files.told(self._output, self._kept):
             self._complete_groups()
             if self.failures:
                 self._sync()
