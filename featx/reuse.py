@@ -148,8 +148,8 @@ def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> Non
     """Raise StoreError if images that an unfinished run has done are not what they were."""
     changed = []
     for i in np.flatnonzero(~writer.todo).tolist():
-        if i in writer.failures:
-            same = not _is_readable(images.images[i])
+        if i in writer.failures:  # one that changed under the run is known to have changed
+            same = writer.failures[i].code == "changed" or not _is_readable(images.images[i])
         else:
             same = _digest_or_none(images.images[i]) == writer.digests[i].tobytes()
         if not same:

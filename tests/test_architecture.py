@@ -20,13 +20,14 @@ MAY_IMPORT = {
     "manifest": {"errors"},
     **{room: LOW for room in MIDDLE},
     "forward": LOW | MIDDLE,
-    "extraction": LOW | MIDDLE | {"forward"},
+    "reuse": LOW | {"images", "backbones", "store"},
+    "extraction": LOW | MIDDLE | {"forward", "reuse"},  # and nobody else imports reuse
     "learn": LOW | MIDDLE | {"forward"},
     **{room: LOW | MIDDLE | {"forward", "extraction", "learn"} for room in ("report", "transfer", "scale")},
     "demo": LOW | MIDDLE | {"forward", "extraction", "learn", "report"},  # it uses featx as a notebook would
     "cli": LOW | MIDDLE | {"forward", "extraction", "learn", "report", "transfer", "scale", "demo"},
 }
-LEFT_SIDE = {"errors", "manifest", "images", "backbones", "store", "forward", "extraction"}
+LEFT_SIDE = {"errors", "manifest", "images", "backbones", "store", "forward", "reuse", "extraction"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -84,6 +85,11 @@ def test_nothing_left_of_the_file_imports_scikit_learn(room):
             assert not any(name.split(".")[0] in ("sklearn", "skops") for name, _ in imports(file.read_text())), file
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
+def test_nothing_needs_the_hdf5_library(file):
+    assert not {"h5py", "hdf5plugin", "tables"} & {name.split(".")[0] for name, _ in imports(file.read_text())}
+
+
 def test_learning_reaches_for_the_forward_pass_in_one_place_and_only_when_it_must():
     found = [
         (file.name, lazy)
@@ -111,6 +117,21 @@ print(json.dumps([seconds, sorted({"torch", "sklearn", "h5py", "numpy", "PIL"} &
 @pytest.mark.parametrize("first", ["import featx.learn", "import featx; featx.FeatureStore", "import featx.store"])
 def test_learning_and_reading_a_store_do_not_load_torch(first):
     assert fresh_python(f"{first}\nimport sys\nprint(int('torch' in sys.modules))") == 0
+
+
+def test_a_store_is_opened_read_and_verified_without_torch_scikit_learn_or_the_hdf5_library(pixel_store):
+    code = f"""
+import json, sys
+from featx.store import FeatureStore
+store = FeatureStore({str(pixel_store.path)!r})
+store.verify()
+store.X, store.y, store.ids, store.columns, store.failures, store["penultimate"].sum(), store.recipe
+total = float(store.take([3, -1, 3], "penultimate", check=True).sum())
+print(json.dumps([total, sorted({{"torch", "sklearn", "h5py", "PIL", "scipy"}} & set(sys.modules))]))
+"""
+    total, heavy = fresh_python(code)
+    assert heavy == []
+    assert total == float(pixel_store["penultimate"][[3, -1, 3]].sum())
 
 
 def test_public_names_are_there_and_others_are_not():

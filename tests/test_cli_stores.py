@@ -96,6 +96,15 @@ def test_info_shows_the_recipe_and_compares_two(folder: Path) -> None:
     assert "equal" in _done("info", folder / "monday.h5", folder / "monday.h5")
 
 
+def test_a_link_is_followed_and_stays_a_link(folder: Path) -> None:
+    (folder / "disk").mkdir()
+    (folder / "link.h5").symlink_to(folder / "disk" / "real.h5")
+    _done("extract", folder / "monday", "-o", folder / "link.h5", *PIXELS)
+    _done("merge", folder / "monday.h5", folder / "tuesday.h5", "-o", folder / "link.h5", "--replace")
+    _done("export", folder / "tuesday.h5", "-o", folder / "link.h5", "--replace")
+    assert (folder / "link.h5").is_symlink() and left_in(folder / "disk") == ["real.h5"]
+
+
 def test_notes_name_duplicates_with_different_labels_and_overflow(tmp_path: Path) -> None:
     class_folders(tmp_path / "photos")
     save_noise(tmp_path / "photos" / "bee" / "again.png", seed=0)  # the same as ant_0

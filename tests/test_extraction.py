@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from helpers import assert_tells, class_folders, left_in, noise, save_noise
 from PIL import Image
+from runs import extract
 from sklearn.model_selection import cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
@@ -21,7 +23,6 @@ from featx.errors import (
     BackboneError,
     FeatxError,
     LayerError,
-    RecipeError,
     SourceError,
     StoreError,
     UnreadableImagesWarning,
@@ -29,10 +30,6 @@ from featx.errors import (
 
 SMALL = featx.Preprocessing(crop=(64, 64), resize=64)
 LAYERS = ["layer2", "layer3:max", "penultimate"]
-
-
-def extract(source, output, backbone="bundled:pixels", **options) -> featx.FeatureStore:
-    return featx.extract(source, output, backbone, **({"progress": False, "device": "cpu"} | options))
 
 
 @pytest.fixture(scope="module")
@@ -229,111 +226,6 @@ def test_a_table_with_an_unnamed_column_as_pandas_writes_it(tmp_path):
     assert extract(tmp_path / "m.csv", tmp_path / "a.h5").columns[""].tolist() == ["0"]
 
 
-# What a second extraction onto the same output does
-
-
-@pytest.fixture
-def made(tmp_path):
-    photos = class_folders(tmp_path / "photos", n=3)
-    return photos, extract(photos, tmp_path / "a.h5")
-
-
-def refused_again(store, *words, source, error=RecipeError, **options):
-    before = store.path.read_bytes()
-    with pytest.raises(error) as caught:
-        extract(source, store.path, **options)
-    assert_tells(caught.value, *words)
-    assert store.path.read_bytes() == before and "a.h5.partial" not in left_in(store.path.parent)
-
-
-def test_the_same_again_returns_the_store_without_computing(made, monkeypatch):
-    photos, store = made
-    before = store.path.stat()
-
-    def never(*_, **__):
-        raise AssertionError("it is there already")
-
-    monkeypatch.setattr(extraction, "stream", never)
-    again = extract(photos, store.path)
-    assert again.identity == store.identity and store.path.stat() == before
-    for options in ({"workers": 1}, {"precision": "float32"}, {"batch_size": 32}, {"layers": "flatten"}):
-        assert extract(photos, store.path, **options).identity == store.identity
-
-
-def test_what_was_left_to_auto_stays_as_it_was_then(tmp_path):
-    photos = class_folders(tmp_path / "photos", n=2)
-    store = extract(photos, tmp_path / "a.h5", batch_size=3, precision="bfloat16")
-    assert extract(photos, store.path).recipe == store.recipe
-
-
-@pytest.mark.parametrize(
-    "options, words",
-    [
-        ({"dtype": "float16"}, ["dtype: 'float32' there, 'float16' here"]),
-        ({"precision": "bfloat16"}, ["precision: 'float32' there, 'bfloat16' here"]),
-        ({"batch_size": 7, "dtype": "float16"}, ["batch_size: 32 there, 7 here", "dtype:"]),
-        ({"backbone": "resnet18", "weights": None}, ["backbone: 'bundled:pixels' there, 'torchvision:resnet18' here"]),
-    ],
-)
-def test_another_recipe_is_refused_field_by_field(made, options, words):
-    photos, store = made
-    refused_again(store, "made otherwise", *words, "another output", source=photos, **options)
-
-
-def test_other_layers_are_refused_by_name(resnet, tmp_path):
-    images, options = [noise(i) for i in range(3)], {"backbone": resnet, "batch_size": 4}
-    store = extract(images, tmp_path / "a.h5", layers=["layer1", "layer2:max"], **options)
-    words = ["layers: 'layer1:avg', 'layer2:max' there, 'layer1:avg' here", "another output"]
-    refused_again(store, *words, source=images, layers="layer1", **options)
-    again = extract(images, store.path, layers=["layer2:max", "layer1:avg"], **options)
-    assert again.identity == store.identity  # the order of layers decides nothing
-
-
-def test_new_gone_and_changed_images_are_refused_by_name(made):
-    photos, store = made
-    save_noise(photos / "ant" / "new.png", seed=50)
-    (photos / "bee" / "bee_1.png").unlink()
-    save_noise(photos / "ant" / "ant_2.png", seed=51)
-    words = ["gone since: 'bee/bee_1.png'", "new: 'ant/new.png'", "changed: 'ant/ant_2.png'", "another output"]
-    refused_again(store, "other images", *words, source=photos)
-
-
-def test_an_image_that_became_unreadable_is_a_changed_one(made):
-    photos, store = made
-    (photos / "ant" / "ant_0.png").write_text("no picture")
-    refused_again(store, "changed: 'ant/ant_0.png'", source=photos)
-    (photos / "ant" / "ant_0.png").unlink()
-    (photos / "ant" / "ant_0.png").symlink_to(photos / "nowhere")
-    refused_again(store, "changed: 'ant/ant_0.png'", source=photos)
-
-
-def test_an_image_that_failed_then_and_still_does_is_no_difference(tmp_path):
-    photos = class_folders(tmp_path / "photos", n=2)
-    (photos / "ant" / "bad.png").write_text("no picture")
-    with pytest.warns(UnreadableImagesWarning):
-        store = extract(photos, tmp_path / "a.h5")
-    assert extract(photos, tmp_path / "a.h5").identity == store.identity
-
-
-def test_an_image_that_was_mended_since_is_not_left_out_in_silence(tmp_path):
-    photos = class_folders(tmp_path / "photos", n=2)
-    (photos / "ant" / "bad.png").write_text("no picture")
-    with pytest.warns(UnreadableImagesWarning):
-        store = extract(photos, tmp_path / "a.h5")
-    save_noise(photos / "ant" / "bad.png", seed=60)
-    refused_again(store, "ant/bad.png", source=photos)
-
-
-def test_other_labels_are_refused_and_the_order_of_images_is_not(tmp_path):
-    images, labels = [noise(i) for i in range(4)], list("abab")
-    store = extract(images, tmp_path / "a.h5", ids=list("wxyz"), labels=labels)
-    refused_again(store, "other labels", "align", source=images, ids=list("wxyz"), labels=list("aabb"))
-    refused_again(store, "other labels", source=images, ids=list("wxyz"), labels=[1, 2, 3, 4], target="numeric")
-    again = extract(images[::-1], store.path, ids=list("zyxw"), labels=labels[::-1])
-    assert again.ids.tolist() == list("wxyz") and again.y.tolist() == labels
-    assert extract(images, store.path, ids=list("wxyz")).y.tolist() == labels
-
-
 # Nothing half-written
 
 
@@ -359,10 +251,13 @@ def test_an_error_within_the_stream_leaves_nothing(tmp_path, monkeypatch, error,
     assert len(extract(photos, tmp_path / "a.h5", batch_size=4)) == 12
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 4])
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, after):
-    photos = class_folders(tmp_path / "photos", n=6)
-    (photos / "ant" / "bad.png").write_text("no picture")
+@pytest.mark.parametrize(
+    "batch_size, after, kept",  # something is, once 64 images are complete
+    [(4, 0, False), (4, 1, False), (4, 7, False), (4, 17, True), *((64, after, after > 0) for after in range(5))],
+)
+def test_a_full_disk_is_one_line_that_says_what_is_kept(tmp_path, monkeypatch, batch_size, after, kept):
+    photos = class_folders(tmp_path / "photos", n=40)
+    (photos / "bee" / "last.png").write_text("no picture")
     before, original, calls = left_in(tmp_path), os.pwrite, []
 
     def full(*args):
@@ -371,11 +266,25 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, after
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return original(*args)
 
-    monkeypatch.setattr(os, "pwrite", full)
-    with pytest.raises(StoreError) as caught:
-        extract(photos, tmp_path / "a.h5", batch_size=4)
-    assert_tells(caught.value, "cannot write", "No space left", "nothing was kept")
-    assert left_in(tmp_path) == before
+    def again():
+        return extract(photos, tmp_path / "a.h5", batch_size=batch_size)
+
+    with monkeypatch.context() as patched, pytest.raises(StoreError) as caught:
+        patched.setattr(os, "pwrite", full)
+        again()
+    assert_tells(caught.value, "cannot write", "No space left", "what is done is kept" if kept else "nothing was kept")
+    assert left_in(tmp_path) == sorted([*before, *(["a.h5.journal", "a.h5.partial"] if kept else [])])
+    with pytest.warns(UnreadableImagesWarning):
+        finished = again().path.read_bytes()
+    (tmp_path / "a.h5").unlink()
+    with pytest.warns(UnreadableImagesWarning):
+        assert finished == again().path.read_bytes() and left_in(tmp_path) == sorted([*before, "a.h5"])
+
+
+def test_a_disk_that_is_too_small_is_told_before_any_image_is_computed(tmp_path, monkeypatch, never):
+    monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bavail=2, f_frsize=4096))
+    never()
+    refused(tmp_path, StoreError, "it takes", "the disk has 8.19 kB free", "make room")
 
 
 # Bad input
@@ -460,7 +369,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
     refused(tmp_path, StoreError, "is a folder", "features.h5", output="folder")
     refused(tmp_path, StoreError, "there is no folder", "make it", output="no/a.h5")
     refused(tmp_path, StoreError, "there is no folder", output="file/a.h5")
-    refused(tmp_path, StoreError, "cannot open", "file", output="file")
+    refused(tmp_path, StoreError, "is not a featx store", "file", output="file")
     refused(tmp_path, StoreError, "cannot write", output="x" * 300 + ".h5")
     monkeypatch.setattr(os, "access", lambda *_: False)
     refused(tmp_path, StoreError, "no permission", "another folder", output="a.h5")

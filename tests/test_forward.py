@@ -138,6 +138,30 @@ def test_one_layer_of_a_recipe_is_computed_alone(network):
         )
 
 
+@pytest.mark.parametrize("todo", [[0], [4], [8], [3, 4], [0, 8], []])
+def test_of_a_run_that_is_kept_only_batches_with_something_to_do_are_computed(network, todo):
+    images = arrays(9)
+    recipe = plan(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
+    wanted = np.zeros(9, bool)
+    whole, _, _ = computed(images, recipe, todo=~wanted)
+    assert sorted(whole) == list(range(9))
+    wanted[todo] = True
+    rows, _, blocks = computed(images, recipe, todo=wanted)
+    assert [block.start for block in blocks] == sorted({i // 4 * 4 for i in todo})
+    assert sorted(rows) == [i for i in range(9) if i // 4 * 4 in {j // 4 * 4 for j in todo}]
+    for position in rows:  # a row is a function of its image and the recipe, whatever was done before
+        assert_bitwise_equal(rows[position], whole[position])
+
+
+def test_rows_of_a_run_that_is_kept_do_not_depend_on_its_length(network):
+    images = arrays(5)
+    recipe = plan(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
+    few, _, _ = computed(images[:2], recipe, todo=np.ones(2, bool))
+    many, _, _ = computed(images, recipe, todo=np.ones(5, bool))
+    for position in few:
+        assert_bitwise_equal(few[position], many[position])
+
+
 def test_a_module_of_ones_own_works_where_it_was_given_and_is_asked_for_elsewhere():
     torch.manual_seed(0)
     own = Backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), preprocessing=SMALL)
@@ -168,6 +192,7 @@ def test_the_recipe_says_what_was_decided(network):
     assert (recipe.precision, recipe.precision_error) == ("float32", None)
     assert (recipe.batch_size, recipe.dtype, recipe.device) == (7, "float16", "cpu")
     assert recipe.threads == torch.get_num_threads()
+    assert recipe.versions.keys() == {"featx", "torch", "torchvision", "pillow", "numpy"}
 
 
 def test_a_name_and_its_weights_make_the_backbone():

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import noise
+from helpers import noise, save_noise
 from PIL import Image
 
 from featx.errors import ImageError
@@ -94,6 +94,31 @@ def test_any_other_error_is_not_taken_for_a_bad_image():
 
     with pytest.raises(MemoryError):
         collected([noise(i) for i in range(9)], prepare=broken)
+
+
+def test_files_that_change_or_vanish_after_the_first_batch_are_failures_of_their_own(tmp_path):
+    paths = [save_noise(tmp_path / f"{i:02}.png", seed=i) for i in range(40)]
+    found = batches(paths, prepare, SIZE, 4, 2)
+    first = next(found)
+    save_noise(paths[30], seed=99)
+    paths[33].unlink()
+    failed, digests = {}, {}
+    for batch in [first, *found]:
+        failed |= {batch.start + slot: error.code for slot, error in batch.failures.items()}
+        digests |= {batch.start + slot: digest for slot, digest in batch.digests.items()}
+    assert failed == {30: "changed", 33: "missing"}
+    assert digests == {i: content_digest(path) for i, path in enumerate(paths) if i not in failed}
+
+
+def test_only_the_batches_that_are_wanted_are_read(tmp_path):
+    images = [noise(i) if i // 4 in (1, 5) else tmp_path / "never" for i in range(22)]
+    found = list(batches(images, prepare, SIZE, 4, 2, starts=[4, 20]))
+    assert [batch.start for batch in found] == [4, 20] and not any(batch.failures for batch in found)
+    for batch in found:
+        for slot, digest in batch.digests.items():
+            assert digest == content_digest(images[batch.start + slot])
+            assert np.array_equal(batch.pixels[slot], images[batch.start + slot])
+    assert [len(batch.digests) for batch in found] == [4, 2]
 
 
 def test_decoding_stays_a_bounded_distance_ahead_and_stops_with_its_caller():

@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 
 from featx.errors import ImageError
 from featx.images import content_digest, decode, decoding
-from featx.images.decoding import EXTENSIONS, FORMATS, MAX_PIXELS
+from featx.images.decoding import EXTENSIONS, FORMATS, MAX_PIXELS, stamp
 
-CODES = {"missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type"}
+CODES = {"missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type", "changed"}
 STEPS = (np.arange(12, dtype=np.uint16) * 5957).reshape(3, 4)  # 0 ... 65,527 of 16-bit grey
 EIGHT_BIT = (STEPS >> 8).astype(np.uint8)
 
@@ -338,3 +338,59 @@ def test_the_digest_of_a_picture_covers_what_decides_its_look(kind):
 def test_every_extension_belongs_to_a_format_that_is_read():
     Image.init()
     assert {Image.EXTENSION[extension] for extension in EXTENSIONS} <= set(FORMATS)
+
+
+# A file that is not what it was when the run began
+
+
+def refused_since(path: Path, expected, code: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(path, expected)
+    assert caught.value.code == code
+    if code in ("missing", "changed"):
+        assert "while the run was on" in caught.value.reason
+
+
+def test_a_file_that_is_what_it_was_is_decoded(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(noise(0)))
+    for expected in (stamp(path), stamp(str(path)), None):
+        picture, digest = decode(path, expected)
+        assert np.array_equal(np.asarray(picture), noise(0)) and digest == content_digest(path)
+
+
+def test_a_file_of_another_size_or_time_has_changed(tmp_path):
+    path = saved(tmp_path / "a.png", Image.fromarray(noise(0)))
+    expected, status = stamp(path), os.stat(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    refused_since(path, expected, "changed")
+    path.write_bytes(path.read_bytes() + b"more")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    refused_since(path, expected, "changed")
+    path.write_bytes(b"")
+    refused_since(path, expected, "changed")  # not "not-an-image": somebody is writing it
+    path.unlink()
+    refused_since(path, expected, "missing")
+    path.mkdir()
+    refused_since(path, expected, "unreadable")
+
+
+def test_a_file_that_grows_while_it_is_read_has_changed(tmp_path, monkeypatch):
+    """The bytes that were read are not those of the file, even where nobody has told what to expect."""
+    path = saved(tmp_path / "a.bmp", Image.fromarray(noise(0)))
+    expected, fstat = stamp(path), os.fstat
+
+    def growing(handle):
+        with open(path, "ab") as file:
+            file.write(b"more")
+        return fstat(handle)
+
+    monkeypatch.setattr(os, "fstat", growing)
+    refused_since(path, expected, "changed")
+    refused_since(path, None, "changed")
+
+
+def test_only_files_have_a_stamp(tmp_path):
+    assert stamp(noise(0)) is None and stamp(Image.fromarray(noise(0))) is None
+    assert stamp(tmp_path / "none.png") is None and stamp("a\0b") is None
+    path = saved(tmp_path / "a.png", Image.fromarray(noise(0)))
+    assert stamp(path) == (path.stat().st_size, path.stat().st_mtime_ns)

@@ -14,6 +14,15 @@ from featx.errors import StoreError
 NOTHING_KEPT = "nothing was kept"
 
 
+def real(output: Path) -> Path:
+    """Where a file is; what a link points to is replaced, not the link."""
+    return Path(os.path.realpath(output))
+
+
+def beside(output: Path, suffix: str) -> Path:
+    return real(output).with_name(real(output).name + suffix)
+
+
 def open_alone(path: Path) -> int:
     """A handle on a file, made if it is not there, that no other run has."""
     while True:
@@ -118,7 +127,7 @@ def refuse_existing(output: Path, replace: bool) -> None:
 @contextlib.contextmanager
 def written_aside(output: Path) -> Iterator[BinaryIO]:
     """A file to write that takes the output's name when it is complete, and leaves nothing otherwise."""
-    partial = output.with_name(output.name + ".writing")
+    partial = beside(output, ".writing")
     with told(output, lambda: NOTHING_KEPT):
         handle = open_alone(partial)
         try:
@@ -126,8 +135,8 @@ def written_aside(output: Path) -> Iterator[BinaryIO]:
                 os.ftruncate(handle, 0)
                 yield file
             os.fsync(handle)
-            os.replace(partial, output)
-            fsync_folder(output.parent)
+            os.replace(partial, real(output))
+            fsync_folder(real(output).parent)
         finally:
             if is_at(partial, handle):
                 partial.unlink()

@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from featx.errors import StoreError
-from featx.store.files import open_alone
+from featx.store.files import beside, open_alone
 from featx.store.recipe import Recipe
 
 _FORMAT = "featx-journal 1"
@@ -39,11 +39,11 @@ class Unfinished:
 
 
 def partial_path(output: Path) -> Path:
-    return output.with_name(output.name + ".partial")
+    return beside(output, ".partial")
 
 
 def journal_path(output: Path) -> Path:
-    return output.with_name(output.name + ".journal")
+    return beside(output, ".journal")
 
 
 def unfinished(output: str | os.PathLike) -> Unfinished | None:

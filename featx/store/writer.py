@@ -302,9 +302,9 @@ class StoreWriter:
             os.fsync(self._file)
             files.pwrite(self._file, seal.to_bytes(), 0)
             os.fsync(self._file)
-            os.replace(self._partial, self._output)
+            os.replace(self._partial, files.real(self._output))
             fcntl.flock(self._file, fcntl.LOCK_UN)  # HDF5 takes the same lock to read
-            files.fsync_folder(self._output.parent)
+            files.fsync_folder(self._partial.parent)
             journal_path(self._output).unlink()
 
     def _metadata(self, keep: np.ndarray) -> layout.Metadata:
