@@ -58,6 +58,8 @@ class Blocks:
         itemsize = np.dtype(array.dtype).itemsize
         try:
             content = decompress(bytes(stored), unit * array.row_bytes, itemsize, array.chunks.filters)
+        except StoreError:  # a package is missing
+            raise
         except ValueError as error:
             raise damage from error
         return np.frombuffer(content, array.dtype).reshape(unit, *shape[1:])[: stop - start]

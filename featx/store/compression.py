@@ -35,6 +35,14 @@ def check_method(method: str) -> None:
         _zstandard()
 
 
+def could_hold(nbytes: int, full: int, filters: Filters) -> bool:
+    """Whether a piece of so many bytes can stand for so many: deflate's longest match is 258 bytes from 2 bits, a block
+    of zstd 128 KiB from 4 bytes.
+    """
+    most = 258 * 4 if filters[1][0] == _DEFLATE else 2**17 // 4
+    return full <= (nbytes + 64) * most
+
+
 def compress(content: bytes, itemsize: int, method: str) -> bytes:
     shuffled = np.frombuffer(content, np.uint8).reshape(-1, itemsize).T.tobytes()
     if method == "gzip":

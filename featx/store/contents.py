@@ -13,7 +13,7 @@ import numpy as np
 
 from featx.errors import StoreError
 from featx.store import hdf5, layout
-from featx.store.compression import filters_of
+from featx.store.compression import could_hold, filters_of
 from featx.store.hdf5 import Array
 from featx.store.keys import image_keys
 from featx.store.mapped import Mapped, damaged
@@ -24,7 +24,6 @@ _LAYOUT = {
     "failures": ("id", "code", "reason"),
     "nonfinite": ("row", "layer", "what"),
 }
-_MOST_RECIPE_BYTES = 64 * 2**20
 
 
 class Failure(NamedTuple):
@@ -113,18 +112,24 @@ class Contents:
         self.mapped = mapped
         try:
             self._check()
-        except (hdf5.Malformed, KeyError, ValueError, TypeError, AttributeError) as error:
+        except StoreError:
+            raise
+        except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise damaged(mapped.path, f"a part is missing or is not what it should be ({error})") from error
 
     def _check(self) -> None:
-        tree = self.mapped.tree
+        mapped, tree = self.mapped, self.mapped.tree
         optional = [name for name in ("labels",) if name in tree]
         if [*tree] != ["layers", "recipe", "images", *optional, "columns", "failures", "nonfinite", "checksums"]:
             raise hdf5.Malformed("its parts")
         recipe = _array(tree["recipe"])
-        if recipe.shape != (1,) or recipe.row_bytes > _MOST_RECIPE_BYTES:
+        inside = mapped.seal.metadata <= recipe.offset <= mapped.seal.structure - recipe.nbytes
+        if recipe.shape != (1,) or recipe.dtype[0] != "S" or recipe.nbytes > layout.MOST_RECIPE_BYTES or not inside:
             raise hdf5.Malformed("the recipe")
-        self.recipe = Recipe.from_json(self._text(recipe)[0])
+        (text,) = self._text(recipe)
+        self.recipe = Recipe.from_json(text)
+        if self.recipe.to_json() != text:
+            raise hdf5.Malformed("the recipe has another form")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
         for name, parts in _LAYOUT.items():
             if tuple(groups[name]) != parts:
@@ -136,9 +141,12 @@ class Contents:
         self.checksums = dict(zip(self.recipe.layers, groups["checksums"].values(), strict=True))
         self._images, self._labels = groups["images"], groups.get("labels", {})
         self._columns, self._failures, self._nonfinite = groups["columns"], groups["failures"], groups["nonfinite"]
+        if any(len(group) > layout.MOST_MEMBERS for group in groups.values()):
+            raise hdf5.Malformed("too many datasets")
+        self._check_shapes()
         others = [array for name, group in groups.items() if name != "layers" for array in group.values()]
         layout.check_places(self.layers, [recipe, *others], self.mapped.seal)
-        self._check_shapes()
+        self._check_values()
 
     def _check_shapes(self) -> None:
         n = self._images["key"].shape[0] if self._images["key"].shape else 0
@@ -152,6 +160,10 @@ class Contents:
                 array.chunks.rows != rows or array.chunks.filters not in filters_of(array.dtype).values()
             ):
                 raise hdf5.Malformed(f"layer {name!r} is compressed in another way")
+            if array.chunks is not None and not all(
+                could_hold(nbytes, rows * array.row_bytes, array.chunks.filters) for _, nbytes in array.chunks.extents
+            ):
+                raise hdf5.Malformed(f"a piece of layer {name!r} is too short for its rows")
             _expect(self.checksums[name], "<u8", (-(-n // rows),))
         _expect(self._images["key"], "<i8", (n,))
         _expect(self._images["digest"], "<u1", (n, 16))
@@ -168,25 +180,32 @@ class Contents:
         _expect(self._nonfinite["what"], "S", marked)
         if len(failed) != 1 or len(marked) != 1:
             raise hdf5.Malformed("the ledgers")
-        self.keys = self.mapped.array(self._images["key"])
-        in_order = np.sort(self.keys)
-        if in_order[0] < 0 or in_order[-1] >= 2**53 or (in_order[1:] == in_order[:-1]).any():
-            raise hdf5.Malformed("the keys")
-        _check_indices(self.mapped.array(self._nonfinite["row"]), n)
-        _check_indices(self.mapped.array(self._nonfinite["layer"]), len(self.layers))
         if tuple(self._labels) == ("value",):
             _expect(self._labels["value"], "<f8", (n,))
         elif tuple(self._labels) == ("classes", "code"):
             _expect(self._labels["code"], "<i8", (n,))
-            _expect(self._labels["classes"], "S", self._labels["classes"].shape[:1])
-            _check_indices(self.mapped.array(self._labels["code"]), self._labels["classes"].shape[0])
-        elif self._labels:
+            _expect(
+                self._labels["classes"], "S", (self._labels["classes"].nbytes // self._labels["classes"].row_bytes,)
+            )
+        elif "labels" in self.mapped.tree:
             raise hdf5.Malformed("the labels")
+
+    def _check_values(self) -> None:
+        """Of datasets that are where they should be."""
+        array = self.mapped.array
+        self.keys = np.array(array(self._images["key"]))
+        in_order = np.sort(self.keys)
+        if in_order[0] < 0 or in_order[-1] >= 2**53 or (in_order[1:] == in_order[:-1]).any():
+            raise hdf5.Malformed("the keys")
+        _check_indices(array(self._nonfinite["row"]), len(self.keys))
+        _check_indices(array(self._nonfinite["layer"]), len(self.layers))
+        if "code" in self._labels:
+            _check_indices(array(self._labels["code"]), self._labels["classes"].shape[0])
         groups = (self._images, self._labels, self._columns, self._failures, self._nonfinite)
-        for text in (array for group in groups for array in group.values() if array.dtype.startswith("S")):
-            if not _is_ascii(self.mapped.array(text)):
+        for text in (node for group in groups for node in group.values() if node.dtype.startswith("S")):
+            if not _is_ascii(array(text)):
                 self._text(text)
-        if not _all_differ(self.mapped.array(self._images["id"])):
+        if not _all_differ(array(self._images["id"])):
             raise hdf5.Malformed("the ids")
 
     def datasets(self) -> layout.Metadata:

@@ -7,32 +7,37 @@ have written: so there are no links but hard ones, no external or virtual storag
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from featx.store import hdf5
 from featx.store.hdf5 import Array, Chunks, Malformed
 
-_MOST_BYTES = 64 * 2**20  # of objects: thousands of layers and columns fit
+_FREE_BYTES, _SHARE = 8 * 2**20, 64  # objects may have this many, or one in so many of the file's: an archive's index
 
 
-def parse(superblock: bytes, objects: bytes, base: int, start: int) -> dict[str, Array | dict[str, Array]]:
+def parse(
+    superblock: bytes, objects: bytes, base: int, start: int, attributes: Mapping[str, bytes | int]
+) -> dict[str, Array | dict[str, Array]]:
     """What `emit` was given.
 
     Parameters
     ----------
     superblock : 48 bytes at `base`
     objects : the bytes from `start` to the end of the file
+    attributes : that the root must have
 
     Raises
     ------
     Malformed
         `emit` would not have written these bytes.
     """
-    if len(objects) > _MOST_BYTES:
+    if len(objects) > max(_FREE_BYTES, start // _SHARE):
         raise Malformed("too many objects")
     try:
         reader = _Reader(objects, start - base, base)
-        tree, attributes = reader.root(struct.unpack_from("<Q", superblock, 36)[0])
+        tree, found = reader.root(struct.unpack_from("<Q", superblock, 36)[0])
+        if found != attributes:
+            raise Malformed("the root's attributes")
         for node in tree.values():
             for array in [node] if isinstance(node, Array) else node.values():
                 if len(array.shape) > 32 or array.nbytes >= 2**62:

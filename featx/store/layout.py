@@ -21,6 +21,9 @@ from featx.store.recipe import Recipe
 
 FORMAT = "featx-store"
 VERSION = 1
+ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": VERSION}
+MOST_MEMBERS = 10_000  # layers and columns; what is read must not take long before it is known to be a store's
+MOST_RECIPE_BYTES = 4 * 2**20
 PAGE = 4096  # bytes; what a layer's offset is a multiple of, so that rows can be mapped
 FIRST_LAYER = 2 * PAGE
 _METADATA_ALIGNMENT = 64
@@ -141,7 +144,7 @@ def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, by
     for name, node in metadata.items():
         tree[name] = placed(node) if isinstance(node, np.ndarray) else {key: placed(node[key]) for key in node}
     structure = start + len(rest)
-    superblock, objects = hdf5.emit(tree, {"format": FORMAT.encode(), "version": VERSION}, PAGE, structure)
+    superblock, objects = hdf5.emit(tree, ATTRIBUTES, PAGE, structure)
     rest.extend(objects)
     page = superblock.ljust(PAGE, b"\0")
     return page, rest, Seal(start + len(rest), start, structure, identity_of(page, rest))

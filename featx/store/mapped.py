@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -46,14 +46,15 @@ class Mapped:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _opened(path) as file:
-            status = os.fstat(file.fileno())
-            self.inode, self._stamp = _inode(status), _stamp(status)
-            page = file.read(layout.PAGE)
-            try:
-                self.content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if page else mmap.mmap(-1, 1)
-            except (OSError, ValueError, OverflowError) as error:
-                raise StoreError(f"cannot open {path} as a store: it cannot be mapped ({error})") from error
+        self._file = _opened(path)
+        weakref.finalize(self, os.close, self._file)
+        status = os.fstat(self._file)
+        self.inode, self._stamp = _inode(status), _stamp(status)
+        try:
+            page = os.pread(self._file, layout.PAGE, 0)
+            self.content = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ) if page else mmap.mmap(-1, 1)
+        except (OSError, ValueError, OverflowError) as error:
+            raise StoreError(f"cannot open {path} as a store: it cannot be read ({error})") from error
         if (version := layout.version_of(page)) is None:
             raise StoreError(f"{path} is not a featx store; featx extract makes one")
         if version != layout.VERSION:
@@ -67,7 +68,7 @@ class Mapped:
         superblock_page = view[layout.PAGE : layout.FIRST_LAYER]
         superblock = bytes(superblock_page[: hdf5.SUPERBLOCK_BYTES])
         try:
-            self.tree = parse(superblock, bytes(view[seal.structure :]), layout.PAGE, seal.structure)
+            self.tree = parse(superblock, bytes(view[seal.structure :]), layout.PAGE, seal.structure, layout.ATTRIBUTES)
         except hdf5.Malformed as error:
             raise damaged(path, str(error)) from error
 
@@ -84,13 +85,9 @@ class Mapped:
 
     def refuse_overwritten(self) -> None:
         """Raise StoreError if the file itself, not its name, became another since it was opened: `cp` does that."""
-        try:
-            status = os.stat(self.path)
-        except OSError:  # the name is gone; the file is not, as long as it is mapped
-            return
-        if _inode(status) == self.inode and _stamp(status) != self._stamp:
+        if (stamp := _stamp(os.fstat(self._file))) != self._stamp:
             self.check_metadata()
-            self._stamp = _stamp(status)
+            self._stamp = stamp
 
     @contextlib.contextmanager
     def read_at_random(self) -> Iterator[None]:
@@ -106,6 +103,7 @@ class Mapped:
 
     def array(self, array: Array) -> np.ndarray:
         """A dataset's values, mapped, read-only."""
+        self.refuse_overwritten()
         return np.ndarray(array.shape, array.dtype, self.content, array.offset if array.nbytes else 0)
 
     def layer(self, array: Array) -> MappedRows:
@@ -128,18 +126,18 @@ def damaged(path: Path, reason: str) -> StoreError:
     return StoreError(f"{path} is not a whole featx store: {reason}; extract it again, or restore it from a copy")
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> int:
     try:
-        status = os.stat(path)  # before it is opened: a pipe would wait for ever
-        if not stat.S_ISREG(status.st_mode):
-            raise StoreError(f"cannot open {path} as a store: it is not a file")
-        return path.open("rb")
+        is_file = stat.S_ISREG(os.stat(path).st_mode)  # before it is opened: a pipe would wait for ever
+        if is_file:
+            return os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
         siblings = [file.name for file in path.parent.glob("*.h5")] if path.parent.is_dir() else []
         raise StoreError(f"there is no store {path}{nearest(path.name, siblings)}") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StoreError(f"cannot open {path} as a store: {reason}") from error
+    raise StoreError(f"cannot open {path} as a store: it is not a file")
 
 
 def reopened(path: str, identity: str) -> Mapped:

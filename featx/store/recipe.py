@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -79,7 +80,8 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         try:
-            values = json.loads(text)
+            values = json.loads(text, parse_constant=float)  # NaN and infinities: refused below
+            _check_depth(values, 16)
             recipe = cls(**{field.name: values[field.name] for field in fields(cls)})
             recipe._check_types()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -96,7 +98,7 @@ class Recipe:
             "precision_error": (float, int, type(None)),
             "dtype": (str,),
         }
-        wrong = [name for name, kind in kinds.items() if not isinstance(getattr(self, name), kind)]
+        wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) not in kind]
         texts = [*self.aliases.values(), *self.versions.values()]
         for tap in self.taps.values():
             texts += [tap["node"], tap["pool"], tap["layout"]]
@@ -107,7 +109,8 @@ class Recipe:
             raise TypeError("a field of another type")
         if (
             self.dtype not in ("float32", "float16")
-            or self.batch_size < 1
+            or not (0 < self.batch_size < 2**31 and 0 < self.threads < 2**31)
+            or not math.isfinite(self.precision_error or 0)
             or not {*self.aliases.values()} <= {*self.taps}
         ):
             raise ValueError("a field of a value that is none")
@@ -190,6 +193,13 @@ class Recipe:
         }
         origin = self.origin if self.origin == other.origin else None
         return replace(self, aliases={**self.aliases, **other.aliases}, versions=versions, origin=origin)
+
+
+def _check_depth(value: object, most: int) -> None:
+    if most == 0:
+        raise ValueError("nested too deeply")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, most - 1)
 
 
 def collection_digest(ids: Sequence[str], y: np.ndarray | None, columns: Mapping[str, np.ndarray]) -> str:

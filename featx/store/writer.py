@@ -28,7 +28,7 @@ from featx.store.recipe import Recipe, collection_digest
 
 _SYNC_BYTES = 160 * 2**20
 _SYNC_SECONDS = 5.0
-_METADATA_BYTES = 64  # an image, beside its names: key, digest, label, checksums
+_METADATA_BYTES = 64  # an image, beside its texts: key, digest, checksums
 
 
 class StoreWriter:
@@ -74,6 +74,10 @@ class StoreWriter:
         self._partial = partial_path(self._output)
         self.recipe = replace(recipe, collection=collection_digest(ids, y, self._columns))
         n = len(self._ids)
+        if max(len(self._columns), len(recipe.taps)) > layout.MOST_MEMBERS:
+            raise StoreError(f"a store has at most {layout.MOST_MEMBERS:,} columns and as many layers; choose some")
+        if len(self.recipe.to_json().encode()) > layout.MOST_RECIPE_BYTES:
+            raise StoreError(f"a recipe has at most {files.readable(layout.MOST_RECIPE_BYTES)}; extract fewer layers")
         self._layers = layout.place_layers(self.recipe, n)
         self._end = layout.end_of(self._layers)
         self._block_rows = {name: layout.block_rows(array.row_bytes) for name, array in self._layers.items()}
@@ -119,8 +123,9 @@ class StoreWriter:
             )
         if begun is None:
             os.ftruncate(self._file, 0)
-        names = sum(map(len, self._ids)) + len(self._ids) * _METADATA_BYTES
-        files.reserve(self._file, self._end, self._output, extra=2 * names)
+        texts = [layout.strings(self._ids), *self._columns.values(), *([] if self._y is None else [self._y])]
+        row_bytes = _METADATA_BYTES + sum(values.dtype.itemsize for values in texts)
+        files.reserve(self._file, self._end, self._output, extra=len(self._ids) * row_bytes)
         if begun is None:
             os.fsync(self._file)
         else:
