@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from helpers import assert_tells, class_folders, left_in, noise
 from sklearn.base import clone
+from test_store_take import written
 
 import featx
 from featx.errors import KeysError, LayerError, SourceError, StoreError
@@ -70,16 +71,6 @@ def test_a_layer_that_is_not_stored_is_refused(pixel_store):
         assert_tells(caught.value, "'flaten'", "close: 'flatten:none'")
 
 
-@pytest.mark.parametrize("rows", [[3, 0, 3], np.array([11, -1]), np.arange(12) % 2 == 0, [], slice(2, 5)])
-def test_take_is_numpys_indexing_into_memory(pixel_store, rows):
-    rows = np.arange(12)[rows] if isinstance(rows, slice) else np.asarray(rows, None if len(rows) else int)
-    taken = pixel_store.take(rows, "penultimate")
-    assert type(taken) is np.ndarray and taken.flags.writeable and taken.base is None
-    assert np.array_equal(taken, np.asarray(pixel_store["penultimate"])[rows])
-    with pytest.raises(IndexError):
-        pixel_store.take([12], "penultimate")
-
-
 def test_rows_finds_each_key_where_it_is(pixel_store):
     rng = np.random.default_rng(0)
     for chosen in (np.arange(12), rng.permutation(12), rng.integers(0, 12, 50), np.array([], int)):
@@ -126,34 +117,12 @@ def test_a_pickle_in_another_process_reads_the_same_rows(pixel_store):
     assert there == [total(pixel_store, row) for row in (0, 11)]
 
 
-def another(path, n=12) -> FeatureStore:
-    """A store of the same shape with other images."""
-    return featx.extract([noise(500 + i) for i in range(n)], path, "bundled:pixels", progress=False)
-
-
-def test_a_pickle_of_a_store_that_was_replaced_or_is_gone_is_refused(own_store, tmp_path):
+def test_a_pickle_of_a_store_that_is_gone_is_refused(own_store):
     content = pickle.dumps(own_store)
-    os.replace(another(tmp_path / "other.h5").path, own_store.path)
-    with pytest.raises(StoreError) as caught:
-        pickle.loads(content)
-    assert_tells(caught.value, "own.h5", "replaced", "open it again")
     own_store.path.unlink()
     with pytest.raises(StoreError) as caught:
         pickle.loads(content)
     assert_tells(caught.value, "there is no store")
-
-
-def test_a_store_whose_file_was_replaced_never_gives_rows_of_the_other(own_store, tmp_path):
-    mapped_before = FeatureStore(own_store.path)
-    expected = np.array(mapped_before["penultimate"])
-    os.replace(another(tmp_path / "other.h5").path, own_store.path)
-    assert np.array_equal(mapped_before["penultimate"], expected)
-    try:
-        late = own_store["penultimate"]
-    except StoreError as error:
-        assert_tells(error, "replaced")
-    else:
-        assert np.array_equal(late, expected)
 
 
 def test_copies_are_the_store_itself(pixel_store):
@@ -213,9 +182,9 @@ def test_a_file_that_is_no_store_is_refused(tmp_path, pixel_store):
     shutil.copy(pixel_store.path, tmp_path / "photos.h5")
     refused(tmp_path / "photo.h5", "there is no store", "close: 'photos.h5'")
     refused(tmp_path, "cannot open")
-    for content in (b"", b"text\n", b"\x89HDF\r\n\x1a\n", os.urandom(5000)):
+    for content in (b"", b"text\n", b"\x89HDF\r\n\x1a\n", np.random.default_rng(0).bytes(5000)):
         (tmp_path / "bad.h5").write_bytes(content)
-        refused(tmp_path / "bad.h5", "cannot open", "bad.h5")
+        refused(tmp_path / "bad.h5", "not a featx store", "bad.h5")
 
 
 @pytest.mark.parametrize("mark", [None, "other", b"other", "featx-stor", 3, [1, 2], np.float64(1.5), ["a", "b"]])
@@ -228,8 +197,8 @@ def test_another_programs_hdf5_file_is_refused(tmp_path, mark):
 
 
 def test_a_store_of_another_version_is_refused(own_store):
-    with h5py.File(own_store.path, "r+") as file:
-        file.attrs["version"] = 2
+    content = own_store.path.read_bytes()
+    own_store.path.write_bytes(content.replace(b"featx-store 1\n", b"featx-store 2\n", 1))
     refused(own_store.path, "version 2", "reads 1", "update")
 
 
@@ -238,36 +207,6 @@ def test_a_store_cut_short_is_refused(own_store, part):
     content = own_store.path.read_bytes()
     own_store.path.write_bytes(content[: int(len(content) * part)])
     refused(own_store.path, "own.h5")
-
-
-def members() -> list[str]:
-    images = [f"images/{name}" for name in ("key", "id", "digest")]
-    failures = [f"failures/{name}" for name in ("id", "code", "reason")]
-    labels = ["labels/classes", "labels/code"]
-    return ["recipe", "layers", "layers/flatten:none", "images", "failures", "columns", *images, *failures, *labels]
-
-
-@pytest.mark.parametrize("name", members())
-def test_a_store_that_lacks_a_part_is_refused(own_store, name):
-    with h5py.File(own_store.path, "r+") as file:
-        del file[name]
-    refused(own_store.path, "not a whole featx store", "extract it again")
-
-
-@pytest.mark.parametrize("shape", [(11, 3072), (12, 3071), (12, 3072, 1)])
-def test_a_layer_whose_shape_is_not_the_recipes_is_refused(own_store, shape):
-    with h5py.File(own_store.path, "r+") as file:
-        del file["layers/flatten:none"]
-        file["layers"].create_dataset("flatten:none", data=np.zeros(shape, np.float32))
-    refused(own_store.path, "flatten:none", "(12, 3072)", "extract it again")
-
-
-def test_a_layer_that_cannot_be_mapped_is_refused(own_store):
-    with h5py.File(own_store.path, "r+") as file:
-        rows = file["layers/flatten:none"][()]
-        del file["layers/flatten:none"]
-        file["layers"].create_dataset("flatten:none", data=rows, chunks=(1, 3072), compression="gzip")
-    refused(own_store.path, "contiguous", "extract it again")
 
 
 def test_opening_leaves_nothing_beside_the_file(own_store, tmp_path):
@@ -281,7 +220,7 @@ def test_a_store_that_moved_is_opened_where_it_is_now(own_store, tmp_path, monke
     monkeypatch.chdir(tmp_path / "sub")
     store = FeatureStore("moved.h5")
     monkeypatch.chdir(tmp_path)
-    assert store.path == moved and store["penultimate"].shape == (12, 3072)
+    assert os.path.samefile(store.path, moved) and store.path.is_absolute() and store["penultimate"].shape == (12, 3072)
     assert pickle.loads(pickle.dumps(store)).identity == store.identity
 
 
@@ -297,3 +236,68 @@ def test_numeric_and_unlabelled_stores(tmp_path):
     assert plain.y is None and plain.classes is None and plain.ids.tolist() == list("0123")
     flat = class_folders(tmp_path / "photos", ("one",), n=3) / "one"
     assert featx.extract(flat, tmp_path / "f.h5", "bundled:pixels", progress=False).y is None
+
+
+def test_the_identity_is_that_of_all_that_is_in_the_file(tmp_path):
+    rows = {"a:avg": np.random.default_rng(0).random((100, 3), np.float32)}
+    other = {"a:avg": rows["a:avg"].copy()}
+    other["a:avg"][70, 1] += 1
+    stores = [
+        written(tmp_path / "a.h5", rows),
+        written(tmp_path / "b.h5", other),
+        written(tmp_path / "c.h5", rows, y=np.array(["x", "y"] * 50)),
+        written(tmp_path / "d.h5", rows, threads=3),
+        written(tmp_path / "e.h5", rows, ids=[f"{i}" for i in range(100)]),
+    ]
+    assert len({store.identity for store in stores}) == len(stores)
+    assert all(len(store.identity) == 32 and set(store.identity) <= set("0123456789abcdef") for store in stores)
+    assert FeatureStore(shutil.copy(stores[0].path, tmp_path / "f.h5")).identity == stores[0].identity
+    assert written(tmp_path / "g.h5", rows).identity == stores[0].identity
+
+
+def test_a_whole_store_is_verified_without_a_word(pixel_store, tmp_path):
+    assert pixel_store.verify() is None
+    store = written(tmp_path / "a.h5", {"a:avg": np.ones((1, 1), np.float32), "b:none": np.ones((1, 3, 2), np.float32)})
+    assert store.verify() is None and not store.is_archive
+
+
+def test_images_of_the_same_content_are_named_and_those_whose_labels_differ(tmp_path):
+    rows = {"a:avg": np.arange(9, dtype=np.float32)[:, None]}
+    digests = np.random.default_rng(0).integers(0, 256, (9, 16), np.uint8)
+    digests[[1, 7, 8]], digests[5] = digests[0], digests[2]
+    digests[6, :15] = digests[3, :15]  # all but one byte
+    digests[6, 15] = digests[3, 15] ^ 1
+    y = np.array(["x", "x", "y", "z", "z", "z", "z", "x", "x"])
+    store = written(tmp_path / "a.h5", rows, digests=digests, y=y)
+    assert [group.tolist() for group in store.duplicates] == [[0, 1, 7, 8], [2, 5]]
+    assert [group.tolist() for group in store.contradictions] == [[2, 5]]
+    assert len(np.unique(store.X)) == 9
+    numbers = written(tmp_path / "b.h5", rows, digests=digests, y=np.array([1.0, 1, 2, 3, 4, 2, 5, 1, 1.5]))
+    assert [group.tolist() for group in numbers.contradictions] == [[0, 1, 7, 8]]
+    unlabelled = written(tmp_path / "c.h5", rows, digests=digests)
+    assert len(unlabelled.duplicates) == 2 and unlabelled.contradictions == ()
+    assert written(tmp_path / "d.h5", rows).duplicates == ()
+
+
+def test_numbers_that_are_none_are_told_with_their_image_and_layer(tmp_path):
+    rows = {"a:avg": np.zeros((200, 3), np.float32), "b:none": np.zeros((200, 2, 2), np.float32)}
+    rows["a:avg"][70, 2] = np.inf
+    rows["b:none"][3, 1, 0] = -np.inf
+    rows["b:none"][70, 0, 0], rows["b:none"][70, 1, 1] = np.nan, np.inf
+    store = written(tmp_path / "a.h5", rows)
+    assert [tuple(mark) for mark in store.nonfinite] == [
+        ("image 3", "b:none", "inf"),
+        ("image 70", "a:avg", "inf"),
+        ("image 70", "b:none", "nan"),
+    ]
+    assert store.nonfinite[0].id == "image 3" and store.nonfinite[0].layer == "b:none"
+    assert np.array_equal(store["b"], rows["b:none"], equal_nan=True)
+
+
+def test_float16_that_overflows_is_told_and_large_sums_are_not(tmp_path):
+    rows = {"a:avg": np.full((70, 3), 3e4, np.float32)}
+    rows["a:avg"][65, 1] = 1e5
+    store = written(tmp_path / "a.h5", rows, dtype="float16")
+    assert [tuple(mark) for mark in store.nonfinite] == [("image 65", "a:avg", "inf")] and np.isinf(store["a"][65, 1])
+    large = {"a:avg": np.full((70, 3), 3e38, np.float32)}
+    assert written(tmp_path / "b.h5", large).nonfinite == ()

@@ -116,6 +116,7 @@ class Contents:
             raise
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
             raise damaged(mapped.path, f"a part is missing or is not what it should be ({error})") from error
+        mapped.forget_metadata()
 
     def _check(self) -> None:
         mapped, tree = self.mapped, self.mapped.tree

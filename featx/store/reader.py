@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -220,19 +220,20 @@ class FeatureStore:
         array = self._contents.layers[name]
         rows, unit = max(1, budget_bytes // array.row_bytes), layout.block_rows(array.row_bytes)
         rows = len(self) if rows >= len(self) else rows // unit * unit or rows
+        block_of = lru_cache(maxsize=1)(partial(self._blocks.rows, name, check=check))  # a budget may be below a block
         for start in range(0, len(self), rows):
             self._contents.mapped.refuse_overwritten()
             stop = min(start + rows, len(self))
             if array.chunks is None:
                 if check:
                     for block in range(start // unit, -(-stop // unit)):
-                        self._blocks.rows(name, block, check)
+                        block_of(block)
                 yield start, self[name][start:stop]
             else:
                 found = np.empty((stop - start, *array.shape[1:]), array.dtype)
                 for block in range(start // unit, -(-stop // unit)):
                     first, last = max(start, block * unit), min(stop, (block + 1) * unit)
-                    piece = self._blocks.rows(name, block, check)
+                    piece = block_of(block)
                     found[first - start : last - start] = piece[first - block * unit : last - block * unit]
                 found.flags.writeable = False
                 yield start, found

@@ -85,7 +85,7 @@ class Recipe:
             recipe = cls(**{field.name: values[field.name] for field in fields(cls)})
             recipe._check_types()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StoreError("the recipe is damaged: it lacks a field or is not JSON") from error
+            raise StoreError("the recipe is damaged: a field is missing, or is not what it should be") from error
         return recipe
 
     def _check_types(self) -> None:

@@ -74,6 +74,7 @@ class StoreWriter:
         self._partial = partial_path(self._output)
         self.recipe = replace(recipe, collection=collection_digest(ids, y, self._columns))
         n = len(self._ids)
+        Recipe.from_json(self.recipe.to_json())  # what could not be read again is not written
         if max(len(self._columns), len(recipe.taps)) > layout.MOST_MEMBERS:
             raise StoreError(f"a store has at most {layout.MOST_MEMBERS:,} columns and as many layers; choose some")
         if len(self.recipe.to_json().encode()) > layout.MOST_RECIPE_BYTES:
