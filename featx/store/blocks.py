@@ -87,8 +87,7 @@ class Blocks:
                     found.append(damage)
         if found:
             raise damage_error(mapped.path, found)
-        view = memoryview(mapped.content)
-        if any(any(view[start:stop]) for start, stop in layout.gaps(self._contents.layers, mapped.seal.metadata)):
+        if not mapped.is_zero(layout.gaps(self._contents.layers.values(), layout.PAGE, mapped.seal.metadata)):
             raise StoreError(f"{mapped.path} is damaged: there is something between its layers; no row is")
 
 

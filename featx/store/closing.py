@@ -49,10 +49,13 @@ def close_up(
         done = told[-1]["moved"]
     steps = list(_steps(old, len(keep)))
     longest = max((stop - start) * old[name].row_bytes for name, start, stop in steps)
+    moved = 0
     for number, (name, start, stop) in enumerate(steps):
-        row_bytes, spare = old[name].row_bytes, layout.end_of(old) + number % 2 * longest
+        # two places take turns: the copy that the journal tells of stays until the next one is told
+        row_bytes, spare = old[name].row_bytes, layout.end_of(old) + moved % 2 * longest
         target = new[name].offset + start * row_bytes
         stays = target + (stop - start) * row_bytes == old[name].offset + (keep[stop - 1] + 1) * row_bytes
+        moved += not stays
         if number == done:  # begun, perhaps not finished
             content = files.pread(handle, (stop - start) * row_bytes, spare)
             if layout.checksum(content) != told[-1]["sum"]:
@@ -65,7 +68,7 @@ def close_up(
             journal.append({"moved": number, "sum": layout.checksum(content)})
             journal.sync()
             files.pwrite(handle, content, target)
-    for start, stop in layout.gaps(new, layout.end_of(new)):
+    for start, stop in layout.gaps(new.values(), layout.PAGE, layout.end_of(new)):
         files.pwrite(handle, bytes(stop - start), start)
     os.fsync(handle)
     journal.append({"closed_up": True})

@@ -128,7 +128,10 @@ class Contents:
         if recipe.shape != (1,) or recipe.dtype[0] != "S" or recipe.nbytes > layout.MOST_RECIPE_BYTES or not inside:
             raise hdf5.Malformed("the recipe")
         (text,) = self._text(recipe)
-        self.recipe = Recipe.from_json(text)
+        try:
+            self.recipe = Recipe.from_json(text)
+        except StoreError as error:
+            raise hdf5.Malformed("the recipe") from error
         if self.recipe.to_json() != text:
             raise hdf5.Malformed("the recipe has another form")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
@@ -142,11 +145,11 @@ class Contents:
         self.checksums = dict(zip(self.recipe.layers, groups["checksums"].values(), strict=True))
         self._images, self._labels = groups["images"], groups.get("labels", {})
         self._columns, self._failures, self._nonfinite = groups["columns"], groups["failures"], groups["nonfinite"]
-        if any(len(group) > layout.MOST_MEMBERS for group in groups.values()):
-            raise hdf5.Malformed("too many datasets")
         self._check_shapes()
         others = [array for name, group in groups.items() if name != "layers" for array in group.values()]
-        layout.check_places(self.layers, [recipe, *others], self.mapped.seal)
+        layout.check_places(self.layers, [recipe, *others], mapped.seal)
+        if not mapped.is_zero(layout.gaps([recipe, *others], layout.METADATA_ALIGNMENT, mapped.seal.structure)):
+            raise hdf5.Malformed("something between its datasets")
         self._check_values()
 
     def _check_shapes(self) -> None:
@@ -171,7 +174,8 @@ class Contents:
         _expect(self._images["id"], "S", (n,))
         for name, array in self._columns.items():
             _expect(array, "S", (n,))
-            layout.member_name(name)
+            if layout.member(layout.member_name(name)) != name:
+                raise hdf5.Malformed("a column's name")
         failed = self._failures["id"].shape
         for array in self._failures.values():
             _expect(array, "S", failed)
@@ -185,9 +189,7 @@ class Contents:
             _expect(self._labels["value"], "<f8", (n,))
         elif tuple(self._labels) == ("classes", "code"):
             _expect(self._labels["code"], "<i8", (n,))
-            _expect(
-                self._labels["classes"], "S", (self._labels["classes"].nbytes // self._labels["classes"].row_bytes,)
-            )
+            _expect(self._labels["classes"], "S", self._labels["classes"].shape[:1] or (0,))
         elif "labels" in self.mapped.tree:
             raise hdf5.Malformed("the labels")
 
@@ -201,7 +203,10 @@ class Contents:
         _check_indices(array(self._nonfinite["row"]), len(self.keys))
         _check_indices(array(self._nonfinite["layer"]), len(self.layers))
         if "code" in self._labels:
-            _check_indices(array(self._labels["code"]), self._labels["classes"].shape[0])
+            classes = array(self._labels["classes"]).tolist()
+            _check_indices(array(self._labels["code"]), len(classes))
+            if classes != sorted(set(classes)):
+                raise hdf5.Malformed("the classes")
         groups = (self._images, self._labels, self._columns, self._failures, self._nonfinite)
         for text in (node for group in groups for node in group.values() if node.dtype.startswith("S")):
             if not _is_ascii(array(text)):
@@ -261,7 +266,7 @@ class Contents:
 
 def _array(node: object) -> Array:
     if not isinstance(node, Array):
-        raise StoreError("a dataset is a group")
+        raise hdf5.Malformed("a dataset is a group")
     return node
 
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from featx.errors import StoreError
 
-NOTHING_KEPT = "nothing was kept"
+KEPT, NOTHING_KEPT = "what is done is kept: run it again to go on", "nothing was kept"
 
 
 def real(output: Path) -> Path:

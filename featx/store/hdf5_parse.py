@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from featx.store import hdf5
 from featx.store.hdf5 import Array, Chunks, Malformed
 
+MOST_MEMBERS = 10_000  # of a group; what a file is must be known before long
 _FREE_BYTES, _SHARE = 8 * 2**20, 64  # objects may have this many, or one in so many of the file's: an archive's index
 
 
@@ -77,6 +78,8 @@ class _Reader:
             if kind == hdf5.LINK:
                 (length,) = struct.unpack_from("<H", data, 3)
                 links[data[5 : 5 + length].decode()] = struct.unpack_from("<Q", data, 5 + length)[0]
+                if len(links) > MOST_MEMBERS:
+                    raise Malformed("too many datasets")
             elif kind == hdf5.ATTRIBUTE:
                 name, of_type, of_space = struct.unpack_from("<HHH", data, 2)
                 value = data[9 + name + of_type + of_space :]

@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from featx.errors import StoreError
-from featx.store.files import beside, open_alone
+from featx.store.files import beside, fsync_folder, is_at, open_alone
 from featx.store.recipe import Recipe
 
 _FORMAT = "featx-journal 1"
@@ -55,9 +55,9 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
         Another version of featx began it.
     """
     output = Path(output)
-    if not partial_path(output).exists():
-        return None
     try:
+        if not partial_path(output).stat().st_size:  # a run that has just begun
+            return None
         content = journal_path(output).read_bytes()
     except FileNotFoundError:
         return None
@@ -102,7 +102,7 @@ def discard(output: str | os.PathLike) -> None:
     handle = open_alone(partial_path(output))
     try:
         journal_path(output).unlink(missing_ok=True)
-        partial_path(output).unlink()
+        partial_path(output).unlink(missing_ok=True)
     finally:
         os.close(handle)
 
@@ -123,13 +123,16 @@ class Journal:
     """
 
     def __init__(self, output: Path, recipe: Recipe, ids: Sequence[str], begun: Unfinished | None) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | (0 if begun else os.O_TRUNC)
-        self._file = os.open(journal_path(output), flags, 0o666)
+        self._path = journal_path(output)
+        flags = os.O_WRONLY | os.O_APPEND | (0 if begun else os.O_CREAT | os.O_EXCL)
+        self._file = os.open(self._path, flags, 0o666)
+        self._nbytes = begun.nbytes if begun is not None else 0  # of whole lines
         try:
             if begun is not None:
                 os.ftruncate(self._file, begun.nbytes)
             else:
                 self.append({"format": _FORMAT, "recipe": json.loads(recipe.to_json()), "ids": list(ids)})
+                fsync_folder(self._path.parent)
         except BaseException:
             self.close()
             raise
@@ -139,12 +142,23 @@ class Journal:
         `sync` is called.
         """
         lines = [json.dumps(entry, ensure_ascii=False).encode() for entry in entries]
-        left = memoryview(b"".join(b"%b %b\n" % (line, xxhash.xxh3_64_hexdigest(line).encode()) for line in lines))
-        while left:
-            left = left[os.write(self._file, left) :]
+        content = b"".join(b"%b %b\n" % (line, xxhash.xxh3_64_hexdigest(line).encode()) for line in lines)
+        left = memoryview(content)
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except BaseException:
+            os.ftruncate(self._file, self._nbytes)  # nothing could be read behind a torn line
+            raise
+        self._nbytes += len(content)
 
     def sync(self) -> None:
         os.fsync(self._file)
+
+    def remove(self) -> None:
+        """The run is done. Another that has begun since has another file of that name."""
+        if is_at(self._path, self._file):
+            self._path.unlink(missing_ok=True)
 
     def close(self) -> None:
         os.close(self._file)

@@ -7,7 +7,7 @@ Every offset follows from types and shapes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote
@@ -22,11 +22,10 @@ from featx.store.recipe import Recipe
 FORMAT = "featx-store"
 VERSION = 1
 ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": VERSION}
-MOST_MEMBERS = 10_000  # layers and columns; what is read must not take long before it is known to be a store's
 MOST_RECIPE_BYTES = 4 * 2**20
 PAGE = 4096  # bytes; what a layer's offset is a multiple of, so that rows can be mapped
 FIRST_LAYER = 2 * PAGE
-_METADATA_ALIGNMENT = 64
+METADATA_ALIGNMENT = 64
 _BLOCK_BYTES = 2**20
 GROUP_ROWS = 64  # no block of checksums has more rows, and every block's size divides it
 
@@ -64,7 +63,7 @@ def end_of(layers: Mapping[str, Array]) -> int:
     """Where the metadata begins."""
     last = list(layers.values())[-1]
     if last.chunks is not None:
-        return aligned(sum(last.chunks.extents[-1]), _METADATA_ALIGNMENT)
+        return aligned(sum(last.chunks.extents[-1]), METADATA_ALIGNMENT)
     return aligned(last.offset + last.nbytes, PAGE)
 
 
@@ -137,7 +136,7 @@ def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, by
         if values.size:
             array = Array(array.dtype, array.shape, start + len(rest))
             rest.extend(values.reshape(-1).view(np.uint8).data)
-            rest.extend(bytes(-len(rest) % _METADATA_ALIGNMENT))
+            rest.extend(bytes(-len(rest) % METADATA_ALIGNMENT))
         return array
 
     tree: dict[str, Any] = {"layers": {member(name): array for name, array in layers.items()}}
@@ -168,7 +167,7 @@ def check_places(layers: Mapping[str, Array], others: Sequence[Array], seal: Sea
     for array in others:
         if array.chunks is not None:
             raise hdf5.Malformed("compressed metadata")
-        at = _after(array, at, _METADATA_ALIGNMENT) if array.nbytes else at
+        at = _after(array, at, METADATA_ALIGNMENT) if array.nbytes else at
     if at != seal.structure:
         raise hdf5.Malformed("the structure is out of place")
 
@@ -179,14 +178,11 @@ def _after(array: Array, at: int, alignment: int) -> int:
     return aligned(at + array.nbytes, alignment)
 
 
-def gaps(layers: Mapping[str, Array], end: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the bytes between layers that hold nothing; they are zero."""
-    ends = [
-        array.offset + array.nbytes if array.chunks is None else sum(array.chunks.extents[-1])
-        for array in layers.values()
-    ]
-    for stop in ends:
-        if stop != (after := min(aligned(stop, PAGE), end)):
+def gaps(arrays: Iterable[Array], alignment: int, end: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the bytes behind arrays that hold nothing; they are zero."""
+    for array in arrays:
+        stop = array.offset + array.nbytes if array.chunks is None else sum(array.chunks.extents[-1])
+        if array.nbytes and stop != (after := min(aligned(stop, alignment), end)):
             yield stop, after
 
 

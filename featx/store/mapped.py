@@ -12,7 +12,7 @@ import mmap
 import os
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Mapped:
         seal, view = self.seal, memoryview(self.content)
         superblock_page = view[layout.PAGE : layout.FIRST_LAYER]
         superblock = bytes(superblock_page[: hdf5.SUPERBLOCK_BYTES])
+        if any(superblock_page[hdf5.SUPERBLOCK_BYTES :]):
+            raise damaged(path, "there is something behind its superblock")
         try:
             self.tree = parse(superblock, bytes(view[seal.structure :]), layout.PAGE, seal.structure, layout.ATTRIBUTES)
         except hdf5.Malformed as error:
@@ -106,6 +108,11 @@ class Mapped:
             yield
         finally:
             self.content.madvise(mmap.MADV_NORMAL)
+
+    def is_zero(self, places: Iterable[tuple[int, int]]) -> bool:
+        """Whether there is nothing at (start, stop)."""
+        view = memoryview(self.content)
+        return not any(any(view[start:stop]) for start, stop in places)
 
     def array(self, array: Array) -> np.ndarray:
         """A dataset's values, mapped, read-only."""

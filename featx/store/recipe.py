@@ -80,7 +80,7 @@ class Recipe:
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         try:
-            values = json.loads(text, parse_constant=float)  # NaN and infinities: refused below
+            values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)
             recipe = cls(**{field.name: values[field.name] for field in fields(cls)})
             recipe._check_types()
@@ -193,6 +193,10 @@ class Recipe:
         }
         origin = self.origin if self.origin == other.origin else None
         return replace(self, aliases={**self.aliases, **other.aliases}, versions=versions, origin=origin)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _check_depth(value: object, most: int) -> None:

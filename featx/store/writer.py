@@ -22,6 +22,7 @@ from featx.errors import ImageError, StoreError
 from featx.store import contents, files, layout
 from featx.store.closing import close_up
 from featx.store.contents import Failure
+from featx.store.hdf5_parse import MOST_MEMBERS
 from featx.store.journal import Journal, Unfinished, discard_quietly, journal_path, partial_path, unfinished
 from featx.store.layout import GROUP_ROWS
 from featx.store.recipe import Recipe, collection_digest
@@ -75,8 +76,8 @@ class StoreWriter:
         self.recipe = replace(recipe, collection=collection_digest(ids, y, self._columns))
         n = len(self._ids)
         Recipe.from_json(self.recipe.to_json())  # what could not be read again is not written
-        if max(len(self._columns), len(recipe.taps)) > layout.MOST_MEMBERS:
-            raise StoreError(f"a store has at most {layout.MOST_MEMBERS:,} columns and as many layers; choose some")
+        if max(len(self._columns), len(recipe.taps)) > MOST_MEMBERS:
+            raise StoreError(f"a store has at most {MOST_MEMBERS:,} columns and as many layers; choose some")
         if len(self.recipe.to_json().encode()) > layout.MOST_RECIPE_BYTES:
             raise StoreError(f"a recipe has at most {files.readable(layout.MOST_RECIPE_BYTES)}; extract fewer layers")
         self._layers = layout.place_layers(self.recipe, n)
@@ -91,12 +92,16 @@ class StoreWriter:
         self._journaled = np.zeros(-(-n // GROUP_ROWS), bool)  # by groups of images
         self._moves: list[dict[str, Any]] = []
         self._unsynced, self._synced_at = 0, time.monotonic()
-        with files.told(self._output, lambda: files.NOTHING_KEPT):
+        self._refused = False  # by fsync: the system tells it once, and forgets what it could not write
+        goes_on = journal_path(self._output).exists()
+        with files.told(self._output, lambda: files.KEPT if goes_on else files.NOTHING_KEPT):
             self._file = files.open_alone(self._partial)
             try:
-                self._journal = self._begin()
+                begun = unfinished(self._output)
+                goes_on = begun is not None
+                self._journal = self._begin(begun)
             except BaseException:
-                if not self._journaled.any() and unfinished(self._output) is None:
+                if not goes_on:
                     discard_quietly(self._output)
                 os.close(self._file)
                 raise
@@ -115,15 +120,16 @@ class StoreWriter:
             self._journal.close()
             os.close(self._file)
 
-    def _begin(self) -> Journal:
-        begun = unfinished(self._output)
+    def _begin(self, begun: Unfinished | None) -> Journal:
         if begun is not None and (begun.recipe != self.recipe or begun.ids != self._ids):
             raise StoreError(
                 f"an unfinished run towards {self._output} is of another recipe or other images; finish it, or "
                 "--discard it (discard=True)"
             )
-        if begun is None:
+        if begun is None:  # an older journal must be gone before there is a file that it could be taken to tell of
             os.ftruncate(self._file, 0)
+            journal_path(self._output).unlink(missing_ok=True)
+            files.fsync_folder(self._partial.parent)
         texts = [layout.strings(self._ids), *self._columns.values(), *([] if self._y is None else [self._y])]
         row_bytes = _METADATA_BYTES + sum(values.dtype.itemsize for values in texts)
         files.reserve(self._file, self._end, self._output, extra=len(self._ids) * row_bytes)
@@ -143,7 +149,7 @@ class StoreWriter:
             sums = {name: np.frombuffer(bytes.fromhex(entry["sums"][name]), "<u8") for name in self._layers}
             digests = np.frombuffer(bytes.fromhex(entry["digests"]), np.uint8).reshape(-1, 16)
             for group in range(start, stop):
-                images = self._images(group)
+                images = self._images(group, group + 1)
                 for name, (first, last) in self._blocks(group):
                     offset = self._blocks_start(name, start)
                     self._sums[name][first:last] = sums[name][first - offset : last - offset]
@@ -158,13 +164,18 @@ class StoreWriter:
                     self._journaled[group] = True
                     for name, (first, last) in self._blocks(group):
                         self._summed[name][first:last] = True
+            # of a group that was done twice the later entry holds
+            images = self._images(start, stop)
+            self.failures = {i: error for i, error in self.failures.items() if i not in images}
+            self._nonfinite = {(i, name): what for (i, name), what in self._nonfinite.items() if i not in images}
             for i, code, reason in entry["failures"]:
                 if not self.todo[i]:
                     self.failures[i] = ImageError(code, reason)
             self._nonfinite |= {(i, name): what for i, name, what in entry["nonfinite"] if not self.todo[i]}
 
-    def _images(self, group: int) -> range:
-        return range(group * GROUP_ROWS, min((group + 1) * GROUP_ROWS, len(self.todo)))
+    def _images(self, start: int, stop: int) -> range:
+        """Of groups start to stop."""
+        return range(start * GROUP_ROWS, min(stop * GROUP_ROWS, len(self.todo)))
 
     def _blocks_start(self, name: str, group: int) -> int:
         return group * GROUP_ROWS // self._block_rows[name]
@@ -242,7 +253,7 @@ class StoreWriter:
         """What the disk has for certain, in words."""
         with contextlib.suppress(OSError):
             self._sync()
-        return "what is done is kept: run it again to go on" if self._journaled.any() else files.NOTHING_KEPT
+        return files.KEPT if self._journaled.any() else files.NOTHING_KEPT
 
     def _sync_if_due(self) -> None:
         if self._unsynced >= _SYNC_BYTES or time.monotonic() - self._synced_at >= _SYNC_SECONDS:
@@ -251,8 +262,10 @@ class StoreWriter:
     def _sync(self) -> None:
         """Bring all rows to the disk and tell the journal of the groups that are complete since."""
         complete = self._complete_groups()
-        if len(complete):
+        if len(complete) and not self._refused:
+            self._refused = True
             os.fsync(self._file)
+            self._refused = False
             runs = np.split(complete, np.flatnonzero(np.diff(complete) != 1) + 1)
             self._journal.append(*(self._entry(int(run[0]), int(run[-1]) + 1) for run in runs))
             self._journaled[complete] = True
@@ -269,7 +282,7 @@ class StoreWriter:
         return complete
 
     def _entry(self, start: int, stop: int) -> dict[str, Any]:
-        images = range(start * GROUP_ROWS, min(stop * GROUP_ROWS, len(self.todo)))
+        images = self._images(start, stop)
         return {
             "groups": [start, stop],
             "digests": self.digests[images.start : images.stop].tobytes().hex(),
@@ -311,7 +324,7 @@ class StoreWriter:
             os.replace(self._partial, files.real(self._output))
             fcntl.flock(self._file, fcntl.LOCK_UN)  # HDF5 takes the same lock to read
             files.fsync_folder(self._partial.parent)
-            journal_path(self._output).unlink()
+            self._journal.remove()
 
     def _metadata(self, keep: np.ndarray) -> layout.Metadata:
         return contents.metadata(
