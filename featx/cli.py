@@ -62,10 +62,10 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
             typer.echo(f"featx: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            from featx.store import unfinished
+            from featx.store import is_unfinished
 
             output = kwargs.get("output")
-            kept = output is not None and unfinished(output) is not None
+            kept = output is not None and is_unfinished(output)
             left = "what is done is kept, the same command goes on" if kept else "nothing half-written is left"
             typer.echo(f"featx: interrupted; {left}", err=True)
             raise typer.Exit(130) from None
@@ -203,11 +203,12 @@ def merge(
     stores: Annotated[list[Path], typer.Argument(help="Two stores or more, made alike, of different images.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to make.")],
     replace: Annotated[bool, typer.Option("--replace", help="Replace a file that is there.")] = False,
+    discard: Annotated[bool, typer.Option("--discard", help="Drop what an interrupted run has done.")] = False,
 ) -> None:
     """One store with the images of several."""
     from featx.store import merge as run
 
-    merged = run(stores, output, replace=replace)
+    merged = run(stores, output, replace=replace, discard=discard)
     _print(f"{output}: {len(merged):,} images of {len(stores)} stores")
 
 

@@ -108,3 +108,12 @@ def listed(items: Iterable[object], most: int = 3) -> str:
     more = f" and {len(all_items) - most:,} more" if len(all_items) > most else ""
     shown = (item.item() if hasattr(item, "item") else item for item in all_items[:most])  # NumPy's as Python's
     return ", ".join(map(repr, shown)) + more
+
+
+def readable(nbytes: float) -> str:
+    """ "8.6 GB" """
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000:
+            return f"{nbytes:.3g} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:,.1f} TB"

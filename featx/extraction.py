@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from featx.backbones import Backbone
-from featx.errors import ContradictionWarning, ImageError, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
+from featx.errors import ContradictionWarning, ImageError, NonFiniteWarning, UnreadableImagesWarning, listed
 from featx.forward import Block, plan, stream
 from featx.images import collect
 from featx.reuse import Old, look, refuse_another_run, refuse_changed
-from featx.store import FeatureStore, Recipe, StoreWriter, refuse_running, unfinished
+from featx.store import FeatureStore, Recipe, StoreWriter, refuse_running, refuse_unwritable, unfinished
 from featx.store import discard as discard_unfinished
 
 
@@ -123,7 +123,7 @@ def extract(
     >>> store = extract("photos/", "photos.h5", "resnet50", ["layer3", "penultimate"])    # doctest: +SKIP
     """
     output = Path(output)
-    _refuse_unwritable(output)
+    refuse_unwritable(output)
     images = collect(source, labels, ids=ids, target=target, path_column=path_column)
     refuse_running(output)
     if discard:
@@ -252,19 +252,6 @@ def _warn(store: FeatureStore, n: int) -> None:
             ContradictionWarning,
             stacklevel=3,
         )
-
-
-def _refuse_unwritable(output: Path) -> None:
-    try:
-        output.exists()
-    except OSError as error:  # a name too long, say
-        raise StoreError(f"cannot write {output}: {error.strerror}") from error
-    if output.is_dir():
-        raise StoreError(f"the output is a file; {output} is a folder. Name a file in it: {output / 'features.h5'}")
-    if not output.parent.is_dir():
-        raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it first")
-    if not os.access(output.parent, os.W_OK):
-        raise StoreError(f"cannot write {output}: no permission in {output.parent}; choose another folder")
 
 
 def _with_progress(blocks: Iterable[Block], todo: np.ndarray) -> Iterator[Block]:

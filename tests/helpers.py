@@ -1,4 +1,4 @@
-"""What several tests need: small seeded pictures, class folders, a recipe without a network, new processes."""
+"""What several tests need: small seeded pictures, class folders, stores without a network, new processes."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from featx.errors import FeatxError
-from featx.store import Recipe
+from featx.errors import FeatxError, ImageError
+from featx.store import FeatureStore, Recipe, StoreWriter
 
 
 def noise(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
@@ -59,8 +59,48 @@ def recipe(taps: Mapping[str, Sequence[int]], **changes: Any) -> Recipe:
         threads=2,
         versions={},
         origin=None,
+        collection=None,
     )
     return Recipe(**(values | changes))
+
+
+TAPS = {"layer1:avg": [3], "layer2:none": [2, 5, 7], "fc:flatten": [2000]}
+
+
+def rows_of(
+    indices: Iterable[int], taps: Mapping[str, Sequence[int]] = TAPS, dtype: str = "float32"
+) -> dict[str, np.ndarray]:
+    """Rows that depend on the image and the layer alone, not on how they are written."""
+    return {
+        name: np.array([np.random.default_rng([k, i]).normal(size=shape) for i in indices]).astype(dtype)
+        for k, (name, shape) in enumerate(taps.items())
+    }
+
+
+def digests_of(indices: Iterable[int]) -> np.ndarray:
+    """(m, 16) uint8, those of no content, different for different images."""
+    return np.array([np.frombuffer(int(i).to_bytes(16, "little"), np.uint8) for i in indices])
+
+
+def write_store(
+    path: Path,
+    n: int = 10,
+    blocks: Iterable[Iterable[int]] | None = None,
+    bad: Collection[int] = (),
+    taps: Mapping[str, Sequence[int]] = TAPS,
+    y: np.ndarray | None = None,
+    columns: Mapping[str, np.ndarray] | None = None,
+    **changes: Any,
+) -> FeatureStore:
+    """A store of n images written in blocks of positions, some of them failures; goes on with a run that was begun."""
+    with StoreWriter(path, recipe(taps, **changes), [f"image {i}" for i in range(n)], y, columns) as writer:
+        for block in [range(n)] if blocks is None else blocks:
+            todo = [i for i in block if writer.todo[i]]
+            if good := [i for i in todo if i not in bad]:
+                writer.write(np.array(good), rows_of(good, taps, changes.get("dtype", "float32")), digests_of(good))
+            writer.fail({i: ImageError("damaged", f"image {i} is bad") for i in todo if i in bad})
+        writer.finish()
+    return FeatureStore(path)
 
 
 def left_in(folder: Path) -> list[str]:
@@ -77,10 +117,14 @@ def assert_tells(error: BaseException, *words: str) -> None:
         assert word in message, f"{word!r} is not said in: {message}"
 
 
-def fresh_python(code: str) -> Any:
+def fresh_python(code: str, timeout_seconds: float = 120) -> Any:
     """What a program prints as JSON on its last line, run in a new process."""
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, "PYTHONPATH": ""}
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=timeout_seconds,
+        env={**os.environ, "PYTHONPATH": ""},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

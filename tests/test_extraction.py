@@ -267,7 +267,7 @@ def test_a_full_disk_is_one_line_that_says_what_is_kept(tmp_path, monkeypatch, b
         return original(*args)
 
     def again():
-        return extract(photos, tmp_path / "a.h5", batch_size=batch_size)
+        return extract(photos, tmp_path / "a.h5", batch_size=batch_size, precision="float32")
 
     with monkeypatch.context() as patched, pytest.raises(StoreError) as caught:
         patched.setattr(os, "pwrite", full)

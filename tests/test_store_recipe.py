@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
+import math
 import pickle
+import re
 from dataclasses import fields, replace
+from importlib import resources
 
+import numpy as np
 import pytest
 from helpers import assert_tells, recipe
 
 from featx.errors import LayerError, StoreError
-from featx.store import Recipe
+from featx.store import Difference, Recipe, collection_digest
 
 TAPS = {"layer3:avg": [256], "layer4:avg": [512], "layer4:max": [512], "avgpool:flatten": [512]}
-MADE = recipe(TAPS, aliases={"penultimate": "avgpool:flatten"}, precision_error=0.1 + 0.2, origin="/Größe/日本")
+MADE = recipe(
+    TAPS,
+    aliases={"penultimate": "avgpool:flatten"},
+    precision_error=0.1 + 0.2,
+    versions={"torch": "8", "numpy": "2"},
+    origin="/Größe/日本",
+    collection="5" * 32,
+)
 
 
 def test_json_and_pickle_give_it_back_equal():
@@ -43,6 +55,54 @@ def test_a_recipe_that_lacks_a_field_is_refused(name):
     del values[name]
     with pytest.raises(StoreError):
         Recipe.from_json(json.dumps(values))
+
+
+WRONG = {
+    "a number for a text": {"backbone": 1},
+    "a text for a number": {"batch_size": "4"},
+    "true for a number": {"threads": True},
+    "a list for an object": {"preprocessing": []},
+    "a number among versions": {"versions": {"torch": 2}},
+    "a list for an alias": {"aliases": {"last": ["layer3:avg"]}},
+    "an alias of no layer": {"aliases": {"last": "layer9:avg"}},
+    "no layer": {"taps": {}, "aliases": {}},
+    "a type that is not stored": {"dtype": "float64"},
+    "no images a batch": {"batch_size": 0},
+    "many images a batch": {"batch_size": 2**31},
+    "no threads": {"threads": -1},
+    "an error that is none": {"precision_error": math.nan},
+    "an endless error": {"precision_error": math.inf},
+    "nesting without end": {"preprocessing": functools.reduce(lambda inner, _: [inner], range(500), {"a": []})},
+    "a hash that is a number": {"weights_sha256": 0},
+    "an origin that is true": {"origin": True},
+    "a collection of numbers": {"collection": 7},
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_recipe_with_a_field_that_is_not_what_it_should_be_is_refused(name):
+    values = json.loads(MADE.to_json())
+    assert Recipe.from_json(json.dumps(values)) == MADE
+    with pytest.raises(StoreError) as caught:
+        Recipe.from_json(json.dumps(values | WRONG[name]))
+    assert_tells(caught.value, "recipe", "damaged")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**40, 1.5, True, None, "3", [3]])
+def test_a_row_of_a_size_that_is_none_is_refused(size):
+    values = json.loads(MADE.to_json())
+    values["taps"]["layer3:avg"]["shape"] = [2, size]
+    with pytest.raises(StoreError):
+        Recipe.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("part", ["node", "pool", "layout", "shape"])
+def test_a_layer_that_lacks_a_part_or_has_another_there_is_refused(part):
+    for change in (lambda tap: tap.pop(part), lambda tap: tap.update({part: 7})):
+        values = json.loads(MADE.to_json())
+        change(values["taps"]["layer4:max"])
+        with pytest.raises(StoreError):
+            Recipe.from_json(json.dumps(values))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +138,14 @@ def test_the_only_layer_needs_no_name():
     assert MADE.only("penultimate").layer("penultimate") == "avgpool:flatten"
 
 
+def test_some_layers_are_those_with_their_other_names():
+    some = MADE.some(["layer4:max", "layer3:avg"])
+    assert some.layers == ("layer4:max", "layer3:avg") and some.aliases == {}
+    assert MADE.some(["avgpool:flatten"]).aliases == MADE.aliases
+    assert replace(some, taps=MADE.taps, aliases=MADE.aliases) == MADE
+    assert MADE.some(MADE.layers) == MADE
+
+
 def test_a_recipe_of_one_layer_refuses_the_names_of_others():
     for name in ("layer3", "penultimate"):
         with pytest.raises(LayerError) as caught:
@@ -85,53 +153,122 @@ def test_a_recipe_of_one_layer_refuses_the_names_of_others():
         assert_tells(caught.value, repr(name), "layer4:max")
 
 
+# another value of each field: the name of the difference, what is said there, what here
 DECIDING = {
-    "backbone": "torchvision:resnet50",
-    "weights_sha256": "1" * 64,
-    "preprocessing": {"crop": [64, 64], "resize": 32},
-    "decoder": "another",
-    "engine": "another",
-    "precision": "bfloat16",
-    "batch_size": 5,
-    "dtype": "float16",
+    "backbone": ("backbone", "torchvision:resnet18", "torchvision:resnet50"),
+    "weights_sha256": ("weights_sha256", "0" * 64, "1" * 64),
+    "preprocessing": ("preprocessing.resize", 32, 64),
+    "decoder": ("decoder", "none", "another"),
+    "engine": ("engine", "none", "another"),
+    "precision": ("precision", "float32", "bfloat16"),
+    "batch_size": ("batch_size", 4, 5),
+    "dtype": ("dtype", "float32", "float16"),
 }
 RECORDED = {
-    "weights": "DEFAULT",
-    "aliases": {},
-    "precision_error": None,
-    "device": "cuda",
-    "threads": 7,
-    "versions": {"torch": "9"},
-    "origin": None,
+    "weights": ("weights", None, "DEFAULT"),
+    "aliases": ("aliases.penultimate", "avgpool:flatten", "layer4:max"),
+    "precision_error": ("precision_error", 0.1 + 0.2, None),
+    "device": ("device", "cpu", "cuda"),
+    "threads": ("threads", 2, 7),
+    "versions": ("versions.torch", "8", "9"),
+    "origin": ("origin", "/Größe/日本", None),
+    "collection": ("collection", "5" * 32, "6" * 32),
 }
+CHANGES = DECIDING | RECORDED
 
 
-def test_every_field_either_decides_or_is_recorded():
-    assert {*DECIDING, *RECORDED, "taps"} == {field.name for field in fields(Recipe)}
+def changed(*names: str) -> Recipe:
+    """MADE, with other values of some fields."""
+    values = {}
+    for name in names:
+        where, _, here = CHANGES[name]
+        values[name] = {**getattr(MADE, name), where.split(".")[1]: here} if "." in where else here
+    return replace(MADE, **values)
+
+
+def test_every_field_either_decides_or_is_recorded_as_the_format_says():
+    names = {field.name for field in fields(Recipe)}
+    assert {*DECIDING, *RECORDED, "taps"} == names
+    deciding, recorded = resources.files("featx.store").joinpath("FORMAT.md").read_text().split("**recorded**")
+    deciding = deciding.split("**decide the numbers**")[1]
+
+    def told(text):
+        first = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+        return {name for cell in first for name in re.findall("`(.*?)`", cell)}
+
+    assert told(deciding) == {*DECIDING, "taps"} and told(recorded) == {*RECORDED}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_two_recipes_are_compared_field_by_field(name):
+    (found,) = MADE.compare(changed(name))
+    assert found == Difference(*CHANGES[name], decides=name in DECIDING)
+    (back,) = changed(name).compare(MADE)
+    assert back == found._replace(there=found.here, here=found.there)
+    assert [*MADE.compare(MADE)] == [*changed(name).compare(changed(name))] == []
 
 
 @pytest.mark.parametrize("name", DECIDING)
 def test_a_field_that_decides_the_numbers_is_a_difference_by_name(name):
-    (said,) = MADE.differences(replace(MADE, **{name: DECIDING[name]}))
-    assert said.startswith(f"{name}: {getattr(MADE, name)!r} there, {DECIDING[name]!r} here")
+    where, there, here = DECIDING[name]
+    assert MADE.differences(changed(name)) == [f"{where}: {there!r} there, {here!r} here"]
 
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_field_that_is_only_recorded_is_no_difference(name):
-    assert getattr(MADE, name) != RECORDED[name]
-    assert MADE.differences(replace(MADE, **{name: RECORDED[name]})) == []
+    assert MADE.differences(changed(name)) == []
+
+
+def test_a_field_within_a_field_that_one_of_them_lacks_is_a_difference():
+    without = replace(MADE, preprocessing={"crop": [32, 32]})
+    assert MADE.differences(without) == ["preprocessing.resize: 32 there, None here"]
+    assert without.differences(MADE) == ["preprocessing.resize: None there, 32 here"]
 
 
 def test_layers_differ_by_name_and_shape_but_not_by_order():
-    assert MADE.differences(replace(MADE, taps=dict(reversed(MADE.taps.items())))) == []
-    fewer = dict(list(MADE.taps.items())[:2])
-    (said,) = MADE.differences(replace(MADE, taps=fewer))
-    assert said == f"layers: {', '.join(map(repr, TAPS))} there, {', '.join(map(repr, fewer))} here"
+    backwards = replace(MADE, taps=dict(reversed(MADE.taps.items())))
+    assert MADE.differences(backwards) == [*MADE.compare(backwards)] == []
+    fewer = MADE.some(MADE.layers[:2])
+    said = f"layers: {', '.join(map(repr, TAPS))} there, {', '.join(map(repr, fewer.layers))} here"
+    assert MADE.differences(fewer) == [said]
+    assert {found.field for found in MADE.compare(fewer)} == {
+        "taps.layer4:max", "taps.avgpool:flatten", "aliases.penultimate"
+    }  # fmt: skip
     wider = copy.deepcopy(MADE.taps)
     wider["layer3:avg"]["shape"] = [257]
-    assert len(MADE.differences(replace(MADE, taps=wider))) == 1
+    (said,) = MADE.differences(replace(MADE, taps=wider))
+    assert said.startswith("taps.layer3:avg: ") and "[256]" in said and "[257]" in said
 
 
 def test_all_differences_are_named_at_once():
-    said = MADE.differences(replace(MADE, **DECIDING))
-    assert [text.split(":")[0] for text in said] == [f.name for f in fields(Recipe) if f.name in DECIDING]
+    found = [*MADE.compare(changed(*CHANGES))]
+    assert sorted(found) == sorted(Difference(*CHANGES[name], name in DECIDING) for name in CHANGES)
+    said = MADE.differences(changed(*CHANGES))
+    assert [text.split(":")[0].split(".")[0] for text in said] == [f.name for f in fields(Recipe) if f.name in DECIDING]
+
+
+def test_recipes_of_the_same_numbers_are_joined():
+    other = replace(MADE, aliases={"last": "layer4:max"}, versions={"torch": "9", "numpy": "2", "timm": "1"})
+    joined = MADE.joined(other)
+    assert joined.aliases == {"penultimate": "avgpool:flatten", "last": "layer4:max"}
+    assert joined.versions == {"torch": "8, 9", "numpy": "2", "timm": "1"} and joined.origin == MADE.origin
+    assert joined.joined(MADE) == joined.joined(other) == joined  # and again without repeating anything
+    assert MADE.joined(replace(other, origin="/elsewhere")).origin is None
+
+
+def test_the_collections_digest_is_that_of_names_labels_and_columns_in_order():
+    ids, y, columns = ["a", "b"], np.array(["x", "y"]), {"site": np.array(["1", "2"])}
+    digest = collection_digest(ids, y, columns)
+    others = [
+        (ids[::-1], y, columns),
+        (["a", "c"], y, columns),
+        (["ab", ""], y, columns),
+        (ids, y[::-1], columns),
+        (ids, None, columns),
+        (ids, np.array([1.0, 2.0]), columns),
+        (ids, y, {}),
+        (ids, y, {"other": columns["site"]}),
+        (ids, y, {"site": columns["site"][::-1]}),
+    ]
+    assert digest == collection_digest(list(ids), y.copy(), dict(columns)) and len(bytes.fromhex(digest)) == 16
+    assert len({digest, *(collection_digest(*other) for other in others)}) == 1 + len(others)

@@ -55,13 +55,14 @@ def batches(
     workers : decoding threads
     starts : multiples of `batch_size`, increasing: the batches that are wanted, by default all
     """
-    stamps = [stamp(image) for image in images]
+    starts = list(range(0, len(images), batch_size) if starts is None else starts)
+    stamps = {start: [stamp(image) for image in images[start : start + batch_size]] for start in starts}
     with ThreadPoolExecutor(workers, thread_name_prefix="featx-decode") as pool:
         ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
         try:
-            for start in range(0, len(images), batch_size) if starts is None else starts:
+            for start in starts:
                 batch = Batch(start, np.zeros((batch_size, *size, 3), np.uint8), {}, {})
-                chosen = zip(images[start : start + batch_size], stamps[start : start + batch_size], strict=True)
+                chosen = zip(images[start : start + batch_size], stamps[start], strict=True)
                 ahead.append((batch, [pool.submit(_fill, batch, i, *each, prepare) for i, each in enumerate(chosen)]))
                 if len(ahead) > _BATCHES_AHEAD:
                     yield _finished(*ahead.popleft())

@@ -7,6 +7,7 @@ import json
 import numpy as np
 from rich.table import Table
 
+from featx.errors import readable
 from featx.store import FeatureStore
 
 _MOST = 20  # lines of a list
@@ -39,7 +40,9 @@ def store_table(store: FeatureStore) -> Table:
         others = [alias for alias, meant in recipe.aliases.items() if meant == name]
         alias = f" = {', '.join(others)}" if others else ""
         shape = " x ".join(f"{side:,}" for side in tap["shape"])
-        table.add_row("layer", f"{name}{alias}: {shape} {recipe.dtype}, {_bytes(size)}, from {','.join(tap['layout'])}")
+        table.add_row(
+            "layer", f"{name}{alias}: {shape} {recipe.dtype}, {readable(size)}, from {','.join(tap['layout'])}"
+        )
     table.add_section()
     table.add_row("backbone", f"{recipe.backbone}, weights {recipe.weights}")
     table.add_row("weights' sha256", recipe.weights_sha256)
@@ -96,11 +99,3 @@ def _shortened(lines: list[str], where: str) -> list[str]:
 
 def _value(value: object) -> str:
     return "-" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:,.1f} GB"

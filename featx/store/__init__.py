@@ -5,7 +5,8 @@ Knows nothing of images, networks or scikit-learn.
 
 from featx.store.blocks import Damage
 from featx.store.exporting import export
-from featx.store.journal import Unfinished, discard, refuse_running, unfinished
+from featx.store.files import refuse_unwritable
+from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge
 from featx.store.reader import FeatureStore
@@ -24,7 +25,9 @@ __all__ = [
     "discard",
     "export",
     "image_keys",
+    "is_unfinished",
     "merge",
     "refuse_running",
+    "refuse_unwritable",
     "unfinished",
 ]

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from featx.errors import StoreError
 from featx.store import files, layout
+from featx.store.checksums import unfinished_damage
 from featx.store.hdf5 import Array
 from featx.store.journal import Journal
 
 _MOVE_BYTES = 16 * 2**20
+_FAR_BYTES = 2**17
+SPARE_BYTES = 2 * _MOVE_BYTES
 
 
 def close_up(
     handle: int,
+    sync: Callable[[], None],
     journal: Journal,
     told: Sequence[dict[str, Any]],
     old: Mapping[str, Array],
@@ -33,6 +35,7 @@ def close_up(
     Parameters
     ----------
     handle : the file
+    sync : brings it to the disk
     told : what the journal says of this already
     old, new : layers as they were laid out at the start, and as they will be
     keep : (m,) increasing positions of the images that have rows
@@ -59,18 +62,18 @@ def close_up(
         if number == done:  # begun, perhaps not finished
             content = files.pread(handle, (stop - start) * row_bytes, spare)
             if layout.checksum(content) != told[-1]["sum"]:
-                raise StoreError("the unfinished run is damaged; --discard it (discard=True) and run again")
+                raise unfinished_damage()
             files.pwrite(handle, content, target)
         elif number > done and not stays:
             content = _rows_of(handle, old[name], keep[start:stop])
             files.pwrite(handle, content, spare)
-            os.fsync(handle)
+            sync()
             journal.append({"moved": number, "sum": layout.checksum(content)})
             journal.sync()
             files.pwrite(handle, content, target)
     for start, stop in layout.gaps(new.values(), layout.PAGE, layout.end_of(new)):
         files.pwrite(handle, bytes(stop - start), start)
-    os.fsync(handle)
+    sync()
     journal.append({"closed_up": True})
     journal.sync()
 
@@ -84,7 +87,11 @@ def _steps(layers: Mapping[str, Array], n: int) -> Iterator[tuple[str, int, int]
 
 
 def _rows_of(handle: int, array: Array, positions: np.ndarray) -> bytes:
-    """Rows where they were written first."""
-    first, row_bytes = int(positions[0]), array.row_bytes
-    content = files.pread(handle, (int(positions[-1]) + 1 - first) * row_bytes, array.offset + first * row_bytes)
-    return np.frombuffer(content, np.uint8).reshape(-1, row_bytes)[positions - first].tobytes()
+    """Rows where they were written first; what lies between rows that are far apart is not read."""
+    far = np.flatnonzero(np.diff(positions) * array.row_bytes > _FAR_BYTES) + 1
+    found = []
+    for near in np.split(positions, far):
+        first, row_bytes = int(near[0]), array.row_bytes
+        content = files.pread(handle, (int(near[-1]) + 1 - first) * row_bytes, array.offset + first * row_bytes)
+        found.append(np.frombuffer(content, np.uint8).reshape(-1, row_bytes)[near - first].tobytes())
+    return b"".join(found)

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featx.errors import StoreError
+from featx.errors import StoreError, readable
 from featx.store import hdf5, layout
 from featx.store.compression import could_hold, filters_of
 from featx.store.hdf5 import Array
+from featx.store.hdf5_parse import MOST_MEMBERS
 from featx.store.keys import image_keys
 from featx.store.mapped import Mapped, damaged
 from featx.store.recipe import Recipe
@@ -24,6 +25,9 @@ _LAYOUT = {
     "failures": ("id", "code", "reason"),
     "nonfinite": ("row", "layer", "what"),
 }
+
+
+_MOST_NAME_BYTES = 1000
 
 
 class Failure(NamedTuple):
@@ -86,6 +90,35 @@ def metadata(
     }
     found["checksums"] = {layout.member(name): checksums[name].astype("<u8") for name in order}
     return found
+
+
+def refuse_unstorable(
+    recipe: Recipe, ids: Sequence[str], y: np.ndarray | None, columns: Mapping[str, np.ndarray]
+) -> None:
+    """Raise StoreError for what could be written, and not be read again."""
+    Recipe.from_json(recipe.to_json())
+    if len(recipe.to_json().encode()) > layout.MOST_RECIPE_BYTES:
+        raise StoreError(f"a recipe has at most {readable(layout.MOST_RECIPE_BYTES)}; extract fewer layers")
+    if not ids or len(set(ids)) < len(ids):
+        raise StoreError("a store takes one image or more, and every id once")
+    names = [layout.member(name) for name in columns]
+    if max(map(len, names), default=0) > _MOST_NAME_BYTES:
+        raise StoreError(
+            f"a column's name has at most {_MOST_NAME_BYTES:,} bytes; {max(names, key=len)[:40]!r}... has more"
+        )
+    if max(len(columns), len(recipe.taps)) > MOST_MEMBERS or sum(map(len, names)) > 4 * 2**20:
+        raise StoreError(f"a store has at most {MOST_MEMBERS:,} columns and as many layers; choose some")
+    texts = {"ids": ids, **columns}
+    if y is not None and y.dtype.kind != "f":
+        texts["labels"] = y
+    for what, values in texts.items():
+        joined = "".join(values)
+        if "\0" in joined:
+            raise StoreError(f"{what} hold a null character, and text in a store cannot")
+        try:
+            joined.encode()
+        except UnicodeEncodeError as error:
+            raise StoreError(f"{what} hold text that is not Unicode: {error.object[error.start]!r}") from error
 
 
 class Contents:

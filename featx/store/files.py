@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featx.errors import StoreError
+from featx.errors import StoreError, readable
 
 KEPT, NOTHING_KEPT = "what is done is kept: run it again to go on", "nothing was kept"
 
@@ -64,19 +65,12 @@ def reserve(handle: int, nbytes: int, path: Path, extra: int = 0) -> None:
             f"cannot write {path}: it takes {readable(wanted)} and the disk has {readable(free)} free; "
             "make room, or choose another disk"
         )
-    if hasattr(os, "posix_fallocate"):
+    try:
         os.posix_fallocate(handle, 0, nbytes)
-    elif status.st_size < nbytes:
-        os.ftruncate(handle, nbytes)
-
-
-def readable(nbytes: float) -> str:
-    """ "8.6 GB" """
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.3g} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:,.1f} TB"
+    except (AttributeError, OSError) as error:  # not every system and file system has it
+        if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+        os.ftruncate(handle, max(nbytes, status.st_size))
 
 
 def pwrite(handle: int, data: Any, offset: int) -> None:
@@ -114,19 +108,33 @@ def told(output: Path, kept: Callable[[], str]) -> Iterator[None]:
         raise StoreError(f"cannot write {output}: {reason}; {kept()}") from error
 
 
-def refuse_existing(output: Path, replace: bool) -> None:
-    """Raise StoreError if there is a file of that name that must not be replaced, or no place for one."""
+def refuse_unwritable(output: Path) -> None:
+    """Raise StoreError if no file of that name can be made."""
+    try:
+        output.exists()
+    except OSError as error:  # a name too long, say
+        raise StoreError(f"cannot write {output}: {error.strerror}") from error
     if output.is_dir():
-        raise StoreError(f"the output is a file; {output} is a folder")
+        raise StoreError(f"the output is a file; {output} is a folder. Name a file in it: {output / 'features.h5'}")
     if not output.parent.is_dir():
         raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it first")
+    if not os.access(output.parent, os.W_OK):
+        raise StoreError(f"cannot write {output}: no permission in {output.parent}; choose another folder")
+
+
+def refuse_existing(output: Path, replace: bool) -> None:
+    """Raise StoreError if there is a file of that name that must not be replaced, or no place for one."""
+    refuse_unwritable(output)
     if output.exists() and not replace:
         raise StoreError(f"{output} is there already; choose another output, or --replace it (replace=True)")
 
 
 @contextlib.contextmanager
 def written_aside(output: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the output's name when it is complete, and leaves nothing otherwise."""
+    """A file to write that takes the output's name when it is complete.
+
+    A kill leaves OUTPUT.writing, which the next file of that name begins with.
+    """
     partial = beside(output, ".writing")
     with told(output, lambda: NOTHING_KEPT):
         handle = open_alone(partial)

@@ -13,7 +13,15 @@ from featx.store import hdf5
 from featx.store.hdf5 import Array, Chunks, Malformed
 
 MOST_MEMBERS = 10_000  # of a group; what a file is must be known before long
-_FREE_BYTES, _SHARE = 8 * 2**20, 64  # objects may have this many, or one in so many of the file's: an archive's index
+_FREE_BYTES, _SHARE = (
+    8 * 2**20,
+    8,
+)  # objects may have this many, or one in so many of what is before: an archive's index
+
+
+def most_bytes(start: int) -> int:
+    """That objects which stand at `start` may have."""
+    return max(_FREE_BYTES, start // _SHARE)
 
 
 def parse(
@@ -32,7 +40,7 @@ def parse(
     Malformed
         `emit` would not have written these bytes.
     """
-    if len(objects) > max(_FREE_BYTES, start // _SHARE):
+    if len(objects) > most_bytes(start):
         raise Malformed("too many objects")
     try:
         reader = _Reader(objects, start - base, base)

@@ -16,10 +16,11 @@ from typing import Any
 import xxhash
 
 from featx.errors import StoreError
-from featx.store.files import beside, fsync_folder, is_at, open_alone
+from featx.store.files import beside, fsync_folder, is_at, open_alone, told
 from featx.store.recipe import Recipe
 
 _FORMAT = "featx-journal 1"
+_STAYS = "what is there stays as it is"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ def journal_path(output: Path) -> Path:
     return beside(output, ".journal")
 
 
+def is_unfinished(output: str | os.PathLike) -> bool:
+    """Whether a run was begun towards an output, by the look of it."""
+    try:
+        return partial_path(Path(output)).stat().st_size > 0 and journal_path(Path(output)).exists()
+    except OSError:
+        return False
+
+
 def unfinished(output: str | os.PathLike) -> Unfinished | None:
     """The run that was begun towards an output, if there is one that can go on.
 
@@ -55,12 +64,10 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
         Another version of featx began it.
     """
     output = Path(output)
-    try:
-        if not partial_path(output).stat().st_size:  # a run that has just begun
+    with told(output, lambda: _STAYS):
+        if not is_unfinished(output):
             return None
         content = journal_path(output).read_bytes()
-    except FileNotFoundError:
-        return None
     entries, nbytes = [], 0
     for line in content.splitlines(keepends=True):
         text, _, digest = line.rpartition(b" ")
@@ -84,8 +91,10 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
 
 def refuse_running(output: str | os.PathLike) -> None:
     """Raise StoreError if a run is writing this output now."""
-    if partial_path(Path(output)).exists():
-        os.close(open_alone(partial_path(Path(output))))
+    partial = partial_path(Path(output))
+    with told(Path(output), lambda: _STAYS):
+        if partial.exists():
+            os.close(open_alone(partial))
 
 
 def discard(output: str | os.PathLike) -> None:
@@ -96,15 +105,16 @@ def discard(output: str | os.PathLike) -> None:
     StoreError
         The run is on.
     """
-    output = Path(output)
-    if not partial_path(output).exists() and not journal_path(output).exists():
-        return
-    handle = open_alone(partial_path(output))
-    try:
-        journal_path(output).unlink(missing_ok=True)
-        partial_path(output).unlink(missing_ok=True)
-    finally:
-        os.close(handle)
+    partial, journal = partial_path(Path(output)), journal_path(Path(output))
+    with told(Path(output), lambda: _STAYS):
+        if not partial.exists() and not journal.exists():
+            return
+        handle = open_alone(partial)
+        try:
+            journal.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
 
 def discard_quietly(output: Path) -> None:
@@ -144,12 +154,9 @@ class Journal:
         lines = [json.dumps(entry, ensure_ascii=False).encode() for entry in entries]
         content = b"".join(b"%b %b\n" % (line, xxhash.xxh3_64_hexdigest(line).encode()) for line in lines)
         left = memoryview(content)
-        try:
-            while left:
-                left = left[os.write(self._file, left) :]
-        except BaseException:
-            os.ftruncate(self._file, self._nbytes)  # nothing could be read behind a torn line
-            raise
+        os.ftruncate(self._file, self._nbytes)  # a line that was torn would hide those behind it
+        while left:
+            left = left[os.write(self._file, left) :]
         self._nbytes += len(content)
 
     def sync(self) -> None:

@@ -15,8 +15,10 @@ from urllib.parse import quote, unquote
 import numpy as np
 import xxhash
 
+from featx.errors import StoreError
 from featx.store import hdf5
 from featx.store.hdf5 import Array
+from featx.store.hdf5_parse import most_bytes
 from featx.store.recipe import Recipe
 
 FORMAT = "featx-store"
@@ -144,6 +146,8 @@ def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, by
         tree[name] = placed(node) if isinstance(node, np.ndarray) else {key: placed(node[key]) for key in node}
     structure = start + len(rest)
     superblock, objects = hdf5.emit(tree, ATTRIBUTES, PAGE, structure)
+    if len(objects) > most_bytes(structure):
+        raise StoreError("there is more about the rows than in them; a store has larger rows, or fewer columns")
     rest.extend(objects)
     page = superblock.ljust(PAGE, b"\0")
     return page, rest, Seal(start + len(rest), start, structure, identity_of(page, rest))

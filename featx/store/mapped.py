@@ -92,10 +92,10 @@ class Mapped:
             self.content.madvise(mmap.MADV_DONTNEED, start)
 
     def refuse_overwritten(self) -> None:
-        """Raise StoreError if the file itself, not its name, became another since it was opened: `cp` does that."""
-        if (stamp := _stamp(os.fstat(self._file))) != self._stamp:
+        """Raise StoreError if the file itself, not its name, was written to since it was opened: `cp` does that."""
+        if _stamp(os.fstat(self._file)) != self._stamp:
             self.check_metadata()
-            self._stamp = stamp
+            raise StoreError(f"{self.path} was written to since it was opened; open it again")
 
     @contextlib.contextmanager
     def read_at_random(self) -> Iterator[None]:

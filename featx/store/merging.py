@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.errors import ImageError, RecipeError, StoreError, listed
 from featx.store.files import refuse_existing
+from featx.store.journal import discard as discard_unfinished
 from featx.store.reader import FeatureStore
 from featx.store.writer import StoreWriter
 
@@ -18,7 +19,11 @@ _COPY_BYTES = 64 * 2**20
 
 
 def merge(
-    stores: Sequence[FeatureStore | str | os.PathLike], output: str | os.PathLike, *, replace: bool = False
+    stores: Sequence[FeatureStore | str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    replace: bool = False,
+    discard: bool = False,
 ) -> FeatureStore:
     """One store with the images of several, in their order.
 
@@ -30,6 +35,8 @@ def merge(
         The file to make. A merge that was interrupted goes on where it stopped.
     replace : bool
         Let it take the place of a file that is there.
+    discard : bool
+        Drop what an unfinished run towards this output has done.
 
     Returns
     -------
@@ -41,7 +48,7 @@ def merge(
         Fields that decide the numbers differ; they are named.
     StoreError
         Two stores have the same image, labels or columns are of different kinds, the output is there or cannot be
-        written.
+        written, or a store changed since an unfinished merge copied from it.
     DamageError
         A row to copy is not what was written.
 
@@ -85,11 +92,18 @@ def merge(
     if y is not None:
         y = np.concatenate([y, np.zeros(len(failures), y.dtype)])
     columns = {name: np.concatenate([values, [""] * len(failures)]) for name, values in columns.items()}
+    if discard:
+        discard_unfinished(output)
     with StoreWriter(output, recipe, [*ids, *failures], y, columns) as writer:
         start = 0
         for store in opened:
             rows = np.full(len(writer.todo), -1)
             rows[start : start + len(store)] = np.arange(len(store))
+            done = np.flatnonzero(~writer.todo & (rows >= 0))
+            if not np.array_equal(writer.digests[done], store.digests[rows[done]]):
+                raise StoreError(
+                    f"{store.path} changed since an unfinished merge copied from it; --discard that (discard=True)"
+                )
             copy_rows(writer, store, np.where(writer.todo, rows, -1))
             start += len(store)
         failed = {len(ids) + i: error for i, error in enumerate(failures.values())}

@@ -13,9 +13,9 @@ import numpy as np
 
 from featx.errors import KeysError
 from featx.store import layout
-from featx.store.aligned import align
 from featx.store.blocks import Blocks
 from featx.store.contents import Contents, Failure, NonFinite
+from featx.store.labels import align
 from featx.store.mapped import Mapped, reopened
 from featx.store.recipe import Recipe
 
@@ -126,10 +126,6 @@ class FeatureStore:
         """Bytes of one image's features of a layer, in memory."""
         return self._contents.layers[self.recipe.layer(layer)].row_bytes
 
-    def metadata(self) -> layout.Metadata:
-        """All datasets but the rows, as they are in the file."""
-        return self._contents.datasets()
-
     def __getitem__(self, layer: str) -> np.ndarray:
         """A layer as a read-only memory map, (n, d) or, for pool "none", (n, ...); of an archive, in memory.
 
@@ -179,21 +175,34 @@ class FeatureStore:
         self._contents.mapped.refuse_overwritten()
         rows = np.asarray(rows)
         rows = rows.astype(np.int64) if not rows.size and rows.dtype == float else rows
-        if rows.dtype == bool and rows.ndim != 1:
+        if rows.dtype == bool and rows.shape != (len(self),):
             raise IndexError(f"a mask of rows is ({len(self)},) bool, got {rows.shape}")
         array = self._contents.layers[name]
         scattered = rows.size * _READ_AHEAD_BYTES < array.nbytes
         if not check and array.chunks is None:
             with self._contents.mapped.read_at_random() if scattered else nullcontext():
                 return np.array(self[name][rows], copy=None if rows.ndim else True, subok=False)
-        positions = np.arange(len(self))[rows]
+        positions = np.flatnonzero(rows) if rows.dtype == bool else self._positions(rows)
         found = np.empty((*positions.shape, *array.shape[1:]), array.dtype)
-        of_block = positions // layout.block_rows(array.row_bytes)
-        for block in np.unique(of_block).tolist():
-            here = of_block == block
-            within = positions[here] - block * layout.block_rows(array.row_bytes)
-            found[here] = self._blocks.rows(name, block, check)[within]
+        flat, unit = positions.reshape(-1), layout.block_rows(array.row_bytes)
+        order = np.argsort(flat // unit, kind="stable")
+        ends = np.flatnonzero(np.diff(flat[order] // unit, append=-1)) + 1
+        rows_of = found.reshape(len(flat), *array.shape[1:])
+        for start, stop in zip([0, *ends[:-1]], ends, strict=True) if len(flat) else ():
+            here = order[start:stop]
+            block = int(flat[here[0]]) // unit
+            rows_of[here] = self._blocks.rows(name, block, check)[flat[here] - block * unit]
         return found
+
+    def _positions(self, rows: np.ndarray) -> np.ndarray:
+        """Integers that may be negative as positions."""
+        if rows.dtype.kind not in "iu":
+            raise IndexError(f"rows are integers or (n,) bool, got {rows.dtype}")
+        n = len(self)
+        if rows.size and not (-n <= rows.min() and rows.max() < n):
+            raise IndexError(f"a row is out of bounds; there are {n:,}")
+        rows = rows.astype(np.int64)
+        return np.where(rows < 0, rows + n, rows)
 
     def blocks(
         self, layer: str, *, budget_bytes: int = 64 * 2**20, check: bool = False
@@ -289,7 +298,7 @@ class FeatureStore:
         groups = np.split(order, np.flatnonzero(new)[1:])
         return tuple(sorted((np.sort(group) for group in groups if len(group) > 1), key=lambda group: int(group[0])))
 
-    @property
+    @cached_property
     def contradictions(self) -> tuple[np.ndarray, ...]:
         """Those of `duplicates` whose labels differ."""
         y = self.y

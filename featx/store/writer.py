@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import os
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +21,24 @@ import numpy as np
 
 from featx.errors import ImageError, StoreError
 from featx.store import contents, files, layout
-from featx.store.closing import close_up
+from featx.store.checksums import Checksums, unfinished_damage
+from featx.store.closing import SPARE_BYTES, close_up
 from featx.store.contents import Failure
-from featx.store.hdf5_parse import MOST_MEMBERS
-from featx.store.journal import Journal, Unfinished, discard_quietly, journal_path, partial_path, unfinished
+from featx.store.journal import (
+    Journal,
+    Unfinished,
+    discard_quietly,
+    is_unfinished,
+    journal_path,
+    partial_path,
+    unfinished,
+)
 from featx.store.layout import GROUP_ROWS
 from featx.store.recipe import Recipe, collection_digest
 
 _SYNC_BYTES = 160 * 2**20
 _SYNC_SECONDS = 5.0
-_METADATA_BYTES = 64  # an image, beside its texts: key, digest, checksums
+_METADATA_BYTES = 128  # an image, beside its texts: key, digest, checksums, the journal's line
 
 
 class StoreWriter:
@@ -75,27 +84,21 @@ class StoreWriter:
         self._partial = partial_path(self._output)
         self.recipe = replace(recipe, collection=collection_digest(ids, y, self._columns))
         n = len(self._ids)
-        Recipe.from_json(self.recipe.to_json())  # what could not be read again is not written
-        if max(len(self._columns), len(recipe.taps)) > MOST_MEMBERS:
-            raise StoreError(f"a store has at most {MOST_MEMBERS:,} columns and as many layers; choose some")
-        if len(self.recipe.to_json().encode()) > layout.MOST_RECIPE_BYTES:
-            raise StoreError(f"a recipe has at most {files.readable(layout.MOST_RECIPE_BYTES)}; extract fewer layers")
+        contents.refuse_unstorable(self.recipe, self._ids, y, self._columns)
         self._layers = layout.place_layers(self.recipe, n)
         self._end = layout.end_of(self._layers)
-        self._block_rows = {name: layout.block_rows(array.row_bytes) for name, array in self._layers.items()}
         self.todo = np.ones(n, bool)
         self.digests = np.zeros((n, 16), np.uint8)
         self.failures: dict[int, ImageError] = {}
         self._nonfinite: dict[tuple[int, str], str] = {}
-        self._sums = {name: np.zeros(-(-n // rows), "<u8") for name, rows in self._block_rows.items()}
-        self._summed = {name: np.zeros(len(sums), bool) for name, sums in self._sums.items()}
         self._journaled = np.zeros(-(-n // GROUP_ROWS), bool)  # by groups of images
-        self._moves: list[dict[str, Any]] = []
+        self._told: list[dict[str, Any]] = []  # what the journal says of closing up
         self._unsynced, self._synced_at = 0, time.monotonic()
         self._refused = False  # by fsync: the system tells it once, and forgets what it could not write
-        goes_on = journal_path(self._output).exists()
+        goes_on = is_unfinished(self._output)
         with files.told(self._output, lambda: files.KEPT if goes_on else files.NOTHING_KEPT):
             self._file = files.open_alone(self._partial)
+            self._sums = Checksums(self._file, self._layers)
             try:
                 begun = unfinished(self._output)
                 goes_on = begun is not None
@@ -131,70 +134,49 @@ class StoreWriter:
             journal_path(self._output).unlink(missing_ok=True)
             files.fsync_folder(self._partial.parent)
         texts = [layout.strings(self._ids), *self._columns.values(), *([] if self._y is None else [self._y])]
-        row_bytes = _METADATA_BYTES + sum(values.dtype.itemsize for values in texts)
-        files.reserve(self._file, self._end, self._output, extra=len(self._ids) * row_bytes)
+        row_bytes = _METADATA_BYTES + len(self._layers) + sum(values.dtype.itemsize for values in texts)
+        files.reserve(
+            self._file, self._end, self._output, extra=len(self._ids) * row_bytes + min(SPARE_BYTES, self._end)
+        )
         if begun is None:
-            os.fsync(self._file)
+            self._fsync()
         else:
             self._go_on(begun)
         return Journal(self._output, self.recipe, self._ids, begun)
 
     def _go_on(self, begun: Unfinished) -> None:
         """Believe what the journal says of rows that are on the disk as it says."""
-        self._moves = [entry for entry in begun.entries if "moved" in entry or "closed_up" in entry]
-        for entry in begun.entries:
-            if "groups" not in entry:
-                continue
+        self._told = [entry for entry in begun.entries if "groups" not in entry]
+        closing = any(
+            "closing" not in entry for entry in self._told
+        )  # rows are elsewhere by now, and `close_up` checks them
+        entries = [entry for entry in begun.entries if "groups" in entry]
+        last = np.full(len(self._journaled), -1)  # the entry that holds, of a group that was done twice
+        for number, entry in enumerate(entries):
             start, stop = entry["groups"]
-            sums = {name: np.frombuffer(bytes.fromhex(entry["sums"][name]), "<u8") for name in self._layers}
-            digests = np.frombuffer(bytes.fromhex(entry["digests"]), np.uint8).reshape(-1, 16)
-            for group in range(start, stop):
-                images = self._images(group, group + 1)
-                for name, (first, last) in self._blocks(group):
-                    offset = self._blocks_start(name, start)
-                    self._sums[name][first:last] = sums[name][first - offset : last - offset]
-                if self._moves or all(
-                    self._sums[name][block] == self._checksum(name, block)
-                    for name, (first, last) in self._blocks(group)
-                    for block in range(first, last)
-                ):
-                    self.todo[images.start : images.stop] = False
-                    offset = start * GROUP_ROWS
-                    self.digests[images.start : images.stop] = digests[images.start - offset : images.stop - offset]
-                    self._journaled[group] = True
-                    for name, (first, last) in self._blocks(group):
-                        self._summed[name][first:last] = True
-            # of a group that was done twice the later entry holds
             images = self._images(start, stop)
-            self.failures = {i: error for i, error in self.failures.items() if i not in images}
-            self._nonfinite = {(i, name): what for (i, name), what in self._nonfinite.items() if i not in images}
+            self._sums.take_up(start, stop, entry["sums"])
+            self.digests[images.start : images.stop] = np.frombuffer(bytes.fromhex(entry["digests"]), np.uint8).reshape(
+                -1, 16
+            )
+            for group in range(start, stop):
+                last[group] = number if closing or self._sums.hold(group, group + 1) else -1
+        self._journaled = last >= 0
+        for group in np.flatnonzero(~self._journaled).tolist():
+            self._sums.forget(group, group + 1)
+        self.todo = ~np.repeat(self._journaled, GROUP_ROWS)[: len(self.todo)]
+        self.digests[self.todo] = 0
+        for number, entry in enumerate(entries):
             for i, code, reason in entry["failures"]:
-                if not self.todo[i]:
+                if last[i // GROUP_ROWS] == number:
                     self.failures[i] = ImageError(code, reason)
-            self._nonfinite |= {(i, name): what for i, name, what in entry["nonfinite"] if not self.todo[i]}
+            for i, name, what in entry["nonfinite"]:
+                if last[i // GROUP_ROWS] == number:
+                    self._nonfinite[i, name] = what
 
     def _images(self, start: int, stop: int) -> range:
         """Of groups start to stop."""
         return range(start * GROUP_ROWS, min(stop * GROUP_ROWS, len(self.todo)))
-
-    def _blocks_start(self, name: str, group: int) -> int:
-        return group * GROUP_ROWS // self._block_rows[name]
-
-    def _blocks(self, group: int) -> Iterator[tuple[str, tuple[int, int]]]:
-        """(layer, (first, last + 1)) of the blocks that hold a group's rows."""
-        for name in self._layers:
-            yield (
-                name,
-                (self._blocks_start(name, group), min(self._blocks_start(name, group + 1), len(self._sums[name]))),
-            )
-
-    def _checksum(self, name: str, block: int) -> int:
-        """Of a block as it is in the file."""
-        array, rows = self._layers[name], self._block_rows[name]
-        count = min(rows, array.shape[0] - block * rows)
-        return layout.checksum(
-            files.pread(self._file, count * array.row_bytes, array.offset + block * rows * array.row_bytes)
-        )
 
     def write(self, indices: np.ndarray, rows: Mapping[str, np.ndarray], digests: np.ndarray) -> None:
         """Write the rows of some images.
@@ -210,8 +192,9 @@ class StoreWriter:
         StoreError
             The disk refuses.
         """
-        if not self.todo[indices].all() or rows.keys() != self._layers.keys():
-            raise AssertionError("every row of every layer is written exactly once")
+        new = bool(self.todo[indices].all() and (np.diff(indices) > 0).all())
+        if not new or rows.keys() != self._layers.keys() or digests.shape != (len(indices), 16):
+            raise AssertionError("every row of every layer is written exactly once, with its image's digest")
         # runs of neighbours are written in one call each
         starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
         with files.told(self._output, self._kept):
@@ -219,31 +202,24 @@ class StoreWriter:
                 array = self._layers[name]
                 with np.errstate(over="ignore"):  # told below, with the image's name
                     values = np.ascontiguousarray(given, array.dtype)
+                if values.shape != (len(indices), *array.shape[1:]):
+                    raise AssertionError(f"rows of {name!r} are {array.shape[1:]}, got {values.shape[1:]}")
                 for row in _nonfinite_rows(values):
                     self._nonfinite[int(indices[row]), name] = "nan" if np.isnan(values[row]).any() else "inf"
                 for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
                     part = values[start:stop].reshape(-1).view(np.uint8).data
                     files.pwrite(self._file, part, array.offset + int(indices[start]) * array.row_bytes)
-                    self._sum_whole_blocks(name, int(indices[start]), int(stop - start), part)
+                    self._sums.add(name, int(indices[start]), part)
                 self._unsynced += values.nbytes
             self.digests[indices] = digests
             self.todo[indices] = False
             self._sync_if_due()
 
-    def _sum_whole_blocks(self, name: str, first: int, count: int, content: memoryview) -> None:
-        """Checksums of the blocks that a run of rows covers, while they are in the cache."""
-        rows, row_bytes, n = self._block_rows[name], self._layers[name].row_bytes, len(self.todo)
-        for block in range(-(-first // rows), -(-n // rows)):
-            stop = min((block + 1) * rows, n)
-            if stop > first + count:
-                break
-            start = (block * rows - first) * row_bytes
-            self._sums[name][block] = layout.checksum(content[start : (stop - first) * row_bytes])
-            self._summed[name][block] = True
-
     def fail(self, failures: Mapping[int, ImageError]) -> None:
         """Declare that some images have no rows: {position: ImageError}."""
         if failures:
+            if not self.todo[list(failures)].all():
+                raise AssertionError("an image has a row or is a failure")
             self.failures |= failures
             self.todo[list(failures)] = False
             with files.told(self._output, self._kept):
@@ -259,40 +235,42 @@ class StoreWriter:
         if self._unsynced >= _SYNC_BYTES or time.monotonic() - self._synced_at >= _SYNC_SECONDS:
             self._sync()
 
+    def _fsync(self) -> None:
+        try:
+            os.fsync(self._file)
+        except OSError:
+            self._refused = True
+            raise
+
     def _sync(self) -> None:
         """Bring all rows to the disk and tell the journal of the groups that are complete since."""
-        complete = self._complete_groups()
+        still = np.logical_or.reduceat(self.todo, np.arange(0, len(self.todo), GROUP_ROWS))
+        complete = np.flatnonzero(~still & ~self._journaled)
         if len(complete) and not self._refused:
-            self._refused = True
-            os.fsync(self._file)
-            self._refused = False
-            runs = np.split(complete, np.flatnonzero(np.diff(complete) != 1) + 1)
-            self._journal.append(*(self._entry(int(run[0]), int(run[-1]) + 1) for run in runs))
+            self._fsync()
+            self._journal.append(*self._entries(complete))
             self._journaled[complete] = True
         self._unsynced, self._synced_at = 0, time.monotonic()
 
-    def _complete_groups(self) -> np.ndarray:
-        """Groups that the journal does not know of yet, with the checksums that were not taken when rows came."""
-        still = np.logical_or.reduceat(self.todo, np.arange(0, len(self.todo), GROUP_ROWS))
-        complete = np.flatnonzero(~still & ~self._journaled)
-        for name, (first, last) in (blocks for group in complete.tolist() for blocks in self._blocks(group)):
-            for block in (first + np.flatnonzero(~self._summed[name][first:last])).tolist():
-                self._sums[name][block] = self._checksum(name, block)
-                self._summed[name][block] = True
-        return complete
-
-    def _entry(self, start: int, stop: int) -> dict[str, Any]:
-        images = self._images(start, stop)
-        return {
-            "groups": [start, stop],
-            "digests": self.digests[images.start : images.stop].tobytes().hex(),
-            "sums": {
-                name: sums[self._blocks_start(name, start) : self._blocks_start(name, stop)].tobytes().hex()
-                for name, sums in self._sums.items()
-            },
-            "failures": [[i, error.code, error.reason] for i, error in self.failures.items() if i in images],
-            "nonfinite": [[i, name, what] for (i, name), what in self._nonfinite.items() if i in images],
-        }
+    def _entries(self, complete: np.ndarray) -> Iterator[dict[str, Any]]:
+        """What the journal is told: a line for each run of neighbouring groups."""
+        failures: dict[int, list[tuple]] = defaultdict(list)
+        nonfinite: dict[int, list[tuple]] = defaultdict(list)
+        for i, error in self.failures.items():
+            failures[i // GROUP_ROWS].append((i, error.code, error.reason))
+        for (i, name), what in self._nonfinite.items():
+            nonfinite[i // GROUP_ROWS].append((i, name, what))
+        for run in np.split(complete, np.flatnonzero(np.diff(complete) != 1) + 1):
+            start, stop = int(run[0]), int(run[-1]) + 1
+            images = self._images(start, stop)
+            self._sums.complete(start, stop)
+            yield {
+                "groups": [start, stop],
+                "digests": self.digests[images.start : images.stop].tobytes().hex(),
+                "sums": self._sums.told(start, stop),
+                "failures": [entry for group in range(start, stop) for entry in failures.get(group, ())],
+                "nonfinite": [entry for group in range(start, stop) for entry in nonfinite.get(group, ())],
+            }
 
     def finish(self) -> None:
         """Write the metadata, seal and rename.
@@ -310,7 +288,7 @@ class StoreWriter:
             raise StoreError(f"none of the {len(self._ids):,} images can be read; the first, {self._ids[0]!r}: "
                              f"{self.failures[0]}")  # fmt: skip
         with files.told(self._output, self._kept):
-            self._complete_groups()
+            self._sums.complete(0, len(self._journaled))
             if self.failures:
                 self._sync()
                 self._close_up(keep)
@@ -318,9 +296,9 @@ class StoreWriter:
             files.pwrite(self._file, page, layout.PAGE)
             files.pwrite(self._file, rest, seal.metadata)
             os.ftruncate(self._file, seal.size)
-            os.fsync(self._file)
+            self._fsync()
             files.pwrite(self._file, seal.to_bytes(), 0)
-            os.fsync(self._file)
+            self._fsync()
             os.replace(self._partial, files.real(self._output))
             fcntl.flock(self._file, fcntl.LOCK_UN)  # HDF5 takes the same lock to read
             files.fsync_folder(self._partial.parent)
@@ -335,17 +313,24 @@ class StoreWriter:
             {name: values[keep] for name, values in self._columns.items()},
             [Failure(self._ids[i], self.failures[i].code, self.failures[i].reason) for i in sorted(self.failures)],
             self._nonfinite,
-            self._sums,
+            self._sums.of,
         )
 
     def _close_up(self, keep: np.ndarray) -> None:
         """From now on the run is one of only the images that have rows."""
         old, self._layers = self._layers, layout.place_layers(self.recipe, len(keep))
-        close_up(self._file, self._journal, self._moves, old, self._layers, keep)
+        closed, groups = Checksums(self._file, self._layers), -(-len(keep) // GROUP_ROWS)
+        moved = [entry for entry in self._told if "closing" not in entry]
+        if moved:
+            closed.take_up(0, groups, next(entry["closing"] for entry in self._told[::-1] if "closing" in entry))
+        else:
+            closed.of = self._sums.closed_up(keep)
+            self._journal.append({"closing": closed.told(0, groups)})
+        close_up(self._file, self._fsync, self._journal, moved, old, self._layers, keep)
+        if not closed.hold(0, groups):
+            raise unfinished_damage()
+        self._sums = closed
         self._nonfinite = {(int(np.searchsorted(keep, i)), name): what for (i, name), what in self._nonfinite.items()}
-        for name, rows in self._block_rows.items():
-            blocks = -(-len(keep) // rows)
-            self._sums[name] = np.array([self._checksum(name, block) for block in range(blocks)], "<u8")
 
 
 def _nonfinite_rows(values: np.ndarray) -> list[int]:

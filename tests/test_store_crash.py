@@ -1,0 +1,89 @@
+"""Killed, or without power, at any moment: the output is absent, old or whole, and a rerun ends as an unbroken run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import fresh_python
+
+PLAIN: dict[str, Any] = {}
+# rows of three layers are closed up in a dozen steps; the first and the last image are among those that failed
+FAILURES = {
+    "bad": [0, 5, 64, 65, 66, 130, 149],
+    "taps": {"a:avg": [100], "b:none": [3, 5], "c:avg": [150]},
+    "move_bytes": 32_000,
+}
+RUNS: dict[str, dict[str, Any]] = {
+    "no failures": PLAIN,
+    "failures": FAILURES,
+    # the second layer begins where it began; its first rows stay, what follows moves
+    "one failure, late": {"bad": [120], "taps": {"a:avg": [100], "b:avg": [100]}, "move_bytes": 16_000},
+    "any order": {"n": 70, "batch": 35, "seed": 1, "dtype": "float16", "block_bytes": 4096, "bad": [3]},
+    "over an old store": {"old": True, "sync_bytes": 2**30, "bad": [3]},
+}
+
+
+def tried(folder: Path, call: str, run: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What `crash_child` says of its trials, in a process that has no threads to fork."""
+    code = "import json, sys; sys.path.insert(0, {!r}); import crash_child; assert 'torch' not in sys.modules; "
+    code += "print(json.dumps(crash_child.{}({!r}, {!r}, **{!r})))"
+    said = fresh_python(code.format(os.path.dirname(__file__), call, str(folder), run, options), timeout_seconds=1800)
+    assert said["complaints"] == []
+    return said
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_ends_at_any_moment_is_finished_by_the_next(tmp_path, name, power):
+    said = tried(tmp_path, "at_every_moment", RUNS[name], power=power)
+    calls = {
+        "open",
+        "posix_fallocate",
+        "ftruncate",
+        "pwrite",
+        "pwrite half",
+        "fsync",
+        "replace",
+        "unlink",
+        "write half",
+    }
+    assert calls <= {*said["moments"]} and said["kills"] == len(said["moments"])
+    assert said["went_on"] > 10
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
+def test_a_rerun_may_be_killed_as_well(tmp_path, power):
+    said = tried(tmp_path, "several_times", FAILURES, tries=30, seed=0, power=power)
+    assert said["kills"] > 40 and said["went_on"] > 20
+
+
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
+def test_what_a_run_leaves_at_its_end_does_not_disturb_the_next(tmp_path, power):
+    assert tried(tmp_path, "at_the_end_and_the_beginning", RUNS["one failure, late"], power=power)["kills"] > 40
+
+
+def test_a_run_may_be_killed_at_random_times(tmp_path):
+    assert tried(tmp_path, "at_random_times", FAILURES, kills=30, seed=0)["kills"] == 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_may_be_killed_at_500_random_times(tmp_path, name):
+    assert tried(tmp_path, "at_random_times", RUNS[name], kills=500, seed=1)["kills"] == 500
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_a_power_cut_at_any_moment_may_lose_anything_that_was_not_synced(tmp_path, name):
+    said = tried(tmp_path, "at_every_moment", RUNS[name], power=True, seeds=10)
+    assert said["kills"] == 10 * len(said["moments"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_may_be_killed_many_times(tmp_path, name, power):
+    assert tried(tmp_path, "several_times", RUNS[name], tries=500, seed=1, power=power, most=6)["kills"] > 500

@@ -1,0 +1,142 @@
+"""Recipes in stores behind a right identity and seal: what featx does not write is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from forged import good_store, refused, tree_of, values_of, with_tree, with_values, written
+from helpers import fresh_python, recipe
+
+from featx.store import layout
+from featx.store.hdf5 import Array
+
+GOOD = good_store()
+
+
+def _said(**changes: Any) -> Callable[[dict[str, Any]], str]:
+    return lambda values: json.dumps(values | changes, ensure_ascii=False)
+
+
+def _tap(**changes: Any) -> Callable[[dict[str, Any]], str]:
+    """What the first tap says becomes another."""
+    return lambda values: json.dumps(values | {"taps": values["taps"] | {"a:avg": values["taps"]["a:avg"] | changes}})
+
+
+def _replaced(old: str, new: str) -> Callable[[dict[str, Any]], str]:
+    def text(values: dict[str, Any]) -> str:
+        said = json.dumps(values, ensure_ascii=False)
+        assert old in said
+        return said.replace(old, new, 1)
+
+    return text
+
+
+def _nested(depth: int, opening: str, closing: str) -> Callable[[dict[str, Any]], str]:
+    return _replaced('"preprocessing": {', '"preprocessing": {"x": ' + opening * depth + "1" + closing * depth + ", ")
+
+
+FIELDS = [*json.loads(recipe({"a:avg": (1,)}).to_json())]
+RECIPES: dict[str, Callable[[dict[str, Any]], str]] = {
+    **{f"{text!r} alone": lambda _, text=text: text for text in ("", "null", "[]", "{}", "1", '"x"', "NaN", "{", "\0")},
+    **{f"without {name}": lambda values, name=name: json.dumps({k: v for k, v in values.items() if k != name})
+       for name in FIELDS},
+    **{f"{name} as {value!r}": _said(**{name: value}) for name in FIELDS for value in ([], [[1]], True)},
+    **{f"{name} as null": _said(**{name: None}) for name in FIELDS
+       if name not in ("weights", "precision_error", "origin", "collection")},
+    **{f"lists in one another, {depth} deep": _nested(depth, "[", "]") for depth in (100, 500, 900, 990, 10**5)},
+    **{f"objects in one another, {depth} deep": _nested(depth, '{"a": ', "}") for depth in (100, 500, 900, 10**5)},
+    "brackets that never close": _nested(10**5, "[", ""),
+    "more after it": lambda values: json.dumps(values) + "{}",
+    "a blank after it": lambda values: json.dumps(values) + " ",
+    "a byte order mark before it": lambda values: "\ufeff" + json.dumps(values),
+    "another order": lambda values: json.dumps(dict(reversed(values.items()))),
+    "blanks left out": lambda values: json.dumps(values, separators=(",", ":")),
+    "a field more": _said(more=1),
+    "a field twice": _replaced('{"backbone"', '{"backbone": "x", "backbone"'),
+    "a tap twice": _replaced('"taps": {', '"taps": {"a:avg": 1, '),
+    "escaped letters": _replaced("torchvision", "\\u0074orchvision"),
+    "half a letter": _replaced("torchvision", "\\ud800"),
+    "half a letter in a layer": _replaced("a:avg", "\\ud800:avg"),
+    **{f"error {value}": _replaced('"precision_error": null', f'"precision_error": {value}')
+       for value in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, "0.10")},
+    **{f"preprocessing with {value}": _replaced('"crop": [32, 32]', f'"crop": {value}')
+       for value in ("NaN", "[Infinity]", "1e999", "9" * 5000, "1.50", "01")},
+    **{f"{name} {value}": _replaced(f'"{name}": {number}', f'"{name}": {value}')
+       for name, number in (("batch_size", 4), ("threads", 2))
+       for value in ("0", "-1", "4.0", "9" * 4000, "9" * 5000, "1e3", "true", '"4"', str(2**63))},
+    **{f"dtype {value!r}": _said(dtype=value)
+       for value in ("float16", "float64", "object", "O", "<f4", "f4", "float32 ", "", "V4", "S4")},
+    "no taps": _said(taps={}),
+    **{f"shape {value}": _tap(shape=value)
+       for value in ([], [3.0], [0], [-3], [True], [[3]], ["3"], "3", 3, None, {}, [3, 1], [1, 3], [2**40], [2**63],
+                     [2**200], [2**39, 2**39], [1] * 40, [3, *[1] * 200])},
+    **{f"tap's {name} {value!r}": _tap(**{name: value}) for name in ("node", "pool", "layout")
+       for value in (None, 1, [], {})},
+    "a tap that is a list": lambda values: json.dumps(values | {"taps": values["taps"] | {"a:avg": []}}),
+    "a tap that is a text": lambda values: json.dumps(values | {"taps": values["taps"] | {"a:avg": "node"}}),
+    "another layer's name": _replaced('"taps": {"a:avg"', '"taps": {"c:avg"'),
+    "layers in another order": lambda values: json.dumps(values | {"taps": dict(reversed(values["taps"].items()))}),
+    "an alias of no layer": _said(aliases={"last": "z:avg"}),
+    "an alias of a list": _said(aliases={"last": ["a:avg"]}),
+    "a version that is a number": _said(versions={"torch": 2}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES, ids=ascii)
+def test_a_recipe_that_featx_does_not_write_is_refused(tmp_path, name):
+    values = values_of(GOOD)
+    text = RECIPES[name](json.loads(values["recipe"][0]))
+    values["recipe"] = np.array([text.encode()], f"S{max(1, len(text.encode()))}")
+    content = with_values(GOOD, values)
+    assert content != GOOD
+    refused(written(tmp_path / "a.h5", content), "not a whole")
+
+
+BOMBS = """
+import json, resource, signal
+from featx.errors import FeatxError
+from featx.store import FeatureStore
+signal.alarm(60)
+said = {}
+for path in PATHS:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**29, -1))
+    try:
+        store = FeatureStore(path)
+        said[path] = "opened"
+    except BaseException as error:
+        said[path] = f"{type(error).__name__}: {error}"
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    said[path + " KiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for memory")
+def test_large_files_of_small_things_are_refused_in_little_memory(tmp_path):
+    values, texts = values_of(GOOD), {}
+    said = json.loads(values["recipe"][0])
+    for name, bomb in (("lists", "[]"), ("numbers", "1"), ("texts", '"é"'), ("objects", '{"a":{}}')):
+        texts[name] = _replaced('"preprocessing": {', '"preprocessing": {"x": [1' + f",{bomb}" * (4 << 20) + "], ")(
+            said
+        )
+    paths = []
+    for name, text in texts.items():
+        paths.append(
+            written(tmp_path / f"{name}.h5", with_values(GOOD, values | {"recipe": np.array([text.encode()])}))
+        )
+    tree = tree_of(GOOD)
+    tree["columns"] = {f"{i}": Array("S1", (0,), 0) for i in range(100_000)}
+    paths.append(written(tmp_path / "columns.h5", with_tree(GOOD, tree)))
+    attributes = {**layout.ATTRIBUTES, **{f"x{i}": bytes(60_000) for i in range(100)}}
+    paths.append(written(tmp_path / "attributes.h5", with_tree(GOOD, tree_of(GOOD), attributes)))
+    said = fresh_python(BOMBS.replace("PATHS", repr([*map(str, paths)])))
+    for path in paths:
+        assert said[str(path)].startswith("StoreError: "), said[str(path)]
+        assert said[f"{path} KiB"] * 1024 < 2**24 + 2 * path.stat().st_size, path.name

@@ -1,0 +1,183 @@
+"""A disk that refuses any step, once or for good: one line says so, the old file or the new stays, a rerun finishes."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from crash_child import Run
+from faults import Steps, Unsynced
+from helpers import assert_tells, left_in
+
+from featx.errors import StoreError
+from featx.store import closing, refuse_running, unfinished, writer
+
+RUN = Run(n=150, bad=(3, 70), taps={"a:avg": [50], "b:none": [3, 5]})
+OLD = b"the old store"
+HANDLES = "/proc/self/fd"
+
+
+@pytest.fixture(autouse=True)
+def many_steps(monkeypatch):
+    monkeypatch.setattr(writer, "_SYNC_BYTES", 0)
+    monkeypatch.setattr(closing, "_MOVE_BYTES", 15_000)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> bytes:
+    output = tmp_path_factory.mktemp("whole") / "a.h5"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(closing, "_MOVE_BYTES", 15_000)
+        RUN(output)
+    return output.read_bytes()
+
+
+def moments() -> list[str]:
+    """Names of all that an unbroken run asks of the disk."""
+    names: list[str] = []
+    with tempfile.TemporaryDirectory() as folder, Steps(lambda _, name: names.append(name)):
+        RUN(Path(folder) / "a.h5")
+    return names
+
+
+def refusing(moment: int, error: BaseException, lasting: bool):
+    """What `Steps` is to do: an error at a moment, or from then on."""
+
+    def happen(number: int, name: str) -> None:
+        if number == moment or lasting and number > moment:
+            raise type(error)(*error.args)
+
+    return happen
+
+
+def spoiled(output: Path, happen, run: Run = RUN, unsynced: Unsynced | None = None) -> BaseException | None:
+    with Steps(happen, unsynced, sync=unsynced is None):
+        try:
+            run(output)
+        except (OSError, KeyboardInterrupt, MemoryError, StoreError) as caught:
+            return caught.with_traceback(None)
+    return None
+
+
+def looked_after(output: Path, whole: bytes, story: str) -> None:
+    """The old file or the whole new one; a rerun gives the whole one and leaves nothing else."""
+    assert output.read_bytes() in (OLD, whole), story
+    assert {*left_in(output.parent)} <= {"a.h5", "a.h5.partial", "a.h5.journal"}, story
+    refuse_running(output)  # no lock is held
+    RUN(output)
+    assert output.read_bytes() == whole, story
+    assert left_in(output.parent) == ["a.h5"], story
+
+
+@pytest.mark.parametrize(
+    "number, lasting",
+    [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errno.EROFS, True)],
+    ids=["full once", "full for good", "broken once", "read-only for good"],
+)
+def test_a_disk_that_refuses_any_step_is_one_line_and_a_rerun_finishes(tmp_path, whole, number, lasting):
+    output, reason = tmp_path / "a.h5", os.strerror(number)
+    names = moments()
+    for moment, name in enumerate(names):
+        output.write_bytes(OLD)
+        caught = spoiled(output, refusing(moment, OSError(number, reason), lasting))
+        story = f"moment {moment}, {name}"
+        assert caught is not None, story
+        assert isinstance(caught, StoreError), f"{story}: {caught!r}"
+        assert_tells(caught, "cannot write", str(output), reason)
+        if output.read_bytes() == OLD:
+            kept = unfinished(output) is not None and len(unfinished(output).entries) > 0
+            assert ("what is done is kept" in str(caught)) == kept, f"{story}: {caught}"
+            assert ("nothing was kept" in str(caught)) != kept, f"{story}: {caught}"
+        looked_after(output, whole, story)
+
+
+def test_what_is_no_error_of_the_disk_passes_through_and_a_rerun_finishes(tmp_path, whole):
+    output = tmp_path / "a.h5"
+    for moment, name in enumerate(moments()):
+        output.write_bytes(OLD)
+        caught = spoiled(output, refusing(moment, MemoryError(), lasting=False))
+        assert type(caught) is MemoryError, f"moment {moment}, {name}"
+        looked_after(output, whole, f"moment {moment}, {name}")
+
+
+def test_a_rerun_that_is_refused_keeps_what_was_kept(tmp_path, whole):
+    output = tmp_path / "a.h5"
+    output.write_bytes(OLD)
+
+    RUN.break_off(output)
+    entries = unfinished(output).entries
+    assert len(entries) > 0
+    names: list[str] = []
+    with Steps(lambda _, name: names.append(name)):
+        RUN(output)
+    for moment, name in enumerate(names):
+        output.write_bytes(OLD)
+        RUN.break_off(output)
+        caught = spoiled(output, refusing(moment, OSError(errno.EIO, "Input/output error"), lasting=True))
+        assert_tells(caught, "cannot write", str(output))
+        if output.read_bytes() == OLD:
+            assert unfinished(output).entries[: len(entries)] == entries, f"moment {moment}, {name}"
+            assert "nothing was kept" not in str(caught), f"moment {moment}, {name}: {caught}"
+        looked_after(output, whole, f"moment {moment}, {name}")
+
+
+@pytest.mark.parametrize("sync_bytes", [0, 2**30], ids=["often", "at the end"])
+@pytest.mark.parametrize("bad", [(), RUN.bad], ids=["no failures", "failures"])
+def test_rows_that_an_fsync_refused_are_written_again(tmp_path, monkeypatch, bad, sync_bytes):
+    """A write that failed is told once: the next fsync succeeds, and who reads sees what is not on the disk. So a
+    run that goes on must not believe what it reads; when it has finished, the power may fail.
+    """
+    monkeypatch.setattr(writer, "_SYNC_BYTES", sync_bytes)
+    run, output, aside = replace(RUN, bad=bad), tmp_path / "store" / "a.h5", tmp_path / "aside"
+    output.parent.mkdir()
+    aside.mkdir()
+    names: list[str] = []
+    with Steps(lambda _, name: names.append(name)):
+        run(output)
+    whole = output.read_bytes()
+    for moment in [moment for moment, name in enumerate(names) if name == "fsync"]:
+        output.write_bytes(OLD)
+        unsynced = Unsynced(aside, output.parent)
+        happen = refusing(moment, OSError(errno.EIO, os.strerror(errno.EIO)), lasting=False)
+        assert isinstance(spoiled(output, happen, run, unsynced), StoreError)
+        with Steps(lambda *_: None, unsynced, sync=False):
+            run(output)
+        unsynced.lose()
+        assert output.read_bytes() == whole, f"moment {moment}"
+        (output.parent / "a.h5.journal").unlink(missing_ok=True)  # its removal may be lost
+
+
+def test_an_interrupt_at_any_step_loses_no_group_that_is_complete(tmp_path, whole):
+    output = tmp_path / "a.h5"
+    for moment, name in enumerate(moments()):
+        output.write_bytes(OLD)
+        caught, target = None, None
+        with Steps(refusing(moment, KeyboardInterrupt(), lasting=False)):
+            try:
+                with RUN.begin(output) as target:
+                    RUN.write(target)
+            except KeyboardInterrupt as error:
+                caught = error
+        assert caught is not None, f"moment {moment}, {name}"
+        if output.read_bytes() == OLD and target is not None:
+            done = ~target.todo
+            groups = [start for start in range(0, RUN.n, 64) if done[start : start + 64].all()]
+            entries = unfinished(output).entries if groups else []
+            told = {group for entry in entries for group in range(*entry.get("groups", [0, 0]))}
+            assert told >= {start // 64 for start in groups}, f"moment {moment}, {name}"
+        looked_after(output, whole, f"moment {moment}, {name}")
+
+
+def test_no_handle_stays_open_after_an_error(tmp_path):
+    if not os.path.isdir(HANDLES):
+        pytest.skip("no /proc")
+    gc.collect()  # what other tests left must not go in between
+    before = len(os.listdir(HANDLES))
+    for moment in range(len(moments())):
+        spoiled(tmp_path / "a.h5", refusing(moment, OSError(errno.EIO, "error"), lasting=moment % 2 == 1))
+    assert len(os.listdir(HANDLES)) == before
