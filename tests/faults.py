@@ -211,9 +211,15 @@ def _torn(rng: np.random.Generator, old: bytes, new: bytes) -> bytes:
     size = int(rng.choice([len(old), len(new)]))
     both = np.stack(_of_one_length(old, new))
     garbage = np.where(both[0] != both[1], rng.integers(0, 256, both.shape[1], np.uint8), both[0])
-    came = rng.choice([0.0, 0.1, 0.5, 0.9, 1.0])
-    choice = rng.choice(3, both.shape[1] // SECTOR, p=[(1 - came) * 0.8, came, (1 - came) * 0.2])
     sectors = np.stack([*both, garbage]).reshape(3, -1, SECTOR)
+    changed = np.flatnonzero((sectors[0] != sectors[1]).any(axis=1))
+    if rng.random() < 0.5:  # all came but the last few, in the order of the file
+        choice = np.ones(sectors.shape[1], int)
+        lost = int(rng.integers(min(len(changed), int(rng.choice([3, 1000]))) + 1))
+        choice[changed[len(changed) - lost :]] = rng.choice([0, 2])
+    else:
+        came = rng.choice([0.0, 0.1, 0.5, 0.9, 1.0])
+        choice = rng.choice(3, sectors.shape[1], p=[(1 - came) * 0.8, came, (1 - came) * 0.2])
     return sectors[choice, np.arange(len(choice))].tobytes()[:size]
 
 

@@ -82,9 +82,9 @@ class StoreWriter:
     ) -> None:
         self._output, self._ids, self._y, self._columns = Path(output), list(ids), y, dict(columns or {})
         self._partial = partial_path(self._output)
+        contents.refuse_unstorable(recipe, self._ids, y, self._columns)
         self.recipe = replace(recipe, collection=collection_digest(ids, y, self._columns))
         n = len(self._ids)
-        contents.refuse_unstorable(self.recipe, self._ids, y, self._columns)
         self._layers = layout.place_layers(self.recipe, n)
         self._end = layout.end_of(self._layers)
         self.todo = np.ones(n, bool)
