@@ -188,13 +188,19 @@ def info(
 
 @app.command()
 @_command
-def verify(stores: Annotated[list[Path], typer.Argument(help="One store or several.")]) -> None:
+def verify(stores: Annotated[list[Path], typer.Argument(help="One store or several.")]) -> int:
     """Read every byte of a store and compare it with what was written."""
     from featx.store import FeatureStore
 
+    bad = 0
     for path in stores:
-        FeatureStore(path).verify()
-        _print(f"{path}: whole, every byte is as it was written")
+        try:
+            FeatureStore(path).verify()
+            _print(f"{path}: whole, every byte is as it was written")
+        except FeatxError as error:
+            typer.echo(f"featx: {error}", err=True)
+            bad += 1
+    return 2 if bad else 0
 
 
 @app.command()

@@ -160,7 +160,7 @@ def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> Non
         )
 
 
-_FINISH = "Finish it as it was begun, or --discard it (discard=True)"
+_FINISH = "Finish it with the images and words it was begun with, or --discard it (discard=True)"
 
 
 def _digest_or_none(image: Any) -> bytes | None:

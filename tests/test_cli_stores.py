@@ -59,7 +59,9 @@ def test_verify_is_silent_of_nothing_and_names_damage(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[8192 + 100] ^= 4
     path.write_bytes(content)
-    assert "'flatten:none' rows 0 to 5" in _refused("verify", path)
+    done = _run("verify", path, folder / "tuesday.h5", folder / "no.h5")
+    assert done.exit_code == 2 and "tuesday.h5: whole" in done.stdout
+    assert "'flatten:none' rows 0 to 5" in done.stderr and "there is no store" in done.stderr
 
 
 def test_merge_makes_one_store_of_two(folder: Path) -> None:
@@ -130,6 +132,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path, 
         done = _run(*words, "-o", tmp_path / "photos.h5")
     assert done.exit_code == 130 and "what is done is kept" in done.stderr
     assert {"photos.h5.partial", "photos.h5.journal"} <= set(left_in(tmp_path))
+    assert "is not finished yet" in _refused("info", tmp_path / "photos.h5")
     assert "begun otherwise" in _refused(*words, "-o", tmp_path / "photos.h5", "--dtype", "float16")
     assert "140 images" in _done(*words, "-o", tmp_path / "photos.h5", "-q")
     _done(*words, "-o", tmp_path / "unbroken.h5", "-q")

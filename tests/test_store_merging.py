@@ -83,10 +83,10 @@ def test_recorded_fields_are_joined_and_decide_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"batch_size": 8}, ["batch_size: 4 there, 8 here"]),
+        ({"batch_size": 8}, ["batch_size: 4 in 1.h5, 8 in 2.h5"]),
         ({"dtype": "float16"}, ["dtype"]),
         ({"weights_sha256": "1" * 64}, ["weights_sha256"]),
-        ({"preprocessing": {"crop": [32, 32], "resize": 40}}, ["preprocessing.resize: 32 there, 40 here"]),
+        ({"preprocessing": {"crop": [32, 32], "resize": 40}}, ["preprocessing.resize: 32 in 1.h5, 40 in 2.h5"]),
     ],
 )
 def test_other_recipes_are_refused_field_by_field(tmp_path: Path, change: dict, words: list[str]) -> None:

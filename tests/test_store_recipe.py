@@ -211,6 +211,8 @@ def test_two_recipes_are_compared_field_by_field(name):
 @pytest.mark.parametrize("name", DECIDING)
 def test_a_field_that_decides_the_numbers_is_a_difference_by_name(name):
     where, there, here = DECIDING[name]
+    if name == "weights_sha256":  # as much as tells them apart
+        there, here = there[:12], here[:12]
     assert MADE.differences(changed(name)) == [f"{where}: {there!r} there, {here!r} here"]
 
 

@@ -23,6 +23,7 @@ from featx.errors import StoreError, nearest
 from featx.store import hdf5, layout
 from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import parse
+from featx.store.journal import is_unfinished
 
 
 class Mapped:
@@ -145,6 +146,8 @@ def _opened(path: Path) -> int:
         if is_file:
             return os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
+        if is_unfinished(path):
+            raise StoreError(f"{path} is not finished yet: the featx extract that began it goes on") from error
         siblings = [file.name for file in path.parent.glob("*.h5")] if path.parent.is_dir() else []
         raise StoreError(f"there is no store {path}{nearest(path.name, siblings)}") from error
     except (OSError, ValueError) as error:

@@ -64,11 +64,9 @@ def merge(
     first = opened[0]
     recipe = first.recipe
     for other in opened[1:]:
-        if differences := first.recipe.differences(other.recipe):
-            raise RecipeError(
-                f"{other.path} was made otherwise than {first.path}: {'; '.join(differences)} "
-                "(there: the first store; here: this one)"
-            )
+        where = (f"in {first.path.name}", f"in {other.path.name}")
+        if differences := first.recipe.differences(other.recipe, where):
+            raise RecipeError(f"the stores were made in different ways: {'; '.join(differences)}")
         if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
             raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
         if first.columns.keys() != other.columns.keys():

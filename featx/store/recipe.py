@@ -171,14 +171,22 @@ class Recipe:
             elif there != here:
                 yield Difference(field.name, there, here, decides)
 
-    def differences(self, other: Recipe) -> list[str]:
-        """The fields that decide the numbers and differ: `["precision: 'float32' there, 'bfloat16' here"]`."""
+    def differences(self, other: Recipe, where: tuple[str, str] = ("there", "here")) -> list[str]:
+        """The fields that decide the numbers and differ: `["precision: 'float32' there, 'bfloat16' here"]`.
+
+        Parameters
+        ----------
+        where : what to call this recipe's place and the other's
+        """
+        there, here = where
         found = []
         if self.taps.keys() != other.taps.keys():
-            found.append(f"layers: {listed(self.taps, 20)} there, {listed(other.taps, 20)} here")
-        for name, there, here, decides in self.compare(other):
-            if decides and (there is not None and here is not None or not name.startswith("taps.")):
-                found.append(f"{name}: {there!r} there, {here!r} here")
+            found.append(f"layers: {listed(self.taps, 20)} {there}, {listed(other.taps, 20)} {here}")
+        for name, mine, others, decides in self.compare(other):
+            if name == "weights_sha256":
+                mine, others = mine[:12], others[:12]
+            if decides and (mine is not None and others is not None or not name.startswith("taps.")):
+                found.append(f"{name}: {mine!r} {there}, {others!r} {here}")
         return found
 
     def joined(self, other: Recipe) -> Recipe:
