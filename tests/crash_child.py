@@ -225,9 +225,12 @@ class Trial:
         }
 
 
-def at_every_moment(folder: str, run: dict[str, Any], power: bool = False, seeds: int = 1) -> dict[str, Any]:
+def at_every_moment(
+    folder: str, run: dict[str, Any], power: bool = False, seeds: int = 1, step: int = 1
+) -> dict[str, Any]:
+    """One kill; at each moment, or at each `step`-th."""
     trial = Trial(folder, Run(**run), power)
-    for moment in range(len(trial.moments)):
+    for moment in range(0, len(trial.moments), step):
         for seed in range(seeds):
             trial.kill(moment, seed=seed)
     return trial.said()

@@ -301,7 +301,7 @@ def test_a_run_of_another_version_is_not_touched(again, begun, tmp_path):
 
 @pytest.mark.parametrize("layers", [LAYERS, [*LAYERS, "last"]])
 @pytest.mark.parametrize("old", [NAMES[:110], NAMES[::2], NAMES[100:]])
-@pytest.mark.parametrize("after", [1, 9])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 9])
 def test_a_growth_goes_on_and_the_old_store_is_there_until_then(again, run, break_off, tmp_path, old, layers, after):
     labels = dict(zip(NAMES, OPTIONS["labels"], strict=True))
     store = again(old, labels=[labels[name] for name in old])

@@ -35,10 +35,9 @@ def tried(folder: Path, call: str, run: dict[str, Any], **options: Any) -> dict[
     return said
 
 
-@pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_that_ends_at_any_moment_is_finished_by_the_next(tmp_path, name, power):
-    said = tried(tmp_path, "at_every_moment", RUNS[name], power=power)
+def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(tmp_path, name):
+    said = tried(tmp_path, "at_every_moment", RUNS[name])
     calls = {
         "open",
         "posix_fallocate",
@@ -52,6 +51,12 @@ def test_a_run_that_ends_at_any_moment_is_finished_by_the_next(tmp_path, name, p
     }
     assert calls <= {*said["moments"]} and said["kills"] == len(said["moments"])
     assert said["went_on"] > 10
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_power_cut_loses_nothing_that_was_promised(tmp_path, name):
+    said = tried(tmp_path, "at_every_moment", RUNS[name], power=True, step=3)
+    assert said["kills"] == -(-len(said["moments"]) // 3) and said["went_on"] > 3
 
 
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])

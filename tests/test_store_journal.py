@@ -146,6 +146,16 @@ def test_a_journal_cut_off_anywhere_is_believed_as_far_as_it_goes(tmp_path, whol
         assert finished(output) == whole
 
 
+def test_what_is_told_after_a_torn_line_counts(tmp_path, whole):
+    output = tmp_path / "a.h5"
+    break_off(output, range(64))
+    told = lines(output)
+    put(output, *told, told[-1][: len(told[-1]) // 2])
+    break_off(output, range(128))
+    assert [entry["groups"] for entry in unfinished(output).entries] == [[0, 1], [1, 2]]
+    assert finished(output) == whole
+
+
 @pytest.mark.parametrize("closing_up", [False, True], ids=["writing", "closing up"])
 def test_a_journal_with_any_bit_flipped_never_makes_another_store(tmp_path, whole, closing_up):
     output, partial = tmp_path / "a.h5", tmp_path / "a.h5.partial"

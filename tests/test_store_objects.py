@@ -21,7 +21,7 @@ from featx.store.hdf5_parse import parse
 
 SUPERBLOCK = hdf5.SUPERBLOCK_BYTES
 often = settings(
-    max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 
 # h5py cannot name what has a surrogate, HDF5 what has a slash, a null byte, or is a dot
@@ -86,7 +86,7 @@ def test_h5py_reads_what_was_emitted_and_parse_gives_it_back(tree, attributes, b
     assert emit(tree, attributes, base, start) == (superblock, objects) and len(superblock) == SUPERBLOCK
     content[base : base + SUPERBLOCK] = superblock
     content += objects
-    again = parse(superblock, objects, base, start)
+    again = parse(superblock, objects, base, start, attributes)
     assert again == tree and [*again] == [*tree]
     assert all([*again[name]] == [*node] for name, node in tree.items() if isinstance(node, dict))
 
@@ -122,7 +122,7 @@ def test_groups_of_any_length_are_read(count):
     tree = {"many": {f"{i} {'x' * (i % 200)}": Array("<f4", (1,), 64 + 4 * i) for i in range(count)}}
     content = bytearray(64) + np.arange(count + 16 - count % 16).astype("<f4").tobytes()
     superblock, objects = emit(tree, {}, 0, len(content))
-    assert parse(superblock, objects, 0, len(content)) == tree
+    assert parse(superblock, objects, 0, len(content), {}) == tree
     content[:SUPERBLOCK] = superblock
     with h5py.File(io.BytesIO(bytes(content + objects))) as file:
         assert len(file["many"]) == count
