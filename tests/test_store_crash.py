@@ -75,7 +75,7 @@ def test_a_run_may_be_killed_at_random_times(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["failures", "over an old store"])
 def test_a_run_may_be_killed_at_500_random_times(tmp_path, name):
     assert tried(tmp_path, "at_random_times", RUNS[name], kills=500, seed=1)["kills"] == 500
 
@@ -83,12 +83,12 @@ def test_a_run_may_be_killed_at_500_random_times(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_power_cut_at_any_moment_may_lose_anything_that_was_not_synced(tmp_path, name):
-    said = tried(tmp_path, "at_every_moment", RUNS[name], power=True, seeds=10)
-    assert said["kills"] == 10 * len(said["moments"])
+    said = tried(tmp_path, "at_every_moment", RUNS[name], power=True, seeds=3)
+    assert said["kills"] == 3 * len(said["moments"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_may_be_killed_many_times(tmp_path, name, power):
-    assert tried(tmp_path, "several_times", RUNS[name], tries=500, seed=1, power=power, most=6)["kills"] > 500
+    assert tried(tmp_path, "several_times", RUNS[name], tries=100, seed=1, power=power, most=6)["kills"] > 150

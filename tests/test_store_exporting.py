@@ -18,7 +18,7 @@ from featx.errors import DamageError, ImageError, LayerError, StoreError
 from featx.store import FeatureStore, StoreWriter, export, merge
 
 N = 150  # three blocks, the last not full
-TAPS = {"layer3:avg": (5,), "layer4:none": (2, 3, 4), "wide:flatten": (40_000,)}
+TAPS = {"layer3:avg": (5,), "layer4:none": (2, 3, 4), "wide:flatten": (5_000,)}
 
 
 def _write(path: Path, dtype: str = "float32", y: np.ndarray | None = None, taps: dict | None = None) -> FeatureStore:
