@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -50,7 +51,7 @@ def recipe(width: int) -> Recipe:
     )  # fmt: skip
 
 
-def write_featx(path: Path, n: int, width: int) -> None:
+def write_featx(path: Path, n: int, width: int) -> float:
     ids = [f"class_{i % 100:03d}/image_{i:07d}.jpg" for i in range(n)]
     y = np.array([f"class_{i % 100:03d}" for i in range(n)])
     digests = np.arange(2 * n, dtype="<u8").view(np.uint8).reshape(n, 16)
@@ -60,29 +61,21 @@ def write_featx(path: Path, n: int, width: int) -> None:
             indices = np.arange(start, start + len(rows))
             writer.write(indices, {LAYER: rows}, digests[indices])
         writer.finish()
-    write_featx.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
+    return time.perf_counter() - started
 
 
-def write_plain(path: Path, n: int, width: int) -> None:
+def write_plain(path: Path, n: int, width: int, preallocated: bool = False) -> float:
     started = time.perf_counter()
     with path.open("wb", buffering=0) as file:
+        if preallocated:
+            os.posix_fallocate(file.fileno(), 0, n * width * 4)
         for _, rows in batches(n, width):
             file.write(rows.data)
         os.fsync(file.fileno())
-    write_plain.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
+    return time.perf_counter() - started
 
 
-def write_preallocated(path: Path, n: int, width: int) -> None:
-    started = time.perf_counter()
-    with path.open("wb", buffering=0) as file:
-        os.posix_fallocate(file.fileno(), 0, n * width * 4)
-        for _, rows in batches(n, width):
-            file.write(rows.data)
-        os.fsync(file.fileno())
-    write_preallocated.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
-
-
-def write_h5py(path: Path, n: int, width: int) -> None:
+def write_h5py(path: Path, n: int, width: int) -> float:
     started = time.perf_counter()
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("rows", (n, width), "<f4")
@@ -92,10 +85,10 @@ def write_h5py(path: Path, n: int, width: int) -> None:
         handle = os.open(path, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    write_h5py.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
+    return time.perf_counter() - started
 
 
-def write_zarr(path: Path, n: int, width: int) -> None:
+def write_zarr(path: Path, n: int, width: int) -> float:
     started = time.perf_counter()
     array = zarr.create_array(str(path), shape=(n, width), chunks=(BUFFER_ROWS, width), dtype="<f4", compressors=None)
     waiting = np.empty((BUFFER_ROWS, width), "<f4")  # whole chunks only: its best
@@ -108,14 +101,13 @@ def write_zarr(path: Path, n: int, width: int) -> None:
         handle = os.open(part, os.O_RDONLY)
         os.fsync(handle)
         os.close(handle)
-    write_zarr.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
+    return time.perf_counter() - started
 
 
-def seconds(run: Callable[[], object], times: int = 1) -> float:
+def seconds(run: Callable[[], object]) -> float:
     started = time.perf_counter()
-    for _ in range(times):
-        run()
-    return (time.perf_counter() - started) / times
+    run()
+    return time.perf_counter() - started
 
 
 def in_turn(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
@@ -261,7 +253,7 @@ def main() -> None:
         folder = Path(name)
         writers = {
             "plain write": (write_plain, folder / "plain.bin"),
-            "plain write, preallocated": (write_preallocated, folder / "preallocated.bin"),
+            "plain write, preallocated": (partial(write_plain, preallocated=True), folder / "preallocated.bin"),
             "featx": (write_featx, folder / "rows.h5"),
             "h5py": (write_h5py, folder / "h5py.h5"),
             "zarr": (write_zarr, folder / "rows.zarr"),
@@ -275,8 +267,7 @@ def main() -> None:
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                 os.sync()
                 time.sleep(1)
-                write(path, n, width)
-                taken[side].append(write.seconds)
+                taken[side].append(write(path, n, width))
         results["write, fsync"] = {side: statistics.median(values) for side, values in taken.items()}
         store = FeatureStore(folder / "rows.h5")
         store.verify()

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from featx.backbones import Backbone
-from featx.errors import ContradictionWarning, ImageError, NonFiniteWarning, UnreadableImagesWarning, listed
+from featx.errors import ContradictionWarning, NonFiniteWarning, UnreadableImagesWarning, listed
 from featx.forward import Block, plan, stream
-from featx.images import collect
+from featx.images import changed, collect
 from featx.reuse import Old, look, refuse_another_run, refuse_changed
 from featx.store import FeatureStore, Recipe, StoreWriter, refuse_running, refuse_unwritable, unfinished
 from featx.store import discard as discard_unfinished
@@ -193,7 +193,7 @@ class _Part:
             then = self.old.digests(indices)
             for i, digest in zip(indices.tolist(), then, strict=True):
                 if block.digests[i] != digest:
-                    failures[i] = ImageError("changed", "the file changed while the run was on")
+                    failures[i] = changed()
             indices = np.setdiff1d(indices, list(failures))
         if len(indices):
             here = np.isin(block.indices, indices)

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from crash_child import RUN
 from helpers import class_folders
 from runs import extract, pictures
 from torch import nn
 
 import featx
 from featx import extraction
+from featx.store import closing, writer
 
 
 @pytest.fixture(scope="session")
@@ -94,3 +96,20 @@ def never(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         raise AssertionError("nothing is to be computed")
 
     return lambda: monkeypatch.setattr(extraction, "stream", computed)
+
+
+@pytest.fixture
+def many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run asks the disk for much, in small parts."""
+    monkeypatch.setattr(writer, "_SYNC_BYTES", 0)
+    monkeypatch.setattr(closing, "_MOVE_BYTES", 15_000)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What an unbroken `RUN` writes."""
+    output = tmp_path_factory.mktemp("whole") / "a.h5"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(closing, "_MOVE_BYTES", 15_000)
+        RUN(output)
+    return output.read_bytes()

@@ -101,6 +101,9 @@ class Run:
         raise AssertionError("it ran to its end")
 
 
+RUN = Run(n=150, bad=(3, 70), taps={"a:avg": [50], "b:none": [3, 5]})  # what most tests are made with
+
+
 class Trial:
     """A run in a folder of its own, to be killed at any of its moments.
 

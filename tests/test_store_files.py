@@ -11,28 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from crash_child import Run
+from crash_child import RUN, Run
 from helpers import assert_tells, digests_of, left_in, recipe, rows_of, write_store
 
 from featx.errors import StoreError
-from featx.store import FeatureStore, StoreWriter, closing, discard, files, refuse_running, unfinished, writer
+from featx.store import FeatureStore, StoreWriter, discard, files, refuse_running, unfinished
 
-RUN = Run(n=150, bad=(3, 70), taps={"a:avg": [50], "b:none": [3, 5]})
-
-
-@pytest.fixture(autouse=True)
-def many_steps(monkeypatch):
-    monkeypatch.setattr(writer, "_SYNC_BYTES", 0)
-    monkeypatch.setattr(closing, "_MOVE_BYTES", 15_000)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> bytes:
-    output = tmp_path_factory.mktemp("whole") / "a.h5"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(closing, "_MOVE_BYTES", 15_000)
-        RUN(output)
-    return output.read_bytes()
+pytestmark = pytest.mark.usefixtures("many_steps")
 
 
 @pytest.mark.parametrize("most", [1, 7, 1000])

@@ -12,7 +12,7 @@ from forged import good_store, pieces_of, refused, with_pieces, written
 from helpers import assert_tells, recipe
 
 from featx.errors import DamageError
-from featx.store import FeatureStore, contents, layout
+from featx.store import FeatureStore, layout, metadata
 from featx.store.compression import filters_of
 from featx.store.hdf5 import Array, Chunks
 
@@ -98,7 +98,7 @@ def huge_archive(shape: tuple[int, ...], piece: bytes, method: str, n: int = 1) 
     layers = {"a:avg": Array("<f4", (n, *shape), 0, Chunks(rows, filters_of("<f4")[method], extents))}
     sums = {"a:avg": np.array([layout.checksum(piece)] * count, "<u8")}
     digests, ids = np.zeros((n, 16), np.uint8), [f"{i}" for i in range(n)]
-    page, rest, seal = layout.assemble(layers, contents.metadata(made, ids, digests, None, {}, [], {}, sums))
+    page, rest, seal = layout.assemble(layers, metadata.datasets(made, ids, digests, None, {}, [], {}, sums))
     return seal.to_bytes() + page + (piece * count).ljust(seal.metadata - layout.FIRST_LAYER, b"\0") + rest
 
 

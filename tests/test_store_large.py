@@ -16,7 +16,8 @@ import pytest
 from helpers import fresh_python, recipe
 from joblib.externals.loky import get_reusable_executor
 
-from featx.store import FeatureStore, StoreWriter, collection_digest, contents, layout
+from featx.store import FeatureStore, StoreWriter, collection_digest, layout
+from featx.store.metadata import datasets
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for memory")
 
@@ -100,7 +101,7 @@ def sparse_store(path: Path, n: int, d: int) -> None:
     sums = np.full(-(-n // rows), layout.checksum(bytes(rows * row_bytes)), np.uint64)
     if n % rows:
         sums[-1] = layout.checksum(bytes(n % rows * row_bytes))
-    metadata = contents.metadata(made_by, ids, digests, None, {}, [], {}, {"large:avg": sums})
+    metadata = datasets(made_by, ids, digests, None, {}, [], {}, {"large:avg": sums})
     page, rest, seal = layout.assemble(layers, metadata)
     with open(path, "wb") as file:
         for content, offset in ((seal.to_bytes(), 0), (page, layout.PAGE), (rest, seal.metadata)):

@@ -10,31 +10,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crash_child import Run
+from crash_child import RUN, Run
 from faults import Steps, Unsynced
 from helpers import assert_tells, left_in
 
 from featx.errors import StoreError
-from featx.store import closing, refuse_running, unfinished, writer
+from featx.store import refuse_running, unfinished, writer
 
-RUN = Run(n=150, bad=(3, 70), taps={"a:avg": [50], "b:none": [3, 5]})
+pytestmark = pytest.mark.usefixtures("many_steps")
 OLD = b"the old store"
 HANDLES = "/proc/self/fd"
-
-
-@pytest.fixture(autouse=True)
-def many_steps(monkeypatch):
-    monkeypatch.setattr(writer, "_SYNC_BYTES", 0)
-    monkeypatch.setattr(closing, "_MOVE_BYTES", 15_000)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> bytes:
-    output = tmp_path_factory.mktemp("whole") / "a.h5"
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(closing, "_MOVE_BYTES", 15_000)
-        RUN(output)
-    return output.read_bytes()
 
 
 def moments() -> list[str]:

@@ -50,6 +50,10 @@ def stamp(image: AnyImage) -> Stamp | None:
     return status.st_size, status.st_mtime_ns
 
 
+def changed() -> ImageError:
+    return ImageError("changed", "the file changed while the run was on")
+
+
 def decode(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image, bytes]:
     """Decode one image.
 
@@ -98,7 +102,7 @@ def _read(path: str | os.PathLike, expected: Stamp | None = None) -> bytes:
     except OSError as error:
         raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
     if expected is not None and (status.st_size, status.st_mtime_ns) != expected or status.st_size != len(content):
-        raise ImageError("changed", "the file changed while the run was on")
+        raise changed()
     return content
 
 

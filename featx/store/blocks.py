@@ -44,14 +44,13 @@ class Blocks:
         mapped, array = self._contents.mapped, self._contents.layers[name]
         unit = layout.block_rows(array.row_bytes)
         start, stop = block * unit, min((block + 1) * unit, array.shape[0])
-        damage = damage_error(mapped.path, [Damage(name, start, stop)])
         if array.chunks is None:
             at, nbytes = array.offset + start * array.row_bytes, (stop - start) * array.row_bytes
         else:
             at, nbytes = array.chunks.extents[block]
         stored = memoryview(mapped.content)[at : at + nbytes]
         if check and layout.checksum(stored) != mapped.array(self._contents.checksums[name])[block]:
-            raise damage
+            raise damage_error(mapped.path, [Damage(name, start, stop)])
         shape = (stop - start, *array.shape[1:])
         if array.chunks is None:
             return np.frombuffer(stored, array.dtype).reshape(shape)
@@ -61,7 +60,7 @@ class Blocks:
         except StoreError:  # a package is missing
             raise
         except ValueError as error:
-            raise damage from error
+            raise damage_error(mapped.path, [Damage(name, start, stop)]) from error
         return np.frombuffer(content, array.dtype).reshape(unit, *shape[1:])[: stop - start]
 
     def verify(self) -> None:

@@ -1,22 +1,19 @@
-"""What a store says besides its rows: made here for a file, and read here from one, or refused.
+"""A mapped file in, what it says besides its rows out; or a refusal.
 
 What is small is read at once; what grows with the images is decoded when it is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from featx.errors import StoreError, readable
+from featx.errors import StoreError
 from featx.store import hdf5, layout
 from featx.store.compression import could_hold, filters_of
 from featx.store.hdf5 import Array
-from featx.store.hdf5_parse import MOST_MEMBERS
-from featx.store.keys import image_keys
 from featx.store.mapped import Mapped, damaged
 from featx.store.recipe import Recipe
 
@@ -25,9 +22,6 @@ _LAYOUT = {
     "failures": ("id", "code", "reason"),
     "nonfinite": ("row", "layer", "what"),
 }
-
-
-_MOST_NAME_BYTES = 1000
 
 
 class Failure(NamedTuple):
@@ -46,81 +40,6 @@ class NonFinite(NamedTuple):
     what: str
 
 
-def metadata(
-    recipe: Recipe,
-    ids: Sequence[str],
-    digests: np.ndarray,
-    y: np.ndarray | None,
-    columns: Mapping[str, np.ndarray],
-    failures: Sequence[Failure],
-    nonfinite: Mapping[tuple[int, str], str],
-    checksums: Mapping[str, np.ndarray],
-) -> layout.Metadata:
-    """The datasets of a file, in their order.
-
-    Parameters
-    ----------
-    ids, digests, y, columns : of the n images that have rows
-    nonfinite : {(row, layer): what}
-    checksums : {layer: (blocks,) uint64}
-    """
-    found: dict[str, Any] = {
-        "recipe": layout.strings([recipe.to_json()]),
-        "images": {
-            "key": image_keys(ids, [digest.tobytes() for digest in digests]).astype("<i8"),
-            "id": layout.strings(ids),
-            "digest": digests,
-        },
-    }
-    if y is not None and y.dtype.kind == "f":
-        found["labels"] = {"value": y.astype("<f8")}
-    elif y is not None:
-        classes, codes = np.unique(y, return_inverse=True)
-        found["labels"] = {"classes": layout.strings(classes.tolist()), "code": codes.astype("<i8")}
-    found["columns"] = {layout.member(name): layout.strings(values.tolist()) for name, values in columns.items()}
-    found["failures"] = {
-        field: layout.strings([getattr(failure, field) for failure in failures]) for field in Failure._fields
-    }
-    order = list(recipe.layers)
-    marks = sorted((row, order.index(name), what) for (row, name), what in nonfinite.items())
-    found["nonfinite"] = {
-        "row": np.array([row for row, _, _ in marks], "<i8"),
-        "layer": np.array([layer for _, layer, _ in marks], "<i8"),
-        "what": layout.strings([what for _, _, what in marks]),
-    }
-    found["checksums"] = {layout.member(name): checksums[name].astype("<u8") for name in order}
-    return found
-
-
-def refuse_unstorable(
-    recipe: Recipe, ids: Sequence[str], y: np.ndarray | None, columns: Mapping[str, np.ndarray]
-) -> None:
-    """Raise StoreError for what could be written, and not be read again."""
-    Recipe.from_json(recipe.to_json())
-    if len(recipe.to_json().encode()) > layout.MOST_RECIPE_BYTES:
-        raise StoreError(f"a recipe has at most {readable(layout.MOST_RECIPE_BYTES)}; extract fewer layers")
-    if not ids or len(set(ids)) < len(ids):
-        raise StoreError("a store takes one image or more, and every id once")
-    names = [layout.member(name) for name in columns]
-    if max(map(len, names), default=0) > _MOST_NAME_BYTES:
-        raise StoreError(
-            f"a column's name has at most {_MOST_NAME_BYTES:,} bytes; {max(names, key=len)[:40]!r}... has more"
-        )
-    if max(len(columns), len(recipe.taps)) > MOST_MEMBERS or sum(map(len, names)) > 4 * 2**20:
-        raise StoreError(f"a store has at most {MOST_MEMBERS:,} columns and as many layers; choose some")
-    texts = {"ids": ids, **columns}
-    if y is not None and y.dtype.kind != "f":
-        texts["labels"] = y
-    for what, values in texts.items():
-        joined = "".join(values)
-        if "\0" in joined:
-            raise StoreError(f"{what} hold a null character, and text in a store cannot")
-        try:
-            joined.encode()
-        except UnicodeEncodeError as error:
-            raise StoreError(f"{what} hold text that is not Unicode: {error.object[error.start]!r}") from error
-
-
 class Contents:
     """What a store says besides its rows.
 
@@ -133,7 +52,7 @@ class Contents:
     recipe : Recipe
     layers : {name: Array}
     checksums : {name: Array}
-    keys : (n,) int64, mapped
+    keys : (n,) int64
 
     Raises
     ------
@@ -153,8 +72,8 @@ class Contents:
 
     def _check(self) -> None:
         mapped, tree = self.mapped, self.mapped.tree
-        optional = [name for name in ("labels",) if name in tree]
-        if [*tree] != ["layers", "recipe", "images", *optional, "columns", "failures", "nonfinite", "checksums"]:
+        labels = ["labels"] if "labels" in tree else []
+        if [*tree] != ["layers", "recipe", "images", *labels, "columns", "failures", "nonfinite", "checksums"]:
             raise hdf5.Malformed("its parts")
         recipe = _array(tree["recipe"])
         inside = mapped.seal.metadata <= recipe.offset <= mapped.seal.structure - recipe.nbytes
@@ -248,7 +167,7 @@ class Contents:
             raise hdf5.Malformed("the ids")
 
     def datasets(self) -> layout.Metadata:
-        """What `metadata` made."""
+        """What `metadata.datasets` made."""
         array = self.mapped.array
         return {
             name: array(node) if isinstance(node, Array) else {key: array(node[key]) for key in node}

@@ -1,4 +1,7 @@
-"""A store's path in; keys, labels, recipe and memory-mapped layers out. Nothing here writes to the file."""
+"""A store's path in; keys, labels, recipe and memory-mapped layers out. Nothing here writes to the file.
+
+Long, being mostly docstrings: it is the face of the store.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 `OUT.partial` has room for every row from the start; rows go to their place by `os.pwrite`. What the disk has for
 certain is told to `OUT.journal`. At the end: rows of failed images are closed up, metadata written, fsync, seal, fsync,
-rename, fsync of the folder.
+rename, fsync of the folder. Long, since it is one run's state; what needs none of it has files of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import ImageError, StoreError
-from featx.store import contents, files, layout
+from featx.store import files, layout, metadata
 from featx.store.checksums import Checksums, unfinished_damage
 from featx.store.closing import SPARE_BYTES, close_up
 from featx.store.contents import Failure
@@ -82,7 +82,7 @@ class StoreWriter:
     ) -> None:
         self._output, self._ids, self._y, self._columns = Path(output), list(ids), y, dict(columns or {})
         self._partial = partial_path(self._output)
-        contents.refuse_unstorable(recipe, self._ids, y, self._columns)
+        metadata.refuse_unstorable(recipe, self._ids, y, self._columns)
         self.recipe = replace(recipe, collection=collection_digest(ids, y, self._columns))
         n = len(self._ids)
         self._layers = layout.place_layers(self.recipe, n)
@@ -147,18 +147,16 @@ class StoreWriter:
     def _go_on(self, begun: Unfinished) -> None:
         """Believe what the journal says of rows that are on the disk as it says."""
         self._told = [entry for entry in begun.entries if "groups" not in entry]
-        closing = any(
-            "closing" not in entry for entry in self._told
-        )  # rows are elsewhere by now, and `close_up` checks them
+        # rows have moved, and are checked when all have
+        closing = any("closing" not in entry for entry in self._told)
         entries = [entry for entry in begun.entries if "groups" in entry]
         last = np.full(len(self._journaled), -1)  # the entry that holds, of a group that was done twice
         for number, entry in enumerate(entries):
             start, stop = entry["groups"]
             images = self._images(start, stop)
             self._sums.take_up(start, stop, entry["sums"])
-            self.digests[images.start : images.stop] = np.frombuffer(bytes.fromhex(entry["digests"]), np.uint8).reshape(
-                -1, 16
-            )
+            digests = np.frombuffer(bytes.fromhex(entry["digests"]), np.uint8)
+            self.digests[images.start : images.stop] = digests.reshape(-1, 16)
             for group in range(start, stop):
                 last[group] = number if closing or self._sums.hold(group, group + 1) else -1
         self._journaled = last >= 0
@@ -305,7 +303,7 @@ class StoreWriter:
             self._journal.remove()
 
     def _metadata(self, keep: np.ndarray) -> layout.Metadata:
-        return contents.metadata(
+        return metadata.datasets(
             self.recipe,
             [self._ids[i] for i in keep.tolist()],
             self.digests[keep],
