@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from featx.backbones.backbone import Backbone
-from featx.backbones.folding import fold_batch_norms
-from featx.backbones.trace import Trace
+from featx.backbones.trace import trace_of
 from featx.errors import LayerError, nearest
 
 POOLS = ("avg", "max", "flatten", "none")
@@ -89,21 +88,8 @@ class TappedNetwork:
     def __init__(self, backbone: Backbone, taps: Sequence[Tap], device: torch.device, precision: str) -> None:
         self._names = [tap.name for tap in taps]
         self._device, self._type = device, getattr(torch, precision)
-        trace = Trace.of(backbone)
-        rows = []
-        for number, tap in enumerate(taps):
-            node = trace.nodes[trace.last(tap.node)]
-            trace.root.add_module(f"featx_pool_{number}", _Pool(tap))
-            # right behind the layer, before the next one may overwrite its output in place
-            with trace.graph.inserting_after(node):
-                rows.append(trace.graph.call_module(f"featx_pool_{number}", (node,)))
-        (output,) = trace.graph.find_nodes(op="output")
-        output.args = (tuple(rows),)
-        graph_module = fx.GraphModule(trace.root, trace.graph)
-        graph_module.graph.eliminate_dead_code()
-        graph_module.delete_all_unused_submodules()
-        fold_batch_norms(graph_module)
-        self._network = graph_module.to(device, self._type)
+        network = trace_of(backbone).tapped([tap.node for tap in taps], [_Pool(tap) for tap in taps])
+        self._network = network.to(device, self._type)
         for parameter in self._network.parameters():
             if parameter.dim() == 4:  # convolutions on channels-last memory are half as fast again on a CPU
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
@@ -147,7 +133,7 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     wanted = [layers] if isinstance(layers, str) else list(layers)
     if not wanted:
         raise LayerError("layers is empty; name at least one, 'penultimate' for example")
-    trace = Trace.of(backbone)
+    trace = trace_of(backbone)
     asked = []  # (what was asked for, node, pool)
     for text in wanted:
         name, colon, own = str(text).partition(":")
@@ -184,7 +170,7 @@ class Layer(NamedTuple):
 
 def describe(backbone: Backbone) -> list[Layer]:
     """Every layer that can be tapped, in the order of execution; a module is listed where its last node is."""
-    trace = Trace.of(backbone)
+    trace = trace_of(backbone)
     marks = dict.fromkeys(trace.stages(), "stage") | {trace.penultimate(): "penultimate"}
     modules = {trace.last(name): name for name in marks}
     layers = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,12 @@ from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
 from featx.backbones.backbone import Backbone
+from featx.backbones.folding import fold_batch_norms
 from featx.errors import BackboneError, LayerError, nearest
+
+
+def trace_of(backbone: Backbone) -> Trace:
+    return Trace.of(backbone)
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,26 @@ class Trace:
         with torch.inference_mode():
             Recorder(fx.GraphModule(self.root, self.graph)).run(torch.zeros(2, 3, *backbone.preprocessing.size))
         return {name: seen[node] for name, node in self.nodes.items() if node in seen and len(seen[node]) < 4}
+
+    def tapped(self, layers: Sequence[str], pools: Sequence[nn.Module]) -> nn.Module:
+        """The network cut after the deepest of some layers; it gives a tuple, `pools[i]` of the output of `layers[i]`.
+
+        Uses up the trace: its graph becomes the network's.
+        """
+        rows = []
+        for number, (layer, pool) in enumerate(zip(layers, pools, strict=True)):
+            node = self.nodes[self.last(layer)]
+            self.root.add_module(f"featx_pool_{number}", pool)
+            # right behind the layer, before the next one may overwrite its output in place
+            with self.graph.inserting_after(node):
+                rows.append(self.graph.call_module(f"featx_pool_{number}", (node,)))
+        (output,) = self.graph.find_nodes(op="output")
+        output.args = (tuple(rows),)
+        network = fx.GraphModule(self.root, self.graph)
+        network.graph.eliminate_dead_code()
+        network.delete_all_unused_submodules()
+        fold_batch_norms(network)
+        return network
 
     def penultimate(self) -> str:
         """What the classifier sees: the input of the last layer with weights, if that is linear (a 1 x 1 convolution
