@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.backbones import Backbone, Preprocessing
     from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
-    from featx.extraction import extract
+    from featx.extraction import Plan, extract, plan
     from featx.learn import load, save
+    from featx.progress import Progress
     from featx.store import FeatureStore, export, merge
 
 __version__ = "0.1.0"
@@ -22,12 +23,15 @@ __all__ = [
     "FeatureStore",
     "FeatxError",
     "NonFiniteWarning",
+    "Plan",
     "Preprocessing",
+    "Progress",
     "UnreadableImagesWarning",
     "export",
     "extract",
     "load",
     "merge",
+    "plan",
     "save",
 ]
 
@@ -37,12 +41,15 @@ _HOMES = {
     "FeatureStore": "featx.store",
     "FeatxError": "featx.errors",
     "NonFiniteWarning": "featx.errors",
+    "Plan": "featx.extraction",
     "Preprocessing": "featx.backbones",
+    "Progress": "featx.progress",
     "UnreadableImagesWarning": "featx.errors",
     "export": "featx.store",
     "extract": "featx.extraction",
     "load": "featx.learn",
     "merge": "featx.store",
+    "plan": "featx.extraction",
     "save": "featx.learn",
 }
 

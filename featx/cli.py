@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import sys
-import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featx import __version__
-from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
+from featx.errors import FeatxError
 
 if TYPE_CHECKING:
     from featx.learn import Selection
@@ -107,13 +106,20 @@ def extract(
             "--layer", "-l", help="A node, 'stages' or 'penultimate' (the default), or 'node:pool'; may be repeated."
         ),
     ] = None,
-    pool: Annotated[str, typer.Option(help="avg, max, flatten or none, for layers that name none.")] = "avg",
+    pool: Annotated[
+        str,
+        typer.Option(
+            help="avg, max, gem, spp, cls, tokens, flatten or none, for layers that name none; "
+            "'flatten~512' projects to 512 numbers."
+        ),
+    ] = "avg",
     weights: Annotated[str, typer.Option(help="A weights name, a .safetensors or .pth file, or 'random'.")] = "DEFAULT",
     labels: Annotated[str | None, typer.Option(help="The manifest's column of labels; 'label' if it has one.")] = None,
     path_column: Annotated[str, typer.Option(help="The manifest's column of paths.")] = "path",
     target: Annotated[Target, typer.Option(help="Whether labels are class names or numbers.")] = Target.class_,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass.", show_default="auto")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode.", show_default="auto")] = None,
     dtype: Annotated[str, typer.Option(help="Of the stored rows: float32 or float16.")] = "float32",
@@ -123,38 +129,53 @@ def extract(
     discard: Annotated[
         bool, typer.Option("--discard", help="Drop what an interrupted run has done, instead of going on.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, how large it is and how long it takes.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress bar.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Plan, progress and result as lines of JSON.")] = False,
 ) -> int:
     """Run images through a pretrained network once and keep activations in one HDF5 file.
 
     An interrupted run goes on when it is started again. A store that is there is returned, or grows by the images and
-    layers that are new.
+    layers that are new. Exit codes: 0 done; 1 done, some images unreadable; 2 refused; 130 interrupted, and the same
+    command goes on.
     """
-    from featx.extraction import extract as run
-    from featx.report import notes_text
+    from featx.extraction import plan
+    from featx.report import ExtractionLines, notes_text, plan_table
 
-    with warnings.catch_warnings():
-        for told_below in (UnreadableImagesWarning, NonFiniteWarning, ContradictionWarning):
-            warnings.simplefilter("ignore", told_below)
-        store = run(
-            source,
-            output,
-            backbone,
-            layer or "penultimate",
-            pool=pool,
-            weights=None if weights == "random" else weights,
-            labels=labels,
-            target=target.value,
-            path_column=path_column,
-            device=device,
-            precision=precision,
-            batch_size="auto" if batch_size is None else batch_size,
-            workers="auto" if workers is None else workers,
-            dtype=dtype,
-            progress=not quiet,
-            replace=replace,
-            discard=discard,
-        )
+    todo = plan(
+        source,
+        output,
+        backbone,
+        layer or "penultimate",
+        pool=pool,
+        weights=None if weights == "random" else weights,
+        labels=labels,
+        target=target.value,
+        path_column=path_column,
+        device=device,
+        precision=precision,
+        engine=engine,
+        batch_size="auto" if batch_size is None else batch_size,
+        workers="auto" if workers is None else workers,
+        dtype=dtype,
+        replace=replace,
+        discard=discard,
+    )
+    lines = ExtractionLines(todo, typer.echo)
+    # a run of a few batches is over before its time is known
+    seconds = todo.seconds() if dry_run or len(todo.images.ids) >= 4 * todo.recipe.batch_size and not quiet else None
+    if as_json:
+        lines.plan(seconds)
+    elif dry_run or not quiet and not todo.is_done:
+        _print(plan_table(todo, seconds))
+    if dry_run:
+        return 0
+    store = todo.run(lines.progress if as_json else not quiet)
+    if as_json:
+        lines.result(store)
+        return 1 if store.failures else 0
     if store.classes is not None:
         labelled = f"{len(store.classes)} classes"
     else:

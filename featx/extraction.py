@@ -5,22 +5,25 @@ the function's.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import Backbone
+from featx.backbones import COMPILED, Backbone
 from featx.errors import ContradictionWarning, NonFiniteWarning, UnreadableImagesWarning, listed
-from featx.forward import Block, plan, stream
-from featx.images import changed, collect
+from featx.forward import Block, measure, settle, stream
+from featx.images import Collection, changed, collect
+from featx.progress import Clock, Progress, shown
 from featx.reuse import Old, look, refuse_another_run, refuse_changed
-from featx.store import FeatureStore, Recipe, StoreWriter, refuse_running, refuse_unwritable, unfinished
+from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, refuse_running, refuse_unwritable, unfinished
 from featx.store import discard as discard_unfinished
 
 
@@ -38,10 +41,11 @@ def extract(
     path_column: str = "path",
     device: str = "auto",
     precision: str = "auto",
+    engine: str = "auto",
     batch_size: int | str = "auto",
     workers: int | str = "auto",
     dtype: str = "float32",
-    progress: bool = True,
+    progress: bool | Callable[[Progress], None] = True,
     replace: bool = False,
     discard: bool = False,
 ) -> FeatureStore:
@@ -59,8 +63,10 @@ def extract(
         "resnet50", "timm:convnext_tiny", "bundled:efficientnet_lite0" ...; see Backbone.
     layers : str or sequence of str
         Node names, "penultimate", "stages"; "node:pool" overrides `pool`. `featx layers BACKBONE` lists them.
-    pool : "avg", "max", "flatten" or "none"
-        What becomes of the image plane (or of the tokens).
+    pool : "avg", "max", "gem", "spp", "cls", "tokens", "flatten" or "none"
+        What becomes of the image plane, or of the tokens: their mean, their maxima, the generalised mean, a spatial
+        pyramid of maxima, the class token, the mean of the tokens beside it, everything as one row, everything as it
+        is. With "~512" behind it, rows wider than that are projected at random to 512 numbers ("flatten~512").
     weights : str, path or None
         See Backbone.
     labels : sequence of n labels, or the name of a CSV file's column, optional
@@ -74,16 +80,19 @@ def extract(
     device : "auto", "cpu" or "cuda"
         "auto" is the GPU if there is one.
     precision : "auto", "float32", "bfloat16" or "float16"
-        "auto" is bfloat16 if, on the first batch, it is faster here and every row is within 2 % (relative L2) of
-        float32. Runs of fewer than 16 batches are float32.
+        "auto" is bfloat16 (on a GPU, float16 too) if, on the first batch, it is faster here and every row is within 2 %
+        (relative L2) of float32. Runs of fewer than 16 batches are float32.
+    engine : "auto", "eager" or "compiled"
+        "auto" compiles the network (`torch.compile`) if the run is long enough to earn that back, and a compiler is
+        there.
     batch_size : int or "auto"
-        Images a forward pass.
+        Images a forward pass; "auto" is 32 on a CPU, and up to 256 on a GPU, as its memory allows.
     workers : int or "auto"
-        Threads that decode.
+        Threads that decode; "auto" is one a core.
     dtype : "float32" or "float16"
         Of the stored rows.
-    progress : bool
-        Show a bar with images/s and time left on stderr.
+    progress : bool or callable
+        Show a bar with images/s and time left on stderr; or what is called with a `featx.Progress` as the run goes on.
     replace : bool
         Let the new store take the place of one whose images are gone or changed, or have other labels. Rows that still
         serve are copied.
@@ -122,21 +131,88 @@ def extract(
     --------
     >>> store = extract("photos/", "photos.h5", "resnet50", ["layer3", "penultimate"])    # doctest: +SKIP
     """
+    todo = plan(
+        source,
+        output,
+        backbone,
+        layers,
+        pool=pool,
+        weights=weights,
+        labels=labels,
+        ids=ids,
+        target=target,
+        path_column=path_column,
+        device=device,
+        precision=precision,
+        engine=engine,
+        batch_size=batch_size,
+        workers=workers,
+        dtype=dtype,
+        replace=replace,
+        discard=discard,
+    )
+    store = todo.run(progress)
+    if not todo.is_done:
+        _warn(store, len(todo.images.ids))
+    return store
+
+
+def plan(
+    source: object,
+    output: str | os.PathLike,
+    backbone: str | nn.Module | Backbone = "resnet50",
+    layers: str | Sequence[str] = "penultimate",
+    *,
+    pool: str = "avg",
+    weights: str | os.PathLike | None = "DEFAULT",
+    labels: Sequence[object] | np.ndarray | str | None = None,
+    ids: Sequence[str] | None = None,
+    target: str = "class",
+    path_column: str = "path",
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    batch_size: int | str = "auto",
+    workers: int | str = "auto",
+    dtype: str = "float32",
+    replace: bool = False,
+    discard: bool = False,
+) -> Plan:
+    """Decide all that `extract` would, and write nothing.
+
+    Parameters
+    ----------
+    source, output, ... : as `extract` has them
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    FeatxError
+        As `extract` raises it, for all that can be known before the first row is written.
+
+    Examples
+    --------
+    >>> plan("photos/", "photos.h5", layers="stages:flatten").nbytes    # doctest: +SKIP
+    """
     output = Path(output)
     refuse_unwritable(output)
     images = collect(source, labels, ids=ids, target=target, path_column=path_column)
     refuse_running(output)
-    if discard:
-        discard_unfinished(output)
     store = FeatureStore(output) if output.exists() else None
-    begun = unfinished(output)
+    begun = None if discard else unfinished(output)
     known = begun.recipe if begun is not None else None if store is None else store.recipe
     if known is not None:  # what is left to "auto" is as it was then
         precision = known.precision if precision == "auto" else precision
         batch_size = known.batch_size if batch_size == "auto" else batch_size
+        engine = (
+            "compiled" if engine == "auto" and known.engine == COMPILED else "eager" if engine == "auto" else engine
+        )
     if begun is not None:
         device = begun.recipe.device if device == "auto" else device
-    recipe = plan(
+    recipe = settle(
         images.images,
         backbone=backbone,
         weights=weights,
@@ -144,33 +220,105 @@ def extract(
         pool=pool,
         device=device,
         precision=precision,
+        engine=engine,
         batch_size=batch_size,
         dtype=dtype,
         origin=images.origin,
     )
     old = None if store is None else look(store, recipe, images)
-    if old is not None and old.is_all:
-        if begun is None:
-            discard_unfinished(output)  # a kill between the last two steps leaves a journal
-        return old.store
-    if begun is not None:
-        refuse_another_run(output, begun, recipe, images)
-        recipe = begun.recipe
-    if old is not None:
-        old.refuse_what_is_lost(replace)
-        recipe = recipe if begun is not None else old.grown()
-    with StoreWriter(output, recipe, images.ids, images.y, images.columns) as writer, _threads(recipe.threads):
-        refuse_changed(output, writer, images)
+    if old is None or not old.is_all:
+        if begun is not None:
+            refuse_another_run(output, begun, recipe, images)
+            recipe = begun.recipe
         if old is not None:
-            old.copy_rows(writer)
-        for part in _parts(writer, old):
-            blocks = stream(images.images, part.recipe, device=device, workers=workers, todo=part.todo.copy())
-            for block in _with_progress(blocks, writer.todo) if progress else blocks:
-                part.write(block)
-        writer.finish()
-    store = FeatureStore(output)
-    _warn(store, len(images.ids))
-    return store
+            old.refuse_what_is_lost(replace)
+            recipe = recipe if begun is not None else old.grown()
+    return Plan(output, images, recipe, old, begun, device, workers, discard)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An extraction that is ready to run; made by `plan`.
+
+    Attributes
+    ----------
+    output : path
+    images : Collection, n images with ids, y and columns
+    recipe : Recipe, what will be computed and how
+    is_done : bool, the output is there already, and is what was asked for
+    n_kept : images that an unfinished run has done, or of which the store at the output has all rows
+    sizes : {layer: bytes of its n rows}
+    nbytes : of all rows
+    """
+
+    output: Path
+    images: Collection
+    recipe: Recipe
+    _old: Old | None = field(repr=False)
+    _begun: Unfinished | None = field(repr=False)
+    _device: str = field(repr=False)
+    _workers: int | str = field(repr=False)
+    _discard: bool = field(repr=False)
+
+    @property
+    def is_done(self) -> bool:
+        return self._old is not None and self._old.is_all
+
+    @property
+    def n_kept(self) -> int:
+        if self._begun is not None:
+            return self._begun.n_done
+        if self._old is None or self._old.new_layers and not self.is_done:
+            return 0
+        return int(self._old.has.sum())
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        width = np.dtype(self.recipe.dtype).itemsize
+        n = len(self.images.ids)
+        return {name: n * width * math.prod(tap["shape"]) for name, tap in self.recipe.taps.items()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.sizes.values())
+
+    def seconds(self) -> float:
+        """An estimate of the time that `run` takes: computes one batch, after one that warms up."""
+        left = len(self.images.ids) - self.n_kept
+        if self.is_done or not left:
+            return 0.0
+        with _threads(self.recipe.threads):
+            return left * measure(self.images.images, self.recipe, device=self._device, workers=self._workers)
+
+    def run(self, progress: bool | Callable[[Progress], None] = True) -> FeatureStore:
+        """Extract; raises and warns as `extract` does.
+
+        Parameters
+        ----------
+        progress : as `extract` has it
+        """
+        output, images, old = self.output, self.images, self._old
+        if self._discard:
+            discard_unfinished(output)
+        if old is not None and old.is_all:
+            if self._begun is None:
+                discard_unfinished(output)  # a kill between the last two steps leaves a journal
+            return old.store
+        with (
+            StoreWriter(output, self.recipe, images.ids, images.y, images.columns) as writer,
+            _threads(self.recipe.threads),
+            shown(progress) as show,
+        ):
+            refuse_changed(output, writer, images)
+            if old is not None:
+                old.copy_rows(writer)
+            clock = Clock(writer.todo, show)
+            for part in _parts(writer, old):
+                todo = part.todo.copy()
+                blocks = stream(images.images, part.recipe, device=self._device, workers=self._workers, todo=todo)
+                part.write_all(blocks, clock)
+            writer.finish()
+        return FeatureStore(output)
 
 
 @dataclass(frozen=True)
@@ -184,6 +332,19 @@ class _Part:
     recipe: Recipe
     todo: np.ndarray
     old: Old | None
+
+    def write_all(self, blocks: Iterable[Block], clock: Clock) -> None:
+        """Write blocks while the next ones are computed."""
+        with ThreadPoolExecutor(1, thread_name_prefix="featx-write") as thread:
+            writing: Future[None] | None = None
+            for block in blocks:
+                if writing is not None:
+                    writing.result()
+                    clock.tick(len(self.writer.failures))
+                writing = thread.submit(self.write, block)
+            if writing is not None:
+                writing.result()
+                clock.tick(len(self.writer.failures))
 
     def write(self, block: Block) -> None:
         """Write a block's rows and failures; of images that are to be done, since a batch may hold others."""
@@ -201,7 +362,8 @@ class _Part:
             if self.old is not None:
                 rows |= self.old.take(indices)
             digests = np.frombuffer(b"".join(block.digests[i] for i in indices.tolist()), np.uint8)
-            self.writer.write(indices, rows, digests.reshape(-1, 16))
+            halved = block.pass_rows if block.pass_rows < self.recipe.batch_size else None
+            self.writer.write(indices, rows, digests.reshape(-1, 16), halved)
         self.writer.fail(failures)
 
 
@@ -252,22 +414,3 @@ def _warn(store: FeatureStore, n: int) -> None:
             ContradictionWarning,
             stacklevel=3,
         )
-
-
-def _with_progress(blocks: Iterable[Block], todo: np.ndarray) -> Iterator[Block]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("extracting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=len(todo), completed=int((~todo).sum()), speed="")
-        for block in blocks:
-            yield block
-            speed = bar.tasks[task].speed
-            bar.update(task, completed=int((~todo).sum()), speed=f"{speed:,.0f} images/s" if speed else "")

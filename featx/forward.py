@@ -1,15 +1,17 @@
 """Images and a recipe in, blocks of rows out: the only loop of the left side, for extracting and for predicting.
 
-`plan` makes a recipe from what a user asked for; `stream` follows one.
+`settle` makes a recipe from what a user asked for; `stream` follows one.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,22 +21,26 @@ import torch
 from torch import nn
 
 from featx.backbones import (
+    COMPILED,
+    EAGER,
     Backbone,
     Preprocessing,
     Tap,
     TappedNetwork,
-    decide_precision,
+    choose,
     recall,
     resolve_taps,
 )
 from featx.errors import FeatxError, ImageError
-from featx.images import DECODER, batches
+from featx.images import DECODER, Batch, batches
+from featx.passes import Passes, Rows, keep, network_of, pinned
 from featx.store import Recipe
 
 _BATCH_SIZE = {"cpu": 32, "cuda": 256}
-ENGINE = "eager, batch norms folded"
-_PROBE_BATCHES = 16  # shorter runs don't earn back the trial of a faster number type
+_MOST_BATCH_BYTES = 2**28  # of the rows of a batch
+_PROBE_BATCHES = 16  # shorter runs don't earn back the trial of a faster way
 _NUMBER_TYPES = ("float32", "bfloat16", "float16")
+_ENGINES = {"eager": EAGER, "compiled": COMPILED}
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Block:
     rows : {layer: (m, ...) float32}
     digests : {position: content digest} of the same
     failures : {position: ImageError} of the others
+    pass_rows : images a forward pass; fewer than the recipe's batch where a GPU's memory did not suffice
     """
 
     start: int
@@ -54,9 +61,10 @@ class Block:
     rows: dict[str, np.ndarray]
     digests: dict[int, bytes]
     failures: dict[int, ImageError]
+    pass_rows: int
 
 
-def plan(
+def settle(
     images: Sequence[Any],
     *,
     backbone: str | nn.Module | Backbone,
@@ -65,6 +73,7 @@ def plan(
     pool: str = "avg",
     device: str = "auto",
     precision: str = "auto",
+    engine: str = "auto",
     batch_size: int | str = "auto",
     dtype: str = "float32",
     origin: Path | None = None,
@@ -74,9 +83,9 @@ def plan(
     Parameters
     ----------
     images : n paths, uint8 arrays or PIL images
-        The run's; precision "auto" looks at the first batch, if there are enough to earn the trial back.
+        The run's; precision and engine "auto" try the first batch, if there are enough to earn the trial back.
 
-    backbone, weights, layers, pool, device, precision, batch_size, dtype
+    backbone, weights, layers, pool, device, precision, engine, batch_size, dtype
         As `featx.extract` has them.
     origin : path, optional
         The folder that ids are relative to; only recorded.
@@ -91,41 +100,31 @@ def plan(
         A choice is not one of those there are; the leaf says which.
     """
     _one_of("precision", precision, ("auto", *_NUMBER_TYPES))
+    _one_of("engine", engine, ("auto", *_ENGINES))
     _one_of("dtype", dtype, ("float32", "float16"))
     place = _device(device)
-    if batch_size == "auto":
-        batch_size = _BATCH_SIZE[place.type]
-    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+    if batch_size != "auto" and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
         raise FeatxError(f"batch_size is 'auto' or a whole number of images, 1 or more; got {batch_size!r}")
     if not isinstance(backbone, Backbone):
         backbone = Backbone(backbone, weights)
     taps, aliases = resolve_taps(backbone, layers, pool)
+    if batch_size == "auto":
+        batch_size = _batch_size(backbone, taps, place)
     libraries = ["featx", "torch", "torchvision", "pillow", "numpy"]
     if backbone.name.startswith(("timm:", "bundled:efficientnet")):
         libraries.append("timm")
-    error = None
-    if precision == "auto":
-        precision = "float32"
-        if len(images) >= _PROBE_BATCHES * batch_size:
-            sample = _sample(images, backbone.preprocessing, batch_size)
-            if len(sample):
-                pixels = backbone.preprocessing.normalise(torch.from_numpy(sample).to(place))
-                precision, error = decide_precision(backbone, taps, place, pixels)
     recall(backbone.name, backbone.weights, backbone.weights_sha256, backbone.preprocessing, backbone)
-    return Recipe(
+    recipe = Recipe(
         backbone=backbone.name,
         weights=backbone.weights,
         weights_sha256=backbone.weights_sha256,
         preprocessing=backbone.preprocessing.to_dict(),
         decoder=DECODER,
-        taps={
-            tap.name: {"node": tap.node, "pool": tap.pool, "layout": tap.layout, "shape": list(tap.shape)}
-            for tap in taps
-        },
+        taps={tap.name: tap.to_dict() for tap in taps},
         aliases=aliases,
-        engine=ENGINE,
-        precision=precision,
-        precision_error=error,
+        engine=_ENGINES.get(engine, EAGER),
+        precision="float32" if precision == "auto" else precision,
+        precision_error=None,
         batch_size=int(batch_size),
         dtype=dtype,
         device=place.type,
@@ -133,6 +132,41 @@ def plan(
         versions={name: version(name) for name in libraries},
         origin=None if origin is None else str(origin.absolute()),
     )
+    n_batches = -(-len(images) // recipe.batch_size)
+    if "auto" in (precision, engine) and n_batches >= _PROBE_BATCHES:
+        pixels, n_rows = _sample(images, backbone.preprocessing, recipe.batch_size)
+        if n_rows:
+            choice = choose(
+                lambda number_type, way: TappedNetwork(backbone, taps, place, number_type, way),
+                torch.from_numpy(pixels).to(place),
+                n_rows,
+                n_batches,
+                precision=precision,
+                engine=_ENGINES.get(engine, engine),
+            )
+            recipe = replace(recipe, engine=choice.engine, precision=choice.precision, precision_error=choice.error)
+            keep(recipe, place.type, choice.network)
+    return recipe
+
+
+def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device) -> int:
+    """Images a forward pass, a power of two: what a device's memory holds, and rows of a batch that are no burden."""
+    row_bytes = 4 * sum(math.prod(tap.shape) for tap in taps)
+    most = max(1, min(_BATCH_SIZE[place.type], _MOST_BATCH_BYTES // row_bytes))
+    if place.type == "cuda":
+        most = max(1, min(most, _fitting(backbone, taps, place)))
+    return 2 ** (most.bit_length() - 1)
+
+
+def _fitting(backbone: Backbone, taps: Sequence[Tap], place: torch.device, trial_rows: int = 8) -> int:
+    """How many images a pass fit a GPU's free memory, from what a pass of a few takes in float32."""
+    network = TappedNetwork(backbone, taps, place, "float32")
+    before = torch.cuda.memory_allocated(place)
+    torch.cuda.reset_peak_memory_stats(place)
+    network(torch.zeros(trial_rows, *backbone.preprocessing.size, 3, dtype=torch.uint8))
+    taken = (torch.cuda.max_memory_allocated(place) - before) / trial_rows
+    torch.cuda.empty_cache()
+    return int(0.7 * torch.cuda.mem_get_info(place)[0] / max(taken, 1))
 
 
 def stream(
@@ -152,6 +186,7 @@ def stream(
         Its layers are computed, and nothing deeper.
     device : "auto", "cpu" or "cuda"
     workers : threads that decode, or "auto": one a core
+        On a CPU they take turns with the forward pass.
     todo : (n,) bool, optional
         For a run that is kept: batches without an image to do are passed over, and every batch has the recipe's size,
         so that rows do not depend on how many images there are or what was done before.
@@ -172,34 +207,61 @@ def stream(
         raise FeatxError(f"workers is 'auto' or a whole number of threads, 1 or more; got {workers!r}")
     place = _device(device)
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    network = _network(recipe.to_json(), place.type)
-    # fewer images than a batch are not padded: predicting one image costs one image
+    # predicting one image costs one image: a few are not padded to a batch, and no network is compiled for them
     rows = recipe.batch_size if todo is not None else min(recipe.batch_size, len(images))
+    network = network_of(recipe if todo is not None else replace(recipe, engine=EAGER), place)
     starts = [start for start in range(0, len(images), rows) if todo is None or todo[start : start + rows].any()]
-    for batch in batches(images, preprocessing, preprocessing.size, rows, workers, starts):
-        slots = np.array(sorted(batch.digests), dtype=np.int64)
-        found: dict[str, np.ndarray] = {}
-        if len(slots):
-            pixels = preprocessing.normalise(torch.from_numpy(batch.pixels).to(place))
-            found = {name: values.cpu().numpy()[slots] for name, values in network(pixels).items()}
-        yield Block(
-            start=batch.start,
-            stop=min(batch.start + rows, len(images)),
-            indices=batch.start + slots,
-            rows=found,
-            digests={batch.start + slot: digest for slot, digest in batch.digests.items()},
-            failures={batch.start + slot: error for slot, error in sorted(batch.failures.items())},
-        )
+    on_gpu = place.type == "cuda"
+    found = batches(
+        images,
+        preprocessing,
+        preprocessing.size,
+        rows,
+        workers,
+        starts,
+        taking_turns=not on_gpu,
+        **({"allocate": pinned} if on_gpu else {}),
+    )
+    passes = Passes(network, rows, on_gpu)
+    under_way: deque[tuple[Batch, Rows]] = deque()
+    for batch in found:  # a GPU computes one batch while the rows of the one before come back
+        under_way.append((batch, passes.start(batch)))
+        if len(under_way) > on_gpu:
+            yield _block(*under_way.popleft(), len(images))
+    while under_way:
+        yield _block(*under_way.popleft(), len(images))
 
 
-@lru_cache(maxsize=2)
-def _network(recipe_json: str, device: str) -> TappedNetwork:
-    """Built once for the calls that follow each other in a session of predictions."""
-    recipe = Recipe.from_json(recipe_json)
-    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    backbone = recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing)
-    taps = [Tap(tap["node"], tap["pool"], tap["layout"], tuple(tap["shape"])) for tap in recipe.taps.values()]
-    return TappedNetwork(backbone, taps, torch.device(device), recipe.precision)
+def measure(images: Sequence[Any], recipe: Recipe, *, device: str = "auto", workers: int | str = "auto") -> float:
+    """Seconds that an image takes by a recipe, here: one batch is computed, after one that warms up.
+
+    Raises
+    ------
+    BackboneError
+        The recorded network cannot be had again.
+    """
+    first = images[: recipe.batch_size]
+    for _ in range(2):
+        start = time.perf_counter()
+        for _ in stream(first, recipe, device=device, workers=workers, todo=np.ones(len(first), bool)):
+            pass
+        seconds = time.perf_counter() - start
+    return seconds / len(first)
+
+
+def _block(batch: Batch, rows: Rows, n: int) -> Block:
+    if rows.arrived is not None:
+        rows.arrived.synchronize()
+    slots = np.array(sorted(batch.digests), dtype=np.int64)
+    return Block(
+        start=batch.start,
+        stop=min(batch.start + len(batch.pixels), n),
+        indices=batch.start + slots,
+        rows={name: values.numpy()[slots] for name, values in rows.values.items()},
+        digests={batch.start + slot: digest for slot, digest in batch.digests.items()},
+        failures={batch.start + slot: error for slot, error in sorted(batch.failures.items())},
+        pass_rows=rows.pass_rows,
+    )
 
 
 def _device(name: str) -> torch.device:
@@ -209,12 +271,14 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def _sample(images: Sequence[Any], preprocessing: Preprocessing, batch_size: int) -> np.ndarray:
-    """The pixels of the first readable images, at most a batch of them: (b, h, w, 3)."""
-    chosen = images[: 2 * batch_size]
-    found = batches(chosen, preprocessing, preprocessing.size, batch_size, 1)
-    pixels = [batch.pixels[sorted(batch.digests)] for batch in itertools.islice(found, 2)]
-    return np.concatenate(pixels)[:batch_size]
+def _sample(images: Sequence[Any], preprocessing: Preprocessing, batch_size: int) -> tuple[np.ndarray, int]:
+    """A batch of the first readable images, (b, h, w, 3), and how many they are; the rest is zeros."""
+    pixels = np.zeros((batch_size, *preprocessing.size, 3), np.uint8)
+    found = batches(images[: 2 * batch_size], preprocessing, preprocessing.size, batch_size, 1)
+    readable = [batch.pixels[slot] for batch in itertools.islice(found, 2) for slot in sorted(batch.digests)]
+    n = min(batch_size, len(readable))
+    pixels[:n] = readable[:n]
+    return pixels, n
 
 
 def _one_of(name: str, value: object, choices: Sequence[str]) -> None:

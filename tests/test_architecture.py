@@ -13,13 +13,15 @@ from helpers import fresh_python
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-LOW = {"errors", "manifest"}
+LOW = {"errors", "manifest", "progress"}
 MIDDLE = {"images", "backbones", "store", "solvers"}
 MAY_IMPORT = {
     "errors": set(),
     "manifest": {"errors"},
+    "progress": set(),
     **{room: LOW for room in MIDDLE},
-    "forward": LOW | MIDDLE,
+    "passes": LOW | MIDDLE,
+    "forward": LOW | MIDDLE | {"passes"},  # and nobody else imports passes
     "reuse": LOW | {"images", "backbones", "store"},
     "extraction": LOW | MIDDLE | {"forward", "reuse"},  # and nobody else imports reuse
     "learn": LOW | MIDDLE | {"forward"},
@@ -27,7 +29,18 @@ MAY_IMPORT = {
     "demo": LOW | MIDDLE | {"forward", "extraction", "learn", "report"},  # it uses featx as a notebook would
     "cli": LOW | MIDDLE | {"forward", "extraction", "learn", "report", "transfer", "scale", "demo"},
 }
-LEFT_SIDE = {"errors", "manifest", "images", "backbones", "store", "forward", "reuse", "extraction"}
+LEFT_SIDE = {
+    "errors",
+    "manifest",
+    "images",
+    "backbones",
+    "store",
+    "passes",
+    "forward",
+    "reuse",
+    "extraction",
+    "progress",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

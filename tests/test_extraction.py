@@ -342,7 +342,7 @@ def test_backbones_and_layers_that_do_not_exist_name_the_nearest(tmp_path):
     refused(tmp_path, BackboneError, "'bundled:pixel'", "close: 'pixels'", backbone="bundled:pixel")
     network = {"backbone": "resnet18", "weights": None}
     refused(tmp_path, LayerError, "'layer9'", "close: 'layer", "featx layers", layers=["layer1", "layer9"], **network)
-    refused(tmp_path, LayerError, "'mean'", "avg, max, flatten, none", pool="mean", **network)
+    refused(tmp_path, LayerError, "'mean'", "avg, max, gem, spp, cls, tokens, flatten, none", pool="mean", **network)
     refused(tmp_path, LayerError, "'mean'", layers="layer1:mean", **network)
     refused(tmp_path, BackboneError, "needs its preprocessing", backbone=nn.Flatten())
     refused(tmp_path, BackboneError, "no weights file", **(network | {"weights": str(tmp_path / "none.pth")}))

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from featx import forward
-from featx.backbones import Backbone, Preprocessing, backbone
+from featx import forward, passes
+from featx.backbones import EAGER, Backbone, Choice, Preprocessing, backbone
 from featx.errors import BackboneError, FeatxError, LayerError
-from featx.forward import plan, stream
+from featx.forward import settle, stream
 
 SMALL = Preprocessing(crop=(32, 32), resize=32)
 
@@ -19,7 +19,7 @@ SMALL = Preprocessing(crop=(32, 32), resize=32)
 @pytest.fixture(autouse=True)
 def nothing_built(monkeypatch):
     monkeypatch.setattr(backbone, "_recalled", {})
-    forward._network.cache_clear()
+    passes._networks.clear()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def assert_bitwise_equal(some: dict[str, np.ndarray], others: dict[str, np.ndarr
 @pytest.mark.parametrize("n, batch_size", [(1, 4), (3, 4), (4, 4), (5, 4), (9, 4), (3, 1)])
 def test_every_image_comes_once_and_in_order(network, n, batch_size):
     images = arrays(n)
-    recipe = plan(images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=batch_size)
+    recipe = settle(images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=batch_size)
     rows, failures, blocks = computed(images, recipe)
     assert list(rows) == list(range(n)) and not failures
     assert [block.start for block in blocks] == list(range(0, n, batch_size))
@@ -67,7 +67,7 @@ def test_every_image_comes_once_and_in_order(network, n, batch_size):
 
 def test_rows_are_the_networks_function_of_the_prepared_pixels(network):
     images = arrays(3)
-    recipe = plan(images, backbone=network, layers="features.3", device="cpu")
+    recipe = settle(images, backbone=network, layers="features.3", device="cpu")
     rows, _, _ = computed(images, recipe)
     pixels = torch.from_numpy(np.stack([SMALL(Image.fromarray(image)) for image in images]))
     with torch.inference_mode():
@@ -77,7 +77,7 @@ def test_rows_are_the_networks_function_of_the_prepared_pixels(network):
 
 def test_rows_do_not_depend_on_the_number_of_threads(network):
     images = arrays(9)
-    recipe = plan(images, backbone=network, device="cpu", batch_size=4)
+    recipe = settle(images, backbone=network, device="cpu", batch_size=4)
     one, three = (computed(images, recipe, workers=workers)[0] for workers in (1, 3))
     for position in one:
         assert_bitwise_equal(one[position], three[position])
@@ -86,7 +86,7 @@ def test_rows_do_not_depend_on_the_number_of_threads(network):
 def test_an_unreadable_image_has_a_reason_and_changes_no_other_row(network):
     good = arrays(9)
     broken = [bad() if i in (0, 5) else image for i, image in enumerate(good)]
-    recipe = plan(good, backbone=network, device="cpu", batch_size=4)
+    recipe = settle(good, backbone=network, device="cpu", batch_size=4)
     whole, _, _ = computed(good, recipe)
     rows, failures, _ = computed(broken, recipe)
     assert sorted(failures) == [0, 5] and {error.code for error in failures.values()} == {"pixel-type"}
@@ -97,7 +97,7 @@ def test_an_unreadable_image_has_a_reason_and_changes_no_other_row(network):
 
 def test_a_block_without_any_readable_image_has_no_rows(network):
     images = [bad(), bad(), *arrays(2)]
-    recipe = plan(images, backbone=network, device="cpu", batch_size=2)
+    recipe = settle(images, backbone=network, device="cpu", batch_size=2)
     rows, failures, blocks = computed(images, recipe)
     assert not len(blocks[0].indices) and sorted(failures) == [0, 1] and sorted(rows) == [2, 3]
 
@@ -105,7 +105,7 @@ def test_a_block_without_any_readable_image_has_no_rows(network):
 def test_rows_follow_the_images_when_these_are_permuted(network):
     images = arrays(7)
     order = np.random.default_rng(1).permutation(7)
-    recipe = plan(images, backbone=network, device="cpu", batch_size=3)
+    recipe = settle(images, backbone=network, device="cpu", batch_size=3)
     rows, _, _ = computed(images, recipe)
     moved, _, _ = computed([images[i] for i in order], recipe)
     (layer,) = recipe.layers
@@ -117,10 +117,10 @@ def test_a_recipe_alone_gives_the_rows_again(network):
     from featx.store import Recipe
 
     images = arrays(3)
-    recipe = plan(images, backbone=network, device="cpu")
+    recipe = settle(images, backbone=network, device="cpu")
     before, _, _ = computed(images, recipe)
     backbone._recalled.clear()
-    forward._network.cache_clear()
+    passes._networks.clear()
     after, _, _ = computed(images, Recipe.from_json(recipe.to_json()))
     for position in before:
         assert_bitwise_equal(after[position], before[position])
@@ -128,7 +128,7 @@ def test_a_recipe_alone_gives_the_rows_again(network):
 
 def test_one_layer_of_a_recipe_is_computed_alone(network):
     images = arrays(3)
-    recipe = plan(images, backbone=network, layers=["features.3:max", "penultimate"], device="cpu")
+    recipe = settle(images, backbone=network, layers=["features.3:max", "penultimate"], device="cpu")
     both, _, _ = computed(images, recipe)
     alone, _, _ = computed(images, recipe.only("features.3"))
     for position in both:
@@ -141,7 +141,7 @@ def test_one_layer_of_a_recipe_is_computed_alone(network):
 @pytest.mark.parametrize("todo", [[0], [4], [8], [3, 4], [0, 8], []])
 def test_of_a_run_that_is_kept_only_batches_with_something_to_do_are_computed(network, todo):
     images = arrays(9)
-    recipe = plan(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
+    recipe = settle(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
     wanted = np.zeros(9, bool)
     whole, _, _ = computed(images, recipe, todo=~wanted)
     assert sorted(whole) == list(range(9))
@@ -155,7 +155,7 @@ def test_of_a_run_that_is_kept_only_batches_with_something_to_do_are_computed(ne
 
 def test_rows_of_a_run_that_is_kept_do_not_depend_on_its_length(network):
     images = arrays(5)
-    recipe = plan(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
+    recipe = settle(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
     few, _, _ = computed(images[:2], recipe, todo=np.ones(2, bool))
     many, _, _ = computed(images, recipe, todo=np.ones(5, bool))
     for position in few:
@@ -166,16 +166,16 @@ def test_a_module_of_ones_own_works_where_it_was_given_and_is_asked_for_elsewher
     torch.manual_seed(0)
     own = Backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), preprocessing=SMALL)
     images = arrays(2)
-    recipe = plan(images, backbone=own, layers="1", device="cpu")
+    recipe = settle(images, backbone=own, layers="1", device="cpu")
     assert sorted(computed(images, recipe)[0]) == [0, 1]
     backbone._recalled.clear()
-    forward._network.cache_clear()
+    passes._networks.clear()
     with pytest.raises(BackboneError, match="hand it back"):
         computed(images, recipe)
 
 
 def test_the_recipe_says_what_was_decided(network):
-    recipe = plan(
+    recipe = settle(
         arrays(2),
         backbone=network,
         layers=["features.3:max", "penultimate"],
@@ -196,33 +196,47 @@ def test_the_recipe_says_what_was_decided(network):
 
 
 def test_a_name_and_its_weights_make_the_backbone():
-    recipe = plan(arrays(1), backbone="squeezenet1_1", weights=None, layers="features.0", device="cpu")
+    recipe = settle(arrays(1), backbone="squeezenet1_1", weights=None, layers="features.0", device="cpu")
     assert recipe.weights_sha256 == Backbone("squeezenet1_1", weights=None).weights_sha256
 
 
-@pytest.mark.parametrize("n, expected", [(15, "float32"), (16, "bfloat16")])
-def test_precision_auto_is_tried_on_the_first_batch_of_long_runs_only(network, monkeypatch, n, expected):
+@pytest.mark.parametrize("n", [15, 16])
+def test_faster_ways_are_tried_on_the_first_batch_of_long_runs_only(network, monkeypatch, n):
     seen = []
 
-    def decide(made, taps, device, pixels):
-        seen.append(pixels)
-        return "bfloat16", 0.004
+    def choose(build, pixels, n_rows, n_batches, **options):
+        seen.append((pixels, n_rows, n_batches, options))
+        return Choice(build("bfloat16", EAGER), 0.004, 1.0)
 
-    monkeypatch.setattr(forward, "decide_precision", decide)
+    monkeypatch.setattr(forward, "choose", choose)
     images = [bad(), *arrays(n - 1)]  # an unreadable one is not looked at
-    recipe = plan(images, backbone=network, device="cpu", batch_size=1)
-    assert recipe.precision == expected
-    if expected == "bfloat16":
-        assert recipe.precision_error == 0.004
-        first = torch.from_numpy(SMALL(Image.fromarray(images[1])).copy())[None]
-        assert torch.equal(seen[0], SMALL.normalise(first))
+    recipe = settle(images, backbone=network, device="cpu", batch_size=1)
+    if n == 15:
+        assert (recipe.precision, recipe.precision_error, recipe.engine, seen) == ("float32", None, EAGER, [])
+        return
+    assert (recipe.precision, recipe.precision_error) == ("bfloat16", 0.004)
+    ((pixels, n_rows, n_batches, options),) = seen
+    assert np.array_equal(pixels[0], SMALL(Image.fromarray(images[1]))) and pixels.shape == (1, 32, 32, 3)
+    assert (n_rows, n_batches, options) == (1, 16, {"precision": "auto", "engine": "auto"})
 
 
-def test_a_precision_that_was_asked_for_is_not_tried(network, monkeypatch):
-    monkeypatch.setattr(forward, "decide_precision", lambda *_: pytest.fail("tried"))
+def test_few_readable_images_are_a_batch_with_padding(network, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        forward, "choose", lambda build, *given, **_: seen.append(given) or Choice(build("float32", EAGER), None, 1.0)
+    )
+    images = [bad(), *arrays(1), *[bad()] * 30]
+    settle(images, backbone=network, device="cpu", batch_size=2)
+    ((pixels, n_rows, _),) = seen
+    assert n_rows == 1 and pixels.shape == (2, 32, 32, 3) and pixels[0].any() and not pixels[1].any()
+
+
+def test_what_was_asked_for_is_not_tried(network, monkeypatch):
+    monkeypatch.setattr(forward, "choose", lambda *_, **__: pytest.fail("tried"))
     images = arrays(16)
     exact, fast = (
-        plan(images, backbone=network, device="cpu", batch_size=1, precision=name) for name in ("float32", "bfloat16")
+        settle(images, backbone=network, device="cpu", batch_size=1, precision=name, engine="eager")
+        for name in ("float32", "bfloat16")
     )
     assert (exact.precision, fast.precision) == ("float32", "bfloat16")
     (layer,) = exact.layers
@@ -230,10 +244,52 @@ def test_a_precision_that_was_asked_for_is_not_tried(network, monkeypatch):
     assert 0 < np.linalg.norm(a - b) / np.linalg.norm(a) < 0.05
 
 
+def test_wide_rows_make_small_batches(network, monkeypatch):
+    assert settle(arrays(1), backbone=network, device="cpu").batch_size == 32
+    monkeypatch.setattr(forward, "_MOST_BATCH_BYTES", 4 * 128 * 7 * 7 * 5)
+    assert settle(arrays(1), backbone=network, layers="features.3:flatten", device="cpu").batch_size == 4
+
+
+class Scarce:
+    """A network whose device holds so many images at most."""
+
+    def __init__(self, network, most: int) -> None:
+        self.network, self.most, self.sizes = network, most, []
+
+    def __call__(self, pixels):
+        self.sizes.append(len(pixels))
+        if len(pixels) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return self.network(pixels)
+
+
+@pytest.mark.parametrize("most, sizes", [(4, [4, 4, 4]), (3, [4, 2, 2, 2, 2, 2, 2]), (1, [4, 2, *[1] * 12])])
+def test_where_memory_does_not_suffice_batches_go_in_halves(network, monkeypatch, most, sizes):
+    images = arrays(12)
+    recipe = settle(images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=4)
+    whole, _, _ = computed(images, recipe, todo=np.ones(12, bool))
+    scarce = Scarce(passes.network_of(recipe, torch.device("cpu")), most)
+    monkeypatch.setattr(forward, "network_of", lambda *_: scarce)
+    found, failures, blocks = computed(images, recipe, todo=np.ones(12, bool))
+    assert scarce.sizes == sizes and not failures
+    assert {block.pass_rows for block in blocks} == {min(4, {3: 2}.get(most, most))}
+    for i, rows in found.items():
+        for name, values in rows.items():
+            np.testing.assert_allclose(values, whole[i][name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_device_that_does_not_hold_one_image_says_so(network, monkeypatch):
+    recipe = settle(arrays(3), backbone=network, device="cpu", batch_size=2)
+    monkeypatch.setattr(forward, "network_of", lambda *_: Scarce(None, 0))
+    with pytest.raises(FeatxError, match="does not hold one image's forward pass; device='cpu'"):
+        list(stream(arrays(3), recipe, device="cpu"))
+
+
 @pytest.mark.parametrize(
     "options, error, text",
     [
         ({"precision": "float64"}, FeatxError, "precision is one of auto, float32, bfloat16, float16; got 'float64'"),
+        ({"engine": "jit"}, FeatxError, "engine is one of auto, eager, compiled; got 'jit'"),
         ({"dtype": "int8"}, FeatxError, "dtype is one of float32, float16; got 'int8'"),
         ({"device": "tpu"}, FeatxError, "device is one of auto, cpu, cuda; got 'tpu'"),
         ({"batch_size": 0}, FeatxError, "batch_size is 'auto' or a whole number of images, 1 or more; got 0"),
@@ -245,13 +301,13 @@ def test_a_precision_that_was_asked_for_is_not_tried(network, monkeypatch):
 )
 def test_what_cannot_be_planned_is_refused_in_a_line(network, options, error, text):
     with pytest.raises(error) as raised:
-        plan(arrays(1), backbone=network, **{"device": "cpu"} | options)
+        settle(arrays(1), backbone=network, **{"device": "cpu"} | options)
     assert text in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "all"])
 def test_workers_are_threads_or_auto(network, workers):
-    recipe = plan(arrays(1), backbone=network, device="cpu")
+    recipe = settle(arrays(1), backbone=network, device="cpu")
     with pytest.raises(FeatxError, match="workers is 'auto' or a whole number of threads"):
         next(stream(arrays(1), recipe, device="cpu", workers=workers))
 
@@ -259,5 +315,5 @@ def test_workers_are_threads_or_auto(network, workers):
 def test_a_gpu_that_is_not_there_is_named(network, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(FeatxError, match="needs a GPU that torch can see; there is none"):
-        plan(arrays(1), backbone=network, device="cuda")
-    assert plan(arrays(1), backbone=network, device="auto").device == "cpu"
+        settle(arrays(1), backbone=network, device="cuda")
+    assert settle(arrays(1), backbone=network, device="auto").device == "cpu"

@@ -4,17 +4,22 @@ Knows nothing of where images come from or where rows go.
 """
 
 from featx.backbones.backbone import Backbone, recall
-from featx.backbones.precision import decide_precision
+from featx.backbones.engine import Choice, choose
+from featx.backbones.network import COMPILED, EAGER, TappedNetwork
+from featx.backbones.pools import POOLS, Tap
 from featx.backbones.preprocessing import Preprocessing
-from featx.backbones.taps import POOLS, Tap, TappedNetwork, describe, resolve_taps
+from featx.backbones.taps import describe, resolve_taps
 
 __all__ = [
+    "COMPILED",
+    "EAGER",
     "POOLS",
     "Backbone",
+    "Choice",
     "Preprocessing",
     "Tap",
     "TappedNetwork",
-    "decide_precision",
+    "choose",
     "describe",
     "recall",
     "resolve_taps",

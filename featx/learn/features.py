@@ -238,7 +238,7 @@ class ImageFeatures(_Features):
         ------
         BackboneError, LayerError
         """
-        recipe = _forward().plan(
+        recipe = _forward().settle(
             as_images(X),
             backbone=self.backbone,
             weights=self.weights,

@@ -1,7 +1,8 @@
-"""Tables and figures of what learning found. Nothing here prints or saves: the caller does."""
+"""Tables and figures of what is planned, stored and learned. Nothing here prints or saves: the caller does."""
 
 from __future__ import annotations
 
+from featx.report.extractions import ExtractionLines, plan_table
 from featx.report.figures import selection_figure
 from featx.report.progress import search_progress
 from featx.report.stores import difference_table, notes_text, store_table
@@ -15,9 +16,11 @@ from featx.report.tables import (
 )
 
 __all__ = [
+    "ExtractionLines",
     "difference_table",
     "layers_table",
     "notes_text",
+    "plan_table",
     "predictions_csv",
     "predictions_json",
     "predictions_table",

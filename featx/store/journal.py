@@ -17,6 +17,7 @@ import xxhash
 
 from featx.errors import StoreError
 from featx.store.files import beside, fsync_folder, is_at, open_alone, told
+from featx.store.layout import GROUP_ROWS
 from featx.store.recipe import Recipe
 
 _FORMAT = "featx-journal 1"
@@ -37,6 +38,12 @@ class Unfinished:
     ids: list[str]
     entries: list[dict[str, Any]]
     nbytes: int
+
+    @property
+    def n_done(self) -> int:
+        """Images that have rows or are failures."""
+        groups = {group for entry in self.entries if "groups" in entry for group in range(*entry["groups"])}
+        return sum(min(GROUP_ROWS, len(self.ids) - group * GROUP_ROWS) for group in groups)
 
 
 def partial_path(output: Path) -> Path:

@@ -15,7 +15,17 @@ import numpy as np
 
 from featx.errors import LayerError, StoreError, listed, nearest
 
-_RECORDED_ONLY = ("weights", "aliases", "precision_error", "device", "threads", "versions", "origin", "collection")
+_RECORDED_ONLY = (
+    "weights",
+    "aliases",
+    "precision_error",
+    "device",
+    "threads",
+    "versions",
+    "origin",
+    "collection",
+    "pass_rows",
+)
 
 
 class Difference(NamedTuple):
@@ -50,6 +60,7 @@ class Recipe:
     versions : {library: version}
     origin : the folder that ids are relative to, or None
     collection : digest of the run's ids, labels and columns, in order; None where no store was made
+    pass_rows : the fewest images of a forward pass, where a GPU's memory did not suffice for a whole batch; else None
     """
 
     backbone: str
@@ -69,20 +80,25 @@ class Recipe:
     versions: dict[str, str]
     origin: str | None
     collection: str | None = None
+    pass_rows: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # plain constructor arguments: what skops can write and read without trusting any state
         return type(self), astuple(self)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), ensure_ascii=False)
+        said = asdict(self)
+        if self.pass_rows is None:  # as nearly always
+            del said["pass_rows"]
+        return json.dumps(said, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)
-            recipe = cls(**{field.name: values[field.name] for field in fields(cls)})
+            recipe = cls(**{field.name: values[field.name] for field in fields(cls) if field.name != "pass_rows"})
+            recipe = replace(recipe, pass_rows=values.get("pass_rows"))
             recipe._check_types()
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError("the recipe is damaged: a field is missing, or is not what it should be") from error
@@ -96,6 +112,7 @@ class Recipe:
             **dict.fromkeys(("weights", "origin", "collection"), (str, type(None))),
             **dict.fromkeys(("batch_size", "threads"), (int,)),
             "precision_error": (float, int, type(None)),
+            "pass_rows": (int, type(None)),
             "dtype": (str,),
         }
         wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) not in kind]
@@ -111,6 +128,7 @@ class Recipe:
             self.dtype not in ("float32", "float16")
             or not (0 < self.batch_size < 2**31 and 0 < self.threads < 2**31)
             or not math.isfinite(self.precision_error or 0)
+            or not (self.pass_rows is None or 0 < self.pass_rows < self.batch_size)
             or not {*self.aliases.values()} <= {*self.taps}
         ):
             raise ValueError("a field of a value that is none")
@@ -200,7 +218,11 @@ class Recipe:
             for name in {**self.versions, **other.versions}
         }
         origin = self.origin if self.origin == other.origin else None
-        return replace(self, aliases={**self.aliases, **other.aliases}, versions=versions, origin=origin)
+        passes = [recipe.pass_rows for recipe in (self, other) if recipe.pass_rows is not None]
+        aliases = {**self.aliases, **other.aliases}
+        return replace(
+            self, aliases=aliases, versions=versions, origin=origin, pass_rows=min(passes) if passes else None
+        )
 
 
 def _refuse_constant(name: str) -> None:

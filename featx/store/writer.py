@@ -155,6 +155,7 @@ class StoreWriter:
             start, stop = entry["groups"]
             images = self._images(start, stop)
             self._sums.take_up(start, stop, entry["sums"])
+            self._saw_passes_of(entry.get("pass_rows"))
             digests = np.frombuffer(bytes.fromhex(entry["digests"]), np.uint8)
             self.digests[images.start : images.stop] = digests.reshape(-1, 16)
             for group in range(start, stop):
@@ -176,7 +177,9 @@ class StoreWriter:
         """Of groups start to stop."""
         return range(start * GROUP_ROWS, min(stop * GROUP_ROWS, len(self.todo)))
 
-    def write(self, indices: np.ndarray, rows: Mapping[str, np.ndarray], digests: np.ndarray) -> None:
+    def write(
+        self, indices: np.ndarray, rows: Mapping[str, np.ndarray], digests: np.ndarray, pass_rows: int | None = None
+    ) -> None:
         """Write the rows of some images.
 
         Parameters
@@ -184,6 +187,7 @@ class StoreWriter:
         indices : (m,) increasing positions in the run, none of them written before
         rows : {layer: (m, ...)} for every layer
         digests : (m, 16) uint8, content digests
+        pass_rows : images of the forward pass, where they are fewer than the recipe's batch
 
         Raises
         ------
@@ -210,8 +214,14 @@ class StoreWriter:
                     self._sums.add(name, int(indices[start]), part)
                 self._unsynced += values.nbytes
             self.digests[indices] = digests
+            self._saw_passes_of(pass_rows)
             self.todo[indices] = False
             self._sync_if_due()
+
+    def _saw_passes_of(self, rows: int | None) -> None:
+        known = self.recipe.pass_rows
+        if rows is not None and (known is None or rows < known):
+            self.recipe = replace(self.recipe, pass_rows=rows)
 
     def fail(self, failures: Mapping[int, ImageError]) -> None:
         """Declare that some images have no rows: {position: ImageError}."""
@@ -262,7 +272,8 @@ class StoreWriter:
             start, stop = int(run[0]), int(run[-1]) + 1
             images = self._images(start, stop)
             self._sums.complete(start, stop)
-            yield {
+            passes = {} if self.recipe.pass_rows is None else {"pass_rows": self.recipe.pass_rows}
+            yield passes | {
                 "groups": [start, stop],
                 "digests": self.digests[images.start : images.stop].tobytes().hex(),
                 "sums": self._sums.told(start, stop),

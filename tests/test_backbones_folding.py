@@ -1,4 +1,4 @@
-"""Folded batch norms leave the function as it was; a fast number type is used where it is faster and close."""
+"""Folded batch norms leave the function as it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from featx.backbones import Backbone, Preprocessing, TappedNetwork, precision, resolve_taps
+from featx.backbones import Backbone, Preprocessing, TappedNetwork, resolve_taps
 from featx.backbones.folding import fold_batch_norms
 
 SMALL = Preprocessing(crop=(32, 32), resize=32)
@@ -129,65 +129,3 @@ def test_a_tapped_convolution_keeps_its_own_output():
         norm = net[1](conv)
         for name, expected in (("0:none", conv), ("1:none", norm), ("2:none", norm.relu())):
             torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.fixture
-def small() -> tuple[Backbone, list]:
-    net = seeded(lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
-    made = Backbone(net, preprocessing=SMALL)
-    return made, resolve_taps(made, ["1", "3"], "max")[0]
-
-
-def decide(monkeypatch, small, fast_seconds: float, error: float, rows=(0,)) -> tuple[str, float | None]:
-    """Float32 takes one second; bfloat16 takes `fast_seconds` and is off by `error` in some rows of one tap."""
-    made, taps = small
-
-    def timed(network, batch, device):
-        exact = TappedNetwork(made, taps, CPU, "float32")(batch)
-        values = {name: value.clone() for name, value in exact.items()}  # inference tensors cannot be changed
-        if network._type == torch.float32:
-            return values, 1.0
-        last = taps[-1].name
-        values[last][list(rows)] *= 1 + error
-        return values, fast_seconds
-
-    monkeypatch.setattr(precision, "_timed", timed)
-    return precision.decide_precision(made, taps, CPU, pixels())
-
-
-def test_a_faster_and_close_type_is_used_and_its_error_recorded(monkeypatch, small):
-    chosen, error = decide(monkeypatch, small, fast_seconds=0.5, error=0.01)
-    assert chosen == "bfloat16" and error == pytest.approx(0.01, rel=1e-3)
-
-
-@pytest.mark.parametrize("fast_seconds", [1.5, 1.0, 0.95])
-def test_a_type_that_is_not_clearly_faster_is_not_used(monkeypatch, small, fast_seconds):
-    assert decide(monkeypatch, small, fast_seconds, error=0.0) == ("float32", None)
-
-
-@pytest.mark.parametrize("error, chosen", [(0.019, "bfloat16"), (0.021, "float32"), (float("nan"), "float32")])
-@pytest.mark.parametrize("row", [0, 3])
-def test_every_row_of_every_tap_must_be_within_two_percent(monkeypatch, small, error, chosen, row):
-    assert decide(monkeypatch, small, 0.1, error, rows=[row])[0] == chosen
-
-
-def test_overflowing_rows_are_not_within_anything(monkeypatch, small):
-    assert decide(monkeypatch, small, 0.1, float("inf"))[0] == "float32"
-
-
-def test_the_decision_runs_the_real_networks(small):
-    made, taps = small
-    chosen, error = precision.decide_precision(made, taps, CPU, pixels())
-    assert (chosen, error is None) in {("float32", True), ("bfloat16", False)}
-    assert error is None or 0 < error <= precision.TOLERANCE
-
-
-@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-def test_fast_types_give_float32_rows_near_the_exact_ones(small, kind):
-    made, taps = small
-    exact = TappedNetwork(made, taps, CPU, "float32")(pixels())
-    fast = TappedNetwork(made, taps, CPU, kind)(pixels())
-    for name, values in fast.items():
-        assert values.dtype == torch.float32
-        distance = (values - exact[name]).norm(dim=1) / exact[name].norm(dim=1)
-        assert 0 < distance.max() <= 0.02

@@ -1,0 +1,113 @@
+"""A backbone and its taps in; the function from pixels to the rows of every tap out, eager or compiled."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from featx.backbones.backbone import Backbone
+from featx.backbones.pools import Pool, Tap
+from featx.backbones.trace import trace_of
+from featx.errors import BackboneError
+
+EAGER, COMPILED = "eager, batch norms folded", "compiled, batch norms folded"
+
+
+class TappedNetwork:
+    """Pixels in, rows of every tap out, in one forward pass.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    taps : the taps to compute; nothing deeper than the deepest of them is computed
+    device : where to
+    precision : "float32", "bfloat16" or "float16"; pooling is float32 in all of them
+    engine : EAGER, or COMPILED by inductor, with frozen weights, for the number of images of the first call
+
+    Raises
+    ------
+    BackboneError
+        In the first call: the network cannot be compiled here.
+    """
+
+    def __init__(
+        self, backbone: Backbone, taps: Sequence[Tap], device: torch.device, precision: str, engine: str = EAGER
+    ) -> None:
+        self.precision, self.engine = precision, engine
+        self._names = [tap.name for tap in taps]
+        self._device, self._type = device, getattr(torch, precision)
+        network = trace_of(backbone).tapped([tap.node for tap in taps], [Pool(tap) for tap in taps])
+        self._network = network.to(device, self._type).requires_grad_(False)
+        for parameter in self._network.parameters():
+            if parameter.dim() == 4:  # convolutions on channels-last memory are half as fast again on a CPU
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        self._normalised = _Normalised(self._network, backbone, self._type).to(device)
+        self._compiled = False
+
+    def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """(b, h, w, 3) uint8, or (b, 3, h, w) float, normalised -> {tap name: (b, *shape) float32, on the device}."""
+        pixels = pixels.to(self._device, non_blocking=True)
+        with torch.no_grad() if self.engine == COMPILED else torch.inference_mode(), _exact(self._device):
+            if pixels.is_floating_point():
+                rows = self._network(pixels.to(self._type))
+            elif self.engine == COMPILED and not self._compiled:
+                rows = self._compile(pixels)
+            else:
+                rows = self._normalised(pixels)
+        return dict(zip(self._names, rows, strict=True))
+
+    def _compile(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        torch._dynamo.reset()  # the networks of earlier runs count against a limit of recompilations
+        try:
+            with _quiet_compiler():
+                # dynamic: no; a batch has one size, and code for it alone is the fastest
+                self._normalised.compile(dynamic=False, fullgraph=True, options={"freezing": True})
+                rows = self._normalised(pixels)
+        except Exception as error:  # no compiler, one that fails, an operation that inductor does not know: many types
+            raise BackboneError(
+                f"the network cannot be compiled here ({type(error).__name__}); is there a C++ compiler? "
+                "engine='eager' needs none"
+            ) from error
+        self._compiled = True
+        return rows
+
+
+class _Normalised(nn.Module):
+    """The network behind the arithmetic of its preprocessing, which a compiler joins with the first layer."""
+
+    def __init__(self, network: nn.Module, backbone: Backbone, number_type: torch.dtype) -> None:
+        super().__init__()
+        self._network, self._type = network, number_type
+        self._normalise = backbone.preprocessing.normalise
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self._network(self._normalise(pixels).to(self._type))
+
+
+@contextlib.contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """float32 means float32: on a GPU, cuDNN's convolutions would be TF32 by default."""
+    if device.type != "cuda":
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_compiler() -> Iterator[None]:
+    """What a compiler says of the machine is not for the user of the network."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,187 @@
+"""A layer's output in, one row an image out, on the device: what crosses the bus is already small.
+
+A pool is written "avg", or "flatten~512": pooled, and then projected at random to 512 numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from featx.errors import LayerError, nearest
+
+POOLS = ("avg", "max", "gem", "spp", "cls", "tokens", "flatten", "none")
+GEM_POWER = 3
+SPP_SIDES = (1, 2, 4)
+PROJECTION_SEED = 0
+_GATHERED = 2**24  # numbers that a projection holds at once
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A layer and how it is pooled.
+
+    layout : "bchw", "bhwc" (Swin), "btc" (tokens) or "bd": what the layer's output is
+    shape : of one image's row, after pooling and projection
+    prefix : tokens of a "btc" layer that are no place in the image, class token first
+    projected : numbers of a row before its projection, or None
+    """
+
+    node: str
+    pool: str
+    layout: str
+    shape: tuple[int, ...]
+    prefix: int = 0
+    projected: int | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.node}:{self.pool}" + (f"~{self.shape[0]}" if self.projected else "")
+
+    @classmethod
+    def of(cls, node: str, pool: str, output: tuple[int, ...], prefix_tokens: int = 0) -> Tap:
+        """The tap of a node whose output for one image has this shape, (c, h, w), (h, w, c), (t, c) or (d,).
+
+        Images are square, so the two equal sides are the plane; where all three agree, channels come first. Tokens are
+        a square and the network's `prefix_tokens`, or have no prefix.
+
+        Raises
+        ------
+        LayerError
+            The pool is not one, or the layer has not what it needs.
+        """
+        kind, _, width = pool.partition("~")
+        if kind not in POOLS or not re.fullmatch(r"\w+(~[1-9]\d{0,6})?", pool):
+            raise LayerError(
+                f"pool {pool!r} is not one of {', '.join(POOLS)}, or one with '~512'{nearest(kind, POOLS)}"
+            )
+        prefix = 0
+        if len(output) == 3:
+            channels_last = output[0] == output[1] != output[2]
+            layout, channels = ("bhwc", output[2]) if channels_last else ("bchw", output[0])
+            places = math.prod(output) // channels
+        elif len(output) == 2:
+            layout, (places, channels) = "btc", output
+            prefix = prefix_tokens if places - math.isqrt(places) ** 2 == prefix_tokens else 0
+            places -= prefix
+        else:
+            layout, channels, places, kind = "bd", math.prod(output), 1, "none"  # there is nothing to pool
+        if kind == "cls" and not prefix:
+            raise LayerError(f"pool 'cls' takes the class token, and layer {node!r} has none; 'avg' is the mean")
+        if kind == "tokens" and layout == "bchw":
+            raise LayerError(f"pool 'tokens' is the mean of tokens, and layer {node!r} has a plane of channels: 'avg'")
+        if kind == "spp" and layout == "btc" and math.isqrt(places) ** 2 != places:
+            raise LayerError(f"pool 'spp' needs a plane; the {places} tokens of layer {node!r} are no square")
+        flat = (math.prod(output),)
+        shape = {"flatten": flat, "none": output, "spp": (channels * sum(side**2 for side in SPP_SIDES),)}.get(
+            kind, (channels,)
+        )
+        d = math.prod(shape)
+        if not width or int(width) >= d:  # what is narrow enough stays as it is
+            return cls(node, kind, layout, shape, prefix)
+        return cls(node, kind, layout, (int(width),), prefix, d)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a recipe."""
+        said: dict[str, Any] = {"node": self.node, "pool": self.pool, "layout": self.layout, "shape": list(self.shape)}
+        if self.prefix:
+            said["prefix"] = self.prefix
+        if self.projected:
+            said |= {"projected": self.projected, "seed": PROJECTION_SEED}
+        return said
+
+    @classmethod
+    def from_dict(cls, said: dict[str, Any]) -> Tap:
+        added = said.get("prefix", 0), said.get("projected")
+        return cls(said["node"], said["pool"], said["layout"], tuple(said["shape"]), *added)
+
+
+class Pool(nn.Module):
+    """A layer's output -> its rows: (b, ...) in any float type -> (b, *shape) float32.
+
+    "avg", "max" : over the plane, or over all tokens
+    "gem" : generalised mean, (mean x^3)^(1/3) of x clamped at 1e-6 (Radenovic et al. 2018, "Fine-tuning CNN image
+        retrieval with no human annotation", eq. 3)
+    "spp" : spatial pyramid, the maxima of 1 x 1, 2 x 2 and 4 x 4 parts of the plane (He et al. 2014, section 2.2); for
+        each side in turn (c, side, side), flattened
+    "cls" : the class token
+    "tokens" : the mean of the tokens that are places of the image, without class token and registers
+    "flatten", "none" : all of it, as one row or in its shape
+    """
+
+    def __init__(self, tap: Tap) -> None:
+        super().__init__()
+        self._pool, self._layout, self._prefix = tap.pool, tap.layout, tap.prefix
+        self._over = {"bchw": (2, 3), "bhwc": (1, 2), "btc": (1,)}.get(tap.layout, ())
+        self._project = None if tap.projected is None else _Projection(tap.projected, tap.shape[0])
+
+    def forward(self, output: torch.Tensor) -> torch.Tensor:
+        rows = self._pooled(output.float())
+        return rows if self._project is None else self._project(rows.flatten(1))
+
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        match self._pool:
+            case "avg":
+                return x.mean(self._over)
+            case "max":
+                return x.amax(self._over)
+            case "gem":
+                return x.clamp_min(1e-6).pow(GEM_POWER).mean(self._over).pow(1 / GEM_POWER)
+            case "spp":
+                plane = self._plane(x)
+                return torch.cat([F.adaptive_max_pool2d(plane, side).flatten(1) for side in SPP_SIDES], 1)
+            case "cls":
+                return x[:, 0].clone()
+            case "tokens":
+                return x[:, self._prefix :].mean(self._over)
+            case "flatten":  # a copy: what follows in the network may work in place
+                return x.flatten(1).clone()
+        return x.clone()
+
+    def _plane(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, c, h, w)"""
+        if self._layout == "bhwc":
+            return x.permute(0, 3, 1, 2)
+        if self._layout == "btc":
+            places = x[:, self._prefix :].transpose(1, 2)
+            side = math.isqrt(places.shape[2])
+            return places.reshape(*places.shape[:2], side, side)
+        return x
+
+
+class _Projection(nn.Module):
+    """(b, d) -> (b, k): each of the k numbers is a sum of sqrt(d) of the d, drawn at random, with random signs.
+
+    The very sparse projection of Li, Hastie and Church (2006, KDD), with as many terms in every sum; scaled by
+    sqrt(d / (k sqrt(d))), so that squared lengths are kept on average. Drawn from Philox's raw output, which is
+    the same everywhere and in every version of NumPy.
+    """
+
+    _places: torch.Tensor
+    _signs: torch.Tensor
+
+    def __init__(self, d: int, k: int) -> None:
+        super().__init__()
+        shape = k, math.isqrt(d)
+        raw = np.random.Philox(key=PROJECTION_SEED).random_raw(math.prod(shape)).reshape(shape)
+        places = ((raw >> np.uint64(1)) % np.uint64(d)).astype(np.int64)
+        signs = (raw & np.uint64(1)).astype(np.int8) * 2 - 1
+        self.register_buffer("_places", torch.from_numpy(places), persistent=False)  # (k, s)
+        self.register_buffer("_signs", torch.from_numpy(signs), persistent=False)  # (k, s), whole: no type changes them
+        self._scale = math.sqrt(d / (k * shape[1]))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        k, terms = self._places.shape
+        step = max(1, _GATHERED // (len(rows) * terms))
+        sums = []
+        for at in range(0, k, step):
+            gathered = rows[:, self._places[at : at + step].flatten()].unflatten(1, (-1, terms))
+            sums.append((gathered * self._signs[at : at + step]).sum(2))
+        return torch.cat(sums, 1) * self._scale

@@ -1,0 +1,101 @@
+"""A recipe in, its network out, built once; batches in, their rows on the way from the device out.
+
+Beneath `forward`, which joins it to images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from featx.backbones import Preprocessing, Tap, TappedNetwork, recall
+from featx.errors import FeatxError
+from featx.images import Batch
+from featx.store import Recipe
+
+
+class Rows(NamedTuple):
+    """{tap name: (b, ...)} on its way from the device, and how many images a pass computed it.
+
+    arrived : None, or a CUDA event that is recorded behind the copies
+    """
+
+    values: dict[str, torch.Tensor]
+    arrived: Any
+    pass_rows: int
+
+
+class Passes:
+    """Batches through the network: in one pass each; in halves, quarters ... where a GPU's memory does not suffice.
+
+    rows : images a pass
+    """
+
+    def __init__(self, network: TappedNetwork, rows: int, on_gpu: bool) -> None:
+        self._network, self._rows, self._on_gpu = network, rows, on_gpu
+
+    def start(self, batch: Batch) -> Rows:
+        """Send a batch to the device, and its rows back; on a GPU this does not wait for them.
+
+        Raises
+        ------
+        FeatxError
+            Not even one image fits.
+        """
+        if not batch.digests:
+            return Rows({}, None, self._rows)
+        pixels = torch.from_numpy(batch.pixels)
+        while True:
+            try:
+                parts = [self._network(part) for part in pixels.split(self._rows)]
+                break
+            except torch.OutOfMemoryError as error:
+                if self._rows == 1:
+                    raise FeatxError("the GPU's memory does not hold one image's forward pass; device='cpu'") from error
+                self._rows = -(-self._rows // 2)
+                torch.cuda.empty_cache()
+        values = {name: torch.cat([part[name] for part in parts]) if parts[1:] else parts[0][name] for name in parts[0]}
+        if not self._on_gpu:
+            return Rows(values, None, self._rows)
+        host = {name: torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True) for name, rows in values.items()}
+        for name, rows in values.items():
+            host[name].copy_(rows, non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+        return Rows(host, arrived, self._rows)
+
+
+def pinned(shape: tuple[int, ...]) -> np.ndarray:
+    """Memory that a GPU copies from by itself, while the next batch is decoded."""
+    return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+_networks: OrderedDict[str, TappedNetwork] = OrderedDict()
+_MOST_NETWORKS = 2
+
+
+def _key(recipe: Recipe, device: str) -> str:
+    decides = [recipe.backbone, recipe.weights_sha256, recipe.preprocessing, recipe.taps, recipe.engine]
+    return json.dumps([*decides, recipe.precision, recipe.batch_size, recipe.threads, device])
+
+
+def keep(recipe: Recipe, device: str, network: TappedNetwork) -> None:
+    """Remember a recipe's network; the last few are."""
+    _networks[_key(recipe, device)] = network
+    while len(_networks) > _MOST_NETWORKS:
+        _networks.popitem(last=False)
+
+
+def network_of(recipe: Recipe, place: torch.device) -> TappedNetwork:
+    """Built once for a run, and for the calls that follow each other in a session of predictions."""
+    if (key := _key(recipe, place.type)) not in _networks:
+        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+        backbone = recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing)
+        taps = [Tap.from_dict(tap) for tap in recipe.taps.values()]
+        keep(recipe, place.type, TappedNetwork(backbone, taps, place, recipe.precision, recipe.engine))
+    _networks.move_to_end(key)
+    return _networks[key]

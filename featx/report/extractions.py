@@ -1,0 +1,104 @@
+"""A planned extraction in; what it will compute, how large it is and how far, as a table or as JSON lines, out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.table import Table
+
+from featx.errors import readable
+from featx.extraction import Plan
+from featx.progress import Progress
+from featx.store import FeatureStore
+
+_SECONDS_BETWEEN_LINES = 1.0
+
+
+def plan_table(plan: Plan, seconds: float | None) -> Table:
+    """What a run will compute, bytes of every layer and of all, and the time.
+
+    Parameters
+    ----------
+    seconds : an estimate of the run's time, if there is one
+    """
+    recipe, n = plan.recipe, len(plan.images.ids)
+    passed_over = f", {plan.images.passed_over:,} other files passed over" if plan.images.passed_over else ""
+    kept = f", {plan.n_kept:,} of them done" if plan.n_kept else ""
+    how = f"{recipe.precision}, {recipe.engine}, batches of {recipe.batch_size:,}, on {recipe.device}"
+    error = f" (at most {recipe.precision_error:.2%} off float32)" if recipe.precision_error is not None else ""
+    title = f"{n:,} images{kept}{passed_over}, {recipe.backbone}\n{how}{error}"
+    table = Table(title=title, title_justify="left", show_footer=True)
+    free = readable(shutil.disk_usage(plan.output.absolute().parent).free)
+    table.add_column("layer", footer=f"all, of {free} free")
+    table.add_column("row")
+    table.add_column("bytes an image", justify="right", footer=readable(plan.nbytes / n))
+    table.add_column("all images", justify="right", footer=readable(plan.nbytes))
+    for name, tap in recipe.taps.items():
+        size = plan.sizes[name]
+        table.add_row(name, " x ".join(f"{side:,}" for side in tap["shape"]), readable(size / n), readable(size))
+    if plan.is_done:
+        table.caption = f"{plan.output} is there already, and is this"
+    elif seconds is not None:
+        table.caption = f"about {spoken(seconds)}"
+    table.caption_justify = "left"
+    return table
+
+
+def spoken(seconds: float) -> str:
+    """ "2 min 10 s" """
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class ExtractionLines:
+    """The same, and what comes of it, as one JSON object a line with the key "event": "plan", "progress", "done".
+
+    Parameters
+    ----------
+    plan : Plan
+    say : takes a line
+    """
+
+    def __init__(self, plan: Plan, say: Callable[[str], Any]) -> None:
+        self._plan, self._say, self._said_at = plan, say, float("-inf")
+
+    def plan(self, seconds: float | None) -> None:
+        plan, recipe = self._plan, self._plan.recipe
+        self._tell(
+            "plan",
+            output=str(plan.output),
+            images=len(plan.images.ids),
+            done=plan.n_kept,
+            backbone=recipe.backbone,
+            precision=recipe.precision,
+            engine=recipe.engine,
+            batch_size=recipe.batch_size,
+            device=recipe.device,
+            layers={name: {"shape": tap["shape"], "bytes": plan.sizes[name]} for name, tap in recipe.taps.items()},
+            bytes=plan.nbytes,
+            seconds=None if seconds is None else round(seconds, 3),
+        )
+
+    def progress(self, now: Progress) -> None:
+        """At most once a second, and at the end."""
+        if time.monotonic() - self._said_at >= _SECONDS_BETWEEN_LINES or now.done == now.total:
+            self._said_at = time.monotonic()
+            self._tell("progress", **{name: round(value, 3) for name, value in now._asdict().items()})
+
+    def result(self, store: FeatureStore) -> None:
+        self._tell(
+            "done",
+            output=str(store.path),
+            images=len(store),
+            failures=[failure._asdict() for failure in store.failures],
+            layers=list(store.layers),
+        )
+
+    def _tell(self, event: str, **said: Any) -> None:
+        self._say(json.dumps({"event": event, **said}, ensure_ascii=False))

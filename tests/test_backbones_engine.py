@@ -1,0 +1,179 @@
+"""A faster way to run a network is used where it is faster and close; compiled is the same function as eager."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from featx.backbones import (
+    COMPILED,
+    EAGER,
+    Backbone,
+    Preprocessing,
+    TappedNetwork,
+    choose,
+    engine,
+    network,
+    resolve_taps,
+)
+from featx.errors import BackboneError
+
+SMALL = Preprocessing(crop=(32, 32), resize=32)
+CPU = torch.device("cpu")
+
+
+def pixels(n: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Backbone, list]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    made = Backbone(net, preprocessing=SMALL)
+    return made, resolve_taps(made, ["2", "4"], "max")[0]
+
+
+class Pretended:
+    """A network that takes as long, and is as far off in some rows of its last tap, as is said."""
+
+    def __init__(self, made, precision: str, way: str, error: float = 0.0, rows=(0,)) -> None:
+        self.precision, self.engine, self._error, self._rows = precision, way, error, list(rows)
+        self._exact = TappedNetwork(*made, CPU, "float32")
+
+    def __call__(self, given: torch.Tensor) -> dict[str, torch.Tensor]:
+        values = {name: value.clone() for name, value in self._exact(given).items()}
+        list(values.values())[-1][self._rows] *= 1 + self._error
+        return values
+
+
+Way = tuple[str, str]
+
+
+def choice(monkeypatch, made, seconds: dict[Way, float], errors: dict[Way, float] | None = None, n_rows=4, **options):
+    """What is chosen where the ways that are named take so many seconds; the others do not compile."""
+    built: list[Way] = []
+
+    def build(precision: str, way: str) -> Pretended:
+        if (precision, way) not in seconds:
+            raise BackboneError("no compiler")
+        built.append((precision, way))
+        error = (errors or {}).get((precision, way), 0.0)
+        return Pretended(made, precision, way, error, options.get("rows", (0,)))
+
+    def timed(way, given, n):
+        return engine._rows(way, given, n), seconds[way.precision, way.engine]
+
+    monkeypatch.setattr(engine, "_timed", timed)
+    asked = {"precision": options.get("precision", "auto"), "engine": options.get("engine", "auto")}
+    return choose(build, pixels(), n_rows, options.get("n_batches", 1), **asked), built
+
+
+SLOW, FAST = ("float32", EAGER), ("bfloat16", EAGER)
+COMPILED_SLOW, COMPILED_FAST = ("float32", COMPILED), ("bfloat16", COMPILED)
+
+
+def chosen(found) -> Way:
+    return found.precision, found.engine
+
+
+def test_a_faster_and_close_type_is_used_and_its_error_recorded(monkeypatch, small):
+    found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.5}, {FAST: 0.01})
+    assert chosen(found) == FAST and found.error == pytest.approx(0.01, rel=1e-3) and found.batch_seconds == 0.5
+
+
+@pytest.mark.parametrize("seconds", [1.5, 1.0, 0.95])
+def test_a_type_that_is_not_clearly_faster_is_not_used(monkeypatch, small, seconds):
+    found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: seconds})
+    assert chosen(found) == SLOW and found.error is None
+
+
+@pytest.mark.parametrize("error, expected", [(0.019, FAST), (0.021, SLOW), (float("nan"), SLOW), (float("inf"), SLOW)])
+@pytest.mark.parametrize("row", [0, 3])
+def test_every_row_of_every_tap_must_be_within_two_percent(monkeypatch, small, error, expected, row):
+    found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: error}, rows=[row])
+    assert chosen(found) == expected
+
+
+def test_padding_is_not_looked_at(monkeypatch, small):
+    found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: 0.5}, n_rows=3, rows=[3])
+    assert chosen(found) == FAST
+
+
+@pytest.mark.parametrize("n_batches, expected", [(60, SLOW), (90, COMPILED_SLOW)])  # a third of a second saved in each
+def test_long_runs_are_compiled(monkeypatch, small, n_batches, expected):
+    seconds = {SLOW: 1.0, COMPILED_SLOW: 0.5}
+    found, _ = choice(monkeypatch, small, seconds, precision="float32", n_batches=n_batches)
+    assert chosen(found) == expected and found.batch_seconds == seconds[expected]
+
+
+def test_long_runs_use_the_fast_type_compiled(monkeypatch, small):
+    seconds = {SLOW: 1.0, FAST: 0.9, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
+    found, built = choice(monkeypatch, small, seconds, {FAST: 0.004, COMPILED_FAST: 0.005}, n_batches=100)
+    assert chosen(found) == COMPILED_FAST and found.error == pytest.approx(0.005, rel=1e-3)
+    assert COMPILED_SLOW not in built  # which would take as long to compile
+
+
+def test_a_type_that_is_off_is_not_compiled_at_all(monkeypatch, small):
+    seconds = {SLOW: 1.0, FAST: 0.2, COMPILED_SLOW: 0.6}
+    found, built = choice(monkeypatch, small, seconds, {FAST: 0.03}, n_batches=100)
+    assert chosen(found) == COMPILED_SLOW and COMPILED_FAST not in built
+
+
+def test_compiled_rows_that_are_off_or_come_later_are_not_used(monkeypatch, small):
+    for errors, seconds in (({COMPILED_SLOW: 2e-4}, 0.5), ({}, 1.1)):
+        given = {SLOW: 1.0, COMPILED_SLOW: seconds}
+        assert chosen(choice(monkeypatch, small, given, errors, precision="float32", n_batches=100)[0]) == SLOW
+
+
+def test_without_a_compiler_the_network_runs_eager(monkeypatch, small):
+    assert chosen(choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.5}, n_batches=100)[0]) == FAST
+    assert chosen(choice(monkeypatch, small, {SLOW: 1.0, FAST: 1.0}, n_batches=100)[0]) == SLOW
+    with pytest.raises(BackboneError, match="no compiler"):
+        choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.5}, engine=COMPILED)
+
+
+def test_the_choice_runs_the_real_networks(small):
+    found = choose(lambda p, w: TappedNetwork(*small, CPU, p, w), pixels(), 4, 1, precision="auto", engine="auto")
+    assert (found.precision, found.error is None) in {("float32", True), ("bfloat16", False)}
+    assert found.error is None or 0 < found.error <= engine.TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_fast_types_give_float32_rows_near_the_exact_ones(small, kind):
+    exact = TappedNetwork(*small, CPU, "float32")(pixels())
+    for name, values in TappedNetwork(*small, CPU, kind)(pixels()).items():
+        assert values.dtype == torch.float32
+        distance = (values - exact[name]).norm(dim=1) / exact[name].norm(dim=1)
+        assert 0 < distance.max() <= 0.02
+
+
+def test_pixels_and_what_their_normalisation_gives_are_the_same_to_it(small):
+    tapped = TappedNetwork(*small, CPU, "float32")
+    for name, values in tapped(pixels()).items():
+        assert torch.equal(values, tapped(SMALL.normalise(pixels()))[name])
+
+
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
+def test_compiled_is_the_same_function_and_gives_the_same_bytes_each_time(small, precision, tolerance, capfd):
+    eager = TappedNetwork(*small, CPU, precision)(pixels())
+    compiled = TappedNetwork(*small, CPU, precision, COMPILED)
+    first = compiled(pixels())
+    again = TappedNetwork(*small, CPU, precision, COMPILED)(pixels())
+    for name, values in first.items():
+        distance = (values - eager[name]).norm(dim=1) / eager[name].norm(dim=1)
+        assert distance.max() <= tolerance
+        assert torch.equal(values, compiled(pixels())[name]) and torch.equal(values, again[name])
+        assert not torch.equal(values, compiled(pixels(seed=1))[name])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_cannot_be_compiled_says_so(small, monkeypatch):
+    def no_compiler(*_, **__):
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(network._Normalised, "compile", no_compiler)
+    with pytest.raises(BackboneError, match="cannot be compiled here.*C\\+\\+ compiler.*engine='eager' needs none"):
+        TappedNetwork(*small, CPU, "float32", COMPILED)(pixels())
