@@ -77,9 +77,10 @@ def _print(*things: object) -> None:
     from rich.console import Console
 
     # what is piped or logged is not cut at a screen's 80 columns
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=140)
+    width = None if sys.stdout.isatty() else 140
+    console = Console(highlight=False, markup=False, emoji=False, width=width)  # "blocks.5:gem:" is no jewel
     for thing in things:
-        console.print(thing, markup=False, soft_wrap=True) if isinstance(thing, str) else console.print(thing)
+        console.print(thing, soft_wrap=isinstance(thing, str))
 
 
 @app.callback(invoke_without_command=True)

@@ -1,5 +1,5 @@
-"""Images in, a finished store out: `extract` joins the stream of rows to the writer. Not extract.py: that name is
-the function's.
+"""Images in, a finished store out: `plan` decides, `Plan.run` joins the stream of rows to the writer. Not extract.py:
+that name is the function's. Long, since two public functions say what every one of their options means.
 """
 
 from __future__ import annotations
@@ -8,8 +8,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from torch import nn
 
 from featx.backbones import COMPILED, Backbone
 from featx.errors import ContradictionWarning, NonFiniteWarning, UnreadableImagesWarning, listed
-from featx.forward import Block, measure, settle, stream
-from featx.images import Collection, changed, collect
+from featx.forward import measure, settle, stream
+from featx.images import Collection, collect
+from featx.parts import parts
 from featx.progress import Clock, Progress, shown
 from featx.reuse import Old, look, refuse_another_run, refuse_changed
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, refuse_running, refuse_unwritable, unfinished
@@ -313,78 +313,12 @@ class Plan:
             if old is not None:
                 old.copy_rows(writer)
             clock = Clock(writer.todo, show)
-            for part in _parts(writer, old):
+            for part in parts(writer, old):
                 todo = part.todo.copy()
                 blocks = stream(images.images, part.recipe, device=self._device, workers=self._workers, todo=todo)
                 part.write_all(blocks, clock)
             writer.finish()
         return FeatureStore(output)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Images that go through the same layers: all of them, or those that an old store lacks.
-
-    todo : (n,) bool
-    """
-
-    writer: StoreWriter
-    recipe: Recipe
-    todo: np.ndarray
-    old: Old | None
-
-    def write_all(self, blocks: Iterable[Block], clock: Clock) -> None:
-        """Write blocks while the next ones are computed."""
-        with ThreadPoolExecutor(1, thread_name_prefix="featx-write") as thread:
-            writing: Future[None] | None = None
-            for block in blocks:
-                if writing is not None:
-                    writing.result()
-                    clock.tick(len(self.writer.failures))
-                writing = thread.submit(self.write, block)
-            if writing is not None:
-                writing.result()
-                clock.tick(len(self.writer.failures))
-
-    def write(self, block: Block) -> None:
-        """Write a block's rows and failures; of images that are to be done, since a batch may hold others."""
-        failures = {i: error for i, error in block.failures.items() if self.todo[i]}
-        indices = block.indices[self.todo[block.indices]]
-        if self.old is not None and len(indices):
-            then = self.old.digests(indices)
-            for i, digest in zip(indices.tolist(), then, strict=True):
-                if block.digests[i] != digest:
-                    failures[i] = changed()
-            indices = np.setdiff1d(indices, list(failures))
-        if len(indices):
-            here = np.isin(block.indices, indices)
-            rows = {name: values[here] for name, values in block.rows.items()}
-            if self.old is not None:
-                rows |= self.old.take(indices)
-            digests = np.frombuffer(b"".join(block.digests[i] for i in indices.tolist()), np.uint8)
-            halved = block.pass_rows if block.pass_rows < self.recipe.batch_size else None
-            self.writer.write(indices, rows, digests.reshape(-1, 16), halved)
-        self.writer.fail(failures)
-
-
-def _parts(writer: StoreWriter, old: Old | None) -> Iterator[_Part]:
-    """What is still to do: images without rows through all layers, then the others through the layers that are new."""
-    fresh = writer.todo.copy() if old is None else writer.todo & ~old.has
-    if fresh.any():
-        yield _Part(writer, writer.recipe, fresh, None)
-    if old is not None and writer.todo.any():
-        yield _Part(writer, writer.recipe.some(old.new_layers), writer.todo.copy(), old)
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many threads of the forward pass as were recorded: they decide the last bits of the numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _warn(store: FeatureStore, n: int) -> None:
@@ -414,3 +348,14 @@ def _warn(store: FeatureStore, n: int) -> None:
             ContradictionWarning,
             stacklevel=3,
         )
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """As many threads of the forward pass as were recorded: they decide the last bits of the numbers."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

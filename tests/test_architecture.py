@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "passes": LOW | MIDDLE,
     "forward": LOW | MIDDLE | {"passes"},  # and nobody else imports passes
     "reuse": LOW | {"images", "backbones", "store"},
-    "extraction": LOW | MIDDLE | {"forward", "reuse"},  # and nobody else imports reuse
+    "parts": LOW | MIDDLE | {"forward", "reuse"},
+    "extraction": LOW | MIDDLE | {"forward", "reuse", "parts"},  # and nobody else imports reuse and parts
     "learn": LOW | MIDDLE | {"forward"},
     **{room: LOW | MIDDLE | {"forward", "extraction", "learn"} for room in ("report", "transfer", "scale")},
     "demo": LOW | MIDDLE | {"forward", "extraction", "learn", "report"},  # it uses featx as a notebook would
