@@ -135,6 +135,13 @@ def test_without_a_compiler_the_network_runs_eager(monkeypatch, small):
         choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.5}, engine=COMPILED)
 
 
+def test_a_type_that_the_machine_is_not_made_for_is_given_up_soon(monkeypatch, small):
+    found, built = choice(
+        monkeypatch, small, {SLOW: 1.0, FAST: 3.1, COMPILED_SLOW: 0.6, COMPILED_FAST: 0.1}, n_batches=100
+    )
+    assert chosen(found) == COMPILED_SLOW and COMPILED_FAST not in built
+
+
 def test_the_choice_runs_the_real_networks(small):
     found = choose(lambda p, w: TappedNetwork(*small, CPU, p, w), pixels(), 4, 1, precision="auto", engine="auto")
     assert (found.precision, found.error is None) in {("float32", True), ("bfloat16", False)}

@@ -1,4 +1,4 @@
-"""Every pool is what its formula says, on planes, channels-last planes, tokens and vectors; a projection keeps lengths."""
+"""Every pool is what its formula says, on planes, channels-last ones, tokens, vectors; a projection keeps lengths."""
 
 from __future__ import annotations
 
@@ -148,6 +148,14 @@ def test_the_first_words_of_the_generator_are_what_they_were():
 def test_what_is_narrow_enough_stays_as_it_is():
     for width in (6, 7, 1000):
         assert Tap.of("layer", f"avg~{width}", (C, 5, 5)) == Tap.of("layer", "avg", (C, 5, 5))
+
+
+def test_a_projection_that_is_too_large_to_hold_is_refused_in_a_line():
+    with pytest.raises(LayerError, match="from 802,816 to 100,000 numbers has too many terms to hold"):
+        Tap.of("layer", "flatten~100000", (64, 112, 112))
+    said = Tap.of("layer", "flatten~64", (C, 5, 5)).to_dict() | {"projected": 2**60}
+    with pytest.raises(LayerError):
+        Tap.from_dict(said)
 
 
 def test_a_projection_keeps_squared_lengths_and_distances_on_average():

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from featx.backbones import Backbone, Preprocessing, Tap, TappedNetwork, describe, resolve_taps
-from featx.errors import BackboneError, LayerError
+from featx.errors import LayerError
 
 SMALL = Preprocessing(crop=(64, 64), resize=64)
 CPU = torch.device("cpu")
@@ -185,10 +185,10 @@ def test_the_weights_behind_the_deepest_tap_are_dropped(resnet):
             SMALL,
             "classifier.1:none",
             "classifier.3",
-            [f"features.{i}" for i in range(1, 12)],
+            [f"features.{i}" for i in (1, 3, 8, 11)],
             (2, 3),
         ),
-        ("convnext_tiny", SMALL, "classifier.1:none", "classifier.2", [f"features.{i}" for i in range(1, 8)], (2, 3)),
+        ("convnext_tiny", SMALL, "classifier.1:none", "classifier.2", [f"features.{i}" for i in (1, 3, 5, 7)], (2, 3)),
         (
             "squeezenet1_1",
             SMALL,
@@ -202,8 +202,7 @@ def test_the_weights_behind_the_deepest_tap_are_dropped(resnet):
             SMALL,
             "flatten:none",
             "classifier",
-            [f"features.{kind}{i}" for i in (1, 2, 3) for kind in ("denseblock", "transition")]
-            + ["features.denseblock4"],
+            [f"features.denseblock{i}" for i in (1, 2, 3, 4)],
             (2, 3),
         ),
         (
@@ -214,7 +213,7 @@ def test_the_weights_behind_the_deepest_tap_are_dropped(resnet):
             [f"blocks.{i}" for i in range(7)],
             (2, 3),
         ),
-        ("timm:vit_tiny_patch16_224", None, "getitem_1:none", "head", [f"blocks.{i}" for i in range(12)], (1,)),
+        ("timm:vit_tiny_patch16_224", None, "getitem_1:none", "head", [f"blocks.{i}" for i in (2, 5, 8, 11)], (1,)),
         (
             "timm:swin_tiny_patch4_window7_224",
             None,
@@ -223,7 +222,7 @@ def test_the_weights_behind_the_deepest_tap_are_dropped(resnet):
             [f"layers.{i}" for i in range(4)],
             (1, 2),
         ),
-        ("swin_t", SMALL, "flatten:none", "head", [f"features.{i}" for i in range(8)], (1, 2)),
+        ("swin_t", SMALL, "flatten:none", "head", [f"features.{i}" for i in (1, 3, 5, 7)], (1, 2)),
     ],
 )
 def test_penultimate_and_stages_of_the_families(name, preprocessing, penultimate, classifier, stages, plane):
@@ -266,7 +265,7 @@ def test_channels_last_and_token_layouts_are_pooled_over_their_plane(layout, pla
 def test_torchvisions_vision_transformer():
     made = backbone("vit_b_16", None)
     taps, aliases = resolve_taps(made, ["stages", "penultimate"], "max")
-    assert len(taps) == 13 and all(tap.layout == "btc" for tap in taps[:-1])
+    assert len(taps) == 5 and all(tap.layout == "btc" for tap in taps[:-1])
     pixels = pixels_for(made, n=1)
     found = TappedNetwork(made, taps, CPU, "float32")(pixels)
     last = "encoder.layers.encoder_layer_11"
@@ -311,7 +310,7 @@ def test_a_misspelt_layer_names_the_nearest_and_what_lists_all(resnet, layer, cl
 
 @pytest.mark.parametrize("layers, pool, got", [("layer1", "agv", "agv"), ("layer1:maxx", "avg", "maxx")])
 def test_a_misspelt_pool_names_those_there_are(resnet, layers, pool, got):
-    with pytest.raises(LayerError, match=f"pool {got!r} is not one of avg, max, flatten, none; close: ") as error:
+    with pytest.raises(LayerError, match=f"pool {got!r} is not one of .*none, or one with '~512'; close: ") as error:
         resolve_taps(resnet, layers, pool)
     assert "\n" not in str(error.value)
 
@@ -319,15 +318,6 @@ def test_a_misspelt_pool_names_those_there_are(resnet, layers, pool, got):
 def test_no_layer_at_all_is_refused(resnet):
     with pytest.raises(LayerError, match="layers is empty"):
         resolve_taps(resnet, [], "avg")
-
-
-def test_a_network_that_cannot_be_traced_says_why():
-    class Branching(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x if x.sum() > 0 else -x
-
-    with pytest.raises(BackboneError, match="module:Branching cannot be traced: its forward depends on the values"):
-        resolve_taps(Backbone(Branching(), preprocessing=SMALL), "penultimate", "avg")
 
 
 def test_every_listed_layer_can_be_tapped_and_has_the_listed_width():

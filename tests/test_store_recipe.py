@@ -33,7 +33,15 @@ def test_json_and_pickle_give_it_back_equal():
     assert Recipe.from_json(MADE.to_json()) == MADE
     assert pickle.loads(pickle.dumps(MADE)) == MADE
     assert copy.deepcopy(MADE) == MADE
-    assert json.loads(MADE.to_json()).keys() == {field.name for field in fields(Recipe)}
+    assert json.loads(MADE.to_json()).keys() == {field.name for field in fields(Recipe)} - {"pass_rows"}
+
+
+def test_passes_smaller_than_a_batch_are_told_where_there_were_any():
+    halved = replace(MADE, pass_rows=1)
+    assert Recipe.from_json(halved.to_json()) == halved and json.loads(halved.to_json())["pass_rows"] == 1
+    assert pickle.loads(pickle.dumps(halved)) == halved
+    for one, other, fewest in ((MADE, halved, 1), (halved, MADE, 1), (MADE, MADE, None)):
+        assert one.joined(other).pass_rows == fewest
 
 
 def test_the_order_of_layers_survives():
@@ -49,7 +57,7 @@ def test_what_is_no_recipe_is_refused(text):
     assert_tells(caught.value, "recipe", "damaged")
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])
+@pytest.mark.parametrize("name", sorted({field.name for field in fields(Recipe)} - {"pass_rows"}))
 def test_a_recipe_that_lacks_a_field_is_refused(name):
     values = json.loads(MADE.to_json())
     del values[name]
@@ -70,6 +78,9 @@ WRONG = {
     "no images a batch": {"batch_size": 0},
     "many images a batch": {"batch_size": 2**31},
     "no threads": {"threads": -1},
+    "passes of no images": {"pass_rows": 0},
+    "passes of a whole batch": {"pass_rows": 4},
+    "a text for passes": {"pass_rows": "2"},
     "an error that is none": {"precision_error": math.nan},
     "an endless error": {"precision_error": math.inf},
     "nesting without end": {"preprocessing": functools.reduce(lambda inner, _: [inner], range(500), {"a": []})},
@@ -173,6 +184,7 @@ RECORDED = {
     "versions": ("versions.torch", "8", "9"),
     "origin": ("origin", "/Größe/日本", None),
     "collection": ("collection", "5" * 32, "6" * 32),
+    "pass_rows": ("pass_rows", None, 1),
 }
 CHANGES = DECIDING | RECORDED
 

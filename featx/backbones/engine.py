@@ -20,6 +20,8 @@ EXACT_TOLERANCE = 1e-4  # the same, float32 compiled against float32 eager
 COMPILING_SECONDS = 25.0  # what compiling a network of usual size takes
 _COMPILED_SPEEDUP = 1.5  # of float32, what is usual
 _MIN_SPEEDUP = 1.2  # less is within the noise of the clock
+_GLANCE_ROWS = 8  # enough to see that a number type is far off, or not made for this machine
+_HOPELESS = 3.0  # times as slow as float32
 
 _log = logging.getLogger("featx")
 
@@ -78,8 +80,11 @@ def choose(
     if precision == "auto":
         for fast_type in ("bfloat16", "float16") if pixels.is_cuda else ("bfloat16",):
             fast = build(fast_type, EAGER)
-            error = _row_error(_rows(fast, pixels, n_rows), rows)
-            if error > TOLERANCE:
+            few, few_pixels = min(n_rows, _GLANCE_ROWS), pixels[:_GLANCE_ROWS]
+            glance, glance_seconds = _timed(fast, few_pixels, few)
+            if _row_error(glance, {name: values[:few] for name, values in rows.items()}) > TOLERANCE:
+                continue
+            if glance_seconds > _HOPELESS * seconds * len(few_pixels) / len(pixels):
                 continue
             fast, (fast_rows, fast_seconds) = _compiled_or(build, fast, pixels, n_rows, engine, compiling)
             error = _row_error(fast_rows, rows)

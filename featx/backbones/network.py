@@ -62,9 +62,12 @@ class TappedNetwork:
         return dict(zip(self._names, rows, strict=True))
 
     def _compile(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        torch._dynamo.reset()  # the networks of earlier runs count against a limit of recompilations
         try:
-            with _quiet_compiler():
+            # earlier networks count against a limit; one of the user's own that is compiled stays so
+            with (
+                _quiet_compiler(),
+                torch._dynamo.config.patch(recompile_limit=2**20, accumulated_recompile_limit=2**20),
+            ):
                 # dynamic: no; a batch has one size, and code for it alone is the fastest
                 self._normalised.compile(dynamic=False, fullgraph=True, options={"freezing": True})
                 rows = self._normalised(pixels)

@@ -21,6 +21,7 @@ POOLS = ("avg", "max", "gem", "spp", "cls", "tokens", "flatten", "none")
 GEM_POWER = 3
 SPP_SIDES = (1, 2, 4)
 PROJECTION_SEED = 0
+_MOST_TERMS = 2**26  # of a projection's sums, nine bytes each
 _GATHERED = 2**24  # numbers that a projection holds at once
 
 
@@ -40,6 +41,13 @@ class Tap:
     shape: tuple[int, ...]
     prefix: int = 0
     projected: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.projected is not None and self.shape[0] * math.isqrt(self.projected) > _MOST_TERMS:
+            raise LayerError(
+                f"a projection of layer {self.node!r} from {self.projected:,} to {self.shape[0]:,} numbers has too many "
+                "terms to hold; project to fewer"
+            )
 
     @property
     def name(self) -> str:

@@ -60,24 +60,32 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
 class Layer(NamedTuple):
     """A layer that can be tapped.
 
+    depth : of the module or operation in the tree of modules, 0 at the top
     shape : of its output for one image
     pooled : features after "avg" or "max"
     mark : "stage", "penultimate" or ""
     """
 
     name: str
+    depth: int
     shape: tuple[int, ...]
     pooled: int
     mark: str
 
 
 def describe(backbone: Backbone) -> list[Layer]:
-    """Every layer that can be tapped, in the order of execution; a module is listed where its last node is."""
+    """What can be tapped, as a tree: modules, each above what is inside, and operations in the order of execution."""
     trace = trace_of(backbone)
-    marks = dict.fromkeys(trace.stages(), "stage") | {trace.penultimate(): "penultimate"}
-    modules = {trace.last(name): name for name in marks}
-    layers = []
-    for node, shape in trace.shapes(backbone).items():
-        name = modules.get(node, node)
-        layers.append(Layer(name, shape, Tap.of(name, "avg", shape).shape[0], marks.get(name, "")))
-    return layers
+    shapes = trace.shapes(backbone)
+    marks = dict.fromkeys(trace.stages(), "stage")
+    last = trace.penultimate()
+    marks[last] = f"{marks[last]}, penultimate" if last in marks else "penultimate"
+    names: dict[str, None] = {}
+    for node in trace.nodes:
+        parts = node.split(".")
+        names |= dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    return [
+        Layer(name, name.count("."), shape, Tap.of(name, "avg", shape).shape[0], marks.get(name, ""))
+        for name in names
+        if (shape := shapes.get(trace.last(name))) is not None
+    ]

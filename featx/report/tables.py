@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from featx.errors import readable
+
 if TYPE_CHECKING:  # each table needs one of these, and none should wait for the others' torch or scikit-learn
     from featx.backbones import Backbone
     from featx.learn import Candidate, Prediction, Selection
@@ -62,22 +64,26 @@ def selection_text(selection: Selection) -> str:
 
 
 def layers_table(backbone: Backbone) -> Table:
-    """Every layer of a backbone: what it gives for one image, and how many features that is after pooling."""
+    """The tree of a backbone's layers: what each gives for one image, and how much that is after pooling."""
     from featx.backbones import describe
 
     height, width = backbone.preprocessing.size
     table = Table(title=f"{backbone.name}, images of {height} x {width} px", title_justify="left")
-    table.add_column("layer")
+    table.add_column("layer", overflow="fold")
     table.add_column("output of one image")
     table.add_column("avg or max", justify="right")
     table.add_column("flatten", justify="right")
+    table.add_column("bytes an image", justify="right")
     table.add_column("")
     for layer in describe(backbone):
+        flat = math.prod(layer.shape)
+        sizes = readable(4 * layer.pooled)
         table.add_row(
-            layer.name,
+            "  " * layer.depth + layer.name,
             " x ".join(map(str, layer.shape)),
             f"{layer.pooled:,}",
-            f"{math.prod(layer.shape):,}",
+            f"{flat:,}",
+            sizes if flat == layer.pooled else f"{sizes} to {readable(4 * flat)}",
             layer.mark,
             style="bold" if layer.mark else None,
         )

@@ -11,6 +11,7 @@ from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge
 from featx.store.reader import FeatureStore
 from featx.store.recipe import Difference, Recipe, collection_digest
+from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Difference",
     "FeatureStore",
     "Recipe",
+    "RowFile",
     "StoreWriter",
     "Unfinished",
     "collection_digest",

@@ -122,6 +122,10 @@ class Recipe:
             sizes = tap["shape"]
             if not isinstance(sizes, list) or not all(type(size) is int and 0 < size < 2**40 for size in sizes):
                 wrong.append("taps")
+            if any(
+                type(tap.get(name, 0)) is not int or tap.get(name, 0) < 0 for name in ("prefix", "projected", "seed")
+            ):
+                wrong.append("taps")
         if wrong or not all(isinstance(text, str) for text in texts) or not self.taps:
             raise TypeError("a field of another type")
         if (

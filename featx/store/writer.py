@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from featx.store.journal import (
 )
 from featx.store.layout import GROUP_ROWS
 from featx.store.recipe import Recipe, collection_digest
+from featx.store.rows import RowFile, runs
 
 _SYNC_BYTES = 160 * 2**20
 _SYNC_SECONDS = 5.0
@@ -59,6 +60,7 @@ class StoreWriter:
     todo : (n,) bool, the images that the run still has to write or to declare a failure
     digests : (n, 16) uint8, content digests of those that are written
     failures : {position: ImageError}
+    rows : RowFile, where other processes may write rows that `write` is then told of
 
     Raises
     ------
@@ -98,6 +100,7 @@ class StoreWriter:
         goes_on = is_unfinished(self._output)
         with files.told(self._output, lambda: files.KEPT if goes_on else files.NOTHING_KEPT):
             self._file = files.open_alone(self._partial)
+            self.rows = RowFile(self._output, self._file, self._layers)
             self._sums = Checksums(self._file, self._layers)
             try:
                 begun = unfinished(self._output)
@@ -178,16 +181,22 @@ class StoreWriter:
         return range(start * GROUP_ROWS, min(stop * GROUP_ROWS, len(self.todo)))
 
     def write(
-        self, indices: np.ndarray, rows: Mapping[str, np.ndarray], digests: np.ndarray, pass_rows: int | None = None
+        self,
+        indices: np.ndarray,
+        rows: Mapping[str, np.ndarray],
+        digests: np.ndarray,
+        pass_rows: int | None = None,
+        in_file: Collection[str] = (),
     ) -> None:
         """Write the rows of some images.
 
         Parameters
         ----------
         indices : (m,) increasing positions in the run, none of them written before
-        rows : {layer: (m, ...)} for every layer
+        rows : {layer: (m, ...)} for every layer that is not `in_file`
         digests : (m, 16) uint8, content digests
         pass_rows : images of the forward pass, where they are fewer than the recipe's batch
+        in_file : layers of which another process has written these rows; they are read back
 
         Raises
         ------
@@ -195,22 +204,17 @@ class StoreWriter:
             The disk refuses.
         """
         new = bool(self.todo[indices].all() and (np.diff(indices) > 0).all())
-        if not new or rows.keys() != self._layers.keys() or digests.shape != (len(indices), 16):
+        layers_fit = sorted([*rows, *in_file]) == sorted(self._layers)
+        if not new or not layers_fit or digests.shape != (len(indices), 16):
             raise AssertionError("every row of every layer is written exactly once, with its image's digest")
-        # runs of neighbours are written in one call each
-        starts = np.flatnonzero(np.diff(indices, prepend=-2) != 1)
         with files.told(self._output, self._kept):
-            for name, given in rows.items():
-                array = self._layers[name]
-                with np.errstate(over="ignore"):  # told below, with the image's name
-                    values = np.ascontiguousarray(given, array.dtype)
-                if values.shape != (len(indices), *array.shape[1:]):
-                    raise AssertionError(f"rows of {name!r} are {array.shape[1:]}, got {values.shape[1:]}")
+            for name in self._layers:
+                there = name in in_file
+                values = self.rows.read(name, indices) if there else self.rows.write(name, indices, rows[name])
                 for row in _nonfinite_rows(values):
                     self._nonfinite[int(indices[row]), name] = "nan" if np.isnan(values[row]).any() else "inf"
-                for start, stop in zip(starts, [*starts[1:], len(indices)], strict=True):
+                for start, stop in runs(indices):
                     part = values[start:stop].reshape(-1).view(np.uint8).data
-                    files.pwrite(self._file, part, array.offset + int(indices[start]) * array.row_bytes)
                     self._sums.add(name, int(indices[start]), part)
                 self._unsynced += values.nbytes
             self.digests[indices] = digests
