@@ -339,7 +339,7 @@ def test_no_image_that_can_be_read_makes_no_store(tmp_path):
 def test_backbones_and_layers_that_do_not_exist_name_the_nearest(tmp_path):
     refused(tmp_path, BackboneError, "'resnet81'", "close:", "'resnet18'", backbone="resnet81")
     refused(tmp_path, BackboneError, "'torchvisio'", "torchvision, timm, bundled", backbone="torchvisio:resnet18")
-    refused(tmp_path, BackboneError, "'bundled:pixel'", "close: 'pixels'", backbone="bundled:pixel")
+    refused(tmp_path, BackboneError, "'bundled:pixel'", "'pixels'", backbone="bundled:pixel")
     network = {"backbone": "resnet18", "weights": None}
     refused(tmp_path, LayerError, "'layer9'", "close: 'layer", "featx layers", layers=["layer1", "layer9"], **network)
     refused(tmp_path, LayerError, "'mean'", "avg, max, gem, spp, cls, tokens, flatten, none", pool="mean", **network)

@@ -139,3 +139,45 @@ def test_decoding_stays_a_bounded_distance_ahead_and_stops_with_its_caller():
     count = len(seen)
     time.sleep(0.05)
     assert len(seen) == count
+
+
+def test_taking_turns_nothing_is_decoded_while_a_batch_is_worked_on():
+    decoding = []
+
+    def noted(picture: Image.Image) -> np.ndarray:
+        decoding.append(time.monotonic())
+        return np.asarray(picture)
+
+    worked_on = []
+    for _ in batches([noise(i) for i in range(24)], noted, SIZE, 4, 2, taking_turns=True):
+        time.sleep(0.02)  # what was being decoded ends
+        start = time.monotonic()
+        time.sleep(0.03)
+        worked_on.append((start, time.monotonic()))
+    assert len(decoding) == 24
+    assert not [at for at in decoding for start, stop in worked_on if start < at < stop]
+
+
+def test_taking_turns_changes_no_pixel():
+    images = [BAD if i % 7 == 3 else noise(i) for i in range(30)]
+    for one, other in zip(collected(images), batches(images, prepare, SIZE, 4, 2, taking_turns=True), strict=True):
+        assert np.array_equal(one.pixels, other.pixels) and one.digests == other.digests
+        assert one.failures.keys() == other.failures.keys()
+
+
+def test_who_stops_early_while_taking_turns_does_not_wait():
+    before = threading.active_count()
+    found = batches([noise(i) for i in range(400)], slow_and_uneven, SIZE, 4, 2, taking_turns=True)
+    next(found)
+    found.close()
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_files_that_cannot_be_asked_for_ahead_are_told_as_ever(tmp_path):
+    save_noise(tmp_path / "a.png", 0)
+    images = [tmp_path / "a.png", tmp_path / "gone.png", tmp_path, "\0"]
+    (batch,) = batches(images, prepare, SIZE, 4, 1, taking_turns=True)
+    assert batch.digests.keys() == {0} and batch.failures.keys() == {1, 2, 3}
