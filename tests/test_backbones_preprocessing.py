@@ -11,11 +11,14 @@ import torch
 import torchvision
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from torchvision.transforms import functional as F
+from torchvision.transforms.functional import pil_modes_mapping
 
 from featx.backbones import Backbone, Preprocessing
 from featx.errors import BackboneError
 
-SIZES = [(300, 200), (200, 300), (224, 224), (64, 50), (31, 400), (513, 511)]  # width, height
+# width, height: photos, odd ones, some smaller than the crop
+SIZES = [(300, 200), (200, 301), (224, 224), (64, 50), (31, 80), (513, 511), (7, 3)]
 
 
 def pictures() -> list[Image.Image]:
@@ -38,6 +41,19 @@ def assert_prepares_like(own: Preprocessing, reference) -> None:
         ("efficientnet_b1", "IMAGENET1K_V1"),  # bicubic, 256 -> 240
         ("swin_t", "DEFAULT"),  # bicubic, 232 -> 224
         ("inception_v3", "DEFAULT"),  # 342 -> 299
+        ("resnet50", "IMAGENET1K_V1"),
+        ("resnet50", "IMAGENET1K_V2"),  # 232 -> 224
+        ("vgg16", "IMAGENET1K_FEATURES"),  # mean and std of its own
+        ("efficientnet_b0", "DEFAULT"),  # bicubic, 256 -> 224
+        ("efficientnet_b3", "DEFAULT"),  # bicubic, 320 -> 300
+        ("efficientnet_b7", "DEFAULT"),  # bicubic, 600 -> 600
+        ("efficientnet_v2_s", "DEFAULT"),  # bilinear, 384 -> 384
+        ("vit_b_16", "IMAGENET1K_V1"),
+        ("vit_b_16", "IMAGENET1K_SWAG_E2E_V1"),  # bicubic, 384 -> 384
+        ("vit_h_14", "IMAGENET1K_SWAG_E2E_V1"),  # bicubic, 518 -> 518
+        ("regnet_y_16gf", "IMAGENET1K_SWAG_LINEAR_V1"),
+        ("convnext_tiny", "DEFAULT"),  # bilinear, 236 -> 224
+        ("mobilenet_v3_small", "DEFAULT"),
     ],
 )
 def test_pixels_and_values_are_torchvisions(name, weights):
@@ -53,6 +69,11 @@ def test_pixels_and_values_are_torchvisions(name, weights):
         "csatv2.r512_in1k",  # bilinear
         "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
         "coat_lite_medium_384.in1k",  # squash
+        "convnext_tiny.fb_in22k",
+        "efficientnet_b4.ra2_in1k",  # 320, crop_pct 0.875
+        "regnety_032.ra_in1k",
+        "swin_tiny_patch4_window7_224.ms_in1k",  # crop_pct 0.9
+        "vit_base_patch16_384.augreg_in21k_ft_in1k",  # crop_pct 1.0
     ],
 )
 def test_pixels_and_values_are_timms(name):
@@ -63,6 +84,19 @@ def test_pixels_and_values_are_timms(name):
 def test_timms_squash_is_followed_off_the_square():
     config = resolve_data_config({"input_size": (3, 128, 96), "crop_mode": "squash", "crop_pct": 0.9})
     assert_prepares_like(Preprocessing.from_timm(config), create_transform(**config))
+
+
+@pytest.mark.parametrize("interpolation", list(pil_modes_mapping))
+@pytest.mark.parametrize("rounds", [40, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_pixels_are_torchvisions_whatever_the_sizes(interpolation, rounds):
+    rng = np.random.default_rng(rounds)
+    for _ in range(rounds):
+        width, height, *crop = (int(side) for side in rng.integers(1, 120, 4))
+        resize = [int(rng.integers(1, 100))] if rng.random() < 0.7 else [int(side) for side in rng.integers(1, 120, 2)]
+        picture = Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8))
+        expected = np.asarray(F.center_crop(F.resize(picture, resize, interpolation), crop))
+        own = Preprocessing(tuple(crop), resize[0] if len(resize) == 1 else tuple(resize), interpolation.value)
+        assert np.array_equal(own(picture), expected), (picture.size, own)
 
 
 @pytest.mark.parametrize("change", [{"crop_mode": "border"}, {"input_size": (1, 28, 28)}])

@@ -1,7 +1,19 @@
 """One image in (a path, a PIL image, a uint8 array), one RGB picture and the digest of its content out.
 
-The rule, recorded in every recipe as `DECODER`: Pillow decodes; the first frame counts; EXIF rotation is applied;
-16-bit grey is scaled to 8 bits; everything else becomes RGB as `Image.convert("RGB")` does (alpha is dropped).
+The rule, recorded in every recipe as `DECODER`, is Pillow's reading of a file with these choices:
+
+- The content says what a file is, not its name: JPEG (and the first picture of a phone's MPO), PNG, WebP, BMP, TIFF,
+  GIF, PPM and PGM. Anything else is "not-an-image".
+- The first frame or page counts. A PNG's is its default image.
+- The orientation is applied, from EXIF, TIFF's tag or XMP; data of that kind that cannot be read say nothing.
+- Grey and black and white become three equal channels. A palette gives its colours.
+- Alpha is dropped, not blended: what lies under transparent pixels shows.
+- CMYK and other colour spaces become RGB by Pillow's formula (`Image.convert`); ICC profiles and gamma are ignored.
+- 16 bits become 8 by their high byte (in a colour PPM by rounding, as Pillow does). 32-bit integers and floats have no
+  stated range: "pixel-type".
+- Refused before any pixel is decoded, as "too-large": over `MAX_PIXELS` pixels, sides over `MAX_ASPECT` times each
+  other, a JPEG of so many scans that decoding would take minutes.
+- A file that Pillow finds damaged or cut short is "damaged". What Pillow mends, it mends.
 """
 
 from __future__ import annotations
@@ -10,13 +22,13 @@ import hashlib
 import io
 import os
 import stat
+import warnings
 
 import numpy as np
 from PIL import (  # a plugin must be imported before its format can be asked for
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
-    ImageOps,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
     PpmImagePlugin,  # noqa: F401
@@ -26,16 +38,30 @@ from PIL import (  # a plugin must be imported before its format can be asked fo
 )
 
 from featx.errors import ImageError
+from featx.images import jpeg
 
 DECODER = "pillow: first frame, EXIF rotation, 16-bit to 8, RGB"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 EXTENSIONS = frozenset(".jpg .jpeg .jpe .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
 MAX_PIXELS = 180_000_000  # about what Pillow refuses as a decompression bomb
 MAX_ASPECT = 100  # the shorter edge is scaled to a few hundred pixels: the longer one grows with it
+MAX_SCANNED_PIXELS = 50 * MAX_PIXELS  # a scan of a few bytes may pass over all pixels: a nanosecond each, many times
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter raises where warnings do
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# Pillow warns of metadata that it passes over, and so does the rule; appended, so that a user's own filters come first
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
 
 AnyImage = str | os.PathLike | np.ndarray | Image.Image
-
-
 Stamp = tuple[int, int]
 
 
@@ -74,12 +100,19 @@ def decode(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image,
     """
     content, picture = _open(image, expected)
     digest = hashlib.blake2b(content, digest_size=16).digest()
+    _check_size(picture, content)
+    return picture if isinstance(image, Image.Image) else _to_rgb(picture, content), digest
+
+
+def _check_size(picture: Image.Image, content: bytes) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
         raise ImageError("too-large", f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError("too-large", f"{width} x {height} pixels; one side is over {MAX_ASPECT} times the other")
-    return _to_rgb(picture), digest
+    scans = content.count(b"\xff\xda\0") if picture.format in ("JPEG", "MPO") else 1  # by how each scan begins
+    if scans * width * height > MAX_SCANNED_PIXELS:
+        raise ImageError("too-large", f"{scans:,} scans of {width} x {height} pixels; at most 50 of {MAX_PIXELS:,}")
 
 
 def content_digest(image: AnyImage) -> bytes:
@@ -96,7 +129,9 @@ def _read(path: str | os.PathLike, expected: Stamp | None = None) -> bytes:
         with open(path, "rb") as file:
             content = file.read()
             status = os.fstat(file.fileno())
-    except FileNotFoundError as error:
+    except ImageError:  # a ValueError too
+        raise
+    except (FileNotFoundError, ValueError) as error:  # the latter, of a null character: no file has such a name
         vanished = "the file vanished while the run was on"
         raise ImageError("missing", vanished if expected else "there is no such file") from error
     except OSError as error:
@@ -123,28 +158,47 @@ def _open(image: AnyImage, expected: Stamp | None = None) -> tuple[bytes, Image.
         return content, Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError("not-an-image", f"not a picture; featx reads {', '.join(FORMATS)}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter where warnings raise
-        raise ImageError("too-large", "more pixels than Pillow decodes (PIL.Image.MAX_IMAGE_PIXELS)") from error
+    except _BOMBS as error:
+        raise _too_large() from error
     except Exception as error:
         raise ImageError("damaged", "the picture's header is damaged") from error
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _to_rgb(picture: Image.Image, content: bytes | None = None) -> Image.Image:
+    """The picture by the rule, a new one; with the `content` it was opened from it is ours, and need not be copied."""
     try:
         wide = picture.mode.startswith("I;16") or picture.mode == "I" and picture.format in ("PNG", "PPM")
-        picture = ImageOps.exif_transpose(picture)
+        if content is not None:
+            jpeg.fill(picture, content)
+        upright = _upright(picture)
         if wide:
-            return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-        return _convert(picture)
+            return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
+        if upright.mode in ("I", "F"):
+            raise ImageError("pixel-type", "32-bit pixels have no stated range; save the picture with 8 or 16 bits")
+        if upright.mode == "P":  # straight to RGB, Pillow warns where a palette carries transparency
+            upright = upright.convert("RGBA")
+        return upright if upright.mode == "RGB" and (content or upright is not picture) else upright.convert("RGB")
     except ImageError:
         raise
+    except _BOMBS as error:  # a frame or a tile larger than the header said
+        raise _too_large() from error
     except Exception as error:  # Pillow's plugins raise many types on damaged data
         raise ImageError("damaged", "the picture's data is damaged or cut short") from error
 
 
-def _convert(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("I", "F"):
-        raise ImageError("pixel-type", "32-bit pixels have no stated range; save the picture with 8 or 16 bits")
-    if picture.mode == "P":  # straight to RGB, Pillow warns where a palette carries transparency
-        picture = picture.convert("RGBA")
-    return picture.convert("RGB")
+def _upright(picture: Image.Image) -> Image.Image:
+    """ImageOps.exif_transpose, but a picture is not lost, and not copied, for its metadata."""
+    picture.load()
+    try:
+        turn = _TURNS.get(picture.getexif().get(0x0112, 1))
+    except Exception:
+        return picture
+    if turn is None:
+        return picture
+    turned = picture.transpose(turn)
+    turned.info.clear()  # it says to turn once more
+    return turned
+
+
+def _too_large() -> ImageError:
+    return ImageError("too-large", "more pixels than Pillow decodes (PIL.Image.MAX_IMAGE_PIXELS)")
