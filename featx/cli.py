@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 done, but some images could not be read; 2 something asked
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 from collections.abc import Callable
@@ -61,10 +62,13 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
             typer.echo(f"featx: {error}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            from featx.store import is_unfinished
+            from featx.store import discard, is_unfinished
 
             output = kwargs.get("output")
             kept = output is not None and is_unfinished(output)
+            if output is not None and not kept:  # an empty file, if the run had just begun
+                with contextlib.suppress(FeatxError):
+                    discard(output)
             left = "what is done is kept, the same command goes on" if kept else "nothing half-written is left"
             typer.echo(f"featx: interrupted; {left}", err=True)
             raise typer.Exit(130) from None

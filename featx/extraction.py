@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from featx.errors import ContradictionWarning, NonFiniteWarning, UnreadableImage
 from featx.forward import measure, settle, stream
 from featx.images import Collection, collect
 from featx.parts import parts
+from featx.processes import places, spread
 from featx.progress import Clock, Progress, shown
 from featx.reuse import Old, look, refuse_another_run, refuse_changed
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, refuse_running, refuse_unwritable, unfinished
@@ -315,8 +317,13 @@ class Plan:
             clock = Clock(writer.todo, show)
             for part in parts(writer, old):
                 todo = part.todo.copy()
-                blocks = stream(images.images, part.recipe, device=self._device, workers=self._workers, todo=todo)
-                part.write_all(blocks, clock)
+                at = places(images.images, part.recipe, todo)
+                through = (
+                    partial(spread, places=at, rows=writer.rows) if at[1:] else partial(stream, device=self._device)
+                )
+                blocks = through(images.images, part.recipe, workers=self._workers, todo=todo)
+                with contextlib.closing(blocks):  # no process is left when the writer lets go of the file
+                    part.write_all(blocks, clock)
             writer.finish()
         return FeatureStore(output)
 

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +34,7 @@ from featx.backbones import (
 )
 from featx.errors import FeatxError, ImageError
 from featx.images import DECODER, Batch, batches
-from featx.passes import Passes, Rows, keep, network_of, pinned
+from featx.passes import Passes, Rows, forget, keep, network_of, pinned
 from featx.store import Recipe
 
 _BATCH_SIZE = {"cpu": 32, "cuda": 256}
@@ -53,6 +54,7 @@ class Block:
     digests : {position: content digest} of the same
     failures : {position: ImageError} of the others
     pass_rows : images a forward pass; fewer than the recipe's batch where a GPU's memory did not suffice
+    in_file : layers whose rows are not among `rows`: who computed them wrote them to their places
     """
 
     start: int
@@ -62,6 +64,7 @@ class Block:
     digests: dict[int, bytes]
     failures: dict[int, ImageError]
     pass_rows: int
+    in_file: tuple[str, ...] = ()
 
 
 def settle(
@@ -176,7 +179,7 @@ def stream(
     device: str = "auto",
     workers: int | str = "auto",
     todo: np.ndarray | None = None,
-) -> Iterator[Block]:
+) -> Generator[Block, None, None]:
     """Run images through a recipe, in order.
 
     Parameters
@@ -201,10 +204,7 @@ def stream(
     BackboneError
         The recorded network cannot be had again.
     """
-    if workers == "auto":
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not isinstance(workers, int) or workers < 1:
-        raise FeatxError(f"workers is 'auto' or a whole number of threads, 1 or more; got {workers!r}")
+    workers = decoders(workers)
     place = _device(device)
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     # predicting one image costs one image: a few are not padded to a batch, and no network is compiled for them
@@ -230,6 +230,22 @@ def stream(
             yield _block(*under_way.popleft(), len(images))
     while under_way:
         yield _block(*under_way.popleft(), len(images))
+
+
+def decoders(workers: int | str) -> int:
+    """Threads that decode; "auto" is one a core."""
+    if workers == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not isinstance(workers, int) or workers < 1:
+        raise FeatxError(f"workers is 'auto' or a whole number of threads, 1 or more; got {workers!r}")
+    return workers
+
+
+def release() -> None:
+    """Forget the networks that were built, and leave what they took of a GPU's memory to other processes."""
+    forget()
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def measure(images: Sequence[Any], recipe: Recipe, *, device: str = "auto", workers: int | str = "auto") -> float:

@@ -60,7 +60,7 @@ class Part:
                 rows |= self.old.take(indices)
             digests = np.frombuffer(b"".join(block.digests[i] for i in indices.tolist()), np.uint8)
             halved = block.pass_rows if block.pass_rows < self.recipe.batch_size else None
-            self.writer.write(indices, rows, digests.reshape(-1, 16), halved)
+            self.writer.write(indices, rows, digests.reshape(-1, 16), halved, block.in_file)
         self.writer.fail(failures)
 
 

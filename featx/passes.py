@@ -90,6 +90,10 @@ def keep(recipe: Recipe, device: str, network: TappedNetwork) -> None:
         _networks.popitem(last=False)
 
 
+def forget() -> None:
+    _networks.clear()
+
+
 def network_of(recipe: Recipe, place: torch.device) -> TappedNetwork:
     """Built once for a run, and for the calls that follow each other in a session of predictions."""
     if (key := _key(recipe, place.type)) not in _networks:

@@ -12,6 +12,7 @@ import torch
 from crash_child import RUN
 from helpers import class_folders
 from runs import extract, pictures
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 import featx
@@ -113,3 +114,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
         patched.setattr(closing, "_MOVE_BYTES", 15_000)
         RUN(output)
     return output.read_bytes()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_for_blas() -> Iterator[None]:
+    """Matrices of tests are small: the second thread only waits, and takes the core from who shares it."""
+    with threadpool_limits(1, "blas"):
+        yield

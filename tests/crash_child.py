@@ -1,13 +1,16 @@
 """Runs of the store that are killed, again and again: a program without torch, that forks a process for each life.
 
-It is imported by new processes that tests start; what a function here returns is what went wrong.
+`python crash_child.py` answers each line [function, folder, run, options] on stdin by a line of what went wrong. Every
+trial is in a fork of its own: they share nothing but the time it takes to import.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
+import sys
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -135,7 +138,7 @@ class Trial:
             self.first = self.output.read_bytes()
         self.unsynced = Unsynced(self.aside, self.folder) if power else None
         names: list[str] = []
-        with Steps(lambda _, name: names.append(name)):
+        with Steps(lambda _, name: names.append(name), sync=False):
             run(self.output)
         self.moments = names
         self.whole = self.output.read_bytes()
@@ -150,12 +153,16 @@ class Trial:
         if self.unsynced is not None:
             self.unsynced.settle()
 
+    @property
+    def has_journal(self) -> bool:
+        return (self.folder / "a.h5.journal").exists()
+
     def _die(self) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def life(self, last: int | None = None, seconds: float | None = None) -> tuple[int, str]:
         """A process that runs; killed at its moment `last`, or after so many seconds. (exit code, its last words)"""
-        self.went_on += (self.folder / "a.h5.journal").exists()
+        self.went_on += self.has_journal
         reading, writing = os.pipe()
         child = os.fork()
         if not child:
@@ -192,11 +199,15 @@ class Trial:
             self.complaints.append(f"{story}: {left_in(self.folder)} is left")
 
     def finish(self, story: str) -> None:
-        """A rerun ends as if nothing had been."""
-        status, said = self.life()
-        if status != FINISHED:
-            self.complaints.append(f"{story}: the rerun fails: {said.strip().splitlines()[-1:]}")
-        elif self.output.read_bytes() != self.whole:
+        """A rerun, which nobody kills, ends as if nothing had been."""
+        self.went_on += self.has_journal
+        try:
+            with Steps(lambda *_: None, self.unsynced, sync=False):
+                self.run(self.output)
+        except Exception as error:
+            self.complaints.append(f"{story}: the rerun fails: {error!r}")
+            return
+        if self.output.read_bytes() != self.whole:
             self.complaints.append(f"{story}: the rerun gives other bytes")
         elif left_in(self.folder) != ["a.h5"]:
             self.complaints.append(f"{story}: the rerun leaves {left_in(self.folder)}")
@@ -275,3 +286,27 @@ def at_random_times(folder: str, run: dict[str, Any], kills: int, seed: int) -> 
             trial.begin()
     trial.finish("at last")
     return trial.said()
+
+
+CALLS = (at_every_moment, at_the_end_and_the_beginning, several_times, at_random_times)
+
+
+def main() -> None:
+    assert "torch" not in sys.modules  # it has threads, and a fork has none of them
+    calls = {call.__name__: call for call in CALLS}
+    for line in sys.stdin:
+        name, folder, run, options = json.loads(line)
+        child = os.fork()
+        if not child:
+            try:
+                print(json.dumps(calls[name](folder, run, **options)), flush=True)
+            except BaseException:
+                print(json.dumps(traceback.format_exc()), flush=True)
+            finally:
+                os._exit(0)
+        if status := os.waitpid(child, 0)[1]:
+            print(json.dumps(f"the trial itself ended with {os.waitstatus_to_exitcode(status)}"), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,9 @@ from featx.errors import ImageError, StoreError
 from featx.store import FeatureStore, StoreWriter, export, hdf5, layout
 from featx.store.hdf5_parse import parse
 
+# a function of bytes, and in Python slow: tests ask for the checksums of the same objects again and again
+hdf5._lookup3 = lru_cache(maxsize=256)(hdf5._lookup3)
+
 
 def small_store(path: Path, n: int = 70, labels: str = "classes") -> Path:
     """A store with something in each of its parts: two layers, labels, a column, a failure, a row with NaN."""

@@ -96,6 +96,7 @@ def main(folder: str, form: str, seed: str, count: str, only: str | None = None)
     for i in range(int(count)) if only is None else [int(only)]:
         os.pwrite(progress, b"%9d" % i, 0)
         kind, content = mutation(random.Random(f"{seed} {i}"), good, form != "plain")
+        path.unlink()  # a file cut to nothing and written again goes to the disk at once
         path.write_bytes(content)
         signal.setitimer(signal.ITIMER_REAL, HANG_SECONDS)
         try:

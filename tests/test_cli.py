@@ -197,11 +197,13 @@ def test_one_class_and_one_image_of_a_class_are_refused_by_search(photos: Path, 
 
 def test_ctrl_c_before_64_images_leaves_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 255, (400, 400, 3), np.uint8) for _ in range(3)]
+    pictures = []
+    for _ in range(3):
+        Image.fromarray(rng.integers(0, 255, (400, 400, 3), np.uint8)).save(picture := io.BytesIO(), "png")
+        pictures.append(picture.getvalue())
+    (tmp_path / "photos").mkdir()
     for i in range(300):
-        path = tmp_path / "photos" / f"{i}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(pictures[i % 3]).save(path, compress_level=1)
+        (tmp_path / "photos" / f"{i}.png").write_bytes(pictures[i % 3])
     words = ["extract", "photos", "-o", "out.h5", "-b", "resnet18", "--weights", "random", "--precision", "float32"]
     running = subprocess.Popen(
         [sys.executable, "-c", "from featx.cli import main; main()", *words],

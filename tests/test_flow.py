@@ -19,10 +19,16 @@ PREDICT = """
 import json, sys
 import featx
 from featx.learn import predict_images
-model = featx.load(sys.argv[1])
-print(json.dumps([[p.image, p.label, p.confidence, p.error] for p in predict_images(model, sys.argv[2:])]))
+for path, images in json.loads(sys.argv[1]):
+    model = featx.load(path)
+    print(json.dumps([[p.image, p.label, p.confidence, p.error] for p in predict_images(model, images)]))
 """
 
+# backbone, weights, layers
+FLOWS = {
+    "resnet18": ("resnet18", None, ["layer1", "layer2:max", "penultimate"]),
+    "efficientnet": ("bundled:efficientnet_lite0", "DEFAULT", ["blocks.3", "penultimate"]),
+}
 KINDS = ("checks", "plain", "stripes")
 
 
@@ -45,21 +51,15 @@ def make_images(root: Path, n: int, seed: int) -> Path:
     return root
 
 
-@pytest.mark.parametrize(
-    "backbone, weights, layers",
-    [
-        ("resnet18", None, ["layer1", "layer2:max", "penultimate"]),
-        ("bundled:efficientnet_lite0", "DEFAULT", ["blocks.3", "penultimate"]),
-    ],
-)
-def test_from_a_folder_to_predictions_in_a_new_process(tmp_path, backbone, weights, layers):
-    photos = make_images(tmp_path / "photos", 8, seed=0)
-    new = sorted(make_images(tmp_path / "new", 3, seed=1).rglob("*.jpg"))
+def fitted(folder: Path, backbone: str, weights: str | None, layers: list[str]) -> tuple[Path, list[Path], list]:
+    """A model file with nothing that it was made of, new images, and what was predicted of them here."""
+    photos = make_images(folder / "photos", 8, seed=0)
+    new = sorted(make_images(folder / "new", 3, seed=1).rglob("*.jpg"))
     (photos / "plain" / "broken.jpg").write_text("no picture")
     made = featx.Backbone(backbone, weights, preprocessing=featx.Preprocessing((64, 64), 64))
 
     with pytest.warns(featx.UnreadableImagesWarning, match="1 of 25 images"):
-        store = featx.extract(photos, tmp_path / "photos.h5", made, layers, device="cpu", progress=False)
+        store = featx.extract(photos, folder / "photos.h5", made, layers, device="cpu", progress=False)
     assert len(store) == 24 and [failure.id for failure in store.failures] == ["plain/broken.jpg"]
     assert store.classes.tolist() == list(KINDS)
     assert store.y.tolist() == [name.split("/")[0] for name in store.ids]
@@ -69,25 +69,29 @@ def test_from_a_folder_to_predictions_in_a_new_process(tmp_path, backbone, weigh
     assert len(chosen.candidates) == 3 * len(layers)
     assert chosen.best.mean > 0.8 and chosen.held_out > 0.6
 
-    model = featx.save(chosen.best_estimator, tmp_path / "model.skops")
+    model = featx.save(chosen.best_estimator, folder / "model.skops")
     here = list(predict_images(chosen.best_estimator, new))
     assert np.mean([p.label == path.parent.name for p, path in zip(here, new, strict=True)]) > 0.8
 
     store.path.unlink()
     shutil.rmtree(photos)
-    elsewhere = tmp_path / "elsewhere"
+    elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
-    moved = elsewhere / model.name
-    model.rename(moved)
+    return model.rename(elsewhere / model.name), new, here
+
+
+def test_from_a_folder_to_predictions_in_a_new_process(tmp_path):
+    done = {}
+    for name, flow in FLOWS.items():
+        (tmp_path / name).mkdir()
+        done[name] = fitted(tmp_path / name, *flow)
+    tasks = [[str(model), [*map(str, new), str(tmp_path / "gone.jpg")]] for model, new, _ in done.values()]
     run = subprocess.run(
-        [sys.executable, "-c", PREDICT, moved, *new, tmp_path / "gone.jpg"],
-        cwd=elsewhere,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-c", PREDICT, json.dumps(tasks)], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
     assert run.returncode == 0, run.stderr
-    *there, gone = json.loads(run.stdout)
-    assert [(image, label) for image, label, _, _ in there] == [(p.image, p.label) for p in here]
-    np.testing.assert_allclose([c for _, _, c, _ in there], [p.confidence for p in here], rtol=1e-4, atol=1e-5)
-    assert gone[1] is None and "no such file" in gone[3]
+    for line, (_, _, here) in zip(run.stdout.splitlines(), done.values(), strict=True):
+        *there, gone = json.loads(line)
+        assert [(image, label) for image, label, _, _ in there] == [(p.image, p.label) for p in here]
+        np.testing.assert_allclose([c for _, _, c, _ in there], [p.confidence for p in here], rtol=1e-4, atol=1e-5)
+        assert gone[1] is None and "no such file" in gone[3]

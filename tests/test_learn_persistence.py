@@ -25,7 +25,7 @@ from sklearn.svm import SVC, LinearSVC
 from torch import nn
 
 import featx
-from featx import FeatureStore, forward
+from featx import FeatureStore, passes
 from featx.backbones import Backbone, Preprocessing, backbone
 from featx.errors import BackboneError, KeysError, LayerError, ModelError
 from featx.learn import ImageFeatures, StoredFeatures, features, load, persistence, save
@@ -76,7 +76,7 @@ def nothing_remembered(monkeypatch):
 
 def forget() -> None:
     backbone._recalled.clear()
-    forward._network.cache_clear()
+    passes.forget()
     features._memo.clear()
 
 

@@ -198,6 +198,10 @@ def test_rows_written_twice_or_not_at_all_are_a_fault(tmp_path):
     written(lambda target: target.fail({2: ImageError("damaged", "")}), write(1, 2))
     some = {"fc:flatten": rows_of([0])["fc:flatten"]}
     written(lambda target: target.write(np.array([0]), some, digests_of([0])))
+    for names in (["layer1:avg"], [*TAPS], [*TAPS, "layer1:avg"]):  # of which one is lacking, or there twice
+        written(lambda target, names=names: target.write(np.array([0]), some, digests_of([0]), in_file=names))
+    every = {"in_file": [*TAPS]}
+    written(write(0, 1), lambda target: target.write(np.array([1]), {}, digests_of([1]), **every))
     assert left_in(tmp_path) == []
 
 
@@ -243,6 +247,27 @@ def test_the_disk_has_it_before_the_name_is_there(tmp_path, monkeypatch):
         ("fsync", str(tmp_path)),
         ("unlink", f"{path}.journal"),
     ]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rows_that_another_process_has_written_are_taken_as_if_they_were_given(tmp_path, dtype):
+    rows = rows_of(range(200))
+    rows["fc:flatten"][[7, 101], 3] = np.nan, 1e30
+    names, indices = [f"image {i}" for i in range(200)], np.flatnonzero(np.arange(200) % 3)
+    for file in ("a.h5", "b.h5"):
+        with StoreWriter(tmp_path / file, recipe(TAPS, dtype=dtype), names) as target:
+            for part in (indices[:50], np.arange(0, 200, 3), indices[50:]):
+                given, there = {name: values[part] for name, values in rows.items()}, []
+                if file == "a.h5":
+                    there = list(TAPS)[1:]
+                    for name in there:
+                        target.rows.write(name, part, given.pop(name))
+                target.write(part, given, digests_of(part), in_file=there)
+            target.finish()
+    store = FeatureStore(tmp_path / "a.h5")
+    store.verify()
+    assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
+    assert [entry.what for entry in store.nonfinite] == ["nan", "inf"][: 2 if dtype == "float16" else 1]
 
 
 def written_with(path, change, n=130, dtype="float32", bad=()) -> FeatureStore:

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
 
 from featx.backbones.preprocessing import Preprocessing
+from featx.backbones.programs import constants, load_program, module_of, program_name
 from featx.backbones.sources import SOURCES, canonical, is_file_name, load_weights
 from featx.errors import BackboneError
 
 SEED = 0  # of weights=None
+_PROGRAM = ".pt2"
 
 
 class Backbone:
@@ -23,14 +26,16 @@ class Backbone:
 
     Parameters
     ----------
-    network : str or torch.nn.Module
-        "torchvision:resnet50", "timm:convnext_tiny", "bundled:efficientnet_lite0", "bundled:pixels" (the image
-        itself, 32 x 32, a baseline); without a prefix torchvision's name, else timm's. Or a module of your own.
+    network : str, torch.nn.Module or torch.export.ExportedProgram
+        "torchvision:resnet50", "timm:convnext_tiny", "bundled:efficientnet_lite0" (lite1, lite2), "bundled:pixels" (the
+        image itself, 32 x 32, a baseline); without a prefix torchvision's name, else timm's. Or a module of your own,
+        or an exported program: the object, or a `.pt2` file. Opening such a file can run code of whoever wrote it:
+        open only those that you trust.
     weights : str, path or None
         "DEFAULT" or another name of the source's pretrained weights, a `.safetensors` or `.pth` state dict, or None:
-        random, from a recorded seed. Has no meaning for a module, which brings its own.
+        random, from a recorded seed. Has no meaning for a module or a program, which bring their own.
     preprocessing : Preprocessing, optional
-        By default the weights' own. A module needs one.
+        By default the weights' own. A module and a program need one.
 
     Raises
     ------
@@ -45,28 +50,39 @@ class Backbone:
 
     def __init__(
         self,
-        network: str | nn.Module,
+        network: str | os.PathLike | nn.Module | ExportedProgram,
         weights: str | os.PathLike | None = "DEFAULT",
         *,
         preprocessing: Preprocessing | None = None,
     ) -> None:
-        self._own = network if isinstance(network, nn.Module) else None
+        self._own = network if isinstance(network, nn.Module | ExportedProgram) else None
         self._preprocessing = preprocessing
+        self.weights: str | None = "its own"
         if isinstance(network, nn.Module):
             self.name = f"module:{type(network).__name__}"
-            self.weights: str | None = "its own"
-            if preprocessing is None:
-                raise BackboneError(
-                    f"a module needs its preprocessing: featx.Backbone({type(network).__name__}(...), "
-                    "preprocessing=featx.Preprocessing(crop=(224, 224), resize=256))"
-                )
-        else:
-            if not isinstance(network, str):
-                raise BackboneError(f"a backbone is a name, a module or a featx.Backbone; got {type(network).__name__}")
+            self._needs_preprocessing(f"{type(network).__name__}(...)")
+        elif isinstance(network, ExportedProgram):
+            self.name = f"export:{program_name(network)}"
+            self._needs_preprocessing("program")
+        elif isinstance(network, str | os.PathLike) and os.fspath(network).endswith(_PROGRAM):
+            self.weights = str(Path(network).absolute())
+            self.name = f"export:{Path(network).stem}"
+            self._needs_preprocessing(repr(os.fspath(network)))
+        elif isinstance(network, str):
             self.name = canonical(network)
             self.weights = None if weights is None else str(weights)
             if is_file_name(self.weights):
                 self.weights = str(Path(str(self.weights)).absolute())
+        else:
+            raise BackboneError(f"a backbone is a name, a module or a featx.Backbone; got {type(network).__name__}")
+
+    def _needs_preprocessing(self, network: str) -> None:
+        if self._preprocessing is None:
+            kind = "a module" if self.name.startswith("module:") else "an exported program"
+            raise BackboneError(
+                f"{kind} needs its preprocessing: featx.Backbone({network}, "
+                "preprocessing=featx.Preprocessing(crop=(224, 224), resize=256))"
+            )
 
     def __repr__(self) -> str:
         return f"Backbone({self.name!r}, weights={self.weights!r})"
@@ -78,10 +94,17 @@ class Backbone:
 
     @cached_property
     def _built(self) -> tuple[nn.Module, Preprocessing]:
-        if self._own is not None:
+        if isinstance(self._own, nn.Module):
             assert self._preprocessing is not None
             # a copy: the user's module stays in its mode, and what it learns later changes nothing here
             return copy.deepcopy(self._own).eval(), self._preprocessing
+        if self.name.startswith("export:"):
+            assert self._preprocessing is not None
+            program = self._own or load_program(str(self.weights))
+            try:
+                return module_of(program, self._preprocessing), self._preprocessing
+            except BackboneError as error:
+                raise BackboneError(f"{self.name}: {error}") from error
         source, _, name = self.name.partition(":")
         file = self.weights if is_file_name(self.weights) else None
         try:
@@ -105,9 +128,14 @@ class Backbone:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Fingerprint: SHA-256 over names, types, shapes and bytes of the state dict, in its order."""
+        """Fingerprint: SHA-256 over names, types, shapes and bytes of the state dict, in its order; then of a program's
+        other tensors.
+        """
         digest = hashlib.sha256()
-        for name, tensor in self.module.state_dict().items():
+        state = self.module.state_dict()
+        if self.name.startswith("export:"):
+            state |= {name: tensor for name, tensor in constants(self.module).items() if name not in state}
+        for name, tensor in state.items():
             array = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
             digest.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
@@ -140,13 +168,21 @@ def recall(
                 f"the features came from a module of yours, {name.removeprefix('module:')}; hand it back: "
                 "featx.load(path, backbone=featx.Backbone(module, preprocessing=...))"
             )
+        if known is None and name.startswith("export:"):
+            # a recipe may be another's, and opening a program can run code: the file is for the user to name
+            file = repr(weights) if str(weights).endswith(_PROGRAM) else "program"
+            raise BackboneError(
+                f"the features came from an exported program, {name.removeprefix('export:')}; hand it back, "
+                f"if you trust it: featx.load(path, backbone=featx.Backbone({file}, preprocessing=...))"
+            )
         if known is None and is_file_name(weights) and not Path(str(weights)).exists():
             raise BackboneError(
                 f"the weights file {weights} is gone; say where it is: "
                 f"featx.load(path, backbone=featx.Backbone({name!r}, weights='...'))"
             )
         found = known or Backbone(name, weights, preprocessing=preprocessing)
-        if (found.name, found.weights_sha256) != key:
+        renamed = name.startswith("export:") and found.name.startswith("export:")  # a program is named by its file
+        if found.weights_sha256 != weights_sha256 or (found.name != name and not renamed):
             raise BackboneError(
                 f"the recorded network is {name} with weights sha256 {weights_sha256[:12]}; "
                 f"got {found.name} with {found.weights_sha256[:12]}"

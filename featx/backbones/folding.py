@@ -7,6 +7,7 @@ front of it can carry it: W' = scale W, b' = scale (b - mean) + shift. Features 
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import torch
 from torch import fx, nn
@@ -22,14 +23,31 @@ def fold_batch_norms(network: fx.GraphModule) -> None:
         if calls[node.target] > 1 or calls[source.target] > 1:  # shared weights serve other places too
             continue
         norm, conv = network.get_submodule(str(node.target)), network.get_submodule(str(source.target))
-        if isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and type(conv) is nn.Conv2d:
+        if _foldable(conv, norm):
             _fold(conv, norm)
             parent, _, name = str(node.target).rpartition(".")
             setattr(network.get_submodule(parent), name, _rest(norm))
+    _fold_sequences(network)
     network.recompile()
 
 
-def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+def _fold_sequences(network: fx.GraphModule) -> None:
+    """What tracing did not look into, such as Conv2dNormActivation: pairs that follow each other in a sequence."""
+    places = Counter(id(part) for _, part in network.named_modules(remove_duplicate=False))
+    for sequence in list(network.modules()):
+        if isinstance(sequence, nn.Sequential) and type(sequence).forward is nn.Sequential.forward:
+            for number, (conv, norm) in enumerate(pairwise(list(sequence)), start=1):
+                if places[id(conv)] == places[id(norm)] == 1 and _foldable(conv, norm):
+                    _fold(conv, norm)
+                    sequence[number] = _rest(norm)
+
+
+def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    return isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None and type(conv) is nn.Conv2d
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
     assert norm.running_var is not None and norm.running_mean is not None
     scale = torch.rsqrt(norm.running_var.double() + norm.eps)  # (c,)
     if norm.weight is not None:
@@ -43,6 +61,6 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
 
 
-def _rest(norm: nn.BatchNorm2d) -> nn.Module:
+def _rest(norm: nn.Module) -> nn.Module:
     """What a batch norm does besides: timm's also drop and activate."""
     return nn.Sequential(getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())).eval()

@@ -45,8 +45,8 @@ class Tap:
     def __post_init__(self) -> None:
         if self.projected is not None and self.shape[0] * math.isqrt(self.projected) > _MOST_TERMS:
             raise LayerError(
-                f"a projection of layer {self.node!r} from {self.projected:,} to {self.shape[0]:,} numbers has too many "
-                "terms to hold; project to fewer"
+                f"a projection of layer {self.node!r} from {self.projected:,} to {self.shape[0]:,} numbers has too "
+                "many terms to hold; project to fewer"
             )
 
     @property

