@@ -142,6 +142,17 @@ def test_a_type_that_the_machine_is_not_made_for_is_given_up_soon(monkeypatch, s
     assert chosen(found) == COMPILED_SLOW and COMPILED_FAST not in built
 
 
+def test_a_network_that_does_not_run_in_a_fast_type_runs_in_float32():
+    class Stubborn(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.flatten(2).transpose(1, 2) @ torch.ones(3, 5)).mean(1)
+
+    made = Backbone(Stubborn(), preprocessing=SMALL)
+    taps, _ = resolve_taps(made, "penultimate", "avg")
+    found = choose(lambda p, w: TappedNetwork(made, taps, CPU, p, w), pixels(), 4, 1, precision="auto", engine="auto")
+    assert chosen(found) == SLOW
+
+
 def test_the_choice_runs_the_real_networks(small):
     found = choose(lambda p, w: TappedNetwork(*small, CPU, p, w), pixels(), 4, 1, precision="auto", engine="auto")
     assert (found.precision, found.error is None) in {("float32", True), ("bfloat16", False)}
