@@ -80,7 +80,7 @@ def extract(
     path_column : str
         A CSV file's column of paths, relative to the file.
     device : "auto", "cpu" or "cuda"
-        "auto" is the GPU if there is one.
+        "auto" is the GPU if there is one. Long runs use all GPUs that are alike, with a process each.
     precision : "auto", "float32", "bfloat16" or "float16"
         "auto" is bfloat16 (on a GPU, float16 too) if, on the first batch, it is faster here and every row is within 2 %
         (relative L2) of float32. Runs of fewer than 16 batches are float32.

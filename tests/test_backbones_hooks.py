@@ -130,9 +130,9 @@ def test_hooks_and_graphs_agree(name):
     graph, hooked = trace_of(made), Hooked(made)
     assert not isinstance(graph, Hooked) and hooked.stages() == graph.stages()
     assert hooked.prefix_tokens == graph.prefix_tokens
-    shapes = hooked.shapes(made)
+    shapes = hooked.shapes()
     both = [layer for layer in graph.nodes if layer in shapes]
-    assert len(both) > 10 and all(shapes[layer] == graph.shapes(made)[layer] for layer in both)
+    assert len(both) > 10 and all(shapes[layer] == graph.shapes()[layer] for layer in both)
     layers = [*graph.stages(), graph.penultimate()], [*hooked.stages(), hooked.penultimate()]
     pixels = images(size=size)
     networks = (

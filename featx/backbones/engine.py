@@ -83,8 +83,8 @@ def choose(
             few, few_pixels = min(n_rows, _GLANCE_ROWS), pixels[:_GLANCE_ROWS]
             try:
                 glance, glance_seconds = _timed(fast, few_pixels, few)
-            except RuntimeError as error:  # a network that makes float32 tensors of its own
-                _log.info("not in %s: %s", fast_type, error)
+            except RuntimeError as refusal:  # of a network that makes float32 tensors of its own
+                _log.info("not in %s: %s", fast_type, refusal)
                 continue
             if _row_error(glance, {name: values[:few] for name, values in rows.items()}) > TOLERANCE:
                 continue

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from featx.backbones.backbone import Backbone
 from featx.errors import LayerError, nearest
 
 PRODUCTS = ("linear", "product")  # the kinds that do a network's work
@@ -60,7 +59,7 @@ class Layers(ABC):
     @abstractmethod
     def _shapes(self) -> dict[str, tuple[int, ...]]: ...
 
-    def shapes(self, backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """{node: shape of one image's output}, for the nodes that give tensors with a row an image."""
         return self._shapes
 

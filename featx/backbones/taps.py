@@ -44,7 +44,7 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     for text in wanted:
         name, colon, own = str(text).partition(":")
         asked += [(str(text), node, own if colon else pool) for node in trace.resolve(name, backbone.name)]
-    shapes = trace.shapes(backbone)
+    shapes = trace.shapes()
     taps: dict[str, Tap] = {}
     aliases: dict[str, str] = {}
     for text, node, own in asked:
@@ -76,7 +76,7 @@ class Layer(NamedTuple):
 def describe(backbone: Backbone) -> list[Layer]:
     """What can be tapped, as a tree: modules, each above what is inside, and operations in the order of execution."""
     trace = trace_of(backbone)
-    shapes = trace.shapes(backbone)
+    shapes = trace.shapes()
     marks = dict.fromkeys(trace.stages(), "stage")
     last = trace.penultimate()
     marks[last] = f"{marks[last]}, penultimate" if last in marks else "penultimate"
