@@ -1,6 +1,6 @@
 """How fast is extraction, end to end into a verified store? Against the loop every tutorial shows, and the ceilings.
 
-    python benchmarks/extract.py --images DIR [--n 2000] [--backbone resnet50] [--precision auto float32] [--repeats 3]
+    python benchmarks/extract.py --images DIR [--n 2000] [--backbone resnet50] [--repeats 3]
 
 DIR holds JPEG files, at any depth; they are repeated (as copies, each a file of its own) up to N. Random weights, the
 same on both sides. In one run, each in a fresh process:
@@ -149,7 +149,7 @@ def decoding(name: str, folder: Path) -> dict[str, Any]:
     return {"steady": steady(at), "transforms": len(reference) / (time.perf_counter() - start)}
 
 
-def featx_run(name: str, folder: Path, precision: str) -> dict[str, Any]:
+def featx_run(name: str, folder: Path, precision: str, engine: str) -> dict[str, Any]:
     start = time.perf_counter()
     import featx
 
@@ -161,6 +161,7 @@ def featx_run(name: str, folder: Path, precision: str) -> dict[str, Any]:
         name,
         weights=folder / "weights.pth",
         precision=precision,
+        engine=engine,
         progress=lambda now: at.append((now.done, time.perf_counter())),
         replace=True,
     )
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--precision", nargs="+", default=["auto", "float32"])
+    parser.add_argument("--engine", nargs="+", default=["auto", "compiled"])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 

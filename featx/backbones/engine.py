@@ -17,8 +17,8 @@ from featx.errors import BackboneError
 
 TOLERANCE = 0.02  # relative L2 of a row, fast number types
 EXACT_TOLERANCE = 1e-4  # the same, float32 compiled against float32 eager
-COMPILING_SECONDS = 25.0  # what compiling a network of usual size takes
-_COMPILED_SPEEDUP = 1.5  # of float32, what is usual
+COMPILING_SECONDS = 20.0  # what compiling a network of usual size takes
+_COMPILED_SPEEDUP = 1.3  # what is usual on a CPU
 _MIN_SPEEDUP = 1.2  # less is within the noise of the clock
 _GLANCE_ROWS = 8  # enough to see that a number type is far off, or not made for this machine
 _HOPELESS = 3.0  # times as slow as float32
@@ -75,8 +75,11 @@ def choose(
     """
     plain = build("float32" if precision == "auto" else precision, EAGER)
     rows, seconds = _timed(plain, pixels, n_rows)
-    saved = n_batches * seconds * (1 - 1 / _COMPILED_SPEEDUP)
-    compiling = engine == COMPILED or engine == "auto" and saved > COMPILING_SECONDS
+
+    def pays(batch_seconds: float) -> bool:
+        saved = n_batches * batch_seconds * (1 - 1 / _COMPILED_SPEEDUP)
+        return engine == COMPILED or engine == "auto" and saved > COMPILING_SECONDS
+
     if precision == "auto":
         for fast_type in ("bfloat16", "float16") if pixels.is_cuda else ("bfloat16",):
             fast = build(fast_type, EAGER)
@@ -88,16 +91,17 @@ def choose(
                 continue
             if _row_error(glance, {name: values[:few] for name, values in rows.items()}) > TOLERANCE:
                 continue
-            if glance_seconds > _HOPELESS * seconds * len(few_pixels) / len(pixels):
+            expected_seconds = glance_seconds * len(pixels) / len(few_pixels)
+            if expected_seconds > _HOPELESS * seconds:
                 continue
-            fast, (fast_rows, fast_seconds) = _compiled_or(build, fast, pixels, n_rows, engine, compiling)
+            fast, (fast_rows, fast_seconds) = _compiled_or(build, fast, pixels, n_rows, engine, pays(expected_seconds))
             error = _row_error(fast_rows, rows)
             needed = _MIN_SPEEDUP * (_COMPILED_SPEEDUP if fast.engine == COMPILED else 1)
             if error <= TOLERANCE and seconds >= needed * fast_seconds:
                 return Choice(fast, round(error, 6), fast_seconds)
-    if not compiling:
+    if not pays(seconds):
         return Choice(plain, None, seconds)
-    found, (found_rows, found_seconds) = _compiled_or(build, plain, pixels, n_rows, engine, compiling)
+    found, (found_rows, found_seconds) = _compiled_or(build, plain, pixels, n_rows, engine, True)
     tolerance = EXACT_TOLERANCE if plain.precision == "float32" else TOLERANCE
     if engine != COMPILED and (_row_error(found_rows, rows) > tolerance or found_seconds > seconds):
         return Choice(plain, None, seconds)
