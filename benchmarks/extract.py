@@ -242,6 +242,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--precision", nargs="+", default=["auto", "float32"])
     parser.add_argument("--engine", nargs="+", default=["auto", "compiled"])
+    parser.add_argument("--loop-processes", nargs="+", type=int, default=range(len(os.sched_getaffinity(0)) + 1))
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 
@@ -254,9 +255,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         distinct = set_up(options, folder)
-        cores = len(os.sched_getaffinity(0))
         for repeat in range(options.repeats):
-            for workers in range(cores + 1) if repeat == 0 else [best_workers(results)]:
+            for workers in options.loop_processes if repeat == 0 else [best_workers(results)]:
                 took(f"(a) loop, {workers} processes", "loop", workers)
             for precision in options.precision:
                 took(f"featx {precision}", "featx_run", precision, cold=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featx import __version__
-from featx.errors import FeatxError
+from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
 
 if TYPE_CHECKING:
     from featx.learn import Selection
@@ -177,7 +178,10 @@ def extract(
         _print(plan_table(todo, seconds))
     if dry_run:
         return 0
-    store = todo.run(lines.progress if as_json else not quiet)
+    with warnings.catch_warnings():
+        for told_below in (UnreadableImagesWarning, NonFiniteWarning, ContradictionWarning):
+            warnings.simplefilter("ignore", told_below)
+        store = todo.run(lines.progress if as_json else not quiet)
     if as_json:
         lines.result(store)
         return 1 if store.failures else 0

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import COMPILED, Backbone
-from featx.errors import ContradictionWarning, NonFiniteWarning, UnreadableImagesWarning, listed
-from featx.forward import measure, settle, stream
-from featx.images import Collection, collect
+from featx.backbones import COMPILED, Backbone, Preprocessing, recall
+from featx.errors import ContradictionWarning, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
+from featx.forward import decoders, measure, settle, stream
+from featx.images import Collection, Stamp, collect, stamp
 from featx.parts import parts
 from featx.processes import places, spread
 from featx.progress import Clock, Progress, shown
@@ -153,10 +153,7 @@ def extract(
         replace=replace,
         discard=discard,
     )
-    store = todo.run(progress)
-    if not todo.is_done:
-        _warn(store, len(todo.images.ids))
-    return store
+    return todo._run(progress)
 
 
 def plan(
@@ -201,6 +198,10 @@ def plan(
     """
     output = Path(output)
     refuse_unwritable(output)
+    decoders(workers)  # refuses what is none
+    if not isinstance(backbone, Backbone):
+        backbone = Backbone(backbone, weights)
+    there = stamp(output)
     images = collect(source, labels, ids=ids, target=target, path_column=path_column)
     refuse_running(output)
     store = FeatureStore(output) if output.exists() else None
@@ -235,12 +236,12 @@ def plan(
         if old is not None:
             old.refuse_what_is_lost(replace)
             recipe = recipe if begun is not None else old.grown()
-    return Plan(output, images, recipe, old, begun, device, workers, discard)
+    return Plan(output, images, recipe, old, begun, backbone, device, workers, discard, there)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plan:
-    """An extraction that is ready to run; made by `plan`.
+    """An extraction that is ready to run, once; made by `plan`.
 
     Attributes
     ----------
@@ -258,9 +259,11 @@ class Plan:
     recipe: Recipe
     _old: Old | None = field(repr=False)
     _begun: Unfinished | None = field(repr=False)
+    _backbone: Backbone = field(repr=False)
     _device: str = field(repr=False)
     _workers: int | str = field(repr=False)
     _discard: bool = field(repr=False)
+    _there: Stamp | None = field(repr=False)
 
     @property
     def is_done(self) -> bool:
@@ -268,9 +271,11 @@ class Plan:
 
     @property
     def n_kept(self) -> int:
+        if self.is_done:
+            return len(self.images.ids)
         if self._begun is not None:
             return self._begun.n_done
-        if self._old is None or self._old.new_layers and not self.is_done:
+        if self._old is None or self._old.new_layers:
             return 0
         return int(self._old.has.sum())
 
@@ -287,8 +292,9 @@ class Plan:
     def seconds(self) -> float:
         """An estimate of the time that `run` takes: computes one batch, after one that warms up."""
         left = len(self.images.ids) - self.n_kept
-        if self.is_done or not left:
+        if not left:
             return 0.0
+        self._recall()
         with _threads(self.recipe.threads):
             return left * measure(self.images.images, self.recipe, device=self._device, workers=self._workers)
 
@@ -298,10 +304,19 @@ class Plan:
         Parameters
         ----------
         progress : as `extract` has it
+
+        Raises
+        ------
+        StoreError
+            The output is not what it was when this was planned.
         """
+        return self._run(progress)
+
+    def _run(self, progress: bool | Callable[[Progress], None]) -> FeatureStore:
         output, images, old = self.output, self.images, self._old
         if self._discard:
             discard_unfinished(output)
+            self._discard = False  # what this run does is kept if it is run again
         if old is not None and old.is_all:
             if self._begun is None:
                 discard_unfinished(output)  # a kill between the last two steps leaves a journal
@@ -311,10 +326,14 @@ class Plan:
             _threads(self.recipe.threads),
             shown(progress) as show,
         ):
+            if stamp(output) != self._there:
+                raise StoreError(f"{output} has changed since this was planned; plan again")
+            self._recall()
             refuse_changed(output, writer, images)
             if old is not None:
                 old.copy_rows(writer)
             clock = Clock(writer.todo, show)
+            clock.tick(len(writer.failures))
             for part in parts(writer, old):
                 todo = part.todo.copy()
                 at = places(images.images, part.recipe, todo)
@@ -325,17 +344,25 @@ class Plan:
                 with contextlib.closing(blocks):  # no process is left when the writer lets go of the file
                     part.write_all(blocks, clock)
             writer.finish()
-        return FeatureStore(output)
+        store = FeatureStore(output)
+        _warn(store, len(images.ids))
+        return store
+
+    def _recall(self) -> None:
+        """The plan's own network is the recipe's: another module may have had its name and weights since."""
+        recipe = self.recipe
+        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, self._backbone)
 
 
 def _warn(store: FeatureStore, n: int) -> None:
-    """What a user should know of a new store, at the line that called `extract`."""
+    """What a user should know of a new store, at the line that called `extract` or `Plan.run`."""
     if store.failures:
         warnings.warn(
             f"{len(store.failures):,} of {n:,} images cannot be read and have no rows, see store.failures: "
             f"{listed(failure.id for failure in store.failures)}",
             UnreadableImagesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if store.nonfinite:
         overflow = store.recipe.dtype == "float16" and any(entry.what == "inf" for entry in store.nonfinite)
@@ -344,7 +371,7 @@ def _warn(store: FeatureStore, n: int) -> None:
             f"{len(store.nonfinite):,} rows hold numbers that are none, see store.nonfinite: {named}"
             + ("; float32 may hold what float16 cannot" if overflow else ""),
             NonFiniteWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if contradictions := store.contradictions:
         first = contradictions[0][:2].tolist()
@@ -353,7 +380,7 @@ def _warn(store: FeatureStore, n: int) -> None:
             f"{len(contradictions):,} images are there several times with different labels, see store.contradictions: "
             f"{pair}",
             ContradictionWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import math
@@ -148,7 +149,7 @@ def settle(
                 engine=_ENGINES.get(engine, engine),
             )
             recipe = replace(recipe, engine=choice.engine, precision=choice.precision, precision_error=choice.error)
-            keep(recipe, place.type, choice.network)
+            keep(recipe, place.type, backbone, choice.network)
     return recipe
 
 
@@ -224,10 +225,11 @@ def stream(
     )
     passes = Passes(network, rows, on_gpu)
     under_way: deque[tuple[Batch, Rows]] = deque()
-    for batch in found:  # a GPU computes one batch while the rows of the one before come back
-        under_way.append((batch, passes.start(batch)))
-        if len(under_way) > on_gpu:
-            yield _block(*under_way.popleft(), len(images))
+    with contextlib.closing(found):  # whatever ends this, decoding threads wait for nothing
+        for batch in found:  # a GPU computes one batch while the rows of the one before come back
+            under_way.append((batch, passes.start(batch)))
+            if len(under_way) > on_gpu:
+                yield _block(*under_way.popleft(), len(images))
     while under_way:
         yield _block(*under_way.popleft(), len(images))
 

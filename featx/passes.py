@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from featx.backbones import Preprocessing, Tap, TappedNetwork, recall
+from featx.backbones import Backbone, Preprocessing, Tap, TappedNetwork, recall
 from featx.errors import FeatxError
 from featx.images import Batch
 from featx.store import Recipe
@@ -74,7 +74,7 @@ def pinned(shape: tuple[int, ...]) -> np.ndarray:
     return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
 
 
-_networks: OrderedDict[str, TappedNetwork] = OrderedDict()
+_networks: OrderedDict[str, tuple[Backbone, TappedNetwork]] = OrderedDict()
 _MOST_NETWORKS = 2
 
 
@@ -83,9 +83,9 @@ def _key(recipe: Recipe, device: str) -> str:
     return json.dumps([*decides, recipe.precision, recipe.batch_size, recipe.threads, device])
 
 
-def keep(recipe: Recipe, device: str, network: TappedNetwork) -> None:
+def keep(recipe: Recipe, device: str, backbone: Backbone, network: TappedNetwork) -> None:
     """Remember a recipe's network; the last few are."""
-    _networks[_key(recipe, device)] = network
+    _networks[_key(recipe, device)] = backbone, network
     while len(_networks) > _MOST_NETWORKS:
         _networks.popitem(last=False)
 
@@ -95,11 +95,16 @@ def forget() -> None:
 
 
 def network_of(recipe: Recipe, place: torch.device) -> TappedNetwork:
-    """Built once for a run, and for the calls that follow each other in a session of predictions."""
-    if (key := _key(recipe, place.type)) not in _networks:
-        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-        backbone = recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing)
+    """Built once for a run, and for the calls that follow each other in a session of predictions.
+
+    From the very backbone that is recalled: two modules of a class with the same weights may compute different things.
+    """
+    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+    backbone = recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing)
+    key = _key(recipe, place.type)
+    if key not in _networks or _networks[key][0] is not backbone:
         taps = [Tap.from_dict(tap) for tap in recipe.taps.values()]
-        keep(recipe, place.type, TappedNetwork(backbone, taps, place, recipe.precision, recipe.engine))
+        network = TappedNetwork(backbone, taps, place, recipe.precision, recipe.engine, preprocessing)
+        keep(recipe, place.type, backbone, network)
     _networks.move_to_end(key)
-    return _networks[key]
+    return _networks[key][1]

@@ -125,6 +125,17 @@ def test_layouts_are_told_by_the_shape():
     assert {shape: Tap.of("x", "avg", shape).layout for shape in of} == of
 
 
+@pytest.mark.parametrize("size", [(32, 64), (224, 448), (64, 32)])
+def test_images_that_are_not_square_have_planes_like_them(size):
+    tall, wide = 8 * size[0] // 32, 8 * size[1] // 32
+    assert Tap.of("x", "avg", (16, tall, wide), size=size).layout == "bchw"
+    assert Tap.of("x", "avg", (wide, tall, wide), size=size).layout == "bchw"  # as many channels as columns
+    assert Tap.of("x", "avg", (tall, wide, 768), size=size).layout == "bhwc"
+    tokens = Tap.of("x", "tokens", (tall * wide + 1, 192), 1, size)
+    assert (tokens.layout, tokens.prefix) == ("btc", 1)
+    assert Tap.of("x", "tokens", (tall * wide, 192), 1, size).prefix == 0
+
+
 def test_a_projection_is_named_recorded_and_the_same_each_time():
     x = plane()
     tap = Tap.of("layer", "flatten~64", (C, 5, 5))

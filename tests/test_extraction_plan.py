@@ -7,15 +7,19 @@ import os
 
 import numpy as np
 import pytest
+import torch
 from helpers import class_folders, left_in
+from PIL import Image
 from runs import extract, pictures, same_file
+from torch import nn
 from typer.testing import CliRunner
 
 import featx
 from featx import extraction, forward
 from featx.backbones import COMPILED
 from featx.cli import app
-from featx.errors import RecipeError
+from featx.errors import FeatxError, LayerError, RecipeError, StoreError
+from featx.learn import StoredFeatures
 from featx.report.extractions import spoken
 
 N = 40
@@ -38,6 +42,21 @@ def test_a_plan_writes_nothing_and_knows_every_size(planned, tmp_path):
     assert plan.nbytes == sum(plan.sizes.values())
     assert planned(dtype="float16").nbytes == plan.nbytes // 2
     assert 0 < plan.seconds() < 60 and left_in(tmp_path) == []
+
+
+def test_what_can_be_known_is_refused_before_anything_is_begun(planned):
+    for options, error, words in (
+        ({"workers": 0}, FeatxError, "workers is 'auto'"),
+        ({"pool": None}, LayerError, "pool None is not one of"),
+        ({"pool": ["avg", "max"]}, LayerError, "is not one of"),
+    ):
+        with pytest.raises(error, match=words):
+            planned(**({"layers": "first"} | options))
+
+
+def test_a_layer_that_is_narrow_enough_is_found_by_the_name_it_was_asked_for(planned):
+    store = planned(layers=["first"], pool="avg~100").run(False)
+    assert store.layers == ("first:avg",) and store["first:avg~100"].shape == (N, 8)
 
 
 def test_its_run_is_what_extract_does(planned, small_network, tmp_path):
@@ -65,8 +84,9 @@ def test_a_plan_knows_what_is_done(planned, break_off, tmp_path):
 def test_progress_is_told_to_who_asks(planned):
     told: list[featx.Progress] = []
     planned().run(told.append)
-    assert [now.done for now in told] == list(range(4, N + 1, 4))
-    assert all(now.total == N and now.failed == 0 and now.images_per_second > 0 for now in told)
+    assert [now.done for now in told] == list(range(0, N + 1, 4))
+    assert all(now.total == N and now.failed == 0 for now in told)
+    assert all(now.images_per_second > 0 for now in told[1:])
     assert told[-1].seconds_left == 0 and all(a.seconds <= b.seconds for a, b in zip(told, told[1:], strict=False))
 
 
@@ -128,6 +148,76 @@ def test_an_error_of_the_writer_ends_the_run(planned, monkeypatch):
     assert len(written) == 1
 
 
+def test_a_plan_runs_on_what_it_was_made_for_only(planned, small_network, tmp_path):
+    first, second = planned(), planned(layers="second")
+    store = first.run(False)
+    before = store.path.read_bytes()
+    for plan in (first, second):
+        with pytest.raises(StoreError, match="has changed since this was planned; plan again"):
+            plan.run(False)
+    assert store.path.read_bytes() == before and left_in(tmp_path) == ["a.h5"]
+
+
+def test_a_plan_discards_once(planned):
+    def stop(now):
+        if now.done > 150:
+            raise KeyboardInterrupt
+
+    plan = planned(200, discard=True)
+    with pytest.raises(KeyboardInterrupt):
+        plan.run(stop)
+    told: list[featx.Progress] = []
+    plan.run(told.append)
+    assert told[0].done == 128
+
+
+def test_a_plan_warns_where_it_is_run(tmp_path):
+    plan = featx.plan(pictures(["0", "bad"]), tmp_path / "a.h5", "bundled:pixels", device="cpu")
+    with pytest.warns(featx.UnreadableImagesWarning) as caught:
+        plan.run(False)
+    assert caught[0].filename == __file__
+
+
+class Activated(nn.Module):
+    """Two of these have the same name and weights and may compute different things."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.activation = nn.Conv2d(3, 4, 3), activation
+        with torch.no_grad():
+            self.conv.weight.copy_(torch.linspace(-1, 1, 108).view(4, 3, 3, 3))
+            self.conv.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.conv(x))
+
+
+def test_an_edited_module_gives_its_own_rows(tmp_path):
+    crop = featx.Preprocessing(crop=(32, 32), resize=32)
+    networks = [featx.Backbone(Activated(kind), preprocessing=crop) for kind in (nn.ReLU(), nn.Tanh())]
+    options = {"layers": "activation:max", "device": "cpu", "precision": "float32"}
+    plans = [featx.plan(pictures(range(4)), tmp_path / f"{i}.h5", made, **options) for i, made in enumerate(networks)]
+    for plan, made in zip(plans, networks, strict=True):  # both planned before the first is run
+        found = plan.run(False)["activation"]
+        pixels = np.stack([made.preprocessing(Image.fromarray(picture)) for picture in pictures(range(4))])
+        with torch.inference_mode():
+            true = made.module(made.preprocessing.normalise(torch.from_numpy(pixels))).amax((2, 3))
+        np.testing.assert_allclose(found, true, rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_weights_with_another_preprocessing_give_other_rows(tmp_path):
+    stores = []
+    for name, mean in (("a", 0.5), ("b", 0.0)):
+        crop = featx.Preprocessing(crop=(32, 32), resize=32, mean=(mean,) * 3, std=(1.0,) * 3)
+        pixels = featx.Backbone("bundled:pixels", preprocessing=crop)
+        stores.append(featx.plan(pictures(range(4)), tmp_path / f"{name}.h5", pixels, device="cpu"))
+    stores = [plan.run(False) for plan in stores]
+    np.testing.assert_allclose(stores[1]["flatten"] - stores[0]["flatten"], 0.5, atol=1e-6)
+    for store in stores:  # and through the recipe
+        found = StoredFeatures(store, device="cpu").fit().transform(pictures(range(4)))
+        np.testing.assert_allclose(found, store["flatten"], atol=1e-6)
+
+
 def test_times_are_spoken_as_people_do():
     said = {0.2: "1 s", 59.4: "59 s", 59.6: "1 min 0 s", 130: "2 min 10 s", 3600: "1 h 0 min", 9000: "2 h 30 min"}
     assert {seconds: spoken(seconds) for seconds in said} == said
@@ -157,6 +247,9 @@ def test_a_plan_stands_before_a_run_unless_it_is_quiet(photos, tmp_path):
         assert "10 images, 2 classes" in done.stdout
     again = run("extract", photos, "-o", tmp_path / "a0.h5", "-b", "bundled:pixels", "--dry-run")
     assert "is there already" in again.output
+    again = run("extract", photos, "-o", tmp_path / "a0.h5", "-b", "bundled:pixels", "--dry-run", "--json")
+    (event,) = [json.loads(line) for line in again.stdout.splitlines()]
+    assert event["is_done"] and event["done"] == event["images"] == 10 and event["seconds"] == 0
 
 
 def test_scripts_read_lines_of_json(photos, tmp_path):

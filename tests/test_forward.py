@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -276,6 +279,19 @@ def test_where_memory_does_not_suffice_batches_go_in_halves(network, monkeypatch
     for i, rows in found.items():
         for name, values in rows.items():
             np.testing.assert_allclose(values, whole[i][name], rtol=1e-4, atol=1e-5)
+
+
+def test_no_thread_is_left_waiting_when_a_pass_fails(network, monkeypatch):
+    images = arrays(60)
+    recipe = settle(images, backbone=network, device="cpu", batch_size=2)
+    monkeypatch.setattr(forward, "network_of", lambda *_: Scarce(None, -1))
+    monkeypatch.setattr(Scarce, "__call__", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError) as kept:  # its traceback holds every frame, as an interactive session does
+        list(stream(images, recipe, device="cpu", workers=3))
+    deadline = time.monotonic() + 5
+    while (left := [t for t in threading.enumerate() if t.name.startswith("featx-")]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not left and kept.value is not None
 
 
 def test_a_device_that_does_not_hold_one_image_says_so(network, monkeypatch):

@@ -12,6 +12,7 @@ from torch import nn
 
 from featx.backbones.backbone import Backbone
 from featx.backbones.pools import Pool, Tap
+from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.trace import trace_of
 from featx.errors import BackboneError
 
@@ -28,6 +29,7 @@ class TappedNetwork:
     device : where to
     precision : "float32", "bfloat16" or "float16"; pooling is float32 in all of them
     engine : EAGER, or COMPILED by inductor, with frozen weights, for the number of images of the first call
+    preprocessing : by default the backbone's; its size, mean and deviation
 
     Raises
     ------
@@ -36,7 +38,13 @@ class TappedNetwork:
     """
 
     def __init__(
-        self, backbone: Backbone, taps: Sequence[Tap], device: torch.device, precision: str, engine: str = EAGER
+        self,
+        backbone: Backbone,
+        taps: Sequence[Tap],
+        device: torch.device,
+        precision: str,
+        engine: str = EAGER,
+        preprocessing: Preprocessing | None = None,
     ) -> None:
         self.precision, self.engine = precision, engine
         self._names = [tap.name for tap in taps]
@@ -46,7 +54,7 @@ class TappedNetwork:
         for parameter in self._network.parameters():
             if parameter.dim() == 4:  # convolutions on channels-last memory are half as fast again on a CPU
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self._normalised = _Normalised(self._network, backbone, self._type).to(device)
+        self._normalised = _Normalised(self._network, preprocessing or backbone.preprocessing, self._type).to(device)
         self._compiled = False
 
     def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -73,8 +81,8 @@ class TappedNetwork:
                 rows = self._normalised(pixels)
         except Exception as error:  # no compiler, one that fails, an operation that inductor does not know: many types
             raise BackboneError(
-                f"the network cannot be compiled here ({type(error).__name__}); is there a C++ compiler? "
-                "engine='eager' needs none"
+                f"the network cannot be compiled here ({type(error).__name__}); is there a C++ compiler, and "
+                "does the network run without hooks? engine='eager' needs neither"
             ) from error
         self._compiled = True
         return rows
@@ -83,10 +91,10 @@ class TappedNetwork:
 class _Normalised(nn.Module):
     """The network behind the arithmetic of its preprocessing, which a compiler joins with the first layer."""
 
-    def __init__(self, network: nn.Module, backbone: Backbone, number_type: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, number_type: torch.dtype) -> None:
         super().__init__()
         self._network, self._type = network, number_type
-        self._normalise = backbone.preprocessing.normalise
+        self._normalise = preprocessing.normalise
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self._network(self._normalise(pixels).to(self._type))

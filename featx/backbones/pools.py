@@ -54,30 +54,37 @@ class Tap:
         return f"{self.node}:{self.pool}" + (f"~{self.shape[0]}" if self.projected else "")
 
     @classmethod
-    def of(cls, node: str, pool: str, output: tuple[int, ...], prefix_tokens: int = 0) -> Tap:
+    def of(
+        cls,
+        node: str,
+        pool: str,
+        output: tuple[int, ...],
+        prefix_tokens: int = 0,
+        size: tuple[int, int] = (1, 1),
+    ) -> Tap:
         """The tap of a node whose output for one image has this shape, (c, h, w), (h, w, c), (t, c) or (d,).
 
-        Images are square, so the two equal sides are the plane; where all three agree, channels come first. Tokens are
-        a square and the network's `prefix_tokens`, or have no prefix.
+        The plane has the sides of the images, `size` (h, w), in small; where channels may be on either side of it, they
+        come first. Tokens are such a plane and the network's `prefix_tokens`, or have no prefix.
 
         Raises
         ------
         LayerError
             The pool is not one, or the layer has not what it needs.
         """
-        kind, _, width = pool.partition("~")
-        if kind not in POOLS or not re.fullmatch(r"\w+(~[1-9]\d{0,6})?", pool):
+        kind, _, width = str(pool).partition("~")
+        if not isinstance(pool, str) or kind not in POOLS or not re.fullmatch(r"\w+(~[1-9]\d{0,6})?", pool):
             raise LayerError(
                 f"pool {pool!r} is not one of {', '.join(POOLS)}, or one with '~512'{nearest(kind, POOLS)}"
             )
         prefix = 0
         if len(output) == 3:
-            channels_last = output[0] == output[1] != output[2]
+            channels_last = _skewness(output[0], output[1], size) < _skewness(output[1], output[2], size)
             layout, channels = ("bhwc", output[2]) if channels_last else ("bchw", output[0])
             places = math.prod(output) // channels
         elif len(output) == 2:
             layout, (places, channels) = "btc", output
-            prefix = prefix_tokens if places - math.isqrt(places) ** 2 == prefix_tokens else 0
+            prefix = prefix_tokens if _is_plane(places - prefix_tokens, size) else 0
             places -= prefix
         else:
             layout, channels, places, kind = "bd", math.prod(output), 1, "none"  # there is nothing to pool
@@ -109,6 +116,17 @@ class Tap:
     def from_dict(cls, said: dict[str, Any]) -> Tap:
         added = said.get("prefix", 0), said.get("projected")
         return cls(said["node"], said["pool"], said["layout"], tuple(said["shape"]), *added)
+
+
+def _skewness(h: int, w: int, size: tuple[int, int]) -> float:
+    """How far sides are from those of the images, 0 where the shape is the same."""
+    return abs(math.log(h * size[1] / (w * size[0])))
+
+
+def _is_plane(places: int, size: tuple[int, int]) -> bool:
+    """Whether tokens can be the places of a plane with the sides of the images in small."""
+    h = round(math.sqrt(max(places, 0) * size[0] / size[1]))
+    return h > 0 and places % h == 0 and _skewness(h, places // h, size) < 0.1
 
 
 class Pool(nn.Module):

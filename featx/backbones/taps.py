@@ -50,10 +50,12 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     for text, node, own in asked:
         if trace.last(node) not in shapes:
             raise LayerError(f"layer {node!r} of {backbone.name} gives no tensor; choose one inside or behind it")
-        tap = Tap.of(node, own, shapes[trace.last(node)], trace.prefix_tokens)
+        tap = Tap.of(node, own, shapes[trace.last(node)], trace.prefix_tokens, backbone.preprocessing.size)
         taps.setdefault(tap.name, tap)
         if text.partition(":")[0] != "stages" and text not in (tap.name, node):
             aliases[text] = tap.name
+        if "~" in own and f"{node}:{own}" != tap.name:  # what was narrow enough
+            aliases[f"{node}:{own}"] = tap.name
     return list(taps.values()), aliases
 
 
@@ -85,7 +87,11 @@ def describe(backbone: Backbone) -> list[Layer]:
         parts = node.split(".")
         names |= dict.fromkeys(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
     return [
-        Layer(name, name.count("."), shape, Tap.of(name, "avg", shape).shape[0], marks.get(name, ""))
+        Layer(name, name.count("."), shape, _width(name, shape, backbone.preprocessing.size), marks.get(name, ""))
         for name in names
         if (shape := shapes.get(trace.last(name))) is not None
     ]
+
+
+def _width(name: str, shape: tuple[int, ...], size: tuple[int, int]) -> int:
+    return Tap.of(name, "avg", shape, size=size).shape[0]

@@ -6,6 +6,18 @@ Knows nothing of networks or files of features.
 
 from featx.images.batches import Batch, batches
 from featx.images.collection import Collection, collect, files
-from featx.images.decoding import DECODER, changed, content_digest, decode
+from featx.images.decoding import DECODER, Stamp, changed, content_digest, decode, stamp
 
-__all__ = ["DECODER", "Batch", "Collection", "batches", "changed", "collect", "content_digest", "decode", "files"]
+__all__ = [
+    "DECODER",
+    "Batch",
+    "Collection",
+    "Stamp",
+    "batches",
+    "changed",
+    "collect",
+    "content_digest",
+    "decode",
+    "files",
+    "stamp",
+]

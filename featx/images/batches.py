@@ -13,7 +13,7 @@ import contextlib
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -56,7 +56,7 @@ def batches(
     *,
     taking_turns: bool = False,
     allocate: Callable[[tuple[int, ...]], np.ndarray] = _zeros,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Decode and prepare images in order. A file that changes after this has begun is a failure.
 
     Parameters

@@ -246,6 +246,7 @@ class ImageFeatures(_Features):
             pool=self.pool,
             device=self.device,
             precision=self.precision,
+            engine="eager",
             batch_size=self.batch_size,
         )
         self._remember(recipe.only(None))

@@ -75,6 +75,7 @@ class ExtractionLines:
             output=str(plan.output),
             images=len(plan.images.ids),
             done=plan.n_kept,
+            is_done=plan.is_done,
             backbone=recipe.backbone,
             precision=recipe.precision,
             engine=recipe.engine,
