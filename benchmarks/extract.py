@@ -259,12 +259,10 @@ def main() -> None:
             for workers in options.loop_processes if repeat == 0 else [best_workers(results)]:
                 took(f"(a) loop, {workers} processes", "loop", workers)
             for precision in options.precision:
-                took(f"featx {precision}", "featx_run", precision, cold=True)
-            ways = {
-                (run["precision"], run["engine"].split(",")[0])
-                for p in options.precision
-                for run in results[f"featx {p}"]
-            }
+                for engine in options.engine:
+                    took(f"featx, {precision}, engine {engine}", "featx_run", precision, engine, cold=True)
+            ours = [run for label, runs in results.items() if label.startswith("featx, ") for run in runs]
+            ways = {(run["precision"], run["engine"].split(",")[0]) for run in ours}
             for precision, engine in sorted(ways):
                 took(f"(c) forward, {precision} {engine}", "forward", precision, engine)
             took("(d) decoding", "decoding")
