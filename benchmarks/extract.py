@@ -90,13 +90,12 @@ def loop(name: str, folder: Path, workers: int) -> dict[str, Any]:
 
 def img2vec(name: str, folder: Path) -> dict[str, Any]:
     """(b) as its README calls it, in batches; it has eager float32 and no decoding threads."""
-    from img2vec_pytorch import Img2Vec
+    import torchvision
+    from img2vec_pytorch import Img2Vec, img_to_vec
     from PIL import Image
 
     files = sorted((folder / "images").iterdir())[:256]  # its speed does not change
-    import torchvision
-
-    torchvision.models.resnet50 = lambda *_, **__: torchvision.models.get_model("resnet50", weights=None)
+    img_to_vec.resnet50 = lambda **_: torchvision.models.resnet50(weights=None)  # it would download them
     model = Img2Vec(cuda=place() == "cuda", model="resnet50", layer="default", layer_output_size=2048)
     model.model.load_state_dict(torch.load(folder / "weights.pth", weights_only=True))
     at = [(0, time.perf_counter())]
@@ -249,7 +248,8 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {}
 
     def took(label: str, case: str, *arguments: Any, cold: bool = False) -> None:
-        results.setdefault(label, []).append(apart(case, options.backbone, folder, *arguments, cold=cold))
+        found = apart(case, options.backbone, folder, *arguments, cold=cold)
+        results.setdefault(label, []).append(found)
         print(label, results[label][-1], file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as scratch:
