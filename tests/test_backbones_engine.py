@@ -199,5 +199,5 @@ def test_what_cannot_be_compiled_says_so(small, monkeypatch):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
 
     monkeypatch.setattr(network._Normalised, "compile", no_compiler)
-    with pytest.raises(BackboneError, match="cannot be compiled here.*C\\+\\+ compiler.*engine='eager' needs none"):
+    with pytest.raises(BackboneError, match="cannot be compiled here.*C\\+\\+ compiler.*engine='eager' needs neither"):
         TappedNetwork(*small, CPU, "float32", COMPILED)(pixels())
