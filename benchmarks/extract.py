@@ -10,7 +10,7 @@ same on both sides. In one run, each in a fresh process:
 (c) the bare forward pass on ready tensors, in each precision, compiled as featx compiles it
 (d) decoding and resizing alone, on all cores
 featx: cold (a fresh process with an empty compiler cache, all that a user waits for) and steady (what the run did from
-its fourth batch on), with every row compared with the loop's.
+its fourth batch on; of fewer than eight it says nothing), with every row compared with the loop's.
 
 Prints a table and adds lines to benchmarks/results/extract.jsonl. On a machine with GPUs, the same command uses them,
 and adds the forward pass from ready uint8 arrays.
@@ -174,7 +174,7 @@ def featx_run(name: str, folder: Path, precision: str, engine: str) -> dict[str,
     assert error <= (1e-4 if recipe.precision == "float32" else 2e-2), error
     return {
         "cold": cold,
-        "start": at[1][1] - start,
+        "start": at[2][1] - start,
         "steady": steady(at),
         "error": error,
         "precision": recipe.precision,
