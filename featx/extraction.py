@@ -210,9 +210,8 @@ def plan(
     if known is not None:  # what is left to "auto" is as it was then
         precision = known.precision if precision == "auto" else precision
         batch_size = known.batch_size if batch_size == "auto" else batch_size
-        engine = (
-            "compiled" if engine == "auto" and known.engine == COMPILED else "eager" if engine == "auto" else engine
-        )
+        if engine == "auto":
+            engine = "compiled" if known.engine == COMPILED else "eager"
     if begun is not None:
         device = begun.recipe.device if device == "auto" else device
     recipe = settle(
@@ -313,6 +312,7 @@ class Plan:
         return self._run(progress)
 
     def _run(self, progress: bool | Callable[[Progress], None]) -> FeatureStore:
+        """One call beneath `run` and `extract` alike, so that warnings name the line of who called either."""
         output, images, old = self.output, self.images, self._old
         if self._discard:
             discard_unfinished(output)

@@ -22,17 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import (
-    COMPILED,
-    EAGER,
-    Backbone,
-    Preprocessing,
-    Tap,
-    TappedNetwork,
-    choose,
-    recall,
-    resolve_taps,
-)
+from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, choose, recall, resolve_taps
 from featx.errors import FeatxError, ImageError
 from featx.images import DECODER, Batch, batches
 from featx.passes import Passes, Rows, forget, keep, network_of, pinned
@@ -88,7 +78,6 @@ def settle(
     ----------
     images : n paths, uint8 arrays or PIL images
         The run's; precision and engine "auto" try the first batch, if there are enough to earn the trial back.
-
     backbone, weights, layers, pool, device, precision, engine, batch_size, dtype
         As `featx.extract` has them.
     origin : path, optional

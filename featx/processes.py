@@ -3,6 +3,7 @@
 A process computes its batches by `forward.stream`, writes their rows to their places, and tells what became of the
 images. It has the run's own handle on the file, and with that its lock: as long as one process is left of a run that
 was killed, no other run can begin to write there. All else goes over a socket, which ends when the other side does.
+Long, since both sides of the socket are here.
 """
 
 from __future__ import annotations

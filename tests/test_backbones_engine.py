@@ -194,6 +194,15 @@ def test_compiled_is_the_same_function_and_gives_the_same_bytes_each_time(small,
     assert capfd.readouterr() == ("", "")
 
 
+def test_too_little_memory_for_compiled_code_is_told_as_that(small, monkeypatch):
+    def scarce(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(network._Normalised, "compile", scarce)
+    with pytest.raises(torch.OutOfMemoryError):  # who runs it tries half the batch
+        TappedNetwork(*small, CPU, "float32", COMPILED)(pixels())
+
+
 def test_what_cannot_be_compiled_says_so(small, monkeypatch):
     def no_compiler(*_, **__):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")

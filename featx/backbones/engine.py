@@ -31,12 +31,12 @@ class Choice:
     """How a network will run.
 
     error : the largest relative L2 distance of a row from float32, where a fast type was chosen
-    batch_seconds : of a forward pass, measured; None if nothing was
+    batch_seconds : of a forward pass, measured
     """
 
     network: TappedNetwork
     error: float | None
-    batch_seconds: float | None
+    batch_seconds: float
 
     @property
     def precision(self) -> str:
@@ -136,8 +136,7 @@ def _timed(network: TappedNetwork, pixels: torch.Tensor, n_rows: int) -> tuple[d
 
 
 def _rows(network: TappedNetwork, pixels: torch.Tensor, n_rows: int) -> dict[str, torch.Tensor]:
-    rows = {name: values[:n_rows].cpu() for name, values in network(pixels).items()}  # `cpu` waits for the device
-    return rows
+    return {name: values[:n_rows].cpu() for name, values in network(pixels).items()}  # `cpu` waits for the device
 
 
 def _row_error(got: dict[str, torch.Tensor], true: dict[str, torch.Tensor]) -> float:

@@ -79,6 +79,8 @@ class TappedNetwork:
                 # dynamic: no; a batch has one size, and code for it alone is the fastest
                 self._normalised.compile(dynamic=False, fullgraph=True, options={"freezing": True})
                 rows = self._normalised(pixels)
+        except torch.OutOfMemoryError:  # smaller passes may fit
+            raise
         except Exception as error:  # no compiler, one that fails, an operation that inductor does not know: many types
             raise BackboneError(
                 f"the network cannot be compiled here ({type(error).__name__}); is there a C++ compiler, and "
