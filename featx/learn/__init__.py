@@ -4,15 +4,24 @@ Decodes nothing and loads no network, except to predict on new images, through `
 """
 
 from featx.learn.features import ImageFeatures, StoredFeatures
+from featx.learn.fits import Fit
+from featx.learn.linear_svc import LinearSVC
+from featx.learn.logistic import LogisticRegression
 from featx.learn.persistence import load, save
 from featx.learn.prediction import Prediction, predict_images
 from featx.learn.ranking import Candidate, Selection
+from featx.learn.ridge import Ridge, RidgeClassifier
 from featx.learn.selection import select_model
 
 __all__ = [
     "Candidate",
+    "Fit",
     "ImageFeatures",
+    "LinearSVC",
+    "LogisticRegression",
     "Prediction",
+    "Ridge",
+    "RidgeClassifier",
     "Selection",
     "StoredFeatures",
     "load",

@@ -32,6 +32,10 @@ _VERSION = 1
 _TRUSTED = (
     "featx.learn.features.ImageFeatures",
     "featx.learn.features.StoredFeatures",
+    "featx.learn.linear_svc.LinearSVC",
+    "featx.learn.logistic.LogisticRegression",
+    "featx.learn.ridge.Ridge",
+    "featx.learn.ridge.RidgeClassifier",
     "featx.store.recipe.Recipe",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",

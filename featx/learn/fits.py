@@ -1,0 +1,140 @@
+"""Estimators and how to fit each of them on the same rows in; one call of the solvers; all of them fitted.
+
+Which problems an estimator stands for, and which attributes come of their solutions, is the estimator's own matter.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import _check_sample_weight
+
+if TYPE_CHECKING:
+    from featx.learn.linear import LinearModel
+    from featx.solvers import Problem, Solution
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """One of many fits on the same rows, for `fit_many`.
+
+    Parameters
+    ----------
+    params : mapping, of the estimator, in place of its own
+    sample_weight : (n,), at least 0, or None for ones; 0 removes a row, so folds are weights
+    shift, scale : (d,), or None for zeros and ones
+        The columns are (X - shift) / scale: a StandardScaler's `mean_` and `scale_`.
+    """
+
+    params: Mapping[str, Any] = field(default_factory=dict)
+    sample_weight: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    scale: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """y of all fits.
+
+    y : what the solver takes
+    given : y as it came, (n,) or (n, t), class labels as their numbers in `classes`
+    classes : (k,) sorted labels, or the numbers of the targets
+    """
+
+    y: np.ndarray
+    given: np.ndarray
+    classes: np.ndarray
+    _ones: dict[int, np.ndarray] = field(default_factory=dict)
+
+    def one(self, c: int) -> np.ndarray:
+        """(n,) 1 in the rows of class c, else 0; always the same array."""
+        if c not in self._ones:
+            self._ones[c] = (self.given == c).astype(np.int64)
+        return self._ones[c]
+
+
+Part = tuple[np.ndarray, np.ndarray | None]  # y and row weights of one problem; an estimator may need several
+
+
+def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: Any) -> None:
+    """Fit each estimator as its fit says, all on the same rows, which are checked once."""
+    first = estimators[0]
+    for estimator in estimators:
+        estimator._refuse()
+    X, targets = first._targets(X, y)
+    for estimator in estimators[1:]:
+        estimator.n_features_in_ = first.n_features_in_
+        if hasattr(first, "feature_names_in_"):
+            estimator.feature_names_in_ = first.feature_names_in_
+
+    shared: dict[tuple[int, str], list[Part]] = {}  # the same arrays for all that weigh rows alike
+    parts = []
+    for estimator, fit in zip(estimators, fits, strict=True):
+        key = id(fit.sample_weight), repr(getattr(estimator, "class_weight", None))
+        if key not in shared:
+            given = fit.sample_weight
+            checked = None if given is None else _check_sample_weight(given, X, ensure_non_negative=True)
+            shared[key] = estimator._parts(targets, checked)
+        parts.append(shared[key])
+
+    solutions = _solve(estimators, fits, X, targets, parts)
+    for estimator, found, ((_, weights), *_) in zip(estimators, solutions, parts, strict=True):
+        estimator._keep(found, targets, weights)
+    _warn(estimators, fits, solutions)
+
+
+def _solve(
+    estimators: Sequence[LinearModel],
+    fits: Sequence[Fit],
+    X: np.ndarray,
+    targets: Targets,
+    parts: Sequence[Sequence[Part]],
+) -> list[list[Solution]]:
+    """The solutions of each estimator's parts; those of one y that stop alike come from one call of the solvers."""
+    from featx.solvers import FREE, NONE, Loss, Problem, solve  # torch, which takes seconds to import
+
+    calls: dict[tuple[int, float, int, str], list[tuple[int, int]]] = {}
+    problems: dict[tuple[int, int], Problem] = {}
+    for i, (estimator, fit) in enumerate(zip(estimators, fits, strict=True)):
+        constant = estimator._constant()
+        intercept = NONE if not estimator.fit_intercept else FREE if constant is None else constant
+        for j, (y, weights) in enumerate(parts[i]):
+            calls.setdefault((id(y), *estimator._stopping(), estimator.device), []).append((i, j))
+            problems[i, j] = Problem(
+                l2=estimator._l2(targets),
+                weights=weights,
+                shift=fit.shift,
+                scale=fit.scale,
+                intercept=intercept,
+                start=estimator._start(targets, weights),
+            )
+    solutions: dict[tuple[int, int], Solution] = {}
+    for (_, tol, max_iter, device), members in calls.items():
+        (i, j), loss = members[0], Loss(estimators[0]._loss)
+        batch = [problems[member] for member in members]
+        solved = solve(X, parts[i][j][0], batch, loss, tol=tol, max_iter=max_iter, device=device)
+        solutions |= zip(members, solved, strict=True)
+    return [[solutions[i, j] for j in range(len(parts[i]))] for i in range(len(estimators))]
+
+
+def _warn(estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Sequence[Sequence[Solution]]) -> None:
+    """One ConvergenceWarning that names the fits of problems that did not converge, if there are any."""
+    from featx.solvers import Status
+
+    unfinished: dict[Status, dict[str, None]] = {}  # -> names, each once
+    for estimator, fit, found in zip(estimators, fits, solutions, strict=True):
+        values = {estimator._penalty: getattr(estimator, estimator._penalty), **fit.params}
+        name = ", ".join(f"{parameter}={value}" for parameter, value in values.items())
+        for solution in found:
+            if solution.status is not Status.CONVERGED:
+                unfinished.setdefault(solution.status, {})[name] = None
+    if unfinished:
+        reasons = "; ".join(f"{' and '.join(names)}: {status.value}" for status, names in unfinished.items())
+        warnings.warn(
+            f"{type(estimators[0]).__name__} did not converge for {reasons}", ConvergenceWarning, stacklevel=5
+        )

@@ -1,0 +1,135 @@
+"""The linear support vector classifier: scikit-learn's, on the solvers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from sklearn.linear_model._base import SparseCoefMixin
+from sklearn.utils._param_validation import Interval, StrOptions
+
+from featx.learn.fits import Part, Targets
+from featx.learn.linear import LinearClassifier
+
+if TYPE_CHECKING:
+    from featx.solvers import Solution
+
+
+class LinearSVC(SparseCoefMixin, LinearClassifier):
+    """Linear classifier of the squared hinge loss, one against the rest.
+
+        min_{w, b}  (|w|^2 + b^2) / 2 + C sum_i s_i max(0, 1 - t_i (x_i w + intercept_scaling b))^2
+
+    for each class, t_i = 1 on its rows and -1 elsewhere; `intercept_` is intercept_scaling b. A drop-in for
+    scikit-learn's class (liblinear), except:
+
+    - `tol` bounds the Euclidean norm of the gradient, of all classes, relative to that at W = 0.
+    - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
+    - X is dense, and a float32 X is computed and answered in float32.
+    - `penalty` is "l2", `loss` is "squared_hinge", `multi_class` is "ovr".
+
+    Parameters
+    ----------
+    penalty, loss, multi_class : "l2", "squared_hinge", "ovr"
+    tol : float, default 1e-4
+        Where to stop. Below about 1e-5 float32 may allow no further descent, which warns.
+    C : float, above 0
+        Inverse of the penalty's strength.
+    fit_intercept : bool, default True
+    intercept_scaling : float, above 0
+        The larger, the less the intercept is penalised.
+    class_weight : dict {label: weight} or "balanced", optional
+        Row weights are multiplied by it, of more than two classes only in the problem of the class itself.
+        "balanced": sum_i s_i / (k sum_{i of the class} s_i).
+    max_iter : int, default 1000
+        Most passes over the rows.
+    device : "auto", "cpu" or "cuda"
+    dual, random_state, verbose : as of scikit-learn
+        No effect.
+
+    Attributes
+    ----------
+    classes_ : (k,) labels
+    coef_ : (1, d) for two classes, else (k, d), of X's type
+    intercept_ : (1,) or (k,); 0.0 without an intercept
+    n_iter_ : int, passes over the rows
+    n_features_in_ : int, d
+    feature_names_in_ : (d,) str, where X has column names
+
+    Examples
+    --------
+    >>> from featx.learn import LinearSVC
+    >>> LinearSVC().fit([[0.0], [1.0], [2.0], [3.0]], ["ant", "ant", "bee", "bee"]).predict([[5.0]])
+    array(['bee'], dtype='<U3')
+    """
+
+    _loss = "squared hinge"
+    _counterpart = "sklearn.svm.LinearSVC"
+    _only = {"penalty": "l2", "loss": "squared_hinge", "multi_class": "ovr"}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "penalty": [StrOptions({"l1", "l2"})],
+        "loss": [StrOptions({"hinge", "squared_hinge"})],
+        "dual": ["boolean", StrOptions({"auto"})],
+        "tol": [Interval(Real, 0.0, None, closed="neither")],
+        "C": [Interval(Real, 0.0, None, closed="neither")],
+        "multi_class": [StrOptions({"ovr", "crammer_singer"})],
+        "fit_intercept": ["boolean"],
+        "intercept_scaling": [Interval(Real, 0, None, closed="neither")],
+        "class_weight": [None, dict, StrOptions({"balanced"})],
+        "verbose": ["verbose"],
+        "random_state": ["random_state"],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "device": [StrOptions({"auto", "cpu", "cuda"})],
+    }
+
+    def __init__(
+        self,
+        penalty: str = "l2",
+        loss: str = "squared_hinge",
+        *,
+        dual: bool | str = "auto",
+        tol: float = 1e-4,
+        C: float = 1.0,
+        multi_class: str = "ovr",
+        fit_intercept: bool = True,
+        intercept_scaling: float = 1,
+        class_weight: dict | str | None = None,
+        verbose: int = 0,
+        random_state: Any = None,
+        max_iter: int = 1000,
+        device: str = "auto",
+    ) -> None:
+        self.penalty = penalty
+        self.loss = loss
+        self.dual = dual
+        self.tol = tol
+        self.C = C
+        self.multi_class = multi_class
+        self.fit_intercept = fit_intercept
+        self.intercept_scaling = intercept_scaling
+        self.class_weight = class_weight
+        self.verbose = verbose
+        self.random_state = random_state
+        self.max_iter = max_iter
+        self.device = device
+
+    def _constant(self) -> float:
+        return float(self.intercept_scaling)
+
+    def _parts(self, targets: Targets, weights: np.ndarray | None) -> list[Part]:
+        """One; or one a class, as liblinear weighs the rows of a class only in the problem of that class."""
+        factors = self._class_factors(targets, weights)
+        ((y, row_weights),) = super()._parts(targets, weights)
+        present = self._present(targets, row_weights)
+        if factors is None or len(present) == 2:
+            return [(y, row_weights)]
+        s = (factors[targets.given] > 0) * (1.0 if weights is None else weights)
+        return [(targets.one(c), s * np.where(targets.one(c), factors[c], 1)) for c in present]
+
+    def _keep(self, solutions: Sequence[Solution], targets: Targets, weights: np.ndarray | None) -> None:
+        self.classes_ = targets.classes[self._present(targets, weights)]
+        self.coef_ = np.concatenate([solution.coef for solution in solutions])
+        self.intercept_ = np.concatenate([solution.intercept for solution in solutions]) if self.fit_intercept else 0.0
+        self.n_iter_ = max(solution.n_iter for solution in solutions)

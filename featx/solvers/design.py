@@ -1,0 +1,283 @@
+"""The matrix that problems share: rows of X in; rows, and coefficients, in coordinates that are good to solve in, out.
+
+A problem's own coefficients W belong to the columns (x - shift) / scale, plus the penalised constant if there is one.
+Solvers work in coordinates U = W Q instead, Q the eigenvectors of the columns' second moments: |U| = |W|, so the
+penalty stays what it was, and the second moments are diagonal, so a diagonal preconditioner is good. The free intercept
+is one more coordinate, of a column of ones, not penalised; columns are centred then, which makes it independent of the
+others. Rows hold one common shift and scale; those of a problem that differ a little are put into its coefficients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featx.solvers.problems import Intercept
+
+_UNEVEN = 1e5  # columns whose sizes differ by more are rotated in float64: in float32 the small would drown
+
+
+class Design(Protocol):
+    """n rows of D working columns.
+
+    spectrum : (D,) mean squares of the working columns
+    penalised : (D,) 1, and 0 for the free intercept
+    """
+
+    n: int
+    spectrum: Tensor
+    penalised: Tensor
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """(m, D) in the working type."""
+
+    def low_rows(self, start: int, stop: int) -> Tensor:
+        """(m, D), the same rows in the low type."""
+
+    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
+        """(b, k, D) coordinates of problems -> coefficients of the rows; linear."""
+
+    def own(self, G: Tensor, problems: Tensor) -> Tensor:
+        """The transpose of `shared`, for gradients."""
+
+    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, k, D) -> W (b, k, d) and intercepts (b, k)."""
+
+    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
+        """(b, k, d) and (b, k) -> U (b, k, D)."""
+
+
+class Columns:
+    """Some rows of X with a common shift and scale and a constant column: blocks of ((x - shift) / scale, constant).
+
+    kept : (n,) positions in X, or None for all
+    """
+
+    def __init__(
+        self,
+        X: np.ndarray,
+        kept: np.ndarray | None,
+        shift: np.ndarray,
+        scale: np.ndarray | None,
+        intercept: Intercept,
+        device: torch.device,
+    ) -> None:
+        self.X, self.kept, self.device = X, kept, device
+        self.n, self.d = len(X) if kept is None else len(kept), X.shape[1]
+        self.like = torch.empty(0, dtype=torch.float32 if X.dtype == np.float32 else torch.float64, device=device)
+        self.shift = shift.astype(X.dtype)
+        self.scale = None if scale is None else scale.astype(X.dtype)
+        self.constant = intercept if isinstance(intercept, float) else None
+        self.width = self.d + (self.constant is not None)
+
+    def block(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
+        """(m, width), in `out` where it is given."""
+        block = np.empty((stop - start, self.width), self.X.dtype) if out is None or out.is_cuda else out.numpy()
+        rows = slice(start, stop) if self.kept is None else self.kept[start:stop]
+        np.subtract(self.X[rows], self.shift, out=block[:, : self.d])
+        if self.scale is not None:
+            block[:, : self.d] /= self.scale
+        if self.constant is not None:
+            block[:, self.d] = self.constant
+        if out is None:
+            return torch.from_numpy(block).to(self.device)
+        return out.copy_(torch.from_numpy(block)) if out.is_cuda else out
+
+    def blocks(self) -> Iterator[slice]:
+        rows = max(256, 2**21 // self.width)
+        return (slice(start, min(start + rows, self.n)) for start in range(0, self.n, rows))
+
+
+def weighted_mean(X: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(d,), from the first row on, so that a constant column's is exact."""
+    first = X[0].astype(np.float64)
+    total = np.zeros(X.shape[1])
+    rows = max(256, 2**23 // X.shape[1])
+    for start in range(0, len(X), rows):
+        block = X[start : start + rows] - X[0]
+        total += weights[start : start + rows].astype(block.dtype) @ block
+    return first + total / weights.sum()
+
+
+class Primal:
+    """d <= n: the eigenbasis of the d (or d + 1) columns.
+
+    Rows are rotated once if there is memory for them (`resident`); else they are read anew for each pass and the
+    coefficients are rotated instead.
+
+    columns : Columns
+    weights : (n,) what rows weigh over all problems, for the second moments
+    ratios : (B, d) common scale / a problem's own, or None where all are 1
+    offsets : (B, d) (common shift - own shift) / own scale, or None where all are 0
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        weights: np.ndarray,
+        free: bool,
+        ratios: Tensor | None,
+        offsets: Tensor | None,
+        resident: bool,
+        low: torch.dtype | None,
+    ) -> None:
+        self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
+        self.ratios, self.offsets = ratios, offsets
+        like = columns.like
+        width = columns.width + free
+        self.resident = like.new_ones(self.n, width) if resident else None
+        self.low = torch.ones(self.n, width, dtype=low, device=like.device) if low else None
+        moments = like.new_zeros(columns.width, columns.width, dtype=torch.float64)
+        even = bool((weights == weights[0]).all())  # folds together weigh all rows the same
+        roots = torch.from_numpy(np.sqrt(weights / weights.sum())).to(like)
+        for block in columns.blocks():
+            held = self.resident[block, : columns.width] if self.resident is not None else None
+            rows = columns.block(block.start, block.stop, held)
+            weighted = rows if even else rows * roots[block, None]
+            moments += weighted.T @ weighted
+            if self.low is not None and self.resident is None:
+                self.low[block, : columns.width] = rows
+        if even:
+            moments /= self.n
+        sizes = moments.diagonal().clamp_min(0).sqrt()
+        uneven = bool((sizes > 0).any()) and float(sizes.max()) > _UNEVEN * float(sizes[sizes > 0].min())
+        spectrum, Q = torch.linalg.eigh(moments if uneven else moments.to(like))
+        self.Q = Q.to(like)
+        self.spectrum = torch.cat([spectrum.clamp_min(0), spectrum.new_ones(int(free))]).to(like)
+        self.penalised = torch.ones_like(self.spectrum)
+        self.penalised[columns.width :] = 0
+        if self.resident is not None:
+            turn = Q if uneven else self.Q
+            for block in columns.blocks():
+                rows = self.resident[block, : columns.width]
+                rows.copy_(rows.to(turn.dtype) @ turn)
+                if self.low is not None:
+                    self.low[block, : columns.width] = rows
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        if self.resident is not None:
+            return self.resident[start:stop]
+        rows = self.columns.block(start, stop)
+        return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self.free else rows
+
+    def low_rows(self, start: int, stop: int) -> Tensor:
+        assert self.low is not None
+        return self.low[start:stop]
+
+    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
+        if self.resident is not None and self.ratios is None and self.offsets is None:
+            return U
+        W = self._turned(U, self.Q.T)
+        W = self._affine(W, problems)
+        return W if self.resident is None else self._turned(W, self.Q)
+
+    def own(self, G: Tensor, problems: Tensor) -> Tensor:
+        if self.resident is not None and self.ratios is None and self.offsets is None:
+            return G
+        if self.resident is not None:
+            G = self._turned(G, self.Q.T)
+        return self._turned(self._affine_transposed(G, problems), self.Q)
+
+    def _turned(self, U: Tensor, turn: Tensor) -> Tensor:
+        """All but the free intercept's coordinate times `turn`."""
+        width = len(turn)
+        turned = U[..., :width] @ turn
+        return turned if width == U.shape[-1] else torch.cat([turned, U[..., width:]], -1)
+
+    def _affine(self, W: Tensor, problems: Tensor) -> Tensor:
+        if self.offsets is not None:  # of the penalised constant: the shift goes into its coefficient
+            moved = (W[..., : self.d] @ self.offsets[problems][..., None]).squeeze(-1) / self.columns.constant
+            W = torch.cat([W[..., : self.d], (W[..., self.d] + moved)[..., None]], -1)
+        if self.ratios is not None:
+            W = torch.cat([W[..., : self.d] * self.ratios[problems][:, None], W[..., self.d :]], -1)
+        return W
+
+    def _affine_transposed(self, G: Tensor, problems: Tensor) -> Tensor:
+        if self.ratios is not None:
+            G = torch.cat([G[..., : self.d] * self.ratios[problems][:, None], G[..., self.d :]], -1)
+        if self.offsets is not None:
+            moved = G[..., self.d, None] / self.columns.constant * self.offsets[problems][:, None]
+            G = torch.cat([G[..., : self.d] + moved, G[..., self.d :]], -1)
+        return G
+
+    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        W = self._turned(U, self.Q.T)
+        if self.columns.constant is not None:
+            return W[..., : self.d], W[..., self.d] * self.columns.constant
+        return W[..., : self.d], W[..., self.d] if self.free else torch.zeros_like(W[..., 0])
+
+    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
+        if self.columns.constant is not None:
+            intercept = intercept / self.columns.constant
+        if self.free or self.columns.constant is not None:
+            W = torch.cat([W, intercept[..., None]], -1)
+        return self._turned(W, self.Q)
+
+
+class Dual:
+    """d > n: minimisers lie in the span of the n rows, so r <= n coordinates in it are enough, and exact.
+
+    With the rows' products K = E diag(m) E^T, the rows are Z = E diag(m)^(1/2) in the basis X^T E diag(m)^(-1/2).
+    """
+
+    def __init__(self, columns: Columns, free: bool, low: torch.dtype | None) -> None:
+        self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
+        m, E = torch.linalg.eigh(_row_products(columns))
+        kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
+        m, E = m[kept], E[:, kept]
+        ones = m.new_ones(self.n, int(free))
+        self.resident = torch.cat([E * m.sqrt(), ones], 1).to(columns.like)  # (n, r + 1)
+        self.back = (E / m.sqrt()).to(columns.like)  # (n, r)
+        self.low = self.resident.to(low) if low else None
+        self.spectrum = torch.cat([m / self.n, ones[0]]).to(columns.like)
+        self.penalised = torch.cat([torch.ones_like(m), 0 * ones[0]]).to(columns.like)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.resident[start:stop]
+
+    def low_rows(self, start: int, stop: int) -> Tensor:
+        assert self.low is not None
+        return self.low[start:stop]
+
+    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
+        return U
+
+    def own(self, G: Tensor, problems: Tensor) -> Tensor:
+        return G
+
+    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        r = self.back.shape[1]
+        A = U[..., :r].reshape(-1, r) @ self.back.T  # (b k, n)
+        W = torch.zeros(len(A), self.columns.width, dtype=A.dtype, device=A.device)
+        for block in self.columns.blocks():
+            W += A[:, block] @ self.columns.block(block.start, block.stop)
+        W = W.view(*U.shape[:-1], -1)
+        if self.columns.constant is not None:
+            return W[..., : self.d], W[..., self.d] * self.columns.constant
+        return W[..., : self.d], U[..., r] if self.free else torch.zeros_like(W[..., 0])
+
+    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
+        """What of W lies in the span of the rows; nothing else can be part of a minimiser."""
+        if self.columns.constant is not None:
+            W = torch.cat([W, (intercept / self.columns.constant)[..., None]], -1)
+        scores = [
+            W @ self.columns.block(block.start, block.stop).T for block in self.columns.blocks()
+        ]  # each (b, k, m)
+        U = torch.cat(scores, -1) @ self.back
+        return torch.cat([U, intercept[..., None]], -1) if self.free else U
+
+
+def _row_products(columns: Columns) -> Tensor:
+    """(n, n) float64: x_i x_j^T of all rows, blocks below the diagonal only."""
+    K = torch.zeros(columns.n, columns.n, dtype=torch.float64, device=columns.device)
+    edges = [round(columns.n * part / 4) for part in range(5)]
+    for i in range(4):
+        a = columns.block(edges[i], edges[i + 1]).double()
+        for j in range(i + 1):
+            b = a if i == j else columns.block(edges[j], edges[j + 1]).double()
+            K[edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = a @ b.T
+    return K.tril() + K.tril(-1).T

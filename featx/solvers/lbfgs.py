@@ -1,0 +1,239 @@
+"""Batched L-BFGS: an objective of B problems in, their minimisers out. Every tick is one pass for all that are left.
+
+Each problem has its own step, history and end; those that are done leave the batch. The inner metric M is diagonal: the
+spectrum of the rows times the loss's curvature, plus the penalty; in the eigenbasis that is most of the Hessian.
+Nocedal and Wright, Numerical Optimization (2006), algorithm 7.4. A step is 1, or cut back by a secant, which in this
+metric is rare: a tick tries one step of every problem, and there is no other line search.
+
+How far a problem is from its minimum is measured by two norms of the gradient, each relative to what it is at a model
+that knows no column: the Euclidean one, and that in the inverse of M, whose square is about twice the distance of the
+objective from its minimum, whatever the units of the columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featx.solvers.objective import Objective, Point
+from featx.solvers.problems import Status
+
+PAIRS = 10
+_DECREASE = 1e-4  # Armijo's condition
+_FLAT = 0.9  # where rounding hides a decrease, the slope must have fallen to this part of itself instead
+_LOW_NOISE = 1e-5  # of the value and 1, in low precision
+_FALL = 0.01  # of the gradient's norm since the anchor, after which low precision wants a new one
+_LOW_CUTS = 3  # refused steps in a row that are blamed on low precision
+_EXACT_CUTS = 20  # ... and on rounding
+_CROWD = 0.8  # the part of a batch that must be left, else it is packed
+
+
+@dataclass
+class Minimum:
+    """U (B, k, D), value (B,), relative gradient norm (B,), passes (B,), how each ended."""
+
+    U: Tensor
+    value: Tensor
+    norm: Tensor
+    n_iter: Tensor
+    status: list[Status]
+
+
+def minimise(
+    objective: Objective, start: Tensor, null: Tensor, tol: float, max_iter: int, metric_share: float
+) -> Minimum:
+    """Run until each problem's gradient norm is at most `tol`, or it cannot get there.
+
+    Parameters
+    ----------
+    start : (B, k, D)
+    null : (B, k, D), what gradient norms are relative to those at; `start` itself, or else
+    metric_share : the larger of the Euclidean norm and this part of the one in the metric counts
+    """
+    run = _Run(objective, start, null, tol, max_iter, metric_share)
+    run.retire()
+    while len(run.problem):
+        run.tick()
+        run.retire()
+    return run.found
+
+
+class _Run:
+    """Where the problems that are left stand; K = k D."""
+
+    def __init__(
+        self, objective: Objective, start: Tensor, null: Tensor, tol: float, max_iter: int, metric_share: float
+    ) -> None:
+        B, k, D = start.shape
+        self.objective, self.shape, self.tol, self.max_iter = objective, (-1, k, D), tol, max_iter
+        self.problem = torch.arange(B, device=start.device)
+        self.reference = torch.ones(B, 2, dtype=torch.float64, device=start.device)
+        self._stand(null, objective.exact(null, self.problem))
+        shares = self.reference.new_tensor([1.0, metric_share])
+        tiny = torch.finfo(start.dtype).tiny
+        self.reference = self._norms().clamp_min(tiny) / shares
+        if start is not null:
+            self._stand(start, objective.exact(start, self.problem))
+        self.norm = self._norms().amax(1)
+        self.anchor_norm = self.norm.clone()
+        self.direction = torch.zeros_like(self.U)
+        self.slope, self.length = torch.zeros_like(self.norm), torch.ones_like(self.norm)
+        self.cuts, self.passes = torch.zeros_like(self.problem), torch.zeros_like(self.problem)
+        self.alive = torch.ones_like(self.problem, dtype=torch.bool)
+        self.exact = self.alive.clone()  # the point was evaluated exactly
+        self.fresh = self.alive.clone()  # the point is new and needs a direction
+        self.doubted = ~self.alive  # the next pass is an exact one, where the point is
+        self.distrusted = self.alive.clone() if not objective.anchored else ~self.alive  # exact passes from now on
+        self.pairs = _Pairs(self.U)
+        nobody = torch.zeros_like(self.problem)
+        self.found = Minimum(start.clone(), self.value.clone(), self.norm.clone(), nobody, [Status.MAX_ITER] * B)
+
+    def _stand(self, U: Tensor, point: Point) -> None:
+        self.U = U.flatten(1).clone()  # (b, K)
+        self.value, self.gradient, self.curvature = point.value, point.gradient.flatten(1), point.curvature
+
+    def _metric(self) -> Tensor:
+        """(b, 1, D)"""
+        design = self.objective.batch.design
+        metric = self.curvature[:, None, None] * design.spectrum + self.objective.penalty[self.problem]
+        return metric.clamp_min(torch.finfo(metric.dtype).eps * float(metric.max()))
+
+    def _norms(self) -> Tensor:
+        """(b, 2) of the gradient, Euclidean and in the inverse metric, relative to the reference."""
+        squares = (self.gradient**2).view(self.shape).sum(1, keepdim=True)  # (b, 1, D)
+        norms = torch.stack([squares.sum((1, 2)), (squares / self._metric()).sum((1, 2))], 1).double().sqrt()
+        return norms / self.reference
+
+    def tick(self) -> None:
+        """A direction where the point is new, a trial of every problem, and what follows from it.
+
+        Exact passes of few problems cost much: who is in doubt waits until a third of those left are.
+        """
+        if self.fresh.any():
+            self._aim()
+        waiting = self.doubted & self.alive
+        waits = waiting & (3 * waiting.sum() < self.alive.sum())
+        tried = self.alive & ~waits
+        length = torch.where(self.doubted, 0.0, self.length).to(self.U.dtype)
+        trial = self.U + length[:, None] * self.direction
+        asked_exact = self.doubted | self.distrusted
+        value, gradient, curvature = self.value.clone(), self.gradient.clone(), self.curvature.clone()
+        for chosen, evaluate in ((asked_exact, self.objective.exact), (~asked_exact, self.objective.low)):
+            where = (chosen & tried).nonzero()[:, 0]
+            if len(where):
+                point = evaluate(trial[where].view(self.shape), self.problem[where])
+                value[where], gradient[where] = point.value, point.gradient.flatten(1)
+                curvature[where] = point.curvature
+        self.passes += tried
+        self._judge(trial, Point(value, gradient, curvature), asked_exact, tried)
+
+    def _aim(self) -> None:
+        metric = self._metric().expand(-1, self.shape[1], -1).flatten(1)  # (b, K)
+        direction = self.pairs.direction(self.gradient, metric)
+        slope = _dot(self.gradient, direction).double()
+        uphill = ~(slope < 0)
+        if uphill.any():
+            direction = torch.where(uphill[:, None], -self.gradient / metric, direction)
+            slope = _dot(self.gradient, direction).double()
+        self.direction = torch.where(self.fresh[:, None], direction, self.direction)
+        self.slope = torch.where(self.fresh, slope, self.slope)
+        self.length = torch.where(self.fresh, torch.ones_like(slope), self.length)
+
+    def _judge(self, trial: Tensor, point: Point, exact: Tensor, tried: Tensor) -> None:
+        # a row's loss is wrong by eps at least, however small it is
+        noise = torch.where(exact, 10 * torch.finfo(trial.dtype).eps, _LOW_NOISE) * (1 + self.value.abs())
+        predicted = self.length * self.slope
+        rise = point.value - self.value
+        slope = _dot(point.gradient, self.direction).double()
+        decreased = rise <= _DECREASE * predicted
+        flat = (rise <= noise) & (slope.abs() <= _FLAT * self.slope.abs())
+        accepted = (self.doubted | decreased | flat) & tried
+        self.pairs.push(trial - self.U, point.gradient - self.gradient, accepted & ~self.doubted)
+
+        secant = self.length * self.slope / (self.slope - slope)
+        cut = torch.clamp(secant.nan_to_num(0.0), 0.1 * self.length, 0.5 * self.length)
+        self.length = torch.where(accepted | ~tried, self.length, cut)
+        self.cuts = torch.where(accepted, torch.zeros_like(self.cuts), self.cuts + tried)
+
+        self.U = torch.where(accepted[:, None], trial, self.U)
+        self.gradient = torch.where(accepted[:, None], point.gradient, self.gradient)
+        self.value = torch.where(accepted, point.value, self.value)
+        self.curvature = torch.where(accepted, point.curvature, self.curvature)
+        self.norm = torch.where(accepted, self._norms().amax(1), self.norm)
+        self.exact = torch.where(accepted, exact, self.exact)
+        self.fresh = accepted
+
+        anchored = self.doubted & tried
+        self.distrusted |= anchored & (self.norm > 0.5 * self.anchor_norm)
+        self.anchor_norm = torch.where(anchored, self.norm, self.anchor_norm)
+        fallen = self.norm <= torch.maximum(_FALL * self.anchor_norm, torch.full_like(self.norm, 0.9 * self.tol))
+        unsure = (accepted & fallen) | (self.cuts >= _LOW_CUTS) | (self.passes >= self.max_iter)
+        self.doubted = torch.where(tried, ~exact & unsure, self.doubted)
+
+    def retire(self) -> None:
+        """Write down what has ended, and pack the batch when many have."""
+        converged = self.norm <= self.tol
+        stuck = self.cuts > _EXACT_CUTS
+        ended = self.alive & self.exact & ~self.doubted & (converged | stuck | (self.passes >= self.max_iter))
+        if not ended.any():
+            return
+        numbers = self.problem[ended]
+        self.found.U[numbers] = self.U[ended].view(self.shape)
+        self.found.value[numbers], self.found.norm[numbers] = self.value[ended], self.norm[ended]
+        self.found.n_iter[numbers] = self.passes[ended].clamp(max=self.max_iter)
+        for chosen, status in ((stuck, Status.ROUNDING), (converged, Status.CONVERGED)):
+            for number in self.problem[chosen & ended].tolist():
+                self.found.status[number] = status
+        self.alive = self.alive & ~ended
+        if int(self.alive.sum()) <= _CROWD * len(self.alive):
+            where = self.alive.nonzero()[:, 0]
+            for name, held in vars(self).items():
+                if isinstance(held, Tensor):
+                    setattr(self, name, held[where])
+            self.pairs.keep(where)
+
+
+class _Pairs:
+    """The last steps s and changes y of the gradient of each problem, and the direction they make."""
+
+    def __init__(self, like: Tensor) -> None:
+        b, K = like.shape
+        self.steps, self.changes = like.new_zeros(b, PAIRS, K), like.new_zeros(b, PAIRS, K)
+        self.inverse = like.new_zeros(b, PAIRS)  # 1 / (s . y), 0 where there is no pair
+        self.newest = 0
+
+    def push(self, step: Tensor, change: Tensor, accepted: Tensor) -> None:
+        product = _dot(step, change)
+        curved = accepted & (product > torch.finfo(step.dtype).eps * step.norm(dim=1) * change.norm(dim=1))
+        self.newest = (self.newest + 1) % PAIRS
+        self.steps[:, self.newest], self.changes[:, self.newest] = step, change
+        self.inverse[:, self.newest] = torch.where(curved, 1 / product, torch.zeros_like(product))
+
+    def direction(self, gradient: Tensor, metric: Tensor) -> Tensor:
+        """-H g, (b, K). H starts as the inverse of `metric`, scaled to fit each problem's newest pair."""
+        q = gradient.clone()
+        used = self.inverse.any(0).tolist()
+        order = [slot for age in range(PAIRS) if used[slot := (self.newest - age) % PAIRS]]
+        shares: dict[int, Tensor] = {}
+        scale = torch.zeros_like(q[:, 0])
+        for slot in order:
+            inverse, y = self.inverse[:, slot], self.changes[:, slot]
+            shares[slot] = inverse * _dot(self.steps[:, slot], q)
+            q.addcmul_(shares[slot][:, None], y, value=-1)
+            if (unscaled := (scale == 0) & (inverse > 0)).any():
+                scale = torch.where(unscaled, 1 / (inverse * _dot(y, y / metric)), scale)
+        q.mul_(torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]).div_(metric)
+        for slot in reversed(order):
+            again = self.inverse[:, slot] * _dot(self.changes[:, slot], q)
+            q.addcmul_((shares[slot] - again)[:, None], self.steps[:, slot])
+        return q.neg_()
+
+    def keep(self, where: Tensor) -> None:
+        self.steps, self.changes, self.inverse = self.steps[where], self.changes[where], self.inverse[where]
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(b, K), (b, K) -> (b,)"""
+    return torch.linalg.vecdot(a, b)

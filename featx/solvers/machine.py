@@ -1,0 +1,37 @@
+"""What the solvers ask of the machine: where to run, how much memory to use, whether bfloat16 is quicker."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from featx.errors import FeatxError
+
+
+def device_of(device: str) -> torch.device:
+    """ "auto" is the first GPU, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
+        raise FeatxError(f"device is 'auto', 'cpu' or 'cuda'; got {device!r}")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise FeatxError(f"device={device!r}, and there is no GPU that torch can use; device='cpu' works everywhere")
+    return torch.device(device)
+
+
+def budget_of(device: torch.device, budget_bytes: int | None) -> int:
+    """Bytes for everything a solve makes; by default a quarter of the memory of the machine or the GPU."""
+    if budget_bytes is not None:
+        return budget_bytes
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 4
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+def low_type(device: torch.device) -> torch.dtype | None:
+    """A type in which this machine multiplies matrices several times as fast as in float32, if there is one."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None

@@ -1,0 +1,370 @@
+"""Problems on one X in, solutions out: what can share a design is put together, as many as memory allows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featx.errors import FeatxError
+from featx.solvers.design import Columns, Design, Dual, Primal, weighted_mean
+from featx.solvers.lbfgs import PAIRS, Minimum, minimise
+from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
+from featx.solvers.machine import budget_of, device_of, low_type
+from featx.solvers.objective import Batch, Objective
+from featx.solvers.problems import FREE, NONE, Loss, Problem, Solution, Status
+from featx.solvers.ridge import solve_ridge
+
+_LOW_FROM = 2**20  # elements of X from which low precision is worth its anchors
+_BLOCK = 2**20  # scores of a block of rows
+_BLOCK_CUDA = 2**26
+# scikit-learn's lbfgs ends early on hard problems and is exact on easy ones, liblinear is exact on all: with these, at
+# the default tol, objectives end below theirs
+_METRIC_SHARE = {Loss.LOGISTIC: 0.03, Loss.SQUARED_HINGE: 1.0}
+_MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
+
+
+def solve(
+    X: np.ndarray,
+    y: np.ndarray,
+    problems: Sequence[Problem],
+    loss: Loss,
+    *,
+    tol: float,
+    max_iter: int,
+    device: str = "auto",
+    budget_bytes: int | None = None,
+) -> list[Solution]:
+    """Solve all problems; they share every product with X.
+
+    Parameters
+    ----------
+    X : (n, d) float32 or float64, finite; a memory map larger than the budget is read in blocks, once a pass
+    y : (n,) class numbers, or (n, k) targets of squared errors
+    problems : of them
+    loss : Loss
+    tol : float
+        A problem has converged when the norm of its gradient is at most this part of that of the model that knows only
+        how frequent the classes are. Squared errors are solved in closed form.
+    max_iter : int
+        Passes over the rows, at most.
+    device : "auto", "cpu", "cuda" or "cuda:1"
+    budget_bytes : int, optional
+        Memory for all that is made on the way; by default a quarter of the machine's or the GPU's.
+
+    Returns
+    -------
+    list of Solution, one a problem
+
+    Raises
+    ------
+    FeatxError
+        A problem has fewer than two classes, or there is no such device.
+    """
+    where = device_of(device)
+    if loss is Loss.SQUARED_ERROR:
+        return solve_ridge(X, y, problems, where, budget_of(where, budget_bytes))
+    members = [member for number, problem in enumerate(problems) for member in _members(number, problem, y, loss)]
+    pieces: dict[int, list[_Piece]] = {number: [] for number in range(len(problems))}
+    for family in _families(members, X.shape):
+        for piece in _solve_family(X, y, family, loss, tol, max_iter, where, budget_of(where, budget_bytes)):
+            pieces[piece.number].append(piece)
+    return [_joined(pieces[number]) for number in range(len(problems))]
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """A problem of the batch: a whole one, or one class of a problem that is solved one against the rest."""
+
+    number: int
+    problem: Problem
+    live: tuple[int, ...]  # the classes that have rows
+    positive: int  # of one column
+
+    @property
+    def k(self) -> int:
+        return 1 if self.positive >= 0 else len(self.live)
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A member's solution: coef (k, d), intercept (k,)."""
+
+    number: int
+    live: tuple[int, ...]
+    coef: np.ndarray
+    intercept: np.ndarray
+    objective: float
+    gradient_norm: float
+    n_iter: int
+    status: Status
+
+
+def _members(number: int, problem: Problem, y: np.ndarray, loss: Loss) -> Iterator[_Member]:
+    live = tuple(np.unique(y if problem.weights is None else y[problem.weights > 0]).tolist())
+    if len(live) < 2:
+        raise FeatxError(f"a classifier needs rows of two classes or more; problem {number} has {len(live)}")
+    if len(live) == 2:
+        yield _Member(number, problem, live, live[1])
+    elif loss is Loss.LOGISTIC:
+        yield _Member(number, problem, live, -1)
+    else:
+        yield from (_Member(number, problem, live, positive) for positive in live)
+
+
+def _families(members: list[_Member], shape: tuple[int, ...]) -> list[list[_Member]]:
+    """Members that one design serves well, and that have the same form."""
+    families: list[list[_Member]] = []
+    for member in members:
+        for family in families:
+            first = family[0]
+            same_form = member.k == first.k and (member.k == 1 or member.live == first.live)
+            if same_form and _share(member.problem, first.problem, shape):
+                family.append(member)
+                break
+        else:
+            families.append([member])
+    return families
+
+
+def _share(a: Problem, b: Problem, shape: tuple[int, ...]) -> bool:
+    """Whether two problems can work on the same rows."""
+    n, d = shape
+    if a.intercept != b.intercept:
+        return False
+    if _equal(a.shift, b.shift) and _equal(a.scale, b.scale):
+        return True
+    if n < d:  # the span of the rows is only exact for one shift and scale
+        return a.intercept == FREE and _equal(a.scale, b.scale)
+    ratio = _of(a.scale, 1.0, d) / _of(b.scale, 1.0, d)
+    if not (1 / _MOST_APART <= np.abs(ratio).min() and np.abs(ratio).max() <= _MOST_APART and ratio.min() > 0):
+        return False
+    if a.intercept == FREE or _equal(a.shift, b.shift):
+        return True
+    apart = (_of(a.shift, 0.0, d) - _of(b.shift, 0.0, d)) / _of(b.scale, 1.0, d)
+    return a.intercept != NONE and bool(np.abs(apart).max() <= 1)
+
+
+def _solve_family(
+    X: np.ndarray,
+    y: np.ndarray,
+    family: list[_Member],
+    loss: Loss,
+    tol: float,
+    max_iter: int,
+    device: torch.device,
+    budget: int,
+) -> Iterator[_Piece]:
+    d = X.shape[1]
+    first = family[0].problem
+    k = family[0].k
+    free = first.intercept == FREE
+    weights = _mean_weights(family, len(X))
+    kept = None if weights.all() else np.flatnonzero(weights)  # rows that no problem has are not read
+    shift = weighted_mean(X, weights) if free else _of(first.shift, 0.0, d)
+    if kept is not None:
+        y, weights = y[kept], weights[kept]
+    n = len(y)
+    columns = Columns(X, kept, shift, first.scale, first.intercept, device)
+
+    low = low_type(device) if X.size >= _LOW_FROM else None
+    D = min(n, columns.width) + free
+    resident_bytes, low_bytes = n * D * X.itemsize, n * D * 2 if low else 0
+    resident = n < d or resident_bytes + low_bytes <= budget / 2
+    if not resident and low_bytes > budget / 2:
+        low, low_bytes = None, 0
+    left = budget - low_bytes - resident * resident_bytes
+    state_bytes = (2 * PAIRS + 10) * k * D * X.itemsize
+    anchor_bytes = 2 * k * n * X.itemsize if low else 0
+    if state_bytes + anchor_bytes > left:
+        low, anchor_bytes = None, 0
+    most = max(1, int(left // (state_bytes + anchor_bytes)))
+    chunks = np.array_split(np.arange(len(family)), -(-len(family) // most))
+
+    ratios, offsets = _affine(family, columns, free, d)
+    design: Design
+    if n < d:
+        design = Dual(columns, free, low)
+    else:
+        design = Primal(columns, weights, free, ratios, offsets, resident, low)
+    form: BlockLoss = softmax if k > 1 else logistic if loss is Loss.LOGISTIC else squared_hinge
+    classes = np.searchsorted(family[0].live, y).clip(max=k - 1) if k > 1 else y
+    targets = torch.from_numpy(np.asarray(classes, np.int64)).to(device)
+    for chunk in chunks:
+        members = [family[i] for i in chunk]
+        every = torch.from_numpy(chunk).to(device)
+        batch, totals = _batch(members, every, kept, design, form, k, targets, device, X.dtype)
+        objective = Objective(batch, _BLOCK_CUDA if device.type == "cuda" else _BLOCK, anchored=low is not None)
+        moves = np.stack([_move(member.problem, shift) for member in members]) if free else None
+        null = _null(batch, free)
+        start = _start(members, null, design, every, moves)
+        minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss])
+        yield from _pieces(members, minimum, design, every, totals, moves)
+
+
+def _mean_weights(family: list[_Member], n: int) -> np.ndarray:
+    """(n,) what rows weigh over all members, for the shared shift and second moments."""
+    counted: dict[int, tuple[np.ndarray | None, int]] = {}
+    for member in family:
+        weights = member.problem.weights
+        counted[id(weights)] = (weights, counted.get(id(weights), (None, 0))[1] + 1)
+    total = np.zeros(n)
+    for weights, count in counted.values():
+        total += count / n if weights is None else count * np.asarray(weights, np.float64) / weights.sum()
+    return total
+
+
+def _affine(family: list[_Member], columns: Columns, free: bool, d: int) -> tuple[Tensor | None, Tensor | None]:
+    """What a Primal needs of problems whose shift and scale are not the common ones."""
+    first = family[0].problem
+    like = columns.like
+    ratios = offsets = None
+    if any(not _equal(member.problem.scale, first.scale) for member in family):
+        scale = _of(first.scale, 1.0, d)
+        ratios = torch.from_numpy(np.stack([scale / _of(member.problem.scale, 1.0, d) for member in family])).to(like)
+    if not free and any(not _equal(member.problem.shift, first.shift) for member in family):
+        shift = _of(first.shift, 0.0, d)
+        rows = [(shift - _of(m.problem.shift, 0.0, d)) / _of(m.problem.scale, 1.0, d) for m in family]
+        offsets = torch.from_numpy(np.stack(rows)).to(like)
+    return ratios, offsets
+
+
+def _batch(
+    members: list[_Member],
+    every: Tensor,
+    kept: np.ndarray | None,
+    design: Design,
+    form: BlockLoss,
+    k: int,
+    targets: Tensor,
+    device: torch.device,
+    dtype: np.dtype,
+) -> tuple[Batch, np.ndarray]:
+    """The members as tensors, and the sums of their weights."""
+    folds: dict[int, int] = {}
+    rows, totals = [], []
+    for member in members:
+        weights = member.problem.weights
+        if id(weights) not in folds:
+            folds[id(weights)] = len(folds)
+            held = np.ones(design.n) if weights is None else np.asarray(weights, np.float64)
+            held = held if kept is None or weights is None else held[kept]
+            totals.append(held.sum())
+            rows.append((held / held.sum()).astype(dtype))
+    fold = np.array([folds[id(member.problem.weights)] for member in members])
+    total = np.array(totals)[fold]
+    l2 = np.array([float(member.problem.l2) for member in members]) / total
+    factors = [_factor(member) for member in members]
+    batch = Batch(
+        design=design,
+        loss=form,
+        k=k,
+        member=every,
+        y=targets,
+        weights=torch.from_numpy(np.stack(rows)).to(device),
+        fold=torch.from_numpy(fold).to(device),
+        positive=torch.tensor([member.positive for member in members], device=device),
+        factor=None if all(factor == 1 for factor in factors) else torch.tensor(factors).to(design.spectrum),
+        l2=torch.from_numpy(l2.astype(dtype)).to(device),
+    )
+    return batch, total
+
+
+def _factor(member: _Member) -> float:
+    factors = member.problem.class_factors
+    return 1.0 if factors is None or len(member.live) == 2 else float(factors[member.positive])
+
+
+def _move(problem: Problem, shift: np.ndarray) -> np.ndarray:
+    """(d,) what a free intercept of the common shift is more than the problem's own, for each unit of coefficient."""
+    d = len(shift)
+    return (shift - _of(problem.shift, 0.0, d)) / _of(problem.scale, 1.0, d)
+
+
+def _null(batch: Batch, free: bool) -> Tensor:
+    """(B, k, D) the model without columns: its free intercepts are the best, all else is 0."""
+    null = batch.design.spectrum.new_zeros(len(batch), batch.k, len(batch.design.spectrum))
+    if free and batch.loss is not squared_hinge:
+        null[..., -1] = _log_odds(batch)
+    return null
+
+
+def _start(members: list[_Member], null: Tensor, design: Design, every: Tensor, moves: np.ndarray | None) -> Tensor:
+    """(B, k, D) where to begin; `null` itself where no member says otherwise."""
+    if all(member.problem.start is None for member in members):
+        return null
+    start = null.clone()
+    for i, member in enumerate(members):
+        if member.problem.start is not None:
+            W, intercept = (np.asarray(part, np.float64) for part in member.problem.start)
+            if member.k == 1 and len(W) > 1:
+                column = member.live.index(member.positive)
+                W, intercept = W[column : column + 1], intercept[column : column + 1]
+            if moves is not None:
+                intercept = intercept + W @ moves[i]
+            W, intercept = torch.from_numpy(W).to(null), torch.from_numpy(intercept).to(null)
+            start[i] = design.coordinates(W[None], intercept[None], every[i : i + 1])[0]
+    return start
+
+
+def _log_odds(batch: Batch) -> Tensor:
+    """(B, k) the intercepts of the best model without X: logs of the classes' frequencies, or of their odds."""
+    weights = batch.weights[batch.fold]  # (B, n)
+    if batch.k == 1:
+        p = (weights * (batch.y == batch.positive[:, None])).sum(1, keepdim=True)
+        return torch.log(p) - torch.log1p(-p)
+    shares = weights.new_zeros(len(batch), batch.k).index_add_(1, batch.y, weights)
+    logs = shares.log()
+    return logs - logs.mean(1, keepdim=True)
+
+
+def _pieces(
+    members: list[_Member],
+    minimum: Minimum,
+    design: Design,
+    every: Tensor,
+    totals: np.ndarray,
+    moves: np.ndarray | None,
+) -> Iterator[_Piece]:
+    W, intercepts = (part.cpu().numpy() for part in design.coefficients(minimum.U, every))
+    for i, member in enumerate(members):
+        coef, intercept = W[i], intercepts[i]
+        if member.k > 1:  # the same added to all classes changes nothing: of all these the smallest
+            coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
+        if moves is not None:
+            intercept = (intercept - coef.astype(np.float64) @ moves[i]).astype(coef.dtype)
+        yield _Piece(
+            number=member.number,
+            live=member.live,
+            coef=coef,
+            intercept=intercept,
+            objective=float(minimum.value[i]) * totals[i],
+            gradient_norm=float(minimum.norm[i]),
+            n_iter=int(minimum.n_iter[i]),
+            status=minimum.status[i],
+        )
+
+
+def _joined(pieces: list[_Piece]) -> Solution:
+    """One problem's solution of its columns."""
+    worst = max(pieces, key=lambda piece: list(Status).index(piece.status))
+    return Solution(
+        coef=np.concatenate([piece.coef for piece in pieces]),
+        intercept=np.concatenate([piece.intercept for piece in pieces]),
+        classes=np.array(pieces[0].live),
+        objective=sum(piece.objective for piece in pieces),
+        gradient_norm=max(piece.gradient_norm for piece in pieces),
+        n_iter=max(piece.n_iter for piece in pieces),
+        status=worst.status,
+    )
+
+
+def _of(values: np.ndarray | None, default: float, d: int) -> np.ndarray:
+    return np.full(d, default) if values is None else np.asarray(values, np.float64)
+
+
+def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))

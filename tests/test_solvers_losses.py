@@ -1,0 +1,132 @@
+"""The losses: their values are the formulas', their derivatives numerical ones, and they hold at the ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+from torch import Tensor
+from torch.autograd import gradcheck
+
+from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
+
+B, N = 3, 11
+LOSSES = pytest.mark.parametrize("loss", [softmax, logistic, squared_hinge], ids=lambda loss: loss.__name__)
+
+
+def drawn(loss: BlockLoss, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Scores, classes, row weights of which some are 0, and the class of the one column."""
+    generator = torch.Generator().manual_seed(0)
+    k = 4 if loss is softmax else 1
+    z = 2 * torch.randn(B, k, N, generator=generator, dtype=torch.float64)
+    y = torch.arange(N) % 4
+    s = torch.rand(B, N, generator=generator, dtype=torch.float64)
+    s[:, 2] = 0
+    return z.to(dtype), y, s.to(dtype), torch.tensor([0, 3, 1])
+
+
+def formula(loss: BlockLoss, z: Tensor, y: Tensor, positive: Tensor) -> Tensor:
+    """(B, n), plainly."""
+    if loss is softmax:
+        return z.exp().sum(1).log() - z[:, y, torch.arange(N)]
+    t = torch.where(y == positive[:, None], 1.0, -1.0)
+    margin = t * z[:, 0]
+    return (1 + (-margin).exp()).log() if loss is logistic else (1 - margin).clamp_min(0).square()
+
+
+@LOSSES
+def test_values_are_the_formula_s(loss):
+    z, y, s, positive = drawn(loss)
+    value, _ = loss(z.clone(), y, s, positive)
+    assert value.dtype == torch.float64
+    assert_allclose(value, (s * formula(loss, z, y, positive)).sum(1), rtol=1e-13)
+
+
+@LOSSES
+def test_what_the_scores_become_is_the_numerical_derivative(loss):
+    z, y, s, positive = drawn(loss)
+
+    class Value(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, z):
+            residuals = z.clone()
+            value, _ = loss(residuals, y, s, positive)
+            ctx.save_for_backward(residuals)
+            return value
+
+        @staticmethod
+        def backward(ctx, upstream):
+            return upstream[:, None, None] * ctx.saved_tensors[0]
+
+    assert gradcheck(Value.apply, (z.requires_grad_(),), eps=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("loss", [logistic, squared_hinge], ids=lambda loss: loss.__name__)
+def test_curvature_is_the_numerical_second_derivative(loss):
+    z, y, s, positive = drawn(loss)
+    _, curvature = loss(z.clone(), y, s, positive)
+    ahead, behind = z + 1e-6, z - 1e-6
+    loss(ahead, y, s, positive)
+    loss(behind, y, s, positive)
+    assert_allclose(curvature, (ahead - behind).sum((1, 2)) / 2e-6, rtol=1e-6)
+
+
+def test_curvature_of_softmax_is_exact_where_wrong_classes_are_alike():
+    """Mean over classes of p (1 - p); it takes the wrong ones to share their part equally."""
+    z, y, s, positive = drawn(softmax)
+    z = torch.zeros_like(z).scatter_(1, y.expand(B, 1, -1), z[:, :1])
+    p = z.softmax(1)
+    _, curvature = softmax(z.clone(), y, s, positive)
+    assert_allclose(curvature, (s * (p * (1 - p)).mean(1)).sum(1), rtol=1e-13)
+
+
+@LOSSES
+def test_a_row_of_weight_zero_has_no_part(loss):
+    z, y, s, positive = drawn(loss)
+    other = z.clone()
+    other[..., 2] = 50
+    value, curvature = loss(z, y, s, positive)
+    assert (z[..., 2] == 0).all()
+    for ours, theirs in zip(loss(other, y, s, positive), (value, curvature), strict=True):
+        assert_array_equal(ours, theirs)
+
+
+@LOSSES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_large_scores_stay_finite(loss, dtype):
+    z, y, s, positive = drawn(loss, dtype)
+    z *= 1e4
+    wanted = (s.double() * limit(loss, z.double(), y, positive)).sum(1)
+    value, curvature = loss(z, y, s, positive)
+    assert torch.isfinite(z).all() and torch.isfinite(curvature).all() and (curvature >= 0).all()
+    assert_allclose(value, wanted, rtol=1e-5)
+
+
+def limit(loss: BlockLoss, z: Tensor, y: Tensor, positive: Tensor) -> Tensor:
+    """(B, n) where all scores are far apart."""
+    if loss is softmax:
+        return z.amax(1) - z[:, y, torch.arange(N)]
+    t = torch.where(y == positive[:, None], 1.0, -1.0)
+    short = (-t * z[:, 0]).clamp_min(0)
+    return short if loss is logistic else (1 - t * z[:, 0]).clamp_min(0).square()
+
+
+@LOSSES
+def test_float32_is_close_to_float64(loss):
+    z, y, s, positive = drawn(loss, torch.float32)
+    exact = z.double()
+    value, curvature = loss(z, y, s, positive)
+    wanted, wanted_curvature = loss(exact, y, s.double(), positive)
+    assert_allclose(value, wanted, rtol=1e-6)
+    assert_allclose(curvature, wanted_curvature, rtol=1e-5)
+    assert_allclose(z, exact, atol=1e-6)
+
+
+def test_two_classes_of_softmax_are_the_logistic_loss():
+    """Of the difference of their scores."""
+    z, y, s, _ = drawn(logistic)
+    y, positive = y % 2, torch.ones(B, dtype=torch.int64)
+    both = torch.cat([torch.zeros_like(z), z], 1)
+    values = softmax(both, y, s, positive)[0], logistic(z, y, s, positive)[0]
+    assert_allclose(*values, rtol=1e-13)
+    assert_allclose(both[:, 1:], z, atol=1e-14)

@@ -1,0 +1,177 @@
+"""Whatever passes are made of: low precision, blocks, chunks, maps and devices find the same solutions."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from classified import (
+    CLASSES,
+    INTERCEPTS,
+    LOSSES,
+    SHAPES,
+    assert_all_same,
+    assert_same,
+    certificate,
+    folds,
+    labelled,
+    solved,
+)
+from numpy.testing import assert_allclose, assert_array_equal
+
+from featx.solvers import FREE, NONE, Problem, Status, objective
+
+module = importlib.import_module("featx.solvers.solve")  # the name `featx.solvers.solve` is the function
+
+
+@pytest.fixture
+def low(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Low precision from now on, however small X is; the numbers of problems of each low pass."""
+    monkeypatch.setattr(module, "_LOW_FROM", 0)
+    monkeypatch.setattr(module, "low_type", lambda device: torch.bfloat16)
+    passes: list[int] = []
+    method = objective.Objective.low
+
+    def counted(self, U, problems):
+        passes.append(len(problems))
+        return method(self, U, problems)
+
+    monkeypatch.setattr(objective.Objective, "low", counted)
+    return passes
+
+
+def several(X: np.ndarray, y: np.ndarray, intercept: str | float = FREE) -> list[Problem]:
+    """Penalties, folds, and a standardisation of each."""
+    moved = [(None, None), (X.mean(axis=0), X.std(axis=0))]
+    return [Problem(l2, s, *m, intercept) for l2 in (3.0, 30.0) for s in (None, folds(len(y), y)[2]) for m in moved]
+
+
+@SHAPES
+@INTERCEPTS
+@LOSSES
+@CLASSES
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_low_precision_finds_what_exact_passes_find(dtype, k, loss, intercept, shape, low):
+    X, y = labelled(shape, k, dtype)
+    problems = several(X, y, intercept)
+    tol = 1e-5 if dtype is np.float32 else 1e-9
+    found = solved(X, y, problems, loss, tol=tol)
+    assert low
+    for ours, problem in zip(found, problems, strict=True):
+        assert ours.status is Status.CONVERGED
+        value, gradient_norm = certificate(X, y, problem, loss, ours)
+        assert_allclose(ours.objective, value, rtol=1e-5 if dtype is np.float32 else 1e-9)
+        assert gradient_norm <= (3e-5 if dtype is np.float32 else 1.01e-9)
+    low.clear()
+    module._LOW_FROM = 2**40
+    exact = solved(X, y, problems, loss, tol=tol)
+    assert not low
+    for ours, theirs in zip(found, exact, strict=True):
+        assert_same(ours, theirs, 3e-3 if dtype is np.float32 else 1e-5)
+        assert_allclose(ours.objective, theirs.objective, rtol=1e-5 if dtype is np.float32 else 1e-9)
+
+
+@LOSSES
+@CLASSES
+def test_low_precision_costs_few_passes_more(k, loss, low):
+    X, y = labelled((300, 20), k)
+    problems = [Problem(l2) for l2 in (1.0, 30.0)]
+    rough = solved(X, y, problems, loss, tol=1e-6)
+    assert low
+    module._LOW_FROM = 2**40
+    for ours, theirs in zip(rough, solved(X, y, problems, loss, tol=1e-6), strict=True):
+        assert ours.n_iter <= 2 * theirs.n_iter + 10
+
+
+@INTERCEPTS
+@LOSSES
+@CLASSES
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_map_read_in_each_pass_is_as_an_array(dtype, k, loss, intercept, tmp_path: Path):
+    """Rows that don't fit in the budget are not kept."""
+    X, y = labelled((60, 6), k, dtype)
+    np.save(tmp_path / "X.npy", X)
+    mapped = np.load(tmp_path / "X.npy", mmap_mode="r")
+    problems = several(X, y, intercept)
+    tol = 1e-5 if dtype is np.float32 else 1e-9
+    kept = []
+    with pytest.MonkeyPatch.context() as patched:
+        primal = module.Primal
+        patched.setattr(module, "Primal", lambda *args: kept.append(primal(*args)) or kept[-1])
+        streamed = solved(mapped, y, problems, loss, tol=tol, budget_bytes=1)
+    assert kept and all(one.resident is None for one in kept)
+    for ours, theirs in zip(streamed, solved(X, y, problems, loss, tol=tol), strict=True):
+        assert_same(ours, theirs, 3e-3 if dtype is np.float32 else 1e-5)
+        assert_allclose(ours.objective, theirs.objective, rtol=1e-5 if dtype is np.float32 else 1e-9)
+
+
+@SHAPES
+@LOSSES
+@CLASSES
+def test_parts_that_the_budget_makes_of_a_batch_are_as_one(k, loss, shape, monkeypatch):
+    X, y = labelled(shape, k)
+    problems = several(X, y)
+    batches = []
+    one = module.minimise
+    monkeypatch.setattr(
+        module, "minimise", lambda objective, *rest: batches.append(len(objective.batch)) or one(objective, *rest)
+    )
+    whole = solved(X, y, problems, loss)
+    number, each = len(batches), max(batches)
+    parts = solved(X, y, problems, loss, budget_bytes=1)
+    assert each > max(batches[number:]) == 1
+    assert_all_same(parts, whole, 1e-5)
+
+
+@LOSSES
+@CLASSES
+def test_blocks_of_rows_are_as_one(k, loss, monkeypatch):
+    X, y = labelled((700, 5), k)
+    problems = several(X, y)
+    whole = solved(X, y, problems, loss)
+    monkeypatch.setattr(module, "_BLOCK", 1)  # blocks of 256 rows
+    assert_all_same(solved(X, y, problems, loss), whole, 1e-5)
+
+
+@SHAPES
+@LOSSES
+@CLASSES
+@pytest.mark.parametrize("rounding", [False, True], ids=["exact", "low"])
+def test_the_same_call_gives_the_same_bytes(rounding, k, loss, shape, request):
+    if rounding:
+        request.getfixturevalue("low")
+    X, y = labelled(shape, k, np.float32)
+    first, again = (solved(X, y, several(X, y), loss, tol=1e-5) for _ in range(2))
+    for one, other in zip(first, again, strict=True):
+        assert_array_equal(one.coef, other.coef)
+        assert_array_equal(one.intercept, other.intercept)
+        assert (one.objective, one.gradient_norm, one.n_iter) == (other.objective, other.gradient_norm, other.n_iter)
+
+
+@SHAPES
+@LOSSES
+@CLASSES
+def test_what_is_given_may_be_read_only_and_stays_as_it_was(k, loss, shape):
+    X, y = labelled(shape, k)
+    s, shift, scale = folds(len(y), y)[2], X.mean(axis=0), X.std(axis=0)
+    given = X, y, s, shift, scale
+    copies = [array.copy() for array in given]
+    for array in given:
+        array.flags.writeable = False
+    solved(X, y, [Problem(10.0, s, shift, scale, i) for i in (FREE, NONE, 1.0)], loss)
+    for array, copy in zip(given, copies, strict=True):
+        assert_array_equal(array, copy)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+@SHAPES
+@INTERCEPTS
+@LOSSES
+@CLASSES
+def test_a_gpu_finds_the_same(k, loss, intercept, shape):
+    X, y = labelled(shape, k)
+    problems = several(X, y, intercept)
+    assert_all_same(solved(X, y, problems, loss, device="cuda"), solved(X, y, problems, loss), 1e-5)
