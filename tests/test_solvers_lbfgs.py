@@ -34,7 +34,7 @@ def test_separable_classes(l2, k, loss):
     problems = [Problem(l2, s) for s in (None, *folds(60, y))]
     for ours, theirs in zip(solved(X, y, problems, loss), oracle.solve(X, y, problems, loss, **OPTIONS), strict=True):
         assert ours.status is Status.CONVERGED
-        assert_allclose(ours.objective, theirs.objective, rtol=1e-6)
+        assert_allclose(ours.objective, theirs.objective, rtol=1e-4)
 
 
 @SHAPES

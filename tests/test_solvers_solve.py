@@ -124,6 +124,7 @@ def test_weight_2_is_a_repeated_row(k, loss, shape):
 def test_weight_0_is_a_removed_row(outlier, k, loss, shape):
     X, y = labelled(shape, k)
     s = folds(len(y), y)[2]
+    s[0] = 0
     X[s == 0] *= outlier
     for intercept in (FREE, NONE, 0.5):
         weighted = solved(X, y, [Problem(10.0, s, intercept=intercept)], loss)

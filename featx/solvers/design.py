@@ -10,6 +10,7 @@ others. Rows hold one common shift and scale; those of a problem that differ a l
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -44,10 +45,10 @@ class Design(Protocol):
     def own(self, G: Tensor, problems: Tensor) -> Tensor:
         """The transpose of `shared`, for gradients."""
 
-    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, U: Tensor) -> tuple[Tensor, Tensor]:
         """(b, k, D) -> W (b, k, d) and intercepts (b, k)."""
 
-    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
+    def coordinates(self, W: Tensor, intercept: Tensor) -> Tensor:
         """(b, k, d) and (b, k) -> U (b, k, D)."""
 
 
@@ -69,23 +70,34 @@ class Columns:
         self.X, self.kept, self.device = X, kept, device
         self.n, self.d = len(X) if kept is None else len(kept), X.shape[1]
         self.like = torch.empty(0, dtype=torch.float32 if X.dtype == np.float32 else torch.float64, device=device)
-        self.shift = shift.astype(X.dtype)
-        self.scale = None if scale is None else scale.astype(X.dtype)
-        self.constant = intercept if isinstance(intercept, float) else None
+        self.shift, self.scale = shift, scale
+        self.constant = None if isinstance(intercept, str) else float(intercept)
         self.width = self.d + (self.constant is not None)
 
     def block(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """(m, width), in `out` where it is given."""
         block = np.empty((stop - start, self.width), self.X.dtype) if out is None or out.is_cuda else out.numpy()
         rows = slice(start, stop) if self.kept is None else self.kept[start:stop]
-        np.subtract(self.X[rows], self.shift, out=block[:, : self.d])
+        np.subtract(self.X[rows], self.shift.astype(self.X.dtype), out=block[:, : self.d])
         if self.scale is not None:
-            block[:, : self.d] /= self.scale
+            block[:, : self.d] /= self.scale.astype(self.X.dtype)
         if self.constant is not None:
             block[:, self.d] = self.constant
         if out is None:
             return torch.from_numpy(block).to(self.device)
         return out.copy_(torch.from_numpy(block)) if out.is_cuda else out
+
+    def strip(self, columns: slice) -> Tensor:
+        """(n, c) float64, of all rows."""
+        held = self.X[:, columns] if self.kept is None else self.X[self.kept, columns]
+        strip = held - self.shift[columns]
+        if self.scale is not None:
+            strip /= self.scale[columns]
+        return torch.from_numpy(strip).to(self.device)
+
+    def strips(self) -> Iterator[slice]:
+        columns = max(64, 2**22 // self.n)
+        return (slice(start, min(start + columns, self.d)) for start in range(0, self.d, columns))
 
     def blocks(self) -> Iterator[slice]:
         rows = max(256, 2**21 // self.width)
@@ -93,13 +105,14 @@ class Columns:
 
 
 def weighted_mean(X: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(d,), from the first row on, so that a constant column's is exact."""
-    first = X[0].astype(np.float64)
+    """(d,), counted from a row on that has weight, so that a constant column's is exact."""
+    first = X[int((weights > 0).argmax())]
     total = np.zeros(X.shape[1])
-    rows = max(256, 2**23 // X.shape[1])
+    rows = max(256, 2**21 // X.shape[1])
     for start in range(0, len(X), rows):
-        block = X[start : start + rows] - X[0]
-        total += weights[start : start + rows].astype(block.dtype) @ block
+        held = weights[start : start + rows]
+        block = X[start : start + rows] - first
+        total += held.astype(block.dtype) @ block if held.all() else held[held > 0] @ block[held > 0]
     return first + total / weights.sum()
 
 
@@ -112,7 +125,7 @@ class Primal:
     columns : Columns
     weights : (n,) what rows weigh over all problems, for the second moments
     ratios : (B, d) common scale / a problem's own, or None where all are 1
-    offsets : (B, d) (common shift - own shift) / own scale, or None where all are 0
+    offsets : (B, d) (common shift - own shift) / own scale / constant, or None where all are 0
     """
 
     def __init__(
@@ -190,7 +203,7 @@ class Primal:
 
     def _affine(self, W: Tensor, problems: Tensor) -> Tensor:
         if self.offsets is not None:  # of the penalised constant: the shift goes into its coefficient
-            moved = (W[..., : self.d] @ self.offsets[problems][..., None]).squeeze(-1) / self.columns.constant
+            moved = (W[..., : self.d] @ self.offsets[problems][..., None]).squeeze(-1)
             W = torch.cat([W[..., : self.d], (W[..., self.d] + moved)[..., None]], -1)
         if self.ratios is not None:
             W = torch.cat([W[..., : self.d] * self.ratios[problems][:, None], W[..., self.d :]], -1)
@@ -200,17 +213,17 @@ class Primal:
         if self.ratios is not None:
             G = torch.cat([G[..., : self.d] * self.ratios[problems][:, None], G[..., self.d :]], -1)
         if self.offsets is not None:
-            moved = G[..., self.d, None] / self.columns.constant * self.offsets[problems][:, None]
+            moved = G[..., self.d, None] * self.offsets[problems][:, None]
             G = torch.cat([G[..., : self.d] + moved, G[..., self.d :]], -1)
         return G
 
-    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, U: Tensor) -> tuple[Tensor, Tensor]:
         W = self._turned(U, self.Q.T)
         if self.columns.constant is not None:
             return W[..., : self.d], W[..., self.d] * self.columns.constant
         return W[..., : self.d], W[..., self.d] if self.free else torch.zeros_like(W[..., 0])
 
-    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
+    def coordinates(self, W: Tensor, intercept: Tensor) -> Tensor:
         if self.columns.constant is not None:
             intercept = intercept / self.columns.constant
         if self.free or self.columns.constant is not None:
@@ -222,18 +235,22 @@ class Dual:
     """d > n: minimisers lie in the span of the n rows, so r <= n coordinates in it are enough, and exact.
 
     With the rows' products K = E diag(m) E^T, the rows are Z = E diag(m)^(1/2) in the basis X^T E diag(m)^(-1/2).
+    All in float64 up to Z: of float32 rows that is exact, and what is only rounding in K is told from what is not.
+
+    weights : (n,) what rows weigh over all problems, for the mean squares of Z
     """
 
-    def __init__(self, columns: Columns, free: bool, low: torch.dtype | None) -> None:
+    def __init__(self, columns: Columns, weights: np.ndarray, free: bool, low: torch.dtype | None) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
         m, E = torch.linalg.eigh(_row_products(columns))
         kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
         m, E = m[kept], E[:, kept]
         ones = m.new_ones(self.n, int(free))
         self.resident = torch.cat([E * m.sqrt(), ones], 1).to(columns.like)  # (n, r + 1)
-        self.back = (E / m.sqrt()).to(columns.like)  # (n, r)
+        self.back = E / m.sqrt()  # (n, r)
         self.low = self.resident.to(low) if low else None
-        self.spectrum = torch.cat([m / self.n, ones[0]]).to(columns.like)
+        shares = torch.from_numpy(weights / weights.sum()).to(m)
+        self.spectrum = torch.cat([m * (shares @ E.square()), ones[0]]).to(columns.like)
         self.penalised = torch.cat([torch.ones_like(m), 0 * ones[0]]).to(columns.like)
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -249,35 +266,36 @@ class Dual:
     def own(self, G: Tensor, problems: Tensor) -> Tensor:
         return G
 
-    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, U: Tensor) -> tuple[Tensor, Tensor]:
         r = self.back.shape[1]
-        A = U[..., :r].reshape(-1, r) @ self.back.T  # (b k, n)
-        W = torch.zeros(len(A), self.columns.width, dtype=A.dtype, device=A.device)
-        for block in self.columns.blocks():
-            W += A[:, block] @ self.columns.block(block.start, block.stop)
-        W = W.view(*U.shape[:-1], -1)
+        A = U[..., :r].reshape(-1, r).to(self.back) @ self.back.T  # (b k, n)
+        W = A.new_empty(len(A), self.d)
+        for columns in self.columns.strips():
+            W[:, columns] = A @ self.columns.strip(columns)
+        W = W.to(U).view(*U.shape[:-1], -1)
         if self.columns.constant is not None:
-            return W[..., : self.d], W[..., self.d] * self.columns.constant
-        return W[..., : self.d], U[..., r] if self.free else torch.zeros_like(W[..., 0])
+            return W, A.sum(1).to(U).view(U.shape[:-1]) * self.columns.constant**2
+        return W, U[..., r] if self.free else torch.zeros_like(W[..., 0])
 
-    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
+    def coordinates(self, W: Tensor, intercept: Tensor) -> Tensor:
         """What of W lies in the span of the rows; nothing else can be part of a minimiser."""
+        scores = self.back.new_zeros(*W.shape[:-1], self.n)
+        for columns in self.columns.strips():
+            scores += W[..., columns].to(scores) @ self.columns.strip(columns).T
         if self.columns.constant is not None:
-            W = torch.cat([W, (intercept / self.columns.constant)[..., None]], -1)
-        scores = [
-            W @ self.columns.block(block.start, block.stop).T for block in self.columns.blocks()
-        ]  # each (b, k, m)
-        U = torch.cat(scores, -1) @ self.back
+            scores += intercept[..., None]  # the constant times its coefficient
+        U = (scores @ self.back).to(W)
         return torch.cat([U, intercept[..., None]], -1) if self.free else U
 
 
 def _row_products(columns: Columns) -> Tensor:
-    """(n, n) float64: x_i x_j^T of all rows, blocks below the diagonal only."""
-    K = torch.zeros(columns.n, columns.n, dtype=torch.float64, device=columns.device)
-    edges = [round(columns.n * part / 4) for part in range(5)]
-    for i in range(4):
-        a = columns.block(edges[i], edges[i + 1]).double()
-        for j in range(i + 1):
-            b = a if i == j else columns.block(edges[j], edges[j + 1]).double()
-            K[edges[i] : edges[i + 1], edges[j] : edges[j + 1]] = a @ b.T
+    """(n, n) float64: x_i x_j^T of all rows, in blocks on and below the diagonal."""
+    K = columns.like.new_zeros(columns.n, columns.n, dtype=torch.float64)
+    edges = [round(columns.n * part / 8) for part in range(9)]
+    for strip in columns.strips():
+        rows = columns.strip(strip)
+        for start, stop in pairwise(edges):
+            K[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].T)
+    if columns.constant is not None:
+        K += columns.constant**2
     return K.tril() + K.tril(-1).T

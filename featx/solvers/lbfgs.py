@@ -86,7 +86,7 @@ class _Run:
         self.fresh = self.alive.clone()  # the point is new and needs a direction
         self.doubted = ~self.alive  # the next pass is an exact one, where the point is
         self.distrusted = self.alive.clone() if not objective.anchored else ~self.alive  # exact passes from now on
-        self.pairs = _Pairs(self.U)
+        self.pairs = _Pairs(self.U, k)
         nobody = torch.zeros_like(self.problem)
         self.found = Minimum(start.clone(), self.value.clone(), self.norm.clone(), nobody, [Status.MAX_ITER] * B)
 
@@ -95,14 +95,14 @@ class _Run:
         self.value, self.gradient, self.curvature = point.value, point.gradient.flatten(1), point.curvature
 
     def _metric(self) -> Tensor:
-        """(b, 1, D)"""
+        """(b, k, D)"""
         design = self.objective.batch.design
-        metric = self.curvature[:, None, None] * design.spectrum + self.objective.penalty[self.problem]
+        metric = self.curvature[..., None] * design.spectrum + self.objective.penalty[self.problem]
         return metric.clamp_min(torch.finfo(metric.dtype).eps * float(metric.max()))
 
     def _norms(self) -> Tensor:
         """(b, 2) of the gradient, Euclidean and in the inverse metric, relative to the reference."""
-        squares = (self.gradient**2).view(self.shape).sum(1, keepdim=True)  # (b, 1, D)
+        squares = (self.gradient**2).view(self.shape)  # (b, k, D)
         norms = torch.stack([squares.sum((1, 2)), (squares / self._metric()).sum((1, 2))], 1).double().sqrt()
         return norms / self.reference
 
@@ -130,12 +130,12 @@ class _Run:
         self._judge(trial, Point(value, gradient, curvature), asked_exact, tried)
 
     def _aim(self) -> None:
-        metric = self._metric().expand(-1, self.shape[1], -1).flatten(1)  # (b, K)
+        metric = self._metric().flatten(1)  # (b, K)
         direction = self.pairs.direction(self.gradient, metric)
         slope = _dot(self.gradient, direction).double()
         uphill = ~(slope < 0)
         if uphill.any():
-            direction = torch.where(uphill[:, None], -self.gradient / metric, direction)
+            direction = torch.where(uphill[:, None], self.pairs.balanced(-self.gradient / metric), direction)
             slope = _dot(self.gradient, direction).double()
         self.direction = torch.where(self.fresh[:, None], direction, self.direction)
         self.slope = torch.where(self.fresh, slope, self.slope)
@@ -160,7 +160,7 @@ class _Run:
         self.U = torch.where(accepted[:, None], trial, self.U)
         self.gradient = torch.where(accepted[:, None], point.gradient, self.gradient)
         self.value = torch.where(accepted, point.value, self.value)
-        self.curvature = torch.where(accepted, point.curvature, self.curvature)
+        self.curvature = torch.where(accepted[:, None], point.curvature, self.curvature)
         self.norm = torch.where(accepted, self._norms().amax(1), self.norm)
         self.exact = torch.where(accepted, exact, self.exact)
         self.fresh = accepted
@@ -198,8 +198,9 @@ class _Run:
 class _Pairs:
     """The last steps s and changes y of the gradient of each problem, and the direction they make."""
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, k: int) -> None:
         b, K = like.shape
+        self.k = k
         self.steps, self.changes = like.new_zeros(b, PAIRS, K), like.new_zeros(b, PAIRS, K)
         self.inverse = like.new_zeros(b, PAIRS)  # 1 / (s . y), 0 where there is no pair
         self.newest = 0
@@ -225,10 +226,18 @@ class _Pairs:
             if (unscaled := (scale == 0) & (inverse > 0)).any():
                 scale = torch.where(unscaled, 1 / (inverse * _dot(y, y / metric)), scale)
         q.mul_(torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]).div_(metric)
+        self.balanced(q)
         for slot in reversed(order):
             again = self.inverse[:, slot] * _dot(self.changes[:, slot], q)
             q.addcmul_((shares[slot] - again)[:, None], self.steps[:, slot])
         return q.neg_()
+
+    def balanced(self, q: Tensor) -> Tensor:
+        """In place: sums over several classes are 0, as in all gradients; a metric of each class's own forgot that."""
+        if self.k > 1:
+            classes = q.view(len(q), self.k, -1)
+            classes -= classes.mean(1, keepdim=True)
+        return q
 
     def keep(self, where: Tensor) -> None:
         self.steps, self.changes, self.inverse = self.steps[where], self.changes[where], self.inverse[where]

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-# value (B,) float64 and curvature (B,), the sum_i s_i of the mean over classes of d2l/dz2; z becomes s dl/dz
+_LEAST = 0.005  # of the squared hinge's curvature, where it has none
+
+# value (B,) float64 and curvature (B, k), about sum_i s_i d2l/dz2; z becomes s dl/dz
 BlockLoss = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -26,10 +28,12 @@ def softmax(z: Tensor, y: Tensor, s: Tensor, positive: Tensor) -> tuple[Tensor, 
     value = torch.linalg.vecdot(total.log() - zy, s).double()
     z.mul_((s / total)[:, None]).scatter_(1, at_y, 0.0)
     z.scatter_(1, at_y, -z.sum(1, keepdim=True))  # p[y] - 1 would lose its digits where p[y] is near 1
-    # sum_c p_c (1 - p_c) = 1 - |p|^2, where the wrong classes share what is left equally: costs B n, not B k n
+    # sum_c p_c (1 - p_c) = 1 - |p|^2, where the wrong classes share what is left equally, divided among the classes as
+    # |dl/dz| is: that costs B n and a glance at the residuals
     py = zy.exp_().div_(total)
-    curvature = torch.linalg.vecdot((1 - py) * (1 + py - (1 - py) / (k - 1)), s) / k
-    return value, curvature
+    curvature = torch.linalg.vecdot((1 - py) * (1 + py - (1 - py) / (k - 1)), s)
+    sizes = torch.linalg.vector_norm(z, 1, dim=2)  # (B, k)
+    return value, sizes * (curvature / sizes.sum(1).clamp_min(torch.finfo(z.dtype).tiny))[:, None]
 
 
 def logistic(z: Tensor, y: Tensor, s: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +42,7 @@ def logistic(z: Tensor, y: Tensor, s: Tensor, positive: Tensor) -> tuple[Tensor,
     margin = z.squeeze(1).mul_(t)
     value = -torch.linalg.vecdot(logsigmoid(margin), s).double()
     wrong = margin.neg_().sigmoid_()
-    curvature = torch.linalg.vecdot(wrong * (1 - wrong), s)
+    curvature = torch.linalg.vecdot(wrong * (1 - wrong), s)[:, None]
     wrong.mul_(t.mul_(s)).neg_()
     return value, curvature
 
@@ -48,7 +52,8 @@ def squared_hinge(z: Tensor, y: Tensor, s: Tensor, positive: Tensor) -> tuple[Te
     t = _signs(y, positive, z.dtype)
     slack = z.squeeze(1).mul_(t).neg_().add_(1).clamp_min_(0)
     value = torch.linalg.vecdot(slack * slack, s).double()
-    curvature = 2 * torch.linalg.vecdot((slack > 0).to(s.dtype), s)
+    # where no row is short of its margin there is no curvature; a step must not be endless for that
+    curvature = 2 * torch.linalg.vecdot((slack > 0).to(s.dtype).clamp_min_(_LEAST), s)[:, None]
     slack.mul_(t.mul_(s)).mul_(-2)
     return value, curvature
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 import torch
 
@@ -33,5 +34,5 @@ def low_type(device: torch.device) -> torch.dtype | None:
     """A type in which this machine multiplies matrices several times as fast as in float32, if there is one."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # since torch 2.12
+    capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in all versions
     return torch.bfloat16 if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else None

@@ -59,7 +59,7 @@ class Batch:
 
 @dataclass
 class Point:
-    """value (b,) float64, gradient (b, k, D), curvature (b,) of problems somewhere."""
+    """value (b,) float64, gradient (b, k, D), curvature (b, k) of problems somewhere."""
 
     value: Tensor
     gradient: Tensor
@@ -132,7 +132,7 @@ class Objective:
             residuals = self._loss(scores, block, problems, value, curvature)
             torch.index_select(self.residuals[..., block], 0, problems, out=before)
             self.residuals[..., block].index_copy_(0, problems, scores)
-            change += self._lowered(residuals.sub_(before.flatten(0, 1))) @ rows
+            change += torch.sub(residuals, before.flatten(0, 1), out=moved) @ rows
         gradient = self.gradient[problems] + design.own(change.view_as(U), members)
         self.coordinates[problems], self.gradient[problems] = U, gradient
         return self._point(U, problems, value, gradient, curvature)
@@ -159,7 +159,7 @@ class Objective:
 
     def _zeros(self, b: int) -> tuple[Tensor, Tensor]:
         like = self.batch.design.spectrum
-        return like.new_zeros(b, dtype=torch.float64), like.new_zeros(b)
+        return like.new_zeros(b, dtype=torch.float64), like.new_zeros(b, self.batch.k)
 
     def _point(self, U: Tensor, problems: Tensor, value: Tensor, gradient: Tensor, curvature: Tensor) -> Point:
         penalty = self.penalty[problems]

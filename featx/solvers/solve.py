@@ -23,7 +23,7 @@ _BLOCK = 2**20  # scores of a block of rows
 _BLOCK_CUDA = 2**26
 # scikit-learn's lbfgs ends early on hard problems and is exact on easy ones, liblinear is exact on all: with these, at
 # the default tol, objectives end below theirs
-_METRIC_SHARE = {Loss.LOGISTIC: 0.03, Loss.SQUARED_HINGE: 1.0}
+_METRIC_SHARE = {Loss.LOGISTIC: 0.02, Loss.SQUARED_HINGE: 1.0}
 _MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
 
 
@@ -187,12 +187,12 @@ def _solve_family(
     ratios, offsets = _affine(family, columns, free, d)
     design: Design
     if n < d:
-        design = Dual(columns, free, low)
+        design = Dual(columns, weights, free, low)
     else:
         design = Primal(columns, weights, free, ratios, offsets, resident, low)
     form: BlockLoss = softmax if k > 1 else logistic if loss is Loss.LOGISTIC else squared_hinge
     classes = np.searchsorted(family[0].live, y).clip(max=k - 1) if k > 1 else y
-    targets = torch.from_numpy(np.asarray(classes, np.int64)).to(device)
+    targets = torch.tensor(classes, dtype=torch.int64, device=device)
     for chunk in chunks:
         members = [family[i] for i in chunk]
         every = torch.from_numpy(chunk).to(device)
@@ -200,9 +200,9 @@ def _solve_family(
         objective = Objective(batch, _BLOCK_CUDA if device.type == "cuda" else _BLOCK, anchored=low is not None)
         moves = np.stack([_move(member.problem, shift) for member in members]) if free else None
         null = _null(batch, free)
-        start = _start(members, null, design, every, moves)
+        start = _start(members, null, batch, moves)
         minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss])
-        yield from _pieces(members, minimum, design, every, totals, moves)
+        yield from _pieces(members, minimum, design, totals, moves)
 
 
 def _mean_weights(family: list[_Member], n: int) -> np.ndarray:
@@ -227,8 +227,7 @@ def _affine(family: list[_Member], columns: Columns, free: bool, d: int) -> tupl
         ratios = torch.from_numpy(np.stack([scale / _of(member.problem.scale, 1.0, d) for member in family])).to(like)
     if not free and any(not _equal(member.problem.shift, first.shift) for member in family):
         shift = _of(first.shift, 0.0, d)
-        rows = [(shift - _of(m.problem.shift, 0.0, d)) / _of(m.problem.scale, 1.0, d) for m in family]
-        offsets = torch.from_numpy(np.stack(rows)).to(like)
+        offsets = torch.from_numpy(np.stack([_move(m.problem, shift) for m in family]) / first.intercept).to(like)
     return ratios, offsets
 
 
@@ -287,49 +286,47 @@ def _move(problem: Problem, shift: np.ndarray) -> np.ndarray:
 def _null(batch: Batch, free: bool) -> Tensor:
     """(B, k, D) the model without columns: its free intercepts are the best, all else is 0."""
     null = batch.design.spectrum.new_zeros(len(batch), batch.k, len(batch.design.spectrum))
-    if free and batch.loss is not squared_hinge:
-        null[..., -1] = _log_odds(batch)
+    if free:
+        null[..., -1] = _best_intercepts(batch)
     return null
 
 
-def _start(members: list[_Member], null: Tensor, design: Design, every: Tensor, moves: np.ndarray | None) -> Tensor:
+def _start(members: list[_Member], null: Tensor, batch: Batch, moves: np.ndarray | None) -> Tensor:
     """(B, k, D) where to begin; `null` itself where no member says otherwise."""
     if all(member.problem.start is None for member in members):
         return null
     start = null.clone()
     for i, member in enumerate(members):
         if member.problem.start is not None:
-            W, intercept = (np.asarray(part, np.float64) for part in member.problem.start)
-            if member.k == 1 and len(W) > 1:
+            coef, constant = (np.asarray(part, np.float64) for part in member.problem.start)
+            if member.k == 1 and len(coef) > 1:
                 column = member.live.index(member.positive)
-                W, intercept = W[column : column + 1], intercept[column : column + 1]
+                coef, constant = coef[column : column + 1], constant[column : column + 1]
             if moves is not None:
-                intercept = intercept + W @ moves[i]
-            W, intercept = torch.from_numpy(W).to(null), torch.from_numpy(intercept).to(null)
-            start[i] = design.coordinates(W[None], intercept[None], every[i : i + 1])[0]
-    return start
+                constant = constant + coef @ moves[i]
+            W, intercept = torch.from_numpy(coef).to(null), torch.from_numpy(constant).to(null)
+            start[i] = batch.design.coordinates(W[None], intercept[None])[0]
+    return start - start.mean(1, keepdim=True) if batch.k > 1 else start
 
 
-def _log_odds(batch: Batch) -> Tensor:
-    """(B, k) the intercepts of the best model without X: logs of the classes' frequencies, or of their odds."""
+def _best_intercepts(batch: Batch) -> Tensor:
+    """(B, k) of the model without columns: logs of the classes' shares or odds, 2 p - 1 for squared hinges."""
     weights = batch.weights[batch.fold]  # (B, n)
-    if batch.k == 1:
-        p = (weights * (batch.y == batch.positive[:, None])).sum(1, keepdim=True)
-        return torch.log(p) - torch.log1p(-p)
-    shares = weights.new_zeros(len(batch), batch.k).index_add_(1, batch.y, weights)
-    logs = shares.log()
-    return logs - logs.mean(1, keepdim=True)
+    if batch.k > 1:
+        logs = weights.new_zeros(len(batch), batch.k).index_add_(1, batch.y, weights).log()
+        return logs - logs.mean(1, keepdim=True)
+    p = (weights * (batch.y == batch.positive[:, None])).sum(1, keepdim=True)
+    return 2 * p - 1 if batch.loss is squared_hinge else torch.log(p) - torch.log1p(-p)
 
 
 def _pieces(
     members: list[_Member],
     minimum: Minimum,
     design: Design,
-    every: Tensor,
     totals: np.ndarray,
     moves: np.ndarray | None,
 ) -> Iterator[_Piece]:
-    W, intercepts = (part.cpu().numpy() for part in design.coefficients(minimum.U, every))
+    W, intercepts = (part.cpu().numpy() for part in design.coefficients(minimum.U))
     for i, member in enumerate(members):
         coef, intercept = W[i], intercepts[i]
         if member.k > 1:  # the same added to all classes changes nothing: of all these the smallest
