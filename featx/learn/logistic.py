@@ -26,7 +26,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
 
     A drop-in for scikit-learn's class with any of its solvers but "liblinear" (which penalises the intercept), except:
 
-    - `tol` bounds the Euclidean norm of the gradient relative to that at W = 0.
+    - `tol` bounds a norm of the gradient relative to that at W = 0, whatever the units of X; `max_iter` is 1000.
     - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
     - X is dense; `l1_ratio` is 0; the deprecated `penalty` and `n_jobs` are not there.
 
@@ -40,7 +40,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     fit_intercept : bool, default True
     class_weight : dict {label: weight} or "balanced", optional
         Row weights are multiplied by it. "balanced": sum_i s_i / (k sum_{i of the class} s_i).
-    max_iter : int, default 100
+    max_iter : int, default 1000
         Most passes over the rows.
     warm_start : bool, default False
         `fit` starts from the coefficients of the fit before.
@@ -95,7 +95,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
         class_weight: dict | str | None = None,
         random_state: Any = None,
         solver: str = "lbfgs",
-        max_iter: int = 100,
+        max_iter: int = 1000,
         verbose: int = 0,
         warm_start: bool = False,
         device: str = "auto",

@@ -70,7 +70,7 @@ class _Run:
         self.objective, self.shape, self.tol, self.max_iter = objective, (-1, k, D), tol, max_iter
         self.problem = torch.arange(B, device=start.device)
         self.reference = torch.ones(B, 2, dtype=torch.float64, device=start.device)
-        self._stand(null, objective.exact(null, self.problem))
+        self._stand(null, self._at_null(null))
         shares = self.reference.new_tensor([1.0, metric_share])
         tiny = torch.finfo(start.dtype).tiny
         self.reference = self._norms().clamp_min(tiny) / shares
@@ -89,6 +89,16 @@ class _Run:
         self.pairs = _Pairs(self.U, k)
         nobody = torch.zeros_like(self.problem)
         self.found = Minimum(start.clone(), self.value.clone(), self.norm.clone(), nobody, [Status.MAX_ITER] * B)
+
+    def _at_null(self, null: Tensor) -> Point:
+        """Penalties have no part there: one problem of each fold and class stands for all."""
+        batch = self.objective.batch
+        pairs = torch.stack([batch.fold, batch.positive], 1)
+        different, which = pairs.unique(dim=0, return_inverse=True)
+        firsts = torch.stack([(which == number).nonzero()[0, 0] for number in range(len(different))])
+        point = self.objective.exact(null[firsts], firsts)
+        self.objective.adopt(self.problem, firsts[which])
+        return Point(point.value[which], point.gradient[which], point.curvature[which])
 
     def _stand(self, U: Tensor, point: Point) -> None:
         self.U = U.flatten(1).clone()  # (b, K)

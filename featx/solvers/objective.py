@@ -137,6 +137,12 @@ class Objective:
         self.coordinates[problems], self.gradient[problems] = U, gradient
         return self._point(U, problems, value, gradient, curvature)
 
+    def adopt(self, problems: Tensor, others: Tensor) -> None:
+        """Put problems where others of the same rows and classes were evaluated last."""
+        if self.anchored:
+            for held in (self.scores, self.residuals, self.coordinates, self.gradient, self.gap, self.gap_start):
+                held[problems] = held[others]
+
     def _scores(self, b: int, block: slice, which: int = 0) -> Tensor:
         """(b, k, m) to work in."""
         m = block.stop - block.start
