@@ -13,9 +13,9 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    snippet, grid = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     lines = [line for line in snippet.splitlines() if line.strip()]
-    assert len(lines) == 10
+    assert len(lines) == 9
     rng = np.random.default_rng(0)
     for name, level in {"cat": 40, "dog": 200}.items():
         for i in range(6):
@@ -27,8 +27,11 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(tmp_path)
     random = snippet.replace('"resnet50", [', '"resnet18", weights=None, progress=False, layers=[')
     assert random != snippet
-    exec(random, {})
+    names: dict[str, object] = {}
+    exec(random, names)
     assert capsys.readouterr().out.strip().endswith("['cat']")
+    exec(grid, names)
+    assert len(capsys.readouterr().out.splitlines()) == 8 * 5
 
 
 def test_the_readme_names_files_that_are_there() -> None:

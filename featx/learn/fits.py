@@ -16,7 +16,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 if TYPE_CHECKING:
     from featx.learn.linear import LinearModel
-    from featx.solvers import Problem, Solution
+    from featx.solvers import Solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,16 +49,9 @@ class Targets:
     y: np.ndarray
     given: np.ndarray
     classes: np.ndarray
-    _ones: dict[int, np.ndarray] = field(default_factory=dict)
-
-    def one(self, c: int) -> np.ndarray:
-        """(n,) 1 in the rows of class c, else 0; always the same array."""
-        if c not in self._ones:
-            self._ones[c] = (self.given == c).astype(np.int64)
-        return self._ones[c]
 
 
-Part = tuple[np.ndarray, np.ndarray | None]  # y and row weights of one problem; an estimator may need several
+Weights = tuple[np.ndarray | None, np.ndarray | None]  # row weights, class factors: as of Problem
 
 
 def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: Any) -> None:
@@ -72,19 +65,19 @@ def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: A
         if hasattr(first, "feature_names_in_"):
             estimator.feature_names_in_ = first.feature_names_in_
 
-    shared: dict[tuple[int, str], list[Part]] = {}  # the same arrays for all that weigh rows alike
-    parts = []
+    shared: dict[tuple[int, str], Weights] = {}  # the same arrays for all that weigh rows alike
+    weights = []
     for estimator, fit in zip(estimators, fits, strict=True):
         key = id(fit.sample_weight), repr(getattr(estimator, "class_weight", None))
         if key not in shared:
             given = fit.sample_weight
             checked = None if given is None else _check_sample_weight(given, X, ensure_non_negative=True)
-            shared[key] = estimator._parts(targets, checked)
-        parts.append(shared[key])
+            shared[key] = estimator._weights(targets, checked)
+        weights.append(shared[key])
 
-    solutions = _solve(estimators, fits, X, targets, parts)
-    for estimator, found, ((_, weights), *_) in zip(estimators, solutions, parts, strict=True):
-        estimator._keep(found, targets, weights)
+    solutions = _solve(estimators, fits, X, targets, weights)
+    for estimator, solution, (row_weights, _) in zip(estimators, solutions, weights, strict=True):
+        estimator._keep(solution, targets, row_weights)
     _warn(estimators, fits, solutions)
 
 
@@ -93,46 +86,45 @@ def _solve(
     fits: Sequence[Fit],
     X: np.ndarray,
     targets: Targets,
-    parts: Sequence[Sequence[Part]],
-) -> list[list[Solution]]:
-    """The solutions of each estimator's parts; those of one y that stop alike come from one call of the solvers."""
+    weights: Sequence[Weights],
+) -> list[Solution]:
+    """A solution for each estimator; those that stop alike come from one call of the solvers."""
     from featx.solvers import FREE, NONE, Loss, Problem, solve  # torch, which takes seconds to import
 
-    calls: dict[tuple[int, float, int, str], list[tuple[int, int]]] = {}
-    problems: dict[tuple[int, int], Problem] = {}
-    for i, (estimator, fit) in enumerate(zip(estimators, fits, strict=True)):
+    calls: dict[tuple[float, int, str], list[int]] = {}
+    problems = []
+    for i, (estimator, fit, (row_weights, class_factors)) in enumerate(zip(estimators, fits, weights, strict=True)):
         constant = estimator._constant()
-        intercept = NONE if not estimator.fit_intercept else FREE if constant is None else constant
-        for j, (y, weights) in enumerate(parts[i]):
-            calls.setdefault((id(y), *estimator._stopping(), estimator.device), []).append((i, j))
-            problems[i, j] = Problem(
+        calls.setdefault((*estimator._stopping(), estimator.device), []).append(i)
+        problems.append(
+            Problem(
                 l2=estimator._l2(targets),
-                weights=weights,
+                weights=row_weights,
                 shift=fit.shift,
                 scale=fit.scale,
-                intercept=intercept,
-                start=estimator._start(targets, weights),
+                intercept=NONE if not estimator.fit_intercept else FREE if constant is None else constant,
+                class_factors=class_factors,
+                start=estimator._start(targets, row_weights),
             )
-    solutions: dict[tuple[int, int], Solution] = {}
-    for (_, tol, max_iter, device), members in calls.items():
-        (i, j), loss = members[0], Loss(estimators[0]._loss)
-        batch = [problems[member] for member in members]
-        solved = solve(X, parts[i][j][0], batch, loss, tol=tol, max_iter=max_iter, device=device)
+        )
+    solutions: dict[int, Solution] = {}
+    for (tol, max_iter, device), members in calls.items():
+        batch = [problems[i] for i in members]
+        solved = solve(X, targets.y, batch, Loss(estimators[0]._loss), tol=tol, max_iter=max_iter, device=device)
         solutions |= zip(members, solved, strict=True)
-    return [[solutions[i, j] for j in range(len(parts[i]))] for i in range(len(estimators))]
+    return [solutions[i] for i in range(len(estimators))]
 
 
-def _warn(estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Sequence[Sequence[Solution]]) -> None:
+def _warn(estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Sequence[Solution]) -> None:
     """One ConvergenceWarning that names the fits of problems that did not converge, if there are any."""
     from featx.solvers import Status
 
     unfinished: dict[Status, dict[str, None]] = {}  # -> names, each once
-    for estimator, fit, found in zip(estimators, fits, solutions, strict=True):
+    for estimator, fit, solution in zip(estimators, fits, solutions, strict=True):
         values = {estimator._penalty: getattr(estimator, estimator._penalty), **fit.params}
         name = ", ".join(f"{parameter}={value}" for parameter, value in values.items())
-        for solution in found:
-            if solution.status is not Status.CONVERGED:
-                unfinished.setdefault(solution.status, {})[name] = None
+        if solution.status is not Status.CONVERGED:
+            unfinished.setdefault(solution.status, {})[name] = None
     if unfinished:
         reasons = "; ".join(f"{' and '.join(names)}: {status.value}" for status, names in unfinished.items())
         warnings.warn(

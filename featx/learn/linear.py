@@ -17,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from featx.errors import FeatxError
-from featx.learn.fits import Fit, Part, Targets, fit_all
+from featx.learn.fits import Fit, Targets, Weights, fit_all
 
 if TYPE_CHECKING:
     from featx.solvers import Solution
@@ -114,9 +114,9 @@ class LinearModel(BaseEstimator):
         """X and y, checked and encoded; sets `n_features_in_` and `feature_names_in_`."""
         raise NotImplementedError
 
-    def _parts(self, targets: Targets, weights: np.ndarray | None) -> list[Part]:
-        """What is solved for it: y, and what the loss of each row is multiplied by."""
-        return [(targets.y, weights)]
+    def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
+        """What the loss of each row is multiplied by."""
+        return weights, None
 
     def _l2(self, targets: Targets) -> float | np.ndarray:
         """The penalty in the sum form of `Problem`."""
@@ -132,8 +132,8 @@ class LinearModel(BaseEstimator):
     def _stopping(self) -> tuple[float, int]:
         return self.tol, self.max_iter
 
-    def _keep(self, solutions: Sequence[Solution], targets: Targets, weights: np.ndarray | None) -> None:
-        """Set the attributes that `fit` sets, from the solutions of its parts and the row weights of the first."""
+    def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
+        """Set the attributes that `fit` sets."""
         raise NotImplementedError
 
 
@@ -151,7 +151,7 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
     def _l2(self, targets: Targets) -> float | np.ndarray:
         return 1 / self.C  # |W|^2 / 2 + C sum_i s_i l_i, divided by C; 0 for C=inf
 
-    def _parts(self, targets: Targets, weights: np.ndarray | None) -> list[Part]:
+    def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
         factors = self._class_factors(targets, weights)
         if factors is not None:
             weights = factors[targets.given] * (1 if weights is None else weights)
@@ -160,7 +160,7 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
                 "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
                 f"{targets.classes[present[0]]!r}"
             )
-        return [(targets.y, weights)]
+        return weights, None
 
     def _class_factors(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray | None:
         """(k,) class weights, 0 for classes without rows; None for ones."""
@@ -187,7 +187,6 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
         """Numbers of the classes that have rows of positive weight."""
         return np.bincount(targets.given, weights, minlength=len(targets.classes)).nonzero()[0]
 
-    def _keep(self, solutions: Sequence[Solution], targets: Targets, weights: np.ndarray | None) -> None:
-        (solution,) = solutions
+    def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         self.classes_ = targets.classes[solution.classes]
         self.coef_, self.intercept_ = solution.coef, solution.intercept

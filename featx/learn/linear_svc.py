@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +9,7 @@ import numpy as np
 from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.utils._param_validation import Interval, StrOptions
 
-from featx.learn.fits import Part, Targets
+from featx.learn.fits import Targets, Weights
 from featx.learn.linear import LinearClassifier
 
 if TYPE_CHECKING:
@@ -118,18 +117,16 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     def _constant(self) -> float:
         return float(self.intercept_scaling)
 
-    def _parts(self, targets: Targets, weights: np.ndarray | None) -> list[Part]:
-        """One; or one a class, as liblinear weighs the rows of a class only in the problem of that class."""
+    def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
+        """Of three classes or more liblinear weighs a class's rows only in the problem of that class."""
+        row_weights, _ = super()._weights(targets, weights)
         factors = self._class_factors(targets, weights)
-        ((y, row_weights),) = super()._parts(targets, weights)
-        present = self._present(targets, row_weights)
-        if factors is None or len(present) == 2:
-            return [(y, row_weights)]
-        s = (factors[targets.given] > 0) * (1.0 if weights is None else weights)
-        return [(targets.one(c), s * np.where(targets.one(c), factors[c], 1)) for c in present]
+        if factors is None or len(self._present(targets, row_weights)) == 2:
+            return row_weights, None
+        return (factors[targets.given] > 0) * (1.0 if weights is None else weights), factors
 
-    def _keep(self, solutions: Sequence[Solution], targets: Targets, weights: np.ndarray | None) -> None:
-        self.classes_ = targets.classes[self._present(targets, weights)]
-        self.coef_ = np.concatenate([solution.coef for solution in solutions])
-        self.intercept_ = np.concatenate([solution.intercept for solution in solutions]) if self.fit_intercept else 0.0
-        self.n_iter_ = max(solution.n_iter for solution in solutions)
+    def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
+        super()._keep(solution, targets, weights)
+        self.n_iter_ = solution.n_iter
+        if not self.fit_intercept:
+            self.intercept_ = 0.0

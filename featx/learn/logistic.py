@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -154,9 +153,6 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
             )
         return self.coef_, self.intercept_
 
-    def _keep(self, solutions: Sequence[Solution], targets: Targets, weights: np.ndarray | None) -> None:
-        super()._keep(solutions, targets, weights)
-        if len(self.coef_) > 1:  # the same added to all classes changes no probability: as scikit-learn, add to nothing
-            self.coef_ = self.coef_ - self.coef_.mean(axis=0)
-            self.intercept_ = self.intercept_ - self.intercept_.mean()
-        self.n_iter_ = np.array([solutions[0].n_iter], np.int32)
+    def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
+        super()._keep(solution, targets, weights)
+        self.n_iter_ = np.array([solution.n_iter], np.int32)

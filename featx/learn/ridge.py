@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -14,7 +13,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from featx.errors import FeatxError
-from featx.learn.fits import Part, Targets
+from featx.learn.fits import Targets, Weights
 from featx.learn.linear import LinearClassifier, LinearModel
 
 if TYPE_CHECKING:
@@ -144,8 +143,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
             raise FeatxError(f"every alpha is at least 0; got alpha={self.alpha!r}")
         return float(alpha[0]) if len(alpha) == 1 else alpha
 
-    def _keep(self, solutions: Sequence[Solution], targets: Targets, weights: np.ndarray | None) -> None:
-        (solution,) = solutions
+    def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         self._keep_columns(solution.coef, solution.intercept, solution.n_iter, targets.given.ndim == 1)
 
 
@@ -247,21 +245,20 @@ class RidgeClassifier(_Ridge, LinearClassifier):
         columns = np.arange(len(classes))[1 if len(classes) == 2 else 0 :]
         return X, Targets(_signs(codes[:, None] == columns, X.dtype), codes, classes)
 
-    def _parts(self, targets: Targets, weights: np.ndarray | None) -> list[Part]:
+    def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
         if targets.given.ndim == 1:
-            return super()._parts(targets, weights)
+            return super()._weights(targets, weights)
         if self.class_weight is None:
-            return [(targets.y, weights)]
+            return weights, None
         kept = np.full(len(targets.given), True) if weights is None else weights > 0
         factors = kept.astype(np.float64)
         factors[kept] = compute_sample_weight(self.class_weight, targets.given[kept])
-        return [(targets.y, factors if weights is None else weights * factors)]
+        return factors if weights is None else weights * factors, None
 
     def _class_counts(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
         return super()._class_counts(targets, None if weights is None else weights > 0)
 
-    def _keep(self, solutions: Sequence[Solution], targets: Targets, weights: np.ndarray | None) -> None:
-        (solution,) = solutions
+    def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         self._multilabel = targets.given.ndim == 2
         present = np.arange(len(targets.classes)) if self._multilabel else self._present(targets, weights)
         self.classes_ = targets.classes[present]

@@ -103,6 +103,7 @@ class _Run:
     def _stand(self, U: Tensor, point: Point) -> None:
         self.U = U.flatten(1).clone()  # (b, K)
         self.value, self.gradient, self.curvature = point.value, point.gradient.flatten(1), point.curvature
+        self.metric = self._metric()
 
     def _metric(self) -> Tensor:
         """(b, k, D)"""
@@ -112,19 +113,19 @@ class _Run:
 
     def _norms(self) -> Tensor:
         """(b, 2) of the gradient, Euclidean and in the inverse metric, relative to the reference."""
-        squares = (self.gradient**2).view(self.shape)  # (b, k, D)
-        norms = torch.stack([squares.sum((1, 2)), (squares / self._metric()).sum((1, 2))], 1).double().sqrt()
+        scaled = self.gradient / self.metric.flatten(1)
+        norms = torch.stack([_dot(self.gradient, self.gradient), _dot(self.gradient, scaled)], 1).double().sqrt()
         return norms / self.reference
 
     def tick(self) -> None:
         """A direction where the point is new, a trial of every problem, and what follows from it.
 
-        Exact passes of few problems cost much: who is in doubt waits until a third of those left are.
+        Exact passes of few problems cost much: who is in doubt waits until half of those left are.
         """
         if self.fresh.any():
             self._aim()
         waiting = self.doubted & self.alive
-        waits = waiting & (3 * waiting.sum() < self.alive.sum())
+        waits = waiting & (2 * waiting.sum() < self.alive.sum())
         tried = self.alive & ~waits
         length = torch.where(self.doubted, 0.0, self.length).to(self.U.dtype)
         trial = self.U + length[:, None] * self.direction
@@ -140,7 +141,7 @@ class _Run:
         self._judge(trial, Point(value, gradient, curvature), asked_exact, tried)
 
     def _aim(self) -> None:
-        metric = self._metric().flatten(1)  # (b, K)
+        metric = self.metric.flatten(1)  # (b, K)
         direction = self.pairs.direction(self.gradient, metric)
         slope = _dot(self.gradient, direction).double()
         uphill = ~(slope < 0)
@@ -171,6 +172,7 @@ class _Run:
         self.gradient = torch.where(accepted[:, None], point.gradient, self.gradient)
         self.value = torch.where(accepted, point.value, self.value)
         self.curvature = torch.where(accepted[:, None], point.curvature, self.curvature)
+        self.metric = self._metric()
         self.norm = torch.where(accepted, self._norms().amax(1), self.norm)
         self.exact = torch.where(accepted, exact, self.exact)
         self.fresh = accepted

@@ -27,12 +27,13 @@ def softmax(z: Tensor, y: Tensor, s: Tensor, positive: Tensor) -> tuple[Tensor, 
     total = z.exp_().sum(1)
     value = torch.linalg.vecdot(total.log() - zy, s).double()
     z.mul_((s / total)[:, None]).scatter_(1, at_y, 0.0)
-    z.scatter_(1, at_y, -z.sum(1, keepdim=True))  # p[y] - 1 would lose its digits where p[y] is near 1
+    wrong = z.sum(1)  # s (1 - p[y]), with all its digits where p[y] is near 1
+    z.scatter_(1, at_y, -wrong[:, None])
     # sum_c p_c (1 - p_c) = 1 - |p|^2, where the wrong classes share what is left equally, divided among the classes as
     # |dl/dz| is: that costs B n and a glance at the residuals
     py = zy.exp_().div_(total)
     curvature = torch.linalg.vecdot((1 - py) * (1 + py - (1 - py) / (k - 1)), s)
-    sizes = torch.linalg.vector_norm(z, 1, dim=2)  # (B, k)
+    sizes = z.sum(2).index_add_(1, y, wrong, alpha=2)  # (B, k) sums of |dl/dz|
     return value, sizes * (curvature / sizes.sum(1).clamp_min(torch.finfo(z.dtype).tiny))[:, None]
 
 

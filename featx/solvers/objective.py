@@ -19,6 +19,7 @@ This is iterative refinement; what is reported in the end always comes from an e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -93,20 +94,20 @@ class Objective:
 
     def exact(self, U: Tensor, problems: Tensor) -> Point:
         """(b, k, D) coordinates of some problems, and which they are (b,)."""
-        design, (b, k, _), members = self.batch.design, U.shape, self.batch.member[problems]
+        design, b, members = self.batch.design, len(U), self.batch.member[problems]
         V = design.shared(U, members).flatten(0, 1)  # (b k, D)
-        value, curvature = self._zeros(b)
+        value, curvature, runs = *self._zeros(b), _runs(problems)
         G, low_G = torch.zeros_like(V), torch.zeros_like(V)
         for block in self._blocks(b):
             rows = design.rows(block.start, block.stop)
             scores = self._scores(b, block)
             torch.mm(V, rows.T, out=scores.flatten(0, 1))
             if self.anchored:
-                self.scores[..., block].index_copy_(0, problems, scores)
+                _put(self.scores, runs, block, scores)
             residuals = self._loss(scores, block, problems, value, curvature)
             G.addmm_(residuals, rows)
             if self.anchored:
-                self.residuals[..., block].index_copy_(0, problems, residuals.view(b, k, -1))
+                _put(self.residuals, runs, block, scores)
                 low_G += self._lowered(residuals) @ design.low_rows(block.start, block.stop)
         gradient = design.own(G.view_as(U), members)
         if self.anchored:
@@ -119,19 +120,19 @@ class Objective:
         """The same, with products in low precision, from where the problems were evaluated last."""
         design, (b, k, _), members = self.batch.design, U.shape, self.batch.member[problems]
         step = design.shared(U - self.coordinates[problems], members).flatten(0, 1).to(self.low_work.dtype)
-        value, curvature = self._zeros(b)
+        value, curvature, runs = *self._zeros(b), _runs(problems)
         value += (self.gap[problems] * U).sum((1, 2)) - self.gap_start[problems]
         change = torch.zeros(step.shape, dtype=U.dtype, device=U.device)
         for block in self._blocks(b):
             rows = design.low_rows(block.start, block.stop)
             scores, before = self._scores(b, block), self._scores(b, block, 1)
-            torch.index_select(self.scores[..., block], 0, problems, out=scores)
+            _take(self.scores, runs, block, scores)
             moved = self.low_work[: scores.numel()].view(b * k, -1)
             scores += torch.mm(step, rows.T, out=moved).view_as(scores)
-            self.scores[..., block].index_copy_(0, problems, scores)
+            _put(self.scores, runs, block, scores)
             residuals = self._loss(scores, block, problems, value, curvature)
-            torch.index_select(self.residuals[..., block], 0, problems, out=before)
-            self.residuals[..., block].index_copy_(0, problems, scores)
+            _take(self.residuals, runs, block, before)
+            _put(self.residuals, runs, block, scores)
             change += torch.sub(residuals, before.flatten(0, 1), out=moved) @ rows
         gradient = self.gradient[problems] + design.own(change.view_as(U), members)
         self.coordinates[problems], self.gradient[problems] = U, gradient
@@ -171,3 +172,22 @@ class Objective:
         penalty = self.penalty[problems]
         value = value + 0.5 * (penalty * U * U).sum((1, 2)).double()
         return Point(value, gradient + penalty * U, curvature)
+
+
+Runs = list[tuple[slice, slice]]  # positions among some problems, and which of all they are: neighbours together
+
+
+def _runs(problems: Tensor) -> Runs:
+    numbers = problems.tolist()
+    ends = [i for i in range(1, len(numbers) + 1) if i == len(numbers) or numbers[i] != numbers[i - 1] + 1]
+    return [(slice(i, j), slice(numbers[i], numbers[j - 1] + 1)) for i, j in pairwise([0, *ends])]
+
+
+def _take(held: Tensor, runs: Runs, block: slice, out: Tensor) -> None:
+    for mine, theirs in runs:
+        out[mine].copy_(held[theirs, :, block])
+
+
+def _put(held: Tensor, runs: Runs, block: slice, values: Tensor) -> None:
+    for mine, theirs in runs:
+        held[theirs, :, block].copy_(values[mine])

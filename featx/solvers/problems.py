@@ -69,7 +69,7 @@ class Solution:
     classes : (m,) or (2,) the classes that had rows, as they are numbered in y
     objective : the minimised sum at the solution
     gradient_norm : norm of its gradient, relative to that at W = 0 with the best free intercept there; of the Euclidean
-        norm and a part of the one in the problem's metric (0.02; for squared hinges all of it), the larger
+        norm and a part of the one in the problem's metric (0.01; for squared hinges all of it), the larger
     n_iter : passes over the rows
     status : Status
     """

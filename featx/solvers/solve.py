@@ -19,11 +19,11 @@ from featx.solvers.problems import FREE, NONE, Loss, Problem, Solution, Status
 from featx.solvers.ridge import solve_ridge
 
 _LOW_FROM = 2**20  # elements of X from which low precision is worth its anchors
-_BLOCK = 2**20  # scores of a block of rows
+_BLOCK = 2**19  # scores of a block of rows
 _BLOCK_CUDA = 2**26
 # scikit-learn's lbfgs ends early on hard problems and is exact on easy ones, liblinear is exact on all: with these, at
 # the default tol, objectives end below theirs
-_METRIC_SHARE = {Loss.LOGISTIC: 0.02, Loss.SQUARED_HINGE: 1.0}
+_METRIC_SHARE = {Loss.LOGISTIC: 0.01, Loss.SQUARED_HINGE: 1.0}
 _MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
 
 
@@ -170,10 +170,12 @@ def _solve_family(
     n = len(y)
     columns = Columns(X, kept, shift, first.scale, first.intercept, device)
 
+    ratios, offsets = _affine(family, columns, free, d)
+    wide = n < d and ratios is None and offsets is None
     low = low_type(device) if X.size >= _LOW_FROM else None
-    D = min(n, columns.width) + free
+    D = (n if wide else columns.width) + free
     resident_bytes, low_bytes = n * D * X.itemsize, n * D * 2 if low else 0
-    resident = n < d or resident_bytes + low_bytes <= budget / 2
+    resident = wide or resident_bytes + low_bytes <= budget / 2
     if not resident and low_bytes > budget / 2:
         low, low_bytes = None, 0
     left = budget - low_bytes - resident * resident_bytes
@@ -184,9 +186,8 @@ def _solve_family(
     most = max(1, int(left // (state_bytes + anchor_bytes)))
     chunks = np.array_split(np.arange(len(family)), -(-len(family) // most))
 
-    ratios, offsets = _affine(family, columns, free, d)
     design: Design
-    if n < d:
+    if wide:
         design = Dual(columns, weights, free, low)
     else:
         design = Primal(columns, weights, free, ratios, offsets, resident, low)
