@@ -307,6 +307,8 @@ def test_parameters_and_their_defaults_are_scikit_learn_s(model):
     theirs = dict(inspect.signature(type(THEIRS[name_of(model)])).parameters)
     for deprecated in ("penalty", "n_jobs") if name_of(model) == "LogisticRegression" else ():
         assert theirs.pop(deprecated)
+    if name_of(model) == "LogisticRegression":  # as a pass costs little: enough of them to get there
+        theirs["max_iter"] = theirs["max_iter"].replace(default=1000)
     assert {name: (p.default, p.kind) for name, p in ours.items() if name != "device"} == {
         name: (p.default, p.kind) for name, p in theirs.items()
     }
