@@ -14,6 +14,8 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_sample_weight
 
+from featx.errors import FeatxError
+
 if TYPE_CHECKING:
     from featx.learn.linear import LinearModel
     from featx.solvers import Solution
@@ -54,7 +56,7 @@ class Targets:
 Weights = tuple[np.ndarray | None, np.ndarray | None]  # row weights, class factors: as of Problem
 
 
-def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: Any) -> None:
+def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: Any, stacklevel: int) -> None:
     """Fit each estimator as its fit says, all on the same rows, which are checked once."""
     first = estimators[0]
     for estimator in estimators:
@@ -72,13 +74,15 @@ def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: A
         if key not in shared:
             given = fit.sample_weight
             checked = None if given is None else _check_sample_weight(given, X, ensure_non_negative=True)
+            if checked is not None and not np.isfinite(checked).all():
+                raise FeatxError(f"sample_weight is finite; got {given!r}")
             shared[key] = estimator._weights(targets, checked)
         weights.append(shared[key])
 
     solutions = _solve(estimators, fits, X, targets, weights)
     for estimator, solution, (row_weights, _) in zip(estimators, solutions, weights, strict=True):
         estimator._keep(solution, targets, row_weights)
-    _warn(estimators, fits, solutions)
+    _warn(estimators, fits, solutions, stacklevel)
 
 
 def _solve(
@@ -93,6 +97,7 @@ def _solve(
 
     calls: dict[tuple[float, int, str], list[int]] = {}
     problems = []
+    affine = _Affine(X.shape[1])
     for i, (estimator, fit, (row_weights, class_factors)) in enumerate(zip(estimators, fits, weights, strict=True)):
         constant = estimator._constant()
         calls.setdefault((*estimator._stopping(), estimator.device), []).append(i)
@@ -100,8 +105,8 @@ def _solve(
             Problem(
                 l2=estimator._l2(targets),
                 weights=row_weights,
-                shift=fit.shift,
-                scale=fit.scale,
+                shift=affine.checked(fit.shift, "shift"),
+                scale=affine.checked(fit.scale, "scale"),
                 intercept=NONE if not estimator.fit_intercept else FREE if constant is None else constant,
                 class_factors=class_factors,
                 start=estimator._start(targets, row_weights),
@@ -115,7 +120,26 @@ def _solve(
     return [solutions[i] for i in range(len(estimators))]
 
 
-def _warn(estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Sequence[Solution]) -> None:
+class _Affine:
+    """Shifts and scales, checked once each; the same array for the same object."""
+
+    def __init__(self, d: int) -> None:
+        self.d = d
+        self.known: dict[tuple[int, str], np.ndarray] = {}
+
+    def checked(self, given: np.ndarray | None, name: str) -> np.ndarray | None:
+        if given is None:
+            return None
+        if (id(given), name) not in self.known:
+            values = np.asarray(given, np.float64)
+            if values.shape != (self.d,) or not np.isfinite(values).all() or (name == "scale" and not values.all()):
+                wanted = "finite and not 0" if name == "scale" else "finite"
+                raise FeatxError(f"Fit.{name} has a number for each of the {self.d} columns, {wanted}; got {given!r}")
+            self.known[id(given), name] = values
+        return self.known[id(given), name]
+
+
+def _warn(estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Sequence[Solution], level: int) -> None:
     """One ConvergenceWarning that names the fits of problems that did not converge, if there are any."""
     from featx.solvers import Status
 
@@ -128,5 +152,5 @@ def _warn(estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Seq
     if unfinished:
         reasons = "; ".join(f"{' and '.join(names)}: {status.value}" for status, names in unfinished.items())
         warnings.warn(
-            f"{type(estimators[0]).__name__} did not converge for {reasons}", ConvergenceWarning, stacklevel=5
+            f"{type(estimators[0]).__name__} did not converge for {reasons}", ConvergenceWarning, stacklevel=level
         )

@@ -60,7 +60,7 @@ class LinearModel(BaseEstimator):
         ConvergenceWarning
             The iterations ran out, or rounding ended them.
         """
-        fit_all([self], [Fit(sample_weight=sample_weight)], X, y)
+        fit_all([self], [Fit(sample_weight=sample_weight)], X, y, stacklevel=5)
         return self
 
     def fit_many(self, X: Any, y: Any, fits: Sequence[Fit]) -> list[Self]:
@@ -84,11 +84,12 @@ class LinearModel(BaseEstimator):
         >>> fits = [Fit({"C": C}, weights) for C in (0.01, 1, 100) for weights in folds]    # doctest: +SKIP
         >>> models = LogisticRegression().fit_many(X, y, fits)                        # doctest: +SKIP
         """
+        fits = list(fits)
         estimators = [clone(self).set_params(**fit.params) for fit in fits]
         for estimator in estimators:
             estimator._validate_params()
         if estimators:
-            fit_all(estimators, fits, X, y)
+            fit_all(estimators, fits, X, y, stacklevel=4)
         return estimators
 
     def _refuse(self) -> None:

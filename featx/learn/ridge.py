@@ -131,7 +131,10 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
 
     def _targets(self, X: Any, y: Any) -> tuple[np.ndarray, Targets]:
         X, y = self._checked(X, y, multi_output=True, y_numeric=True)
-        columns = y.reshape(len(y), -1).astype(X.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            columns = y.reshape(len(y), -1).astype(X.dtype, copy=False)
+        if not np.isfinite(columns).all():
+            raise FeatxError(f"y is too large for {X.dtype}; give X as float64")
         return X, Targets(columns, y, np.arange(columns.shape[1]))
 
     def _l2(self, targets: Targets) -> float | np.ndarray:

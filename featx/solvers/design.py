@@ -247,14 +247,15 @@ class Dual:
         m, E = torch.linalg.eigh(_row_products(columns, columns.like.dtype))
         kept = torch.ones_like(m, dtype=torch.bool)
         kept[: int(free)] = False  # rows less their mean depend on one another
-        if m.dtype == torch.float32 and m[kept][0] < _SAFE * m[-1]:
+        if m.dtype == torch.float32 and not m[kept][0] > _SAFE * m[-1]:
             m, E = torch.linalg.eigh(_row_products(columns, torch.float64))
         if m.dtype == torch.float64:
             kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
-        m, E = m[kept], E[:, kept]
+        kept[-1] = True  # one coordinate at least, though it be of rows that are all alike
+        m, E = m[kept].clamp_min(0), E[:, kept]
         ones = m.new_ones(self.n, int(free))
         self.resident = torch.cat([E * m.sqrt(), ones], 1).to(columns.like)  # (n, r + 1)
-        self.back = E / m.sqrt()  # (n, r)
+        self.back = torch.where(m > 0, E / m.sqrt(), 0.0)  # (n, r)
         self.low = self.resident.to(low) if low else None
         shares = torch.from_numpy(weights / weights.sum()).to(m)
         self.spectrum = torch.cat([m * (shares @ E.square()), ones[0]]).to(columns.like)

@@ -42,7 +42,7 @@ class Minimum:
 
 
 def minimise(
-    objective: Objective, start: Tensor, null: Tensor, tol: float, max_iter: int, metric_share: float
+    objective: Objective, start: Tensor, null: Tensor, tol: float, max_iter: int, metric_share: float, gap_part: float
 ) -> Minimum:
     """Run until each problem's gradient norm is at most `tol`, or it cannot get there.
 
@@ -51,8 +51,9 @@ def minimise(
     start : (B, k, D)
     null : (B, k, D), what gradient norms are relative to those at; `start` itself, or else
     metric_share : the larger of the Euclidean norm and this part of the one in the metric counts
+    gap_part : or the estimated gap relative to this multiple of the value, if that is larger still
     """
-    run = _Run(objective, start, null, tol, max_iter, metric_share)
+    run = _Run(objective, start, null, tol, max_iter, metric_share, gap_part)
     run.retire()
     while len(run.problem):
         run.tick()
@@ -64,16 +65,24 @@ class _Run:
     """Where the problems that are left stand; K = k D."""
 
     def __init__(
-        self, objective: Objective, start: Tensor, null: Tensor, tol: float, max_iter: int, metric_share: float
+        self,
+        objective: Objective,
+        start: Tensor,
+        null: Tensor,
+        tol: float,
+        max_iter: int,
+        metric_share: float,
+        gap_part: float,
     ) -> None:
         B, k, D = start.shape
         self.objective, self.shape, self.tol, self.max_iter = objective, (-1, k, D), tol, max_iter
+        self.gap_part = gap_part
         self.problem = torch.arange(B, device=start.device)
         self.reference = torch.ones(B, 2, dtype=torch.float64, device=start.device)
         self._stand(null, self._at_null(null))
         shares = self.reference.new_tensor([1.0, metric_share])
         tiny = torch.finfo(start.dtype).tiny
-        self.reference = self._norms().clamp_min(tiny) / shares
+        self.reference = self._norms()[:, :2].clamp_min(tiny) / shares
         if start is not null:
             self._stand(start, objective.exact(start, self.problem))
         self.norm = self._norms().amax(1)
@@ -91,10 +100,8 @@ class _Run:
         self.found = Minimum(start.clone(), self.value.clone(), self.norm.clone(), nobody, [Status.MAX_ITER] * B)
 
     def _at_null(self, null: Tensor) -> Point:
-        """Penalties have no part there: one problem of each fold and class stands for all."""
-        batch = self.objective.batch
-        pairs = torch.stack([batch.fold, batch.positive], 1)
-        different, which = pairs.unique(dim=0, return_inverse=True)
+        """Penalties have no part there: one problem stands for all that differ in nothing else."""
+        different, which = self.objective.batch.alike.unique(return_inverse=True)
         firsts = torch.stack([(which == number).nonzero()[0, 0] for number in range(len(different))])
         point = self.objective.exact(null[firsts], firsts)
         self.objective.adopt(self.problem, firsts[which])
@@ -109,13 +116,18 @@ class _Run:
         """(b, k, D)"""
         design = self.objective.batch.design
         metric = self.curvature[..., None] * design.spectrum + self.objective.penalty[self.problem]
-        return metric.clamp_min(torch.finfo(metric.dtype).eps * float(metric.max()))
+        return torch.maximum(metric, torch.finfo(metric.dtype).eps * metric.amax((1, 2), keepdim=True))
 
     def _norms(self) -> Tensor:
-        """(b, 2) of the gradient, Euclidean and in the inverse metric, relative to the reference."""
-        scaled = self.gradient / self.metric.flatten(1)
-        norms = torch.stack([_dot(self.gradient, self.gradient), _dot(self.gradient, scaled)], 1).double().sqrt()
-        return norms / self.reference
+        """(b, 3): the gradient's, Euclidean and in the inverse metric, relative to the reference; the gap's.
+
+        The gap is an estimate of how far the value is from its minimum, relative to the value and a part of it.
+        """
+        square = _dot(self.gradient, self.gradient / self.metric.flatten(1)).double()
+        norms = torch.stack([_dot(self.gradient, self.gradient).double().sqrt(), square.sqrt()], 1) / self.reference
+        self.gap = square / 2
+        tiny = torch.finfo(self.U.dtype).tiny
+        return torch.cat([norms, (self.gap / (self.value * self.gap_part + tiny))[:, None]], 1)
 
     def tick(self) -> None:
         """A direction where the point is new, a trial of every problem, and what follows from it.
@@ -186,8 +198,10 @@ class _Run:
 
     def retire(self) -> None:
         """Write down what has ended, and pack the batch when many have."""
-        converged = self.norm <= self.tol
         stuck = self.cuts > _EXACT_CUTS
+        eps = torch.finfo(self.U.dtype).eps
+        there = (self.gap <= 10 * eps * (1 + self.value.abs())) & (self.tol >= 10 * eps)  # null was, or nearly
+        converged = (self.norm <= self.tol) | (stuck & there)
         ended = self.alive & self.exact & ~self.doubted & (converged | stuck | (self.passes >= self.max_iter))
         if not ended.any():
             return

@@ -41,6 +41,7 @@ class Batch:
     positive : (B,) the class that the one column is for (k = 1)
     factor : (B,) what else that class's rows weigh, or None where it is 1 for all
     l2 : (B,)
+    alike : (B,) the same number for problems that differ in nothing but l2
     """
 
     design: Design
@@ -53,6 +54,7 @@ class Batch:
     positive: Tensor
     factor: Tensor | None
     l2: Tensor
+    alike: Tensor
 
     def __len__(self) -> int:
         return len(self.l2)

@@ -21,9 +21,9 @@ from featx.solvers.ridge import solve_ridge
 _LOW_FROM = 2**20  # elements of X from which low precision is worth its anchors
 _BLOCK = 2**19  # scores of a block of rows
 _BLOCK_CUDA = 2**26
-# scikit-learn's lbfgs ends early on hard problems and is exact on easy ones, liblinear is exact on all: with these, at
-# the default tol, objectives end below theirs
+# scikit-learn's lbfgs ends early on hard problems and is exact on easy ones, liblinear is exact on nearly all
 _METRIC_SHARE = {Loss.LOGISTIC: 0.01, Loss.SQUARED_HINGE: 1.0}
+_GAP_PART = {Loss.LOGISTIC: 200.0, Loss.SQUARED_HINGE: 1e-3}
 _MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
 
 
@@ -67,11 +67,13 @@ def solve(
     where = device_of(device)
     if loss is Loss.SQUARED_ERROR:
         return solve_ridge(X, y, problems, where, budget_of(where, budget_bytes))
-    members = [member for number, problem in enumerate(problems) for member in _members(number, problem, y, loss)]
+    budget = budget_of(where, budget_bytes)
+    members = [m for number, problem in enumerate(problems) for m in _members(number, problem, y, loss, X.dtype)]
     pieces: dict[int, list[_Piece]] = {number: [] for number in range(len(problems))}
-    for family in _families(members, X.shape):
-        for piece in _solve_family(X, y, family, loss, tol, max_iter, where, budget_of(where, budget_bytes)):
-            pieces[piece.number].append(piece)
+    with torch.no_grad(), torch.autocast(where.type, enabled=False):
+        for family in _families(members, X.shape):
+            for piece in _solve_family(X, y, family, loss, tol, max_iter, where, budget):
+                pieces[piece.number].append(piece)
     return [_joined(pieces[number]) for number in range(len(problems))]
 
 
@@ -103,8 +105,9 @@ class _Piece:
     status: Status
 
 
-def _members(number: int, problem: Problem, y: np.ndarray, loss: Loss) -> Iterator[_Member]:
-    live = tuple(np.unique(y if problem.weights is None else y[problem.weights > 0]).tolist())
+def _members(number: int, problem: Problem, y: np.ndarray, loss: Loss, dtype: np.dtype) -> Iterator[_Member]:
+    held = None if problem.weights is None else problem.weights / problem.weights.max()
+    live = tuple(np.unique(y if held is None else y[held.astype(dtype) > 0]).tolist())
     if len(live) < 2:
         raise FeatxError(f"a classifier needs rows of two classes or more; problem {number} has {len(live)}")
     if len(live) == 2:
@@ -202,7 +205,7 @@ def _solve_family(
         moves = np.stack([_move(member.problem, shift) for member in members]) if free else None
         null = _null(batch, free)
         start = _start(members, null, batch, moves)
-        minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss])
+        minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
         yield from _pieces(members, minimum, design, totals, moves)
 
 
@@ -258,6 +261,11 @@ def _batch(
     total = np.array(totals)[fold]
     l2 = np.array([float(member.problem.l2) for member in members]) / total
     factors = [_factor(member) for member in members]
+    keys = [
+        (id(m.problem.weights), id(m.problem.shift), id(m.problem.scale), m.positive, factor)
+        for m, factor in zip(members, factors, strict=True)
+    ]
+    alike = [keys.index(key) for key in keys]
     batch = Batch(
         design=design,
         loss=form,
@@ -268,7 +276,8 @@ def _batch(
         fold=torch.from_numpy(fold).to(device),
         positive=torch.tensor([member.positive for member in members], device=device),
         factor=None if all(factor == 1 for factor in factors) else torch.tensor(factors).to(design.spectrum),
-        l2=torch.from_numpy(l2.astype(dtype)).to(device),
+        l2=torch.from_numpy(l2.clip(max=1e30).astype(dtype)).to(device),
+        alike=torch.tensor(alike, device=device),
     )
     return batch, total
 
@@ -312,11 +321,12 @@ def _start(members: list[_Member], null: Tensor, batch: Batch, moves: np.ndarray
 
 def _best_intercepts(batch: Batch) -> Tensor:
     """(B, k) of the model without columns: logs of the classes' shares or odds, 2 p - 1 for squared hinges."""
-    weights = batch.weights[batch.fold]  # (B, n)
+    shares = batch.weights.new_zeros(len(batch.weights), int(batch.y.max()) + 1)
+    shares.index_add_(1, batch.y, batch.weights)  # (F, k)
     if batch.k > 1:
-        logs = weights.new_zeros(len(batch), batch.k).index_add_(1, batch.y, weights).log()
+        logs = shares[batch.fold].log()
         return logs - logs.mean(1, keepdim=True)
-    p = (weights * (batch.y == batch.positive[:, None])).sum(1, keepdim=True)
+    p = shares[batch.fold, batch.positive][:, None]
     return 2 * p - 1 if batch.loss is squared_hinge else torch.log(p) - torch.log1p(-p)
 
 

@@ -1,0 +1,138 @@
+"""Data and fits at the edges of what the linear models take: each once gave a wrong answer, a crash or a false warning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sklearn.linear_model
+import sklearn.svm
+import torch
+from numpy.testing import assert_allclose, assert_array_equal
+
+from featx.errors import FeatxError
+from featx.learn import Fit, LinearSVC, LogisticRegression, Ridge
+from featx.solvers import Loss, Problem, solve
+
+CLASSIFIERS = pytest.mark.parametrize("model", [LogisticRegression, LinearSVC])
+DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+
+
+def rows(dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(80, 6)).astype(dtype), rng.integers(0, 4, 80)
+
+
+@DTYPES
+@CLASSIFIERS
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("shape", [(4, 5), (8, 5)])
+def test_rows_that_are_all_alike_have_no_coefficients(shape, intercept, model, dtype):
+    X = np.full(shape, float(intercept), dtype)
+    fitted = model(fit_intercept=intercept).fit(X, np.arange(len(X)) % 2)
+    assert_allclose(fitted.coef_, 0, atol=1e-6)
+
+
+@DTYPES
+@CLASSIFIERS
+def test_classes_that_nothing_tells_apart_are_no_cause_for_a_warning(model, dtype):
+    X, _ = rows(dtype)
+    fitted = model().fit(np.vstack([X, X]), np.repeat([0, 1], len(X)))
+    assert_allclose(fitted.coef_, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-6, 1e-8])
+def test_small_columns_are_no_cause_for_a_warning(size):
+    X, y = rows(np.float32)
+    assert_allclose(LogisticRegression().fit(X * np.float32(size), y).coef_, 0, atol=size * 100)
+
+
+@CLASSIFIERS
+def test_a_fit_does_not_feel_the_others_of_its_call(model):
+    X, y = rows(np.float32)
+    _, beside = model().fit_many(X, y, [Fit({"C": 1e-20}), Fit({"C": 1.0})])
+    assert_allclose(beside.coef_, model().fit(X, y).coef_, atol=1e-3)
+
+
+def test_class_factors_are_of_one_problem():
+    X, y = rows()
+    weighted = Problem(1.0, class_factors=np.array([1000.0, 1, 1, 1]))
+    (alone,) = solve(X, y, [weighted], Loss.SQUARED_HINGE, tol=1e-6, max_iter=1000)
+    _, beside = solve(X, y, [Problem(1.0), weighted], Loss.SQUARED_HINGE, tol=1e-6, max_iter=1000)
+    assert_allclose(beside.objective, alone.objective, rtol=1e-6)
+    assert beside.status is alone.status
+
+
+def test_scales_of_a_call_change_nothing_but_their_own_fit():
+    X, y = rows()
+    scale = np.linspace(0.6, 1.9, 6)
+    _, beside = LogisticRegression(tol=1e-8).fit_many(X, y, [Fit(), Fit(scale=scale)])
+    (alone,) = LogisticRegression(tol=1e-8).fit_many(X, y, [Fit(scale=scale)])
+    assert_allclose(beside.coef_, alone.coef_, atol=1e-6)
+
+
+@pytest.mark.parametrize("C", [10.0, 1000.0])
+def test_noise_in_more_columns_than_rows_ends_near_liblinear_s_objective(C):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(50, 57)), rng.integers(0, 3, 50)
+
+    def objective(model):
+        short = np.maximum(0, 1 - np.where(y[:, None] == model.classes_, 1, -1) * model.decision_function(X))
+        return 0.5 * ((model.coef_**2).sum() + (model.intercept_**2).sum()) + C * (short**2).sum()
+
+    theirs = sklearn.svm.LinearSVC(C=C, max_iter=100_000).fit(X, y)
+    assert objective(LinearSVC(C=C, max_iter=5000).fit(X, y)) <= 1.001 * objective(theirs)
+
+
+def test_uneven_columns_end_below_scikit_learn_s_objective():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(300, 80)) * 10 ** rng.uniform(-3, 3, 80), rng.integers(0, 3, 300)
+    X += 3 * X.std(0) * rng.normal(size=(3, 80))[y]
+
+    def objective(model):
+        return 0.5 * (model.coef_**2).sum() - model.predict_log_proba(X)[np.arange(300), y].sum()
+
+    theirs = sklearn.linear_model.LogisticRegression(max_iter=5000).fit(X, y)
+    assert objective(LogisticRegression().fit(X, y)) < objective(theirs)
+
+
+def test_a_class_that_float32_cannot_weigh_is_absent():
+    X, y = rows(np.float32)
+    fitted = LogisticRegression().fit(X, y, sample_weight=np.where(y == 0, 1e-50, 1))
+    assert_array_equal(fitted.coef_.shape, (3, 6))
+    assert np.isfinite(fitted.intercept_).all()
+
+
+@pytest.mark.parametrize(
+    "fit", [Fit(scale=np.zeros(6)), Fit(scale=np.full(6, np.nan)), Fit(shift=np.full(6, np.nan)), Fit(shift=np.ones(1))]
+)
+def test_a_shift_or_scale_that_cannot_be_used_is_refused(fit):
+    X, y = rows()
+    with pytest.raises(FeatxError, match=r"Fit\.(shift|scale) has a number for each of the 6 columns"):
+        LogisticRegression().fit_many(X, y, [fit])
+
+
+def test_shifts_and_fits_may_be_lists_and_generators():
+    X, y = rows()
+    (listed,) = LogisticRegression().fit_many(X, y, (Fit(shift=[1.0] * 6) for _ in range(1)))
+    (array,) = LogisticRegression().fit_many(X, y, [Fit(shift=np.ones(6))])
+    assert_array_equal(listed.coef_, array.coef_)
+
+
+@CLASSIFIERS
+@pytest.mark.parametrize("weight", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_is_refused(weight, model):
+    with pytest.raises(ValueError, match="sample_weight|NaN|infinity"):
+        model().fit(*rows(), sample_weight=weight)
+
+
+def test_targets_too_large_for_the_type_of_x_are_refused():
+    X, y = rows(np.float32)
+    with pytest.raises(FeatxError, match="too large"):
+        Ridge().fit(X, y * 1e200)
+
+
+def test_autocast_changes_nothing():
+    X, y = rows(np.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = LogisticRegression().fit(X, y).coef_
+    assert_array_equal(inside, LogisticRegression().fit(X, y).coef_)
