@@ -1,4 +1,4 @@
-"""Data and fits at the edges of what the linear models take: each once gave a wrong answer, a crash or a false warning."""
+"""Data and fits at the edges of what linear models take: each once gave a wrong answer, a crash or a false warning."""
 
 from __future__ import annotations
 

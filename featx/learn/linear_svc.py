@@ -24,7 +24,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     for each class, t_i = 1 on its rows and -1 elsewhere; `intercept_` is intercept_scaling b. A drop-in for
     scikit-learn's class (liblinear), except:
 
-    - `tol` bounds the Euclidean norm of the gradient, of all classes, relative to that at W = 0.
+    - `tol` bounds a norm of each class's gradient relative to that at W = 0, whatever the units of X.
     - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
     - X is dense, and a float32 X is computed and answered in float32.
     - `penalty` is "l2", `loss` is "squared_hinge", `multi_class` is "ovr".

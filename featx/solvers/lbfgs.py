@@ -6,8 +6,8 @@ Nocedal and Wright, Numerical Optimization (2006), algorithm 7.4. A step is 1, o
 metric is rare: a tick tries one step of every problem, and there is no other line search.
 
 How far a problem is from its minimum is measured by two norms of the gradient, each relative to what it is at a model
-that knows no column: the Euclidean one, and that in the inverse of M, whose square is about twice the distance of the
-objective from its minimum, whatever the units of the columns.
+that knows no column: the Euclidean one, and that in the inverse of M, half the square of which is about the gap, the
+distance of the objective from its minimum, whatever the units of the columns. The gap counts relative to the objective.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def minimise(
     Parameters
     ----------
     start : (B, k, D)
-    null : (B, k, D), what gradient norms are relative to those at; `start` itself, or else
+    null : (B, k, D), where the gradient has the norms that others are relative to; it may be `start`
     metric_share : the larger of the Euclidean norm and this part of the one in the metric counts
     gap_part : or the estimated gap relative to this multiple of the value, if that is larger still
     """

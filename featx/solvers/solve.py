@@ -47,8 +47,8 @@ def solve(
     problems : of them
     loss : Loss
     tol : float
-        A problem has converged when the norm of its gradient is at most this part of that of the model that knows only
-        how frequent the classes are. Squared errors are solved in closed form.
+        A problem has converged when its `Solution.gradient_norm` is at most this. Squared errors are solved in closed
+        form.
     max_iter : int
         Passes over the rows, at most.
     device : "auto", "cpu", "cuda" or "cuda:1"
