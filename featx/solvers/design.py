@@ -19,7 +19,6 @@ from torch import Tensor
 
 from featx.solvers.problems import Intercept
 
-_SAFE = 1e-5  # of the largest eigenvalue of float32 products: above this the smallest is not rounding
 _UNEVEN = 1e5  # columns whose sizes differ by more are rotated in float64: in float32 the small would drown
 
 
@@ -88,13 +87,12 @@ class Columns:
             return torch.from_numpy(block).to(self.device)
         return out.copy_(torch.from_numpy(block)) if out.is_cuda else out
 
-    def strip(self, columns: slice, dtype: torch.dtype) -> Tensor:
-        """(n, c) of all rows."""
+    def strip(self, columns: slice) -> Tensor:
+        """(n, c) float64, of all rows."""
         held = self.X[:, columns] if self.kept is None else self.X[self.kept, columns]
-        strip = np.empty(held.shape, np.float32 if dtype == torch.float32 else np.float64)
-        np.subtract(held, self.shift[columns].astype(strip.dtype), out=strip)
+        strip = held - self.shift[columns].astype(np.float64)
         if self.scale is not None:
-            strip /= self.scale[columns].astype(strip.dtype)
+            strip /= self.scale[columns]
         return torch.from_numpy(strip).to(self.device)
 
     def strips(self) -> Iterator[slice]:
@@ -237,20 +235,15 @@ class Dual:
     """d > n: minimisers lie in the span of the n rows, so r <= n coordinates in it are enough, and exact.
 
     With the rows' products K = E diag(m) E^T, the rows are Z = E diag(m)^(1/2) in the basis X^T E diag(m)^(-1/2).
-    Of float32 rows K is float32 where even its smallest m stand out from rounding, else it is float64, and exact.
+    All in float64 up to Z: of float32 rows that is exact, and what is only rounding in K is told from what is not.
 
     weights : (n,) what rows weigh over all problems, for the mean squares of Z
     """
 
     def __init__(self, columns: Columns, weights: np.ndarray, free: bool, low: torch.dtype | None) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
-        m, E = torch.linalg.eigh(_row_products(columns, columns.like.dtype))
-        kept = torch.ones_like(m, dtype=torch.bool)
-        kept[: int(free)] = False  # rows less their mean depend on one another
-        if m.dtype == torch.float32 and not m[kept][0] > _SAFE * m[-1]:
-            m, E = torch.linalg.eigh(_row_products(columns, torch.float64))
-        if m.dtype == torch.float64:
-            kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
+        m, E = torch.linalg.eigh(_row_products(columns))
+        kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
         kept[-1] = True  # one coordinate at least, though it be of rows that are all alike
         m, E = m[kept].clamp_min(0), E[:, kept]
         ones = m.new_ones(self.n, int(free))
@@ -279,7 +272,7 @@ class Dual:
         A = U[..., :r].reshape(-1, r).to(self.back) @ self.back.T  # (b k, n)
         W = A.new_empty(len(A), self.d)
         for columns in self.columns.strips():
-            W[:, columns] = A @ self.columns.strip(columns, A.dtype)
+            W[:, columns] = A @ self.columns.strip(columns)
         W = W.to(U).view(*U.shape[:-1], -1)
         if self.columns.constant is not None:
             return W, A.sum(1).to(U).view(U.shape[:-1]) * self.columns.constant**2
@@ -289,19 +282,19 @@ class Dual:
         """What of W lies in the span of the rows; nothing else can be part of a minimiser."""
         scores = self.back.new_zeros(*W.shape[:-1], self.n)
         for columns in self.columns.strips():
-            scores += W[..., columns].to(scores) @ self.columns.strip(columns, scores.dtype).T
+            scores += W[..., columns].to(scores) @ self.columns.strip(columns).T
         if self.columns.constant is not None:
             scores += intercept[..., None]  # the constant times its coefficient
         U = (scores @ self.back).to(W)
         return torch.cat([U, intercept[..., None]], -1) if self.free else U
 
 
-def _row_products(columns: Columns, dtype: torch.dtype) -> Tensor:
-    """(n, n): x_i x_j^T of all rows, in blocks on and below the diagonal."""
-    K = columns.like.new_zeros(columns.n, columns.n, dtype=dtype)
+def _row_products(columns: Columns) -> Tensor:
+    """(n, n) float64: x_i x_j^T of all rows, in blocks on and below the diagonal."""
+    K = columns.like.new_zeros(columns.n, columns.n, dtype=torch.float64)
     edges = [round(columns.n * part / 8) for part in range(9)]
     for strip in columns.strips():
-        rows = columns.strip(strip, dtype)
+        rows = columns.strip(strip)
         for start, stop in pairwise(edges):
             K[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].T)
     if columns.constant is not None:
