@@ -67,7 +67,7 @@ class Columns:
         intercept: Intercept,
         device: torch.device,
     ) -> None:
-        self.X, self.kept, self.device = X, kept, device
+        self.X, self.kept = X, kept
         self.n, self.d = len(X) if kept is None else len(kept), X.shape[1]
         self.like = torch.empty(0, dtype=torch.float32 if X.dtype == np.float32 else torch.float64, device=device)
         self.shift, self.scale = shift, scale
@@ -84,7 +84,7 @@ class Columns:
         if self.constant is not None:
             block[:, self.d] = self.constant
         if out is None:
-            return torch.from_numpy(block).to(self.device)
+            return torch.from_numpy(block).to(self.like.device)
         return out.copy_(torch.from_numpy(block)) if out.is_cuda else out
 
     def strip(self, columns: slice) -> Tensor:
@@ -93,7 +93,7 @@ class Columns:
         strip = held - self.shift[columns].astype(np.float64)
         if self.scale is not None:
             strip /= self.scale[columns]
-        return torch.from_numpy(strip).to(self.device)
+        return torch.from_numpy(strip).to(self.like.device)
 
     def strips(self) -> Iterator[slice]:
         columns = max(64, 2**22 // self.n)
@@ -184,8 +184,7 @@ class Primal:
     def shared(self, U: Tensor, problems: Tensor) -> Tensor:
         if self.resident is not None and self.ratios is None and self.offsets is None:
             return U
-        W = self._turned(U, self.Q.T)
-        W = self._affine(W, problems)
+        W = self._affine(self._turned(U, self.Q.T), problems)
         return W if self.resident is None else self._turned(W, self.Q)
 
     def own(self, G: Tensor, problems: Tensor) -> Tensor:
@@ -245,9 +244,8 @@ class Dual:
         m, E = torch.linalg.eigh(_row_products(columns))
         kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
         kept[-1] = True  # one coordinate at least, though it be of rows that are all alike
-        m, E = m[kept].clamp_min(0), E[:, kept]
-        ones = m.new_ones(self.n, int(free))
-        self.resident = torch.cat([E * m.sqrt(), ones], 1).to(columns.like)  # (n, r + 1)
+        m, E, ones = m[kept].clamp_min(0), E[:, kept], m.new_ones(self.n, int(free))
+        self.resident = torch.cat([E * m.sqrt(), ones], 1).to(columns.like)  # (n, r + free)
         self.back = torch.where(m > 0, E / m.sqrt(), 0.0)  # (n, r)
         self.low = self.resident.to(low) if low else None
         shares = torch.from_numpy(weights / weights.sum()).to(m)

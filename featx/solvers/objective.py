@@ -2,7 +2,8 @@
 
     f_b(U) = sum_i s_bi l(z_i, y_i) + l2_b/2 |U|^2,    z_i = U x_i,    sum_i s_bi = 1
 
-A pass takes the rows in blocks and the scores of a block are gone after it, so n k B of them never exist at once.
+A pass takes the rows in blocks, and an exact one needs no more scores than those of a block; low precision keeps all
+of a problem's, where the budget has room for them.
 
 Low precision pays since it only carries differences. From where a problem was evaluated last, at U' with scores Z',
 residuals R' and gradient G', it goes on with
@@ -11,8 +12,9 @@ residuals R' and gradient G', it goes on with
 
 where both products may be wrong by a part in a few hundred: of a step, not of the whole. From time to time an exact
 pass takes the errors out that have added up: an *anchor*. In between, G is the gradient of the loss at Z plus gap . U,
-where gap = G - X^T R at the anchor is 0 but for the low X; the value has this term too, else no line search could trust
+where gap = G - X^T R at the anchor is 0 but for the low X; the value has this term too, or no line search could trust
 it.
+
 This is iterative refinement; what is reported in the end always comes from an exact pass.
 """
 

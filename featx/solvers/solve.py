@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featx.errors import FeatxError
 from featx.solvers.design import Columns, Design, Dual, Primal, weighted_mean
+from featx.solvers.families import Member, equal, factor_of, families_of, members_of, move_of, values_of
 from featx.solvers.lbfgs import PAIRS, Minimum, minimise
 from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
 from featx.solvers.machine import budget_of, device_of, low_type
 from featx.solvers.objective import Batch, Objective
-from featx.solvers.problems import FREE, NONE, Loss, Problem, Solution, Status
+from featx.solvers.problems import FREE, Loss, Problem, Solution, Status
 from featx.solvers.ridge import solve_ridge
 
 _LOW_FROM = 2**20  # elements of X from which low precision is worth its anchors
@@ -24,7 +24,6 @@ _BLOCK_CUDA = 2**26
 # scikit-learn's lbfgs ends early on hard problems and is exact on easy ones, liblinear is exact on nearly all
 _METRIC_SHARE = {Loss.LOGISTIC: 0.01, Loss.SQUARED_HINGE: 1.0}
 _GAP_PART = {Loss.LOGISTIC: 200.0, Loss.SQUARED_HINGE: 1e-3}
-_MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
 
 
 def solve(
@@ -68,27 +67,13 @@ def solve(
     if loss is Loss.SQUARED_ERROR:
         return solve_ridge(X, y, problems, where, budget_of(where, budget_bytes))
     budget = budget_of(where, budget_bytes)
-    members = [m for number, problem in enumerate(problems) for m in _members(number, problem, y, loss, X.dtype)]
+    members = [m for number, problem in enumerate(problems) for m in members_of(number, problem, y, loss, X.dtype)]
     pieces: dict[int, list[_Piece]] = {number: [] for number in range(len(problems))}
     with torch.no_grad(), torch.autocast(where.type, enabled=False):
-        for family in _families(members, X.shape):
+        for family in families_of(members, X.shape):
             for piece in _solve_family(X, y, family, loss, tol, max_iter, where, budget):
                 pieces[piece.number].append(piece)
     return [_joined(pieces[number]) for number in range(len(problems))]
-
-
-@dataclass(frozen=True, eq=False)
-class _Member:
-    """A problem of the batch: a whole one, or one class of a problem that is solved one against the rest."""
-
-    number: int
-    problem: Problem
-    live: tuple[int, ...]  # the classes that have rows
-    positive: int  # of one column
-
-    @property
-    def k(self) -> int:
-        return 1 if self.positive >= 0 else len(self.live)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,56 +90,10 @@ class _Piece:
     status: Status
 
 
-def _members(number: int, problem: Problem, y: np.ndarray, loss: Loss, dtype: np.dtype) -> Iterator[_Member]:
-    held = None if problem.weights is None else problem.weights / problem.weights.max()
-    live = tuple(np.unique(y if held is None else y[held.astype(dtype) > 0]).tolist())
-    if len(live) < 2:
-        raise FeatxError(f"a classifier needs rows of two classes or more; problem {number} has {len(live)}")
-    if len(live) == 2:
-        yield _Member(number, problem, live, live[1])
-    elif loss is Loss.LOGISTIC:
-        yield _Member(number, problem, live, -1)
-    else:
-        yield from (_Member(number, problem, live, positive) for positive in live)
-
-
-def _families(members: list[_Member], shape: tuple[int, ...]) -> list[list[_Member]]:
-    """Members that one design serves well, and that have the same form."""
-    families: list[list[_Member]] = []
-    for member in members:
-        for family in families:
-            first = family[0]
-            same_form = member.k == first.k and (member.k == 1 or member.live == first.live)
-            if same_form and _share(member.problem, first.problem, shape):
-                family.append(member)
-                break
-        else:
-            families.append([member])
-    return families
-
-
-def _share(a: Problem, b: Problem, shape: tuple[int, ...]) -> bool:
-    """Whether two problems can work on the same rows."""
-    n, d = shape
-    if a.intercept != b.intercept:
-        return False
-    if _equal(a.shift, b.shift) and _equal(a.scale, b.scale):
-        return True
-    if n < d:  # the span of the rows is only exact for one shift and scale
-        return a.intercept == FREE and _equal(a.scale, b.scale)
-    ratio = _of(a.scale, 1.0, d) / _of(b.scale, 1.0, d)
-    if not (1 / _MOST_APART <= np.abs(ratio).min() and np.abs(ratio).max() <= _MOST_APART and ratio.min() > 0):
-        return False
-    if a.intercept == FREE or _equal(a.shift, b.shift):
-        return True
-    apart = (_of(a.shift, 0.0, d) - _of(b.shift, 0.0, d)) / _of(b.scale, 1.0, d)
-    return a.intercept != NONE and bool(np.abs(apart).max() <= 1)
-
-
 def _solve_family(
     X: np.ndarray,
     y: np.ndarray,
-    family: list[_Member],
+    family: list[Member],
     loss: Loss,
     tol: float,
     max_iter: int,
@@ -167,7 +106,7 @@ def _solve_family(
     free = first.intercept == FREE
     weights = _mean_weights(family, len(X))
     kept = None if weights.all() else np.flatnonzero(weights)  # rows that no problem has are not read
-    shift = weighted_mean(X, weights) if free else _of(first.shift, 0.0, d)
+    shift = weighted_mean(X, weights) if free else values_of(first.shift, 0.0, d)
     if kept is not None:
         y, weights = y[kept], weights[kept]
     n = len(y)
@@ -202,14 +141,14 @@ def _solve_family(
         every = torch.from_numpy(chunk).to(device)
         batch, totals = _batch(members, every, kept, design, form, k, targets, device, X.dtype)
         objective = Objective(batch, _BLOCK_CUDA if device.type == "cuda" else _BLOCK, anchored=low is not None)
-        moves = np.stack([_move(member.problem, shift) for member in members]) if free else None
+        moves = np.stack([move_of(member.problem, shift) for member in members]) if free else None
         null = _null(batch, free)
         start = _start(members, null, batch, moves)
         minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
         yield from _pieces(members, minimum, design, totals, moves)
 
 
-def _mean_weights(family: list[_Member], n: int) -> np.ndarray:
+def _mean_weights(family: list[Member], n: int) -> np.ndarray:
     """(n,) what rows weigh over all members, for the shared shift and second moments."""
     counted: dict[int, tuple[np.ndarray | None, int]] = {}
     for member in family:
@@ -221,22 +160,22 @@ def _mean_weights(family: list[_Member], n: int) -> np.ndarray:
     return total
 
 
-def _affine(family: list[_Member], columns: Columns, free: bool, d: int) -> tuple[Tensor | None, Tensor | None]:
+def _affine(family: list[Member], columns: Columns, free: bool, d: int) -> tuple[Tensor | None, Tensor | None]:
     """What a Primal needs of problems whose shift and scale are not the common ones."""
     first = family[0].problem
     like = columns.like
     ratios = offsets = None
-    if any(not _equal(member.problem.scale, first.scale) for member in family):
-        scale = _of(first.scale, 1.0, d)
-        ratios = torch.from_numpy(np.stack([scale / _of(member.problem.scale, 1.0, d) for member in family])).to(like)
-    if not free and any(not _equal(member.problem.shift, first.shift) for member in family):
-        shift = _of(first.shift, 0.0, d)
-        offsets = torch.from_numpy(np.stack([_move(m.problem, shift) for m in family]) / first.intercept).to(like)
+    if any(not equal(member.problem.scale, first.scale) for member in family):
+        scales = [values_of(member.problem.scale, 1.0, d) for member in family]
+        ratios = torch.from_numpy(values_of(first.scale, 1.0, d) / np.stack(scales)).to(like)
+    if not free and any(not equal(member.problem.shift, first.shift) for member in family):
+        shift = values_of(first.shift, 0.0, d)
+        offsets = torch.from_numpy(np.stack([move_of(m.problem, shift) for m in family]) / first.intercept).to(like)
     return ratios, offsets
 
 
 def _batch(
-    members: list[_Member],
+    members: list[Member],
     every: Tensor,
     kept: np.ndarray | None,
     design: Design,
@@ -260,7 +199,7 @@ def _batch(
     fold = np.array([folds[id(member.problem.weights)] for member in members])
     total = np.array(totals)[fold]
     l2 = np.array([float(member.problem.l2) for member in members]) / total
-    factors = [_factor(member) for member in members]
+    factors = [factor_of(member) for member in members]
     keys = [
         (id(m.problem.weights), id(m.problem.shift), id(m.problem.scale), m.positive, factor)
         for m, factor in zip(members, factors, strict=True)
@@ -282,17 +221,6 @@ def _batch(
     return batch, total
 
 
-def _factor(member: _Member) -> float:
-    factors = member.problem.class_factors
-    return 1.0 if factors is None or len(member.live) == 2 else float(factors[member.positive])
-
-
-def _move(problem: Problem, shift: np.ndarray) -> np.ndarray:
-    """(d,) what a free intercept of the common shift is more than the problem's own, for each unit of coefficient."""
-    d = len(shift)
-    return (shift - _of(problem.shift, 0.0, d)) / _of(problem.scale, 1.0, d)
-
-
 def _null(batch: Batch, free: bool) -> Tensor:
     """(B, k, D) the model without columns: its free intercepts are the best, all else is 0."""
     null = batch.design.spectrum.new_zeros(len(batch), batch.k, len(batch.design.spectrum))
@@ -301,7 +229,7 @@ def _null(batch: Batch, free: bool) -> Tensor:
     return null
 
 
-def _start(members: list[_Member], null: Tensor, batch: Batch, moves: np.ndarray | None) -> Tensor:
+def _start(members: list[Member], null: Tensor, batch: Batch, moves: np.ndarray | None) -> Tensor:
     """(B, k, D) where to begin; `null` itself where no member says otherwise."""
     if all(member.problem.start is None for member in members):
         return null
@@ -331,7 +259,7 @@ def _best_intercepts(batch: Batch) -> Tensor:
 
 
 def _pieces(
-    members: list[_Member],
+    members: list[Member],
     minimum: Minimum,
     design: Design,
     totals: np.ndarray,
@@ -368,11 +296,3 @@ def _joined(pieces: list[_Piece]) -> Solution:
         n_iter=max(piece.n_iter for piece in pieces),
         status=worst.status,
     )
-
-
-def _of(values: np.ndarray | None, default: float, d: int) -> np.ndarray:
-    return np.full(d, default) if values is None else np.asarray(values, np.float64)
-
-
-def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b))

@@ -56,9 +56,8 @@ class Rows:
         self.weights = self.tensor(np.stack(weights))
         self.fold = [list(different).index(id(problem.weights)) for problem in problems]
         mean_weights = np.mean([s / s.sum() for s in weights], axis=0)
-        first = int((mean_weights > 0).argmax())
-        self.centre = weighted_mean(X[first:], mean_weights[first:])
-        self.middle = self.tensor(weighted_mean(Y[first:], mean_weights[first:]))
+        self.centre = weighted_mean(X, mean_weights)
+        self.middle = self.tensor(weighted_mean(Y, mean_weights))
         self.Y = self.tensor(Y) - self.middle
 
     def tensor(self, given: np.ndarray) -> Tensor:

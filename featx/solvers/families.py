@@ -1,0 +1,92 @@
+"""Problems in, groups of them out that one design serves: of one form, and of nearly one shift and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from featx.errors import FeatxError
+from featx.solvers.problems import FREE, NONE, Loss, Problem
+
+_MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A problem of the batch: a whole one, or one class of a problem that is solved one against the rest."""
+
+    number: int
+    problem: Problem
+    live: tuple[int, ...]  # the classes that have rows
+    positive: int  # of one column
+
+    @property
+    def k(self) -> int:
+        return 1 if self.positive >= 0 else len(self.live)
+
+
+def members_of(number: int, problem: Problem, y: np.ndarray, loss: Loss, dtype: np.dtype) -> Iterator[Member]:
+    held = None if problem.weights is None else problem.weights / problem.weights.max()
+    live = tuple(np.unique(y if held is None else y[held.astype(dtype) > 0]).tolist())
+    if len(live) < 2:
+        raise FeatxError(f"a classifier needs rows of two classes or more; problem {number} has {len(live)}")
+    if len(live) == 2:
+        yield Member(number, problem, live, live[1])
+    elif loss is Loss.LOGISTIC:
+        yield Member(number, problem, live, -1)
+    else:
+        yield from (Member(number, problem, live, positive) for positive in live)
+
+
+def families_of(members: list[Member], shape: tuple[int, ...]) -> list[list[Member]]:
+    """Members that one design serves well, and that have the same form."""
+    families: list[list[Member]] = []
+    for member in members:
+        for family in families:
+            first = family[0]
+            same_form = member.k == first.k and (member.k == 1 or member.live == first.live)
+            if same_form and _share(member.problem, first.problem, shape):
+                family.append(member)
+                break
+        else:
+            families.append([member])
+    return families
+
+
+def _share(a: Problem, b: Problem, shape: tuple[int, ...]) -> bool:
+    """Whether two problems can work on the same rows."""
+    n, d = shape
+    if a.intercept != b.intercept:
+        return False
+    if equal(a.shift, b.shift) and equal(a.scale, b.scale):
+        return True
+    if n < d:  # the span of the rows is only exact for one shift and scale
+        return a.intercept == FREE and equal(a.scale, b.scale)
+    ratio = values_of(a.scale, 1.0, d) / values_of(b.scale, 1.0, d)
+    if not (1 / _MOST_APART <= np.abs(ratio).min() and np.abs(ratio).max() <= _MOST_APART and ratio.min() > 0):
+        return False
+    if a.intercept == FREE or equal(a.shift, b.shift):
+        return True
+    apart = (values_of(a.shift, 0.0, d) - values_of(b.shift, 0.0, d)) / values_of(b.scale, 1.0, d)
+    return a.intercept != NONE and bool(np.abs(apart).max() <= 1)
+
+
+def factor_of(member: Member) -> float:
+    factors = member.problem.class_factors
+    return 1.0 if factors is None or len(member.live) == 2 else float(factors[member.positive])
+
+
+def move_of(problem: Problem, shift: np.ndarray) -> np.ndarray:
+    """(d,) what a free intercept of the common shift is more than the problem's own, for each unit of coefficient."""
+    d = len(shift)
+    return (shift - values_of(problem.shift, 0.0, d)) / values_of(problem.scale, 1.0, d)
+
+
+def values_of(values: np.ndarray | None, default: float, d: int) -> np.ndarray:
+    return np.full(d, default) if values is None else np.asarray(values, np.float64)
+
+
+def equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
