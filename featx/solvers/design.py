@@ -3,7 +3,7 @@
 A problem's own coefficients W belong to the columns (x - shift) / scale, plus the penalised constant if there is one.
 Solvers work in coordinates U = W Q instead, Q the eigenvectors of the columns' second moments: |U| = |W|, so the
 penalty stays what it was, and the second moments are diagonal, so a diagonal preconditioner is good. The free intercept
-is one more coordinate, of a column of ones, not penalised; columns are centred then, which makes it independent of the
+is one more coordinate, not penalised and not in the rows; columns are centred then, which makes it independent of the
 others. Rows hold one common shift and scale; those of a problem that differ a little are put into its coefficients.
 """
 
@@ -18,29 +18,32 @@ import torch
 from torch import Tensor
 
 from featx.solvers.problems import Intercept
+from featx.solvers.products import product
 
+_STRIPS = 8  # of a symmetric product, of which half is left out
 _UNEVEN = 1e5  # columns whose sizes differ by more are rotated in float64: in float32 the small would drown
 
 
 class Design(Protocol):
-    """n rows of D working columns.
+    """n rows of W working columns; with the free intercept, if there is one, problems have D = W + 1 coordinates.
 
-    spectrum : (D,) mean squares of the working columns
+    spectrum : (D,) mean squares of the working columns, and 1
     penalised : (D,) 1, and 0 for the free intercept
     """
 
     n: int
+    free: bool
     spectrum: Tensor
     penalised: Tensor
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """(m, D) in the working type."""
+        """(m, W) in the working type."""
 
     def low_rows(self, start: int, stop: int) -> Tensor:
-        """(m, D), the same rows in the low type."""
+        """(m, W), the same rows in the low type."""
 
     def shared(self, U: Tensor, problems: Tensor) -> Tensor:
-        """(b, k, D) coordinates of problems -> coefficients of the rows; linear."""
+        """(b, k, W) coordinates of problems -> coefficients of the rows; linear."""
 
     def own(self, G: Tensor, problems: Tensor) -> Tensor:
         """The transpose of `shared`, for gradients."""
@@ -141,41 +144,37 @@ class Primal:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
         self.ratios, self.offsets = ratios, offsets
         like = columns.like
-        width = columns.width + free
-        self.resident = like.new_ones(self.n, width) if resident else None
-        self.low = torch.ones(self.n, width, dtype=low, device=like.device) if low else None
-        moments = like.new_zeros(columns.width, columns.width, dtype=torch.float64)
+        width = columns.width
+        self.resident = like.new_empty(self.n, width) if resident else None
+        self.low = torch.empty(self.n, width, dtype=low, device=like.device) if low else None
+        moments = like.new_zeros(width, width, dtype=torch.float64)
         even = bool((weights == weights[0]).all())  # folds together weigh all rows the same
         roots = torch.from_numpy(np.sqrt(weights / weights.sum())).to(like)
         for block in columns.blocks():
-            held = self.resident[block, : columns.width] if self.resident is not None else None
+            held = self.resident[block] if self.resident is not None else None
             rows = columns.block(block.start, block.stop, held)
             weighted = rows if even else rows * roots[block, None]
-            moments += weighted.T @ weighted
+            _add_products(moments, weighted.T)
             if self.low is not None and self.resident is None:
-                self.low[block, : columns.width] = rows
-        if even:
-            moments /= self.n
+                self.low[block] = rows
+        moments = _mirrored(moments) / (self.n if even else 1)
         sizes = moments.diagonal().clamp_min(0).sqrt()
         uneven = bool((sizes > 0).any()) and float(sizes.max()) > _UNEVEN * float(sizes[sizes > 0].min())
         spectrum, Q = torch.linalg.eigh(moments if uneven else moments.to(like))
         self.Q = Q.to(like)
         self.spectrum = torch.cat([spectrum.clamp_min(0), spectrum.new_ones(int(free))]).to(like)
         self.penalised = torch.ones_like(self.spectrum)
-        self.penalised[columns.width :] = 0
+        self.penalised[width:] = 0
         if self.resident is not None:
             turn = Q if uneven else self.Q
             for block in columns.blocks():
-                rows = self.resident[block, : columns.width]
-                rows.copy_(rows.to(turn.dtype) @ turn)
+                rows = self.resident[block]
+                rows.copy_(product(rows.to(turn.dtype), turn.T))
                 if self.low is not None:
-                    self.low[block, : columns.width] = rows
+                    self.low[block] = rows
 
     def rows(self, start: int, stop: int) -> Tensor:
-        if self.resident is not None:
-            return self.resident[start:stop]
-        rows = self.columns.block(start, stop)
-        return torch.cat([rows, rows.new_ones(len(rows), 1)], 1) if self.free else rows
+        return self.columns.block(start, stop) if self.resident is None else self.resident[start:stop]
 
     def low_rows(self, start: int, stop: int) -> Tensor:
         assert self.low is not None
@@ -184,21 +183,15 @@ class Primal:
     def shared(self, U: Tensor, problems: Tensor) -> Tensor:
         if self.resident is not None and self.ratios is None and self.offsets is None:
             return U
-        W = self._affine(self._turned(U, self.Q.T), problems)
-        return W if self.resident is None else self._turned(W, self.Q)
+        W = self._affine(_turned(U, self.Q), problems)
+        return W if self.resident is None else _turned(W, self.Q.T)
 
     def own(self, G: Tensor, problems: Tensor) -> Tensor:
         if self.resident is not None and self.ratios is None and self.offsets is None:
             return G
         if self.resident is not None:
-            G = self._turned(G, self.Q.T)
-        return self._turned(self._affine_transposed(G, problems), self.Q)
-
-    def _turned(self, U: Tensor, turn: Tensor) -> Tensor:
-        """All but the free intercept's coordinate times `turn`."""
-        width = len(turn)
-        turned = U[..., :width] @ turn
-        return turned if width == U.shape[-1] else torch.cat([turned, U[..., width:]], -1)
+            G = _turned(G, self.Q)
+        return _turned(self._affine_transposed(G, problems), self.Q.T)
 
     def _affine(self, W: Tensor, problems: Tensor) -> Tensor:
         if self.offsets is not None:  # of the penalised constant: the shift goes into its coefficient
@@ -217,17 +210,16 @@ class Primal:
         return G
 
     def coefficients(self, U: Tensor) -> tuple[Tensor, Tensor]:
-        W = self._turned(U, self.Q.T)
+        W = _turned(U[..., : self.columns.width], self.Q)
         if self.columns.constant is not None:
             return W[..., : self.d], W[..., self.d] * self.columns.constant
-        return W[..., : self.d], W[..., self.d] if self.free else torch.zeros_like(W[..., 0])
+        return W, U[..., self.d] if self.free else torch.zeros_like(W[..., 0])
 
     def coordinates(self, W: Tensor, intercept: Tensor) -> Tensor:
         if self.columns.constant is not None:
-            intercept = intercept / self.columns.constant
-        if self.free or self.columns.constant is not None:
-            W = torch.cat([W, intercept[..., None]], -1)
-        return self._turned(W, self.Q)
+            W = torch.cat([W, intercept[..., None] / self.columns.constant], -1)
+        U = _turned(W, self.Q.T)
+        return torch.cat([U, intercept[..., None]], -1) if self.free else U
 
 
 class Dual:
@@ -244,13 +236,13 @@ class Dual:
         m, E = torch.linalg.eigh(_row_products(columns))
         kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
         kept[-1] = True  # one coordinate at least, though it be of rows that are all alike
-        m, E, ones = m[kept].clamp_min(0), E[:, kept], m.new_ones(self.n, int(free))
-        self.resident = torch.cat([E * m.sqrt(), ones], 1).to(columns.like)  # (n, r + free)
+        m, E, one = m[kept].clamp_min(0), E[:, kept], m.new_ones(int(free))
+        self.resident = (E * m.sqrt()).to(columns.like)  # (n, r)
         self.back = torch.where(m > 0, E / m.sqrt(), 0.0)  # (n, r)
         self.low = self.resident.to(low) if low else None
         shares = torch.from_numpy(weights / weights.sum()).to(m)
-        self.spectrum = torch.cat([m * (shares @ E.square()), ones[0]]).to(columns.like)
-        self.penalised = torch.cat([torch.ones_like(m), 0 * ones[0]]).to(columns.like)
+        self.spectrum = torch.cat([m * (shares @ E.square()), one]).to(columns.like)
+        self.penalised = torch.cat([torch.ones_like(m), 0 * one]).to(columns.like)
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.resident[start:stop]
@@ -287,14 +279,26 @@ class Dual:
         return torch.cat([U, intercept[..., None]], -1) if self.free else U
 
 
+def _turned(U: Tensor, turn: Tensor) -> Tensor:
+    """(b, k, W) times the transpose of (W, W)"""
+    return product(U.flatten(0, 1), turn).view_as(U)
+
+
 def _row_products(columns: Columns) -> Tensor:
-    """(n, n) float64: x_i x_j^T of all rows, in blocks on and below the diagonal."""
+    """(n, n) float64: x_i x_j^T of all rows."""
     K = columns.like.new_zeros(columns.n, columns.n, dtype=torch.float64)
-    edges = [round(columns.n * part / 8) for part in range(9)]
     for strip in columns.strips():
-        rows = columns.strip(strip)
-        for start, stop in pairwise(edges):
-            K[start:stop, :stop].addmm_(rows[start:stop], rows[:stop].T)
+        _add_products(K, columns.strip(strip))
     if columns.constant is not None:
         K += columns.constant**2
-    return K.tril() + K.tril(-1).T
+    return _mirrored(K)
+
+
+def _add_products(total: Tensor, A: Tensor) -> None:
+    """A A^T (m, m) onto the blocks on and below the diagonal."""
+    for start, stop in pairwise(round(len(A) * part / _STRIPS) for part in range(_STRIPS + 1)):
+        total[start:stop, :stop] += A[start:stop] @ A[:stop].T
+
+
+def _mirrored(lower: Tensor) -> Tensor:
+    return lower.tril() + lower.tril(-1).T

@@ -24,8 +24,9 @@ PAIRS = 10
 _DECREASE = 1e-4  # Armijo's condition
 _FLAT = 0.9  # where rounding hides a decrease, the slope must have fallen to this part of itself instead
 _LOW_NOISE = 1e-5  # of the value and 1, in low precision
-_FALL = 0.01  # of the gradient's norm since the anchor, after which low precision wants a new one
-_LOW_CUTS = 3  # refused steps in a row that are blamed on low precision
+_FALL = 0.003  # of the gradient's norm since the anchor, after which low precision wants a new one
+_STAYED = 0.9  # of that norm: low precision that gets no further from one anchor to the next is given up
+_LOW_CUTS = 2  # refused steps in a row that are blamed on low precision
 _EXACT_CUTS = 20  # ... and on rounding
 _CROWD = 0.8  # the part of a batch that must be left, else it is packed
 
@@ -77,7 +78,7 @@ class _Run:
         B, k, D = start.shape
         self.objective, self.shape, self.tol, self.max_iter = objective, (-1, k, D), tol, max_iter
         self.gap_part = gap_part
-        self.problem = torch.arange(B, device=start.device)
+        self.problem = torch.arange(B, device=start.device)  # which it is of those there were at the beginning
         self.reference = torch.ones(B, 2, dtype=torch.float64, device=start.device)
         self._stand(null, self._at_null(null))
         shares = self.reference.new_tensor([1.0, metric_share])
@@ -113,10 +114,10 @@ class _Run:
         self.metric = self._metric()
 
     def _metric(self) -> Tensor:
-        """(b, k, D)"""
-        design = self.objective.batch.design
-        metric = self.curvature[..., None] * design.spectrum + self.objective.penalty[self.problem]
-        return torch.maximum(metric, torch.finfo(metric.dtype).eps * metric.amax((1, 2), keepdim=True))
+        """(b, k, D), and nowhere 0"""
+        spectrum, penalty = self.objective.batch.design.spectrum, self.objective.penalty
+        largest = self.curvature.amax(1)[:, None, None] * spectrum.max() + penalty.amax(2, keepdim=True)
+        return torch.addcmul(penalty + torch.finfo(penalty.dtype).eps * largest, self.curvature[..., None], spectrum)
 
     def _norms(self) -> Tensor:
         """(b, 3): the gradient's, Euclidean and in the inverse metric, relative to the reference; the gap's.
@@ -140,13 +141,13 @@ class _Run:
         waits = waiting & (2 * waiting.sum() < self.alive.sum())
         tried = self.alive & ~waits
         length = torch.where(self.doubted, 0.0, self.length).to(self.U.dtype)
-        trial = self.U + length[:, None] * self.direction
+        trial = torch.addcmul(self.U, length[:, None], self.direction)
         asked_exact = self.doubted | self.distrusted
         value, gradient, curvature = self.value.clone(), self.gradient.clone(), self.curvature.clone()
         for chosen, evaluate in ((asked_exact, self.objective.exact), (~asked_exact, self.objective.low)):
             where = (chosen & tried).nonzero()[:, 0]
             if len(where):
-                point = evaluate(trial[where].view(self.shape), self.problem[where])
+                point = evaluate(trial[where].view(self.shape), where)
                 value[where], gradient[where] = point.value, point.gradient.flatten(1)
                 curvature[where] = point.curvature
         self.passes += tried
@@ -160,7 +161,7 @@ class _Run:
         if uphill.any():
             direction = torch.where(uphill[:, None], self.pairs.balanced(-self.gradient / metric), direction)
             slope = _dot(self.gradient, direction).double()
-        self.direction = torch.where(self.fresh[:, None], direction, self.direction)
+        self.direction = _choose(self.fresh, direction, self.direction)
         self.slope = torch.where(self.fresh, slope, self.slope)
         self.length = torch.where(self.fresh, torch.ones_like(slope), self.length)
 
@@ -180,17 +181,17 @@ class _Run:
         self.length = torch.where(accepted | ~tried, self.length, cut)
         self.cuts = torch.where(accepted, torch.zeros_like(self.cuts), self.cuts + tried)
 
-        self.U = torch.where(accepted[:, None], trial, self.U)
-        self.gradient = torch.where(accepted[:, None], point.gradient, self.gradient)
+        self.U = _choose(accepted, trial, self.U)
+        self.gradient = _choose(accepted, point.gradient, self.gradient)
         self.value = torch.where(accepted, point.value, self.value)
-        self.curvature = torch.where(accepted[:, None], point.curvature, self.curvature)
+        self.curvature = _choose(accepted, point.curvature, self.curvature)
         self.metric = self._metric()
         self.norm = torch.where(accepted, self._norms().amax(1), self.norm)
         self.exact = torch.where(accepted, exact, self.exact)
         self.fresh = accepted
 
         anchored = self.doubted & tried
-        self.distrusted |= anchored & (self.norm > 0.5 * self.anchor_norm)
+        self.distrusted |= anchored & (self.norm > _STAYED * self.anchor_norm)
         self.anchor_norm = torch.where(anchored, self.norm, self.anchor_norm)
         fallen = self.norm <= torch.maximum(_FALL * self.anchor_norm, torch.full_like(self.norm, 0.9 * self.tol))
         unsure = (accepted & fallen) | (self.cuts >= _LOW_CUTS) | (self.passes >= self.max_iter)
@@ -219,44 +220,47 @@ class _Run:
                 if isinstance(held, Tensor):
                     setattr(self, name, held[where])
             self.pairs.keep(where)
+            self.objective.keep(where)
 
 
 class _Pairs:
-    """The last steps s and changes y of the gradient of each problem, and the direction they make."""
+    """The last steps s and changes y of the gradient of each problem, and the direction they make.
+
+    In compact form, which reads them in four products: Byrd, Nocedal and Schnabel, Representations of quasi-Newton
+    matrices (1994), theorem 2.2. R, the upper triangle of the s_i . y_j from the oldest pair to the newest, is kept up.
+    """
 
     def __init__(self, like: Tensor, k: int) -> None:
         b, K = like.shape
         self.k = k
         self.steps, self.changes = like.new_zeros(b, PAIRS, K), like.new_zeros(b, PAIRS, K)
-        self.inverse = like.new_zeros(b, PAIRS)  # 1 / (s . y), 0 where there is no pair
-        self.newest = 0
+        self.products = like.new_zeros(b, PAIRS, PAIRS)  # s_i . y_j, where i is not newer than j
+        self.count = torch.zeros(b, dtype=torch.int64, device=like.device)  # a pair is in slot `count` modulo PAIRS
 
     def push(self, step: Tensor, change: Tensor, accepted: Tensor) -> None:
-        product = _dot(step, change)
-        curved = accepted & (product > torch.finfo(step.dtype).eps * step.norm(dim=1) * change.norm(dim=1))
-        self.newest = (self.newest + 1) % PAIRS
-        self.steps[:, self.newest], self.changes[:, self.newest] = step, change
-        self.inverse[:, self.newest] = torch.where(curved, 1 / product, torch.zeros_like(product))
+        curved = _dot(step, change) > torch.finfo(step.dtype).eps * step.norm(dim=1) * change.norm(dim=1)
+        where = (accepted & curved).nonzero()[:, 0]
+        slot = self.count[where] % PAIRS
+        self.steps[where, slot], self.changes[where, slot] = step[where], change[where]
+        self.products[where, :, slot] = _products(change, self.steps)[where]
+        self.count[where] += 1
 
     def direction(self, gradient: Tensor, metric: Tensor) -> Tensor:
         """-H g, (b, K). H starts as the inverse of `metric`, scaled to fit each problem's newest pair."""
-        q = gradient.clone()
-        used = self.inverse.any(0).tolist()
-        order = [slot for age in range(PAIRS) if used[slot := (self.newest - age) % PAIRS]]
-        shares: dict[int, Tensor] = {}
-        scale = torch.zeros_like(q[:, 0])
-        for slot in order:
-            inverse, y = self.inverse[:, slot], self.changes[:, slot]
-            shares[slot] = inverse * _dot(self.steps[:, slot], q)
-            q.addcmul_(shares[slot][:, None], y, value=-1)
-            if (unscaled := (scale == 0) & (inverse > 0)).any():
-                scale = torch.where(unscaled, 1 / (inverse * _dot(y, y / metric)), scale)
-        q.mul_(torch.where(scale > 0, scale, torch.ones_like(scale))[:, None]).div_(metric)
+        each = torch.arange(len(gradient), device=gradient.device)[:, None]
+        order = (self.count[:, None] + torch.arange(PAIRS, device=gradient.device)) % PAIRS  # of slots, by age
+        R = self.products[each[..., None], order[..., None], order[:, None]].triu()
+        curvature = R.diagonal(dim1=1, dim2=2)  # s . y, 0 where there is no pair
+        R = R + torch.diag_embed((curvature == 0).to(R.dtype))
+
+        shares = _solved(R, _products(gradient, self.steps)[each, order], upper=True)
+        q = _less(gradient, shares, order, self.changes)
+        newest = self.changes[each[:, 0], order[:, -1]]
+        scale = curvature[:, -1] / _dot(newest, newest / metric)
+        q.mul_(torch.where(curvature[:, -1] > 0, scale, 1.0)[:, None]).div_(metric)
         self.balanced(q)
-        for slot in reversed(order):
-            again = self.inverse[:, slot] * _dot(self.changes[:, slot], q)
-            q.addcmul_((shares[slot] - again)[:, None], self.steps[:, slot])
-        return q.neg_()
+        again = _solved(R.mT, curvature * shares - _products(q, self.changes)[each, order], upper=False)
+        return _less(q, -again, order, self.steps).neg_()
 
     def balanced(self, q: Tensor) -> Tensor:
         """In place: sums over several classes are 0, as in all gradients; a metric of each class's own forgot that."""
@@ -266,7 +270,28 @@ class _Pairs:
         return q
 
     def keep(self, where: Tensor) -> None:
-        self.steps, self.changes, self.inverse = self.steps[where], self.changes[where], self.inverse[where]
+        self.steps, self.changes = self.steps[where], self.changes[where]
+        self.products, self.count = self.products[where], self.count[where]
+
+
+def _products(v: Tensor, pairs: Tensor) -> Tensor:
+    """(b, K), (b, PAIRS, K) -> (b, PAIRS)"""
+    return torch.bmm(v[:, None], pairs.mT)[:, 0]
+
+
+def _less(v: Tensor, shares: Tensor, order: Tensor, pairs: Tensor) -> Tensor:
+    """v - sum_i shares_i pairs_(order i), (b, K)"""
+    by_slot = torch.zeros_like(shares).scatter_(1, order, shares)
+    return torch.baddbmm(v[:, None], by_slot[:, None], pairs, alpha=-1)[:, 0]
+
+
+def _solved(R: Tensor, right: Tensor, upper: bool) -> Tensor:
+    return torch.linalg.solve_triangular(R, right[..., None], upper=upper)[..., 0]
+
+
+def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """(b, m) rows of one or the other; a copy of the new ones is not made for nothing."""
+    return new if bool(mask.all()) else torch.where(mask[:, None], new, old)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -20,16 +20,20 @@ This is iterative refinement; what is reported in the end always comes from an e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
 
 from featx.solvers.design import Design
-from featx.solvers.losses import BlockLoss
+from featx.solvers.losses import BlockLoss, Sums
+from featx.solvers.products import product
 
 _LEAST_ROWS = 256  # of a block
+_STATE = ("scores", "residuals", "coordinates", "gradient", "gap", "gap_start")  # where problems were evaluated last
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,10 @@ class Batch:
     l2: Tensor
     alike: Tensor
 
+    def __getitem__(self, which: Tensor) -> Batch:
+        parts = {name: getattr(self, name) for name in ("member", "fold", "positive", "factor", "l2", "alike")}
+        return replace(self, **{name: held if held is None else held[which] for name, held in parts.items()})
+
     def __len__(self) -> int:
         return len(self.l2)
 
@@ -74,6 +82,8 @@ class Point:
 class Objective:
     """Evaluates problems of a batch; keeps where they were evaluated last if low passes will be asked for (`anchored`).
 
+    Rows that weigh nothing in a problem cost it nothing, where enough of them are neighbours.
+
     block_scores : how many scores a block of rows has, about: they should stay in the cache between the two products
     """
 
@@ -82,100 +92,170 @@ class Objective:
         design = batch.design
         B, k, n, D = len(batch), batch.k, design.n, len(design.spectrum)
         like = design.spectrum
-        self.penalty = batch.l2[:, None, None] * design.penalised  # (B, 1, D)
+        self.width = D - design.free
+        # a piece costs its problems a copy of their coordinates: of fewer rows, that is more than is saved
+        self.pieces = _pieces(batch.weights > 0, max(_LEAST_ROWS, self.width))
         most = max(block_scores, B * k * min(n, _LEAST_ROWS))
         self.work = like.new_empty(2, most)  # fresh memory for each block would cost more than the arithmetic
         if anchored:
             self.low_work = torch.empty(most, dtype=design.low_rows(0, 1).dtype, device=like.device)
-            self.scores, self.residuals = like.new_empty(B, k, n), like.new_empty(B, k, n)
-            self.coordinates, self.gradient, self.gap = (like.new_zeros(B, k, D) for _ in range(3))
+            self.scores, self.residuals = like.new_empty(B, k, n), like.new_empty(B, k, n)  # without the free intercept
+            self.coordinates, self.gradient, self.gap = (like.new_zeros(B, k, self.width) for _ in range(3))
             self.gap_start = like.new_zeros(B)
 
-    def _blocks(self, b: int) -> list[slice]:
-        n = self.batch.design.n
-        rows = max(_LEAST_ROWS, self.block_scores // (b * self.batch.k))
-        return [slice(start, min(start + rows, n)) for start in range(0, n, rows)]
+    @property
+    def penalty(self) -> Tensor:
+        """(B, 1, D)"""
+        return self.batch.l2[:, None, None] * self.batch.design.penalised
+
+    def keep(self, which: Tensor) -> None:
+        """Only these of the problems, from now on."""
+        self.batch = self.batch[which]
+        for name in _STATE if self.anchored else ():
+            setattr(self, name, getattr(self, name)[which])
 
     def exact(self, U: Tensor, problems: Tensor) -> Point:
         """(b, k, D) coordinates of some problems, and which they are (b,)."""
-        design, b, members = self.batch.design, len(U), self.batch.member[problems]
-        V = design.shared(U, members).flatten(0, 1)  # (b k, D)
-        value, curvature, runs = *self._zeros(b), _runs(problems)
+        design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
+        inner, intercept = self._split(U)
+        V = design.shared(inner, members)  # (b, k, W)
         G, low_G = torch.zeros_like(V), torch.zeros_like(V)
-        for block in self._blocks(b):
-            rows = design.rows(block.start, block.stop)
-            scores = self._scores(b, block)
-            torch.mm(V, rows.T, out=scores.flatten(0, 1))
-            if self.anchored:
-                _put(self.scores, runs, block, scores)
-            residuals = self._loss(scores, block, problems, value, curvature)
-            G.addmm_(residuals, rows)
-            if self.anchored:
-                _put(self.residuals, runs, block, scores)
-                low_G += self._lowered(residuals) @ design.low_rows(block.start, block.stop)
-        gradient = design.own(G.view_as(U), members)
+        for chosen, blocks in self._parts(problems):
+            theirs, constant = problems[chosen], _of(intercept, chosen)
+            runs = _runs(theirs)
+            part, part_G, part_low_G = (_of(held, chosen).flatten(0, 1) for held in (V, G, low_G))
+            for block in blocks:
+                rows = design.rows(block.start, block.stop)
+                _, residuals = self._scores(len(chosen), block)
+                scores = product(part, rows).view_as(residuals)
+                if self.anchored:
+                    for mine, kept in runs:
+                        self.scores[kept, :, block] = scores[mine]
+                scores += constant
+                self._add_loss(sums, chosen, theirs, block, scores, residuals)
+                part_G += product(residuals.flatten(0, 1), rows.T)
+                if self.anchored:
+                    for mine, kept in runs:
+                        self.residuals[kept, :, block] = residuals[mine]
+                    lowered = self._lowered(residuals).copy_(residuals).flatten(0, 1)
+                    part_low_G += lowered @ design.low_rows(block.start, block.stop)
+            _put(G, chosen, part_G)
+            _put(low_G, chosen, part_low_G)
+        gradient = design.own(G, members)
         if self.anchored:
-            gap = gradient - design.own(low_G.view_as(U), members)
-            self.gap[problems], self.gap_start[problems] = gap, (gap * U).sum((1, 2))
-            self.coordinates[problems], self.gradient[problems] = U, gradient
-        return self._point(U, problems, value, gradient, curvature)
+            gap = gradient - design.own(low_G, members)
+            self.gap[problems], self.gap_start[problems] = gap, (gap * inner).sum((1, 2))
+            self.coordinates[problems], self.gradient[problems] = inner, gradient
+        return self._point(U, problems, sums, gradient)
 
     def low(self, U: Tensor, problems: Tensor) -> Point:
         """The same, with products in low precision, from where the problems were evaluated last."""
-        design, (b, k, _), members = self.batch.design, U.shape, self.batch.member[problems]
-        step = design.shared(U - self.coordinates[problems], members).flatten(0, 1).to(self.low_work.dtype)
-        value, curvature, runs = *self._zeros(b), _runs(problems)
-        value += (self.gap[problems] * U).sum((1, 2)) - self.gap_start[problems]
-        change = torch.zeros(step.shape, dtype=U.dtype, device=U.device)
-        for block in self._blocks(b):
-            rows = design.low_rows(block.start, block.stop)
-            scores, before = self._scores(b, block), self._scores(b, block, 1)
-            _take(self.scores, runs, block, scores)
-            moved = self.low_work[: scores.numel()].view(b * k, -1)
-            scores += torch.mm(step, rows.T, out=moved).view_as(scores)
-            _put(self.scores, runs, block, scores)
-            residuals = self._loss(scores, block, problems, value, curvature)
-            _take(self.residuals, runs, block, before)
-            _put(self.residuals, runs, block, scores)
-            change += torch.sub(residuals, before.flatten(0, 1), out=moved) @ rows
-        gradient = self.gradient[problems] + design.own(change.view_as(U), members)
-        self.coordinates[problems], self.gradient[problems] = U, gradient
-        return self._point(U, problems, value, gradient, curvature)
+        design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
+        inner, intercept = self._split(U)
+        step = design.shared(inner - _of(self.coordinates, problems), members)
+        change, step = torch.zeros_like(step), step.to(self.low_work.dtype)
+        for chosen, blocks in self._parts(problems):
+            theirs, constant = problems[chosen], _of(intercept, chosen)
+            runs = _runs(theirs)
+            part, part_change = (_of(held, chosen).flatten(0, 1) for held in (step, change))
+            for block in blocks:
+                rows = design.low_rows(block.start, block.stop)
+                scores, residuals = self._scores(len(chosen), block)
+                moved = self._lowered(scores)
+                torch.mm(part, rows.T, out=moved.flatten(0, 1))
+                for mine, kept in runs:
+                    held = self.scores[kept, :, block].add_(moved[mine])
+                    torch.add(held, constant[mine], out=scores[mine])
+                self._add_loss(sums, chosen, theirs, block, scores, residuals)
+                for mine, kept in runs:
+                    held = self.residuals[kept, :, block]
+                    torch.sub(residuals[mine], held, out=moved[mine])
+                    held.copy_(residuals[mine])
+                part_change += moved.flatten(0, 1) @ rows
+            _put(change, chosen, part_change)
+        gradient = _of(self.gradient, problems) + design.own(change, members)
+        sums.value.add_((_of(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
+        self.coordinates[problems], self.gradient[problems] = inner, gradient
+        return self._point(U, problems, sums, gradient)
 
     def adopt(self, problems: Tensor, others: Tensor) -> None:
         """Put problems where others of the same rows and classes were evaluated last."""
         if self.anchored:
-            for held in (self.scores, self.residuals, self.coordinates, self.gradient, self.gap, self.gap_start):
+            for name in _STATE:
+                held = getattr(self, name)
                 held[problems] = held[others]
 
-    def _scores(self, b: int, block: slice, which: int = 0) -> Tensor:
-        """(b, k, m) to work in."""
-        m = block.stop - block.start
-        return self.work[which, : b * self.batch.k * m].view(b, -1, m)
+    def _parts(self, problems: Tensor) -> Iterator[tuple[Tensor, list[slice]]]:
+        """Pieces of the rows in blocks, and the positions of the problems that have weight there."""
+        folds = self.batch.fold[problems]
+        for piece, active in self.pieces:
+            chosen = active[folds].nonzero()[:, 0]
+            if len(chosen):
+                rows = max(_LEAST_ROWS, self.block_scores // (len(chosen) * self.batch.k))
+                yield chosen, [slice(at, min(at + rows, piece.stop)) for at in range(piece.start, piece.stop, rows)]
 
-    def _lowered(self, residuals: Tensor) -> Tensor:
-        return self.low_work[: residuals.numel()].view_as(residuals).copy_(residuals)
+    def _split(self, U: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, k, D) -> (b, k, W), and the free intercept (b, k, 1) or zeros."""
+        inner = U[..., : self.width]
+        return inner, U[..., self.width :] if self.batch.design.free else torch.zeros_like(U[..., :1])
 
-    def _loss(self, scores: Tensor, block: slice, problems: Tensor, value: Tensor, curvature: Tensor) -> Tensor:
-        """Adds to value and curvature; (b k, m) residuals where the scores were."""
+    def _scores(self, b: int, block: slice) -> tuple[Tensor, Tensor]:
+        """Room for (b, k, m) scores, and for their residuals."""
+        shape = (2, b, self.batch.k, block.stop - block.start)
+        first, second = self.work[:, : prod(shape[1:])].view(shape)
+        return first, second
+
+    def _lowered(self, scores: Tensor) -> Tensor:
+        return self.low_work[: scores.numel()].view_as(scores)
+
+    def _add_loss(
+        self, sums: Sums, chosen: Tensor, problems: Tensor, block: slice, scores: Tensor, residuals: Tensor
+    ) -> None:
+        """The block's share of the sums of those chosen, and their residuals (b, k, m)."""
         batch = self.batch
         y, positive = batch.y[block], batch.positive[problems]
         weights = batch.weights[:, block][batch.fold[problems]]  # (b, m)
         if batch.factor is not None:
             weights *= torch.where(y == positive[:, None], batch.factor[problems][:, None], 1.0)
-        block_value, block_curvature = batch.loss(scores, y, weights, positive)
-        value += block_value
-        curvature += block_curvature
-        return scores.flatten(0, 1)
+        for held, more in zip(sums, batch.loss(scores, y, weights, positive, residuals), strict=True):
+            held.index_add_(0, chosen, more)
 
-    def _zeros(self, b: int) -> tuple[Tensor, Tensor]:
+    def _sums(self, b: int) -> Sums:
         like = self.batch.design.spectrum
-        return like.new_zeros(b, dtype=torch.float64), like.new_zeros(b, self.batch.k)
+        return Sums(like.new_zeros(b, dtype=torch.float64), *like.new_zeros(2, b, self.batch.k))
 
-    def _point(self, U: Tensor, problems: Tensor, value: Tensor, gradient: Tensor, curvature: Tensor) -> Point:
-        penalty = self.penalty[problems]
-        value = value + 0.5 * (penalty * U * U).sum((1, 2)).double()
-        return Point(value, gradient + penalty * U, curvature)
+    def _point(self, U: Tensor, problems: Tensor, sums: Sums, gradient: Tensor) -> Point:
+        if self.batch.design.free:
+            gradient = torch.cat([gradient, sums.slope[..., None]], -1)
+        shrink = _of(self.penalty, problems) * U
+        return Point(sums.value + 0.5 * (shrink * U).sum((1, 2)).double(), gradient + shrink, sums.curvature)
+
+
+def _of(held: Tensor, which: Tensor) -> Tensor:
+    """Those `which` (sorted) of the problems; no copy where that is all."""
+    return held if len(which) == len(held) else held[which]
+
+
+def _put(held: Tensor, which: Tensor, values: Tensor) -> None:
+    """What came of `_of`, changed, back in its place."""
+    if len(which) < len(held):
+        held[which] = values.view(len(which), *held.shape[1:])
+
+
+def _pieces(weighs: Tensor, least: int) -> list[tuple[slice, Tensor]]:
+    """Neighbouring rows, `least` or more, that matter to the same of the weights (F, n), and to which."""
+    n = weighs.shape[1]
+    edges = [0]
+    for edge in ((weighs[:, 1:] != weighs[:, :-1]).any(0).nonzero()[:, 0] + 1).tolist():
+        if min(edge - edges[-1], n - edge) >= least:
+            edges.append(edge)
+    pieces: list[tuple[slice, Tensor]] = []
+    for start, stop in pairwise([*edges, n]):
+        active = weighs[:, start:stop].any(1)
+        if pieces and bool((pieces[-1][1] == active).all()):
+            start = pieces.pop()[0].start
+        pieces.append((slice(start, stop), active))
+    return pieces
 
 
 Runs = list[tuple[slice, slice]]  # positions among some problems, and which of all they are: neighbours together
@@ -185,13 +265,3 @@ def _runs(problems: Tensor) -> Runs:
     numbers = problems.tolist()
     ends = [i for i in range(1, len(numbers) + 1) if i == len(numbers) or numbers[i] != numbers[i - 1] + 1]
     return [(slice(i, j), slice(numbers[i], numbers[j - 1] + 1)) for i, j in pairwise([0, *ends])]
-
-
-def _take(held: Tensor, runs: Runs, block: slice, out: Tensor) -> None:
-    for mine, theirs in runs:
-        out[mine].copy_(held[theirs, :, block])
-
-
-def _put(held: Tensor, runs: Runs, block: slice, values: Tensor) -> None:
-    for mine, theirs in runs:
-        held[theirs, :, block].copy_(values[mine])

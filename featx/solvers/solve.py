@@ -16,6 +16,7 @@ from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
 from featx.solvers.machine import budget_of, device_of, low_type
 from featx.solvers.objective import Batch, Objective
 from featx.solvers.problems import FREE, Loss, Problem, Solution, Status
+from featx.solvers.products import full_precision
 from featx.solvers.ridge import solve_ridge
 
 _LOW_FROM = 2**20  # elements of X from which low precision is worth its anchors
@@ -64,12 +65,12 @@ def solve(
         A problem has fewer than two classes, or there is no such device.
     """
     where = device_of(device)
-    if loss is Loss.SQUARED_ERROR:
-        return solve_ridge(X, y, problems, where, budget_of(where, budget_bytes))
     budget = budget_of(where, budget_bytes)
+    if loss is Loss.SQUARED_ERROR:
+        return solve_ridge(X, y, problems, where, budget)
     members = [m for number, problem in enumerate(problems) for m in members_of(number, problem, y, loss, X.dtype)]
     pieces: dict[int, list[_Piece]] = {number: [] for number in range(len(problems))}
-    with torch.no_grad(), torch.autocast(where.type, enabled=False):
+    with torch.no_grad(), torch.autocast(where.type, enabled=False), full_precision():
         for family in families_of(members, X.shape):
             for piece in _solve_family(X, y, family, loss, tol, max_iter, where, budget):
                 pieces[piece.number].append(piece)
@@ -101,17 +102,15 @@ def _solve_family(
     budget: int,
 ) -> Iterator[_Piece]:
     d = X.shape[1]
+    family = _by_weights(family)
     first = family[0].problem
     k = family[0].k
     free = first.intercept == FREE
     weights = _mean_weights(family, len(X))
     kept = None if weights.all() else np.flatnonzero(weights)  # rows that no problem has are not read
     shift = weighted_mean(X, weights) if free else values_of(first.shift, 0.0, d)
-    if kept is not None:
-        y, weights = y[kept], weights[kept]
-    n = len(y)
+    n = len(X) if kept is None else len(kept)
     columns = Columns(X, kept, shift, first.scale, first.intercept, device)
-
     ratios, offsets = _affine(family, columns, free, d)
     wide = n < d and ratios is None and offsets is None
     low = low_type(device) if X.size >= _LOW_FROM else None
@@ -125,6 +124,10 @@ def _solve_family(
     anchor_bytes = 2 * k * n * X.itemsize if low else 0
     if state_bytes + anchor_bytes > left:
         low, anchor_bytes = None, 0
+    if resident:
+        columns.kept = kept = _together(family, kept, n)
+    if kept is not None:
+        y, weights = y[kept], weights[kept]
     most = max(1, int(left // (state_bytes + anchor_bytes)))
     chunks = np.array_split(np.arange(len(family)), -(-len(family) // most))
 
@@ -146,6 +149,22 @@ def _solve_family(
         start = _start(members, null, batch, moves)
         minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
         yield from _pieces(members, minimum, design, totals, moves)
+
+
+def _by_weights(family: list[Member]) -> list[Member]:
+    """Those that have the same weights next to one another."""
+    order = {id(member.problem.weights): number for number, member in reversed(list(enumerate(family)))}
+    return sorted(family, key=lambda member: order[id(member.problem.weights)])
+
+
+def _together(family: list[Member], kept: np.ndarray | None, n: int) -> np.ndarray | None:
+    """Positions of the rows, those that matter to the same problems next to one another: they can be left out then."""
+    weights = {id(member.problem.weights): member.problem.weights for member in family}
+    given = [held if kept is None else held[kept] for held in weights.values() if held is not None]
+    if all(held.all() for held in given):
+        return kept
+    order = np.lexsort([held > 0 for held in given])
+    return order if kept is None else kept[order]
 
 
 def _mean_weights(family: list[Member], n: int) -> np.ndarray:
