@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
+import torch
 from classified import (
     CLASSES,
     INTERCEPTS,
@@ -23,6 +24,7 @@ from classified import (
 from numpy.testing import assert_allclose
 
 from featx.solvers import FREE, NONE, Loss, Problem, Status
+from featx.solvers.lbfgs import PAIRS, _Pairs
 
 
 @LOSSES
@@ -203,3 +205,35 @@ def test_penalties_from_none_to_all_in_one_batch():
     assert norms == sorted(norms, reverse=True) and norms[-1] < 1e-8
     shares = np.log(np.bincount(y) / 300)
     assert_allclose(found[-1].intercept, shares - shares.mean(), atol=1e-8)
+
+
+def test_directions_are_those_of_the_two_loops():
+    """Nocedal and Wright, algorithm 7.4, of problems with no pairs, some, or more than there is room for."""
+    generator = torch.Generator().manual_seed(0)
+    b, K = 4, 30
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    hessian = draw(K, K)
+    hessian = hessian @ hessian.T / K + torch.eye(K)
+    pairs, kept = _Pairs(draw(b, K), 1), [[] for _ in range(b)]
+    for turn in range(3 * PAIRS):
+        step = draw(b, K)
+        change = step @ hessian
+        accepted = torch.tensor([turn < limit for limit in (0, 3, PAIRS, 2 * PAIRS)]) & (draw(b) > -0.5)
+        pairs.push(step, change, accepted)
+        for i in accepted.nonzero()[:, 0].tolist():
+            kept[i] = [*kept[i], (step[i], change[i])][-PAIRS:]
+    assert [len(held) for held in kept][::3] == [0, PAIRS]
+    gradient, metric = draw(b, K), draw(b, K).exp()
+    found = pairs.direction(gradient, metric)
+    for i, held in enumerate(kept):
+        q, shares = gradient[i].clone(), []
+        for s, y in reversed(held):
+            shares.append((s @ q) / (s @ y))
+            q -= shares[-1] * y
+        r = q / metric[i]
+        if held:
+            s, y = held[-1]
+            r *= (s @ y) / (y @ (y / metric[i]))
+        for (s, y), share in zip(held, reversed(shares), strict=True):
+            r += (share - (y @ r) / (s @ y)) * s
+        torch.testing.assert_close(found[i], -r, rtol=1e-9, atol=1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ from classified import (
 )
 from numpy.testing import assert_allclose, assert_array_equal
 
-from featx.solvers import FREE, NONE, Problem, Status, objective
+from featx.solvers import FREE, NONE, Loss, Problem, Status, objective
+from featx.solvers.products import full_precision, product
 
 module = importlib.import_module("featx.solvers.solve")  # the name `featx.solvers.solve` is the function
 
@@ -175,3 +177,68 @@ def test_a_gpu_finds_the_same(k, loss, intercept, shape):
     X, y = labelled(shape, k)
     problems = several(X, y, intercept)
     assert_all_same(solved(X, y, problems, loss, device="cuda"), solved(X, y, problems, loss), 1e-5)
+
+
+@SHAPES
+@INTERCEPTS
+@LOSSES
+@CLASSES
+@pytest.mark.parametrize("rounding", [False, True], ids=["exact", "low"])
+def test_rows_left_out_of_passes_are_as_rows_without_weight(rounding, k, loss, intercept, shape, request, monkeypatch):
+    if rounding:
+        request.getfixturevalue("low")
+    X, y = labelled(shape, k)
+    problems = several(X, y, intercept)
+    problems += [replace(problem, weights=folds(len(y), y)[0]) for problem in problems]
+    pieces, cut = [], objective._pieces
+    monkeypatch.setattr(objective, "_pieces", lambda weighs, least: pieces.append(cut(weighs, 1)) or pieces[-1])
+    skipping = solved(X, y, problems, loss)
+    assert max(map(len, pieces)) > 1
+    monkeypatch.setattr(objective, "_pieces", lambda weighs, least: cut(weighs, len(y)))
+    assert_all_same(skipping, solved(X, y, problems, loss), 1e-5)
+
+
+def test_pieces_are_long_enough_cover_all_rows_and_leave_out_what_weighs_nothing():
+    weighs = torch.ones(3, 100, dtype=torch.bool)
+    weighs[0, :20], weighs[1, 20:60], weighs[2, 60:63], weighs[2, 95:] = False, False, False, False
+    found = [(piece.start, piece.stop, active.tolist()) for piece, active in objective._pieces(weighs, 10)]
+    assert found == [(0, 20, [False, True, True]), (20, 60, [True, False, True]), (60, 100, [True, True, True])]
+    assert len(objective._pieces(weighs, 101)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_are_products_however_the_second_matrix_lies(dtype):
+    A, B = (torch.randn(m, 70, generator=torch.Generator().manual_seed(m), dtype=dtype) for m in (30, 50))
+    whole = torch.cat([B, B], 1)
+    for second in (B, B.T.contiguous().T, whole[:, :70], whole.T.contiguous().T[:, :70], B[::2], B[:1]):
+        wanted = (A.double() @ second.double().T).to(dtype)
+        torch.testing.assert_close(product(A, second), wanted, atol=1e-4 if dtype is torch.float32 else 1e-12, rtol=0)
+
+
+def test_lower_precision_that_the_user_allows_is_not_for_the_solvers():
+    kind = torch.backends.mkldnn.matmul
+    before = kind.fp32_precision
+    try:
+        kind.fp32_precision = "bf16"
+        with full_precision():
+            assert (kind.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == ("ieee", "ieee")
+        assert kind.fp32_precision == "bf16"
+    finally:
+        kind.fp32_precision = before
+
+
+@pytest.mark.parametrize("loss", list(Loss), ids=lambda loss: loss.name)
+def test_the_user_s_default_device_and_type_have_no_part(loss):
+    X, y = labelled((60, 6))
+    targets = np.eye(3)[y] if loss is Loss.SQUARED_ERROR else y
+    plain = solved(X, targets, [Problem(1.0, s) for s in (None, *folds(60, y))], loss)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float16)
+        moved = solved(X, targets, [Problem(1.0, s) for s in (None, *folds(60, y))], loss)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(before)
+    for one, other in zip(plain, moved, strict=True):
+        assert_array_equal(one.coef, other.coef)

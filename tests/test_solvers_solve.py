@@ -248,3 +248,12 @@ def test_random_problems(n, d, k, loss, intercept, l2, seed):
         for shift, scale in ((None, None), (X.mean(axis=0), X.std(axis=0)))
     ]
     assert_best(X, y, problems, loss)
+
+
+@SHAPES
+@LOSSES
+def test_rows_too_large_for_their_type_are_refused_with_advice(loss, shape):
+    X, y = labelled(shape)
+    for dtype, size in ((np.float32, 1e20), (np.float64, 1e160)):
+        with pytest.raises(FeatxError, match=f"too large for {np.dtype(dtype).name}: standardise"):
+            solved((X * size).astype(dtype), y, [Problem(1.0)], loss)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featx.errors import FeatxError
 from featx.solvers.problems import Intercept
 from featx.solvers.products import product
 
@@ -157,7 +158,7 @@ class Primal:
             _add_products(moments, weighted.T)
             if self.low is not None and self.resident is None:
                 self.low[block] = rows
-        moments = _mirrored(moments) / (self.n if even else 1)
+        moments = _finite(_mirrored(moments) / (self.n if even else 1), like)
         sizes = moments.diagonal().clamp_min(0).sqrt()
         uneven = bool((sizes > 0).any()) and float(sizes.max()) > _UNEVEN * float(sizes[sizes > 0].min())
         spectrum, Q = torch.linalg.eigh(moments if uneven else moments.to(like))
@@ -233,7 +234,7 @@ class Dual:
 
     def __init__(self, columns: Columns, weights: np.ndarray, free: bool, low: torch.dtype | None) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
-        m, E = torch.linalg.eigh(_row_products(columns))
+        m, E = torch.linalg.eigh(_finite(_row_products(columns), columns.like))
         kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
         kept[-1] = True  # one coordinate at least, though it be of rows that are all alike
         m, E, one = m[kept].clamp_min(0), E[:, kept], m.new_ones(int(free))
@@ -298,6 +299,14 @@ def _add_products(total: Tensor, A: Tensor) -> None:
     """A A^T (m, m) onto the blocks on and below the diagonal."""
     for start, stop in pairwise(round(len(A) * part / _STRIPS) for part in range(_STRIPS + 1)):
         total[start:stop, :stop] += A[start:stop] @ A[:stop].T
+
+
+def _finite(squares: Tensor, like: Tensor) -> Tensor:
+    """The same, if a number of the type of `like` holds their sum."""
+    if not squares.trace().to(like).isfinite():
+        kind = str(like.dtype).removeprefix("torch.")
+        raise FeatxError(f"the columns' squares are too large for {kind}: standardise the columns (StandardScaler)")
+    return squares
 
 
 def _mirrored(lower: Tensor) -> Tensor:

@@ -167,7 +167,8 @@ class _Run:
 
     def _judge(self, trial: Tensor, point: Point, exact: Tensor, tried: Tensor) -> None:
         # a row's loss is wrong by eps at least, however small it is
-        noise = torch.where(exact, 10 * torch.finfo(trial.dtype).eps, _LOW_NOISE) * (1 + self.value.abs())
+        size = 1 + self.value.abs()
+        noise = torch.where(exact, 10 * torch.finfo(trial.dtype).eps * size, _LOW_NOISE * size)
         predicted = self.length * self.slope
         rise = point.value - self.value
         slope = _dot(point.gradient, self.direction).double()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -22,12 +24,37 @@ def device_of(device: str) -> torch.device:
 
 
 def budget_of(device: torch.device, budget_bytes: int | None) -> int:
-    """Bytes for everything a solve makes; by default a quarter of the memory of the machine or the GPU."""
+    """Bytes for everything a solve makes; by default a quarter of the memory for this process, or of the GPU's."""
     if budget_bytes is not None:
         return budget_bytes
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 4
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    return memory_bytes() // 4
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Memory of the machine; where the process is in control groups (containers, jobs), what the tightest allows."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _limits(root):
+        with suppress(OSError, ValueError):  # there is no such file; it says "max"
+            limits.append(int(path.read_text()))
+    return min(limits)
+
+
+def _limits(root: Path) -> Iterator[Path]:
+    """Where the limits of the process's groups and all groups around them would be, of both versions of cgroups."""
+    with suppress(OSError):  # not Linux
+        for line in os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines():
+            _, controllers, group = line.split(":", 2)
+            if not controllers:
+                mount, name = root / "sys/fs/cgroup", "memory.max"
+            elif "memory" in controllers.split(","):
+                mount, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            else:
+                continue
+            inner = PurePosixPath(group).relative_to("/")
+            for folder in (inner, *inner.parents):  # a container may see only the outermost, its own, without a name
+                yield mount / folder / name
 
 
 def low_type(device: torch.device) -> torch.dtype | None:

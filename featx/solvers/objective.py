@@ -63,8 +63,15 @@ class Batch:
     alike: Tensor
 
     def __getitem__(self, which: Tensor) -> Batch:
-        parts = {name: getattr(self, name) for name in ("member", "fold", "positive", "factor", "l2", "alike")}
-        return replace(self, **{name: held if held is None else held[which] for name, held in parts.items()})
+        return replace(
+            self,
+            member=self.member[which],
+            fold=self.fold[which],
+            positive=self.positive[which],
+            factor=None if self.factor is None else self.factor[which],
+            l2=self.l2[which],
+            alike=self.alike[which],
+        )
 
     def __len__(self) -> int:
         return len(self.l2)

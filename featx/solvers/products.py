@@ -27,7 +27,7 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Float32 is float32 in here, though TF32 or bfloat16 be allowed in its place (`fp32_precision`)."""
-    kinds = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    kinds = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:

@@ -53,7 +53,9 @@ def solve(
         Passes over the rows, at most.
     device : "auto", "cpu", "cuda" or "cuda:1"
     budget_bytes : int, optional
-        Memory for all that is made on the way; by default a quarter of the machine's or the GPU's.
+        Memory for copies of rows and the state of problems, of which one at least is worked on; by default a quarter of
+        what the process may use, or of the GPU's. The eigenbasis, of min(n, d) squared elements in float64, is made
+        whatever the budget.
 
     Returns
     -------
@@ -62,7 +64,7 @@ def solve(
     Raises
     ------
     FeatxError
-        A problem has fewer than two classes, or there is no such device.
+        A problem has fewer than two classes, X is too large for its type, or there is no such device.
     """
     where = device_of(device)
     budget = budget_of(where, budget_bytes)
@@ -119,7 +121,7 @@ def _solve_family(
     resident = wide or resident_bytes + low_bytes <= budget / 2
     if not resident and low_bytes > budget / 2:
         low, low_bytes = None, 0
-    left = budget - low_bytes - resident * resident_bytes
+    left = max(0, budget - low_bytes - resident * resident_bytes - D * D * (8 if wide else X.itemsize))
     state_bytes = (2 * PAIRS + 10) * k * D * X.itemsize
     anchor_bytes = 2 * k * n * X.itemsize if low else 0
     if state_bytes + anchor_bytes > left:
@@ -233,7 +235,7 @@ def _batch(
         weights=torch.from_numpy(np.stack(rows)).to(device),
         fold=torch.from_numpy(fold).to(device),
         positive=torch.tensor([member.positive for member in members], device=device),
-        factor=None if all(factor == 1 for factor in factors) else torch.tensor(factors).to(design.spectrum),
+        factor=None if all(factor == 1 for factor in factors) else design.spectrum.new_tensor(factors),
         l2=torch.from_numpy(l2.clip(max=1e30).astype(dtype)).to(device),
         alike=torch.tensor(alike, device=device),
     )

@@ -108,7 +108,7 @@ def _tall(rows: Rows) -> Iterator[tuple[int, Found]]:
     """From the moments of the rows u = [x, 1, y], which serve every shift, scale, intercept and penalty."""
     width = rows.d + 1 + rows.k
     most = max(1, rows.budget_bytes // (2 * 8 * width**2))
-    for folds in torch.arange(len(rows.weights)).split(most):
+    for folds in torch.arange(len(rows.weights), device=rows.weights.device).split(most):
         parts, shares = _parts(rows.weights[folds])
         moments = _moments(rows, parts)
         for fold, share in zip(folds.tolist(), shares, strict=True):
@@ -131,7 +131,7 @@ def _parts(weights: Tensor) -> tuple[Tensor, Tensor]:
         _, pattern = (pattern * len(base) + value).unique(return_inverse=True)
     different = pattern[base > 0].unique()
     if len(different) > len(weights):
-        return weights, torch.eye(len(weights)).to(weights)
+        return weights, torch.eye(len(weights), dtype=weights.dtype, device=weights.device)
     there = (pattern == different[:, None]) & (base > 0)  # (P, n)
     return there * base, ratios[:, there.byte().argmax(1)]
 
