@@ -4,7 +4,7 @@ A copy is imported while the names of scikit-learn's classes mean ours, so that 
 left of each test is what concerns ours:
 
 - Where parameters hold estimators, those that are ours.
-- One of the solvers: to ours all names mean the same.
+- One of the solvers: to ours all names mean the same. One value of what only theirs are told.
 - Dense arrays where sparse ones are made: ours refuse them, and a comparison of both stays a comparison.
 """
 
@@ -48,6 +48,8 @@ OURS["Ridge"].solver_ = property(lambda ridge: ridge.solver)
 _HOMES = (sklearn.linear_model, sklearn.svm)
 # Of those a test is parametrised over, the first one here: scikit-learn's tests ask most of it.
 _SOLVERS = ("newton-cg", "svd", "cholesky", "sparse_cg", "auto", "lbfgs", "saga")
+# What only RidgeCV and LogisticRegressionCV are told, which stay scikit-learn's.
+_OF_THEIRS = {"gcv_mode", "use_legacy_attributes"}
 _CONTAINERS = {"csr_container", "coo_container", "sparse_container", "X_container"}
 
 
@@ -135,7 +137,7 @@ def _narrowed(mark: pytest.Mark) -> pytest.Mark:
         mark = _keeping(mark, _uses_ours)
     for i, name in enumerate(names := names_of(mark)):
         values = [_values(names, row)[i] for row in mark.args[1]]
-        if name in _CONTAINERS:
+        if name in _CONTAINERS | _OF_THEIRS:
             mark = _keeping(mark, lambda row, i=i, values=values: _values(names, row)[i] is values[0])
         elif name == "solver":
             kept = next((solver for solver in _SOLVERS if solver in values), None)

@@ -183,6 +183,17 @@ def test_class_weights_are_shared_too(model, data, calls):
         assert len(problems) == 3 and len({id(problem.weights) for problem in problems}) == 1
 
 
+@classifiers
+def test_class_weights_are_computed_once_a_fit(model, data, monkeypatch):
+    computed = []
+    compute = linear.compute_class_weight
+    monkeypatch.setattr(
+        linear, "compute_class_weight", lambda *args, **options: computed.append(1) or compute(*args, **options)
+    )
+    clone(model).set_params(class_weight="balanced").fit(*data)
+    assert computed == [1]
+
+
 @all_models
 def test_x_and_y_are_checked_once_and_the_model_itself_stays_unfitted(model, data, monkeypatch):
     checked = []
@@ -252,6 +263,25 @@ def test_class_weights_that_are_none_are_refused(model, data):
     for weight in (-1, np.nan):
         with pytest.raises(FeatxError, match="class weights are finite, at least 0 and not all 0"):
             clone(model).set_params(class_weight={"bee": weight}).fit(X, y)
+
+
+@all_models
+def test_a_fit_that_is_refused_leaves_the_model_as_it_was(model, data, monkeypatch):
+    X, y = data[0], target_of(model, data)
+    table = pd.DataFrame(X, columns=list("abcde"))
+    fitted = clone(model).fit(table, y)
+    before, predicted = dict(vars(fitted)), fitted.predict(table)
+    refused = [(X[:, :4], np.full(90, np.nan), None), (X[:, :4], y, -np.ones(90)), (np.full((90, 4), np.nan), y, None)]
+    for rows, targets, weights in [*refused, *((pd.DataFrame(r).add_prefix("x"), t, w) for r, t, w in refused)]:
+        with pytest.raises(ValueError):
+            fitted.fit(rows, targets, sample_weight=weights)
+    monkeypatch.setattr(solvers, "solve", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fitted.fit(X[:, :4], y)
+    assert vars(fitted) == before
+    assert_array_equal(fitted.predict(table), predicted)
+    monkeypatch.undo()
+    assert not hasattr(fitted.fit(X[:, :4], y), "feature_names_in_") and fitted.n_features_in_ == 4
 
 
 @all_models

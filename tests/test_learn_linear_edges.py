@@ -10,7 +10,7 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from featx.errors import FeatxError
-from featx.learn import Fit, LinearSVC, LogisticRegression, Ridge
+from featx.learn import Fit, LinearSVC, LogisticRegression, Ridge, RidgeClassifier
 from featx.solvers import Loss, Problem, solve
 
 CLASSIFIERS = pytest.mark.parametrize("model", [LogisticRegression, LinearSVC])
@@ -136,3 +136,39 @@ def test_autocast_changes_nothing():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = LogisticRegression().fit(X, y).coef_
     assert_array_equal(inside, LogisticRegression().fit(X, y).coef_)
+
+
+@pytest.fixture
+def other_defaults():
+    """`other_defaults()`: from now on tensors are without values and of half precision, if nothing else is said."""
+
+    def change() -> None:
+        torch.set_default_device("meta")
+        torch.set_default_dtype(torch.float16)
+
+    yield change
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(80, 6), (20, 40)], ids=["tall", "wide"])
+@pytest.mark.parametrize(
+    "model",
+    [LogisticRegression(warm_start=True), LinearSVC(class_weight="balanced"), Ridge(), RidgeClassifier()],
+    ids=lambda model: type(model).__name__,
+)
+def test_torch_s_default_device_and_type_change_nothing(model, shape, dtype, other_defaults):
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=shape).astype(dtype), np.arange(shape[0]) % 3
+    fits = [Fit(), Fit(sample_weight=rng.uniform(0.5, 2, len(X)), shift=X.mean(axis=0), scale=X.std(axis=0))]
+
+    def coefs() -> list[np.ndarray]:
+        fitted = model.fit_many(X, y, fits)
+        return [fit.coef_ for fit in [*fitted, fitted[0].fit(X, y)]]
+
+    expected = coefs()
+    other_defaults()
+    for found, wanted in zip(coefs(), expected, strict=True):
+        assert found.dtype == dtype
+        assert_array_equal(found, wanted)

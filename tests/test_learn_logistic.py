@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import joblib
 import numpy as np
 import pytest
 import sklearn.linear_model
@@ -118,10 +119,30 @@ def test_a_warm_start_goes_on_from_where_the_last_fit_ended(k):
 def test_a_warm_start_needs_the_same_classes_and_columns():
     X, y = rows(4)
     model = LogisticRegression(warm_start=True, max_iter=1000).fit(X, y)
-    for wrong in ((X[:, :5], y), (X, y > 0)):
+    for wrong in ((X, y > 0), (X[:, :5], y)):
         with pytest.raises(FeatxError, match=r"warm_start needs the classes .* coef_ has shape \(4, 6\).*clone"):
             model.fit(*wrong)
-    model.fit(X, y)
+    predicted = model.predict(X)  # the model of before is still there
+    assert_array_equal(model.fit(X, y).predict(X), predicted)
+
+
+def test_a_warm_start_begins_from_sparse_coefficients_too():
+    X, y = rows(4)
+    dense = LogisticRegression(warm_start=True).fit(X, y)
+    sparse = LogisticRegression(warm_start=True).fit(X, y).sparsify()
+    assert_array_equal(sparse.fit(X, y).coef_, dense.fit(X, y).coef_)
+    assert sparse.n_iter_ == dense.n_iter_
+
+
+def test_a_warm_start_begins_from_a_model_whose_arrays_are_memory_maps(tmp_path):
+    X, y = rows(4)
+    model = LogisticRegression(warm_start=True, max_iter=1000).fit(X, y)
+    joblib.dump(model, tmp_path / "model.joblib")
+    mapped = joblib.load(tmp_path / "model.joblib", mmap_mode="r")
+    before = mapped.coef_
+    assert not before.flags.writeable
+    assert_array_equal(mapped.fit(X, y).coef_, model.fit(X, y).coef_)
+    assert mapped.coef_.flags.writeable and mapped.coef_ is not before
 
 
 def test_coefficients_can_be_sparse_for_prediction():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -57,15 +58,14 @@ Weights = tuple[np.ndarray | None, np.ndarray | None]  # row weights, class fact
 
 
 def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: Any, stacklevel: int) -> None:
-    """Fit each estimator as its fit says, all on the same rows, which are checked once."""
-    first = estimators[0]
+    """Fit each estimator as its fit says, all on the same rows, which are checked once.
+
+    Where anything is refused, a model that was fitted before stays as it is.
+    """
     for estimator in estimators:
         estimator._refuse()
-    X, targets = first._targets(X, y)
-    for estimator in estimators[1:]:
-        estimator.n_features_in_ = first.n_features_in_
-        if hasattr(first, "feature_names_in_"):
-            estimator.feature_names_in_ = first.feature_names_in_
+    seen = copy(estimators[0])  # scikit-learn's check sets the columns' number and names before it looks at the rows
+    X, targets = seen._targets(X, y)
 
     shared: dict[tuple[int, str], Weights] = {}  # the same arrays for all that weigh rows alike
     weights = []
@@ -81,6 +81,7 @@ def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: A
 
     solutions = _solve(estimators, fits, X, targets, weights)
     for estimator, solution, (row_weights, _) in zip(estimators, solutions, weights, strict=True):
+        estimator._keep_features(seen)
         estimator._keep(solution, targets, row_weights)
     _warn(estimators, fits, solutions, stacklevel)
 
@@ -109,7 +110,7 @@ def _solve(
                 scale=affine.checked(fit.scale, "scale"),
                 intercept=NONE if not estimator.fit_intercept else FREE if constant is None else constant,
                 class_factors=class_factors,
-                start=estimator._start(targets, row_weights),
+                start=estimator._start(X.shape[1], targets, row_weights),
             )
         )
     solutions: dict[int, Solution] = {}

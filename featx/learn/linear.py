@@ -28,6 +28,8 @@ class LinearModel(BaseEstimator):
 
     coef_: np.ndarray
     intercept_: Any  # (m,), or a number
+    n_features_in_: int
+    feature_names_in_: np.ndarray  # where X has column names
 
     _loss: ClassVar[str]  # the value of a featx.solvers.Loss
     _penalty: ClassVar[str]  # the parameter that names a problem
@@ -127,14 +129,22 @@ class LinearModel(BaseEstimator):
         """The value of the column whose penalised coefficient is the intercept; None where it is free."""
         return None
 
-    def _start(self, targets: Targets, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    def _start(self, d: int, targets: Targets, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
         return None
 
     def _stopping(self) -> tuple[float, int]:
         return self.tol, self.max_iter
 
+    def _keep_features(self, seen: LinearModel) -> None:
+        """Set what `_targets` set on another."""
+        self.n_features_in_ = seen.n_features_in_
+        if hasattr(seen, "feature_names_in_"):
+            self.feature_names_in_ = seen.feature_names_in_
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
-        """Set the attributes that `fit` sets."""
+        """Set the other attributes that `fit` sets."""
         raise NotImplementedError
 
 
@@ -155,13 +165,17 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
     def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
         factors = self._class_factors(targets, weights)
         if factors is not None:
-            weights = factors[targets.given] * (1 if weights is None else weights)
+            weights, factors = self._weighed(targets, weights, factors)
         if len(present := self._present(targets, weights)) < 2:
             raise ValueError(
                 "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
                 f"{targets.classes[present[0]]!r}"
             )
-        return weights, None
+        return weights, factors
+
+    def _weighed(self, targets: Targets, weights: np.ndarray | None, factors: np.ndarray) -> Weights:
+        """Row weights and (k,) class weights, together."""
+        return factors[targets.given] * (1 if weights is None else weights), None
 
     def _class_factors(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray | None:
         """(k,) class weights, 0 for classes without rows; None for ones."""

@@ -117,12 +117,10 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     def _constant(self) -> float:
         return float(self.intercept_scaling)
 
-    def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
+    def _weighed(self, targets: Targets, weights: np.ndarray | None, factors: np.ndarray) -> Weights:
         """Of three classes or more liblinear weighs a class's rows only in the problem of that class."""
-        row_weights, _ = super()._weights(targets, weights)
-        factors = self._class_factors(targets, weights)
-        if factors is None or len(self._present(targets, row_weights)) == 2:
-            return row_weights, None
+        if np.count_nonzero(factors) <= 2:
+            return super()._weighed(targets, weights, factors)
         return (factors[targets.given] > 0) * (1.0 if weights is None else weights), factors
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:

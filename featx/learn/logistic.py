@@ -6,6 +6,7 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from scipy.sparse import issparse
 from scipy.special import expit, log_expit, log_softmax, softmax
 from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -141,17 +142,19 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
         scores = self.decision_function(X)
         return log_expit(np.column_stack([-scores, scores])) if scores.ndim == 1 else log_softmax(scores, axis=1)
 
-    def _start(self, targets: Targets, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    def _start(self, d: int, targets: Targets, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
         if not (self.warm_start and hasattr(self, "coef_")):
             return None
         k = len(self._present(targets, weights))
-        shape = (1 if k == 2 else k, self.n_features_in_)
+        shape = (1 if k == 2 else k, d)
         if self.coef_.shape != shape:
             raise FeatxError(
                 f"warm_start needs the classes and columns of the fit before: coef_ has shape {self.coef_.shape}, "
                 f"these rows need {shape}; clone the estimator"
             )
-        return self.coef_, self.intercept_
+        coef: Any = self.coef_
+        # copies: a loaded model's may be read-only, of which torch warns
+        return coef.toarray() if issparse(coef) else np.array(coef), np.array(self.intercept_)
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         super()._keep(solution, targets, weights)
