@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import narrow
 import pytest
 import torch
 from helpers import assert_tells, class_folders, fresh_python
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
-from torchvision.models import resnet18, vgg11, vit_b_32
+from torchvision.models import resnet18
 
 import featx
 from featx.backbones import Backbone, Preprocessing, TappedNetwork, backbone, describe, recall, resolve_taps
@@ -45,15 +46,9 @@ def exported(module: nn.Module, size: int = 64, dynamic: dict | None = ANY, n: i
     return export(module.eval(), (torch.zeros(n, 3, size, size),), dynamic_shapes=(dynamic,) if dynamic else None)
 
 
-def seeded(make, **options) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make(weights=None, **options).eval()
-
-
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    net = seeded(resnet18)
+    net = narrow.seeded(resnet18)
     generator = torch.Generator().manual_seed(0)
     for part in net.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -110,17 +105,16 @@ def test_an_operation_is_named_by_its_module_and_what_it_does(program):
 
 
 @pytest.mark.parametrize(
-    "make, size, stages, penultimate, tokens",
+    "make, stages, penultimate, tokens",
     [
-        (vit_b_32, 224, [f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8, 11)], "select", 1),
-        (vgg11, 64, [f"features.{i}.max_pool2d" for i in (2, 5, 10, 15, 20)], "classifier.4.relu", 0),
+        (narrow.vit_b_32, [f"encoder.layers.encoder_layer_{i}" for i in (2, 5, 8, 11)], "select", 1),
+        (narrow.vgg_11, [f"features.{i}.max_pool2d" for i in (2, 5, 10, 15, 20)], "classifier.4.relu", 0),
     ],
 )
-def test_other_families_have_their_layers_too(make, size, stages, penultimate, tokens):
-    module = seeded(make)
-    trace = trace_of(Backbone(exported(module, size), preprocessing=Preprocessing((size, size), size)))
+def test_other_families_have_their_layers_too(make, stages, penultimate, tokens):
+    trace = trace_of(Backbone(exported(make()), preprocessing=SMALL))
     assert trace.prefix_tokens == tokens
-    if make is vgg11:
+    if make is narrow.vgg_11:
         assert [trace.last(stage) for stage in trace.stages()] == stages
     else:
         assert trace.stages() == stages

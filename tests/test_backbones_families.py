@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import warnings
 
+import narrow
 import pytest
 import torch
 import torchvision
@@ -60,7 +61,20 @@ OTHERS = {
     "timm:coatnet_nano_rw_224": (numbered("stages.", (0, 1, 2, 3)), "head.fc", 512),
     "timm:maxxvit_rmlp_nano_rw_256": (numbered("stages.", (0, 1, 2, 3)), "head.fc", 512),
 }
-FAMILIES = [*BOLD, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+NARROW = {
+    "narrow vgg11": (numbered("features.", (2, 5, 10, 15, 20)), "classifier.6", 8),
+    "narrow vit_b_32": (evens("encoder.layers.encoder_layer_", 12), "heads", 16),
+}
+SLOW = {"vgg16", "vit_b_16", *OTHERS}
+FAMILIES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in [*NARROW, *BOLD, *OTHERS]]
+
+
+def made_of(name: str) -> Backbone:
+    """A narrow network, or a well-known one of its name."""
+    makers = {"narrow vgg11": narrow.vgg_11, "narrow vit_b_32": narrow.vit_b_32}
+    if name in makers:
+        return Backbone(makers[name](), preprocessing=Preprocessing((64, 64), 64))
+    return Backbone(name, weights=None)
 
 
 def randomised(made: Backbone, seed: int = 0) -> Backbone:
@@ -94,8 +108,8 @@ def seen(module: nn.Module, stages: list[str], classifier: str, pixels: torch.Te
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stages_and_penultimate_are_the_networks_own(name):
-    stages, classifier, width = (BOLD | OTHERS)[name]
-    made = randomised(Backbone(name, weights=None))
+    stages, classifier, width = (NARROW | BOLD | OTHERS)[name]
+    made = randomised(made_of(name))
     pixels = torch.randn(1, 3, *made.preprocessing.size, generator=torch.Generator().manual_seed(0))
     taps, _ = resolve_taps(made, ["stages", "penultimate"], "none")
     assert [tap.node for tap in taps[:-1]] == stages
@@ -109,9 +123,9 @@ def test_stages_and_penultimate_are_the_networks_own(name):
         assert (got - true).norm() <= 1e-4 * true.norm()
 
 
-def test_the_features_of_vgg16_are_flattened_or_averaged():
-    made = Backbone("vgg16", weights=None)
-    taps, _ = resolve_taps(made, ["features.30:flatten", "features.30:avg", "avgpool:flatten"], "avg")
+def test_the_features_of_vgg_are_flattened_or_averaged():
+    made = Backbone(narrow.vgg_11(), preprocessing=Preprocessing((224, 224), 256))
+    taps, _ = resolve_taps(made, ["features.20:flatten", "features.20:avg", "avgpool:flatten"], "avg")
     assert [tap.shape for tap in taps] == [(25_088,), (512,), (25_088,)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 
+import narrow
 import pytest
 import torch
 from helpers import assert_tells
@@ -123,10 +124,10 @@ def test_the_module_that_gave_what_the_classifier_sees_is_penultimate():
     torch.testing.assert_close(found["head.1:none"] * 2, found["fc.input:none"])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:vit_tiny_patch16_224", "squeezenet1_1", "vgg11"])
-def test_hooks_and_graphs_agree(name):
-    size = 224 if "vit" in name else 64
-    made = Backbone(name, None, preprocessing=Preprocessing((size, size), size))
+@pytest.mark.parametrize("network", ["resnet18", "timm:vit_tiny_patch16_224", "squeezenet1_1", narrow.vgg_11])
+def test_hooks_and_graphs_agree(network):
+    size = 224 if "vit" in str(network) else 64
+    made = Backbone(network() if callable(network) else network, None, preprocessing=Preprocessing((size, size), size))
     graph, hooked = trace_of(made), Hooked(made)
     assert not isinstance(graph, Hooked) and hooked.stages() == graph.stages()
     assert hooked.prefix_tokens == graph.prefix_tokens

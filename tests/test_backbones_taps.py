@@ -179,7 +179,15 @@ def test_the_weights_behind_the_deepest_tap_are_dropped(resnet):
     [
         ("resnet18", SMALL, "flatten:none", "fc", [f"layer{i}" for i in (1, 2, 3, 4)], (2, 3)),
         ("timm:resnet18", SMALL, "global_pool.flatten:none", "fc", [f"layer{i}" for i in (1, 2, 3, 4)], (2, 3)),
-        ("vgg11", SMALL, "classifier.4:none", "classifier.6", [f"features.{i}" for i in (2, 5, 10, 15, 20)], (2, 3)),
+        pytest.param(
+            "vgg11",
+            SMALL,
+            "classifier.4:none",
+            "classifier.6",
+            [f"features.{i}" for i in (2, 5, 10, 15, 20)],
+            (2, 3),
+            marks=pytest.mark.slow,
+        ),
         (
             "mobilenet_v3_small",
             SMALL,
