@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import resource
 import statistics
@@ -27,6 +28,7 @@ from solve_data import RESULTS, SLOW_SECONDS, Cell, labels, power_law
 from featx.learn import LogisticRegression
 from featx.solvers import Loss, Problem, Solution, solve
 from featx.solvers.machine import device_of, low_type
+from featx.solvers.products import product
 
 GPU_BYTES = 40e9  # what D asks for
 CPU_FLOP = 1e10  # of a pass of all of D's problems, which a CPU is given too
@@ -175,26 +177,27 @@ def _own_bytes() -> int:
 
 
 def gemm(cell: Cell, device: str) -> dict[str, float]:
-    """FLOP/s of Z = V X^T and Z X for all problems at once, by type; the best of tries at several sizes of blocks."""
+    """FLOP/s of Z = V X^T and Z X for all problems at once, by type: the best of several sizes of blocks, with torch's
+    own products and with ours."""
     where = device_of(device)
     d, columns = min(cell.n, cell.d), cell.problems * cell.k
     rows = min(cell.n, max(512, int((2e13 if where.type == "cuda" else 2e11) / (4 * d * columns))))
     rates = {}
     for dtype in filter(None, (torch.float32, low_type(where))):
         X, V = (torch.randn(m, d, device=where).to(dtype) for m in (rows, columns))
-        out = torch.empty_like(V)
-        for scores in (2**26, 2**28, 2**30) if where.type == "cuda" else (2**19, 2**21, 2**23):
-            blocks = X.split(max(1, scores // columns))
-            Z = torch.empty(columns * len(blocks[0]), dtype=dtype, device=where)
+        sizes = (2**26, 2**28, 2**30) if where.type == "cuda" else (2**19, 2**21, 2**23)
+        for scores, multiply in itertools.product(sizes, (bare, product)):
             for _ in range(3):
                 started = ready(where)
-                for block in blocks:
-                    part = Z[: columns * len(block)].view(columns, -1)
-                    torch.mm(V, block.T, out=part)
-                    torch.mm(part, block, out=out)
+                for block in X.split(max(1, scores // columns)):
+                    multiply(multiply(V, block), block.T)
                 rate = 4 * rows * d * columns / (ready(where) - started)
                 rates[str(dtype)[6:]] = max(rate, rates.get(str(dtype)[6:], 0))
     return rates
+
+
+def bare(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor:
+    return A @ B.T
 
 
 def ready(device: torch.device) -> float:
