@@ -10,8 +10,8 @@ D:  a linear probe's sweep at ImageNet's size, on a GPU; against the bare produc
 
 Sides take turns, medians count; a side that takes more than 60 s runs once. The objective of every problem is computed
 anew in float64 from the coefficients: C sum l + |W|^2/2, divided by the number of the fold's rows. FLOP/s: two products
-of n rows (those that a fold holds out too), min(n, d) columns and k scores for each of a problem's passes, nothing else;
-GEMM is these two products bare, for all problems at once, at their best. Prints a table and adds lines to
+of n rows (of those too that a fold holds out), min(n, d) columns and k scores for each of a problem's passes, nothing
+else; GEMM is these two products bare, for all problems at once, at their best. Prints a table and adds lines to
 benchmarks/results/solve.jsonl.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,15 @@ def test_lower_precision_that_the_user_allows_is_not_for_the_solvers():
         with full_precision():
             assert (kind.fp32_precision, torch.backends.cuda.matmul.fp32_precision) == ("ieee", "ieee")
         assert kind.fp32_precision == "bf16"
+        first, second = full_precision(), full_precision()  # of two threads
+        for turn, wanted in (
+            (first.__enter__, "ieee"),
+            (second.__enter__, "ieee"),
+            (partial(first.__exit__, None, None, None), "ieee"),
+            (partial(second.__exit__, None, None, None), "bf16"),
+        ):
+            turn()
+            assert kind.fp32_precision == wanted
     finally:
         kind.fp32_precision = before
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from torch import Tensor
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:
@@ -21,18 +24,33 @@ def product(A: Tensor, B: Tensor) -> Tensor:
     return A @ B.T
 
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+class _FullPrecision:
+    """How many are in there, and what was allowed before the first of them came."""
 
+    def __init__(self) -> None:
+        self.lock, self.inside = Lock(), 0
+        self.before: list[str] = []
+        self.kinds = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Float32 is float32 in here, though TF32 or bfloat16 be allowed in its place (`fp32_precision`)."""
-    kinds = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-    before = [kind.fp32_precision for kind in kinds]
-    try:
-        for kind in kinds:
-            kind.fp32_precision = "ieee"
-        yield
-    finally:
-        for kind, precision in zip(kinds, before, strict=True):
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Float32 is float32 in here, though TF32 or bfloat16 be allowed in its place (`fp32_precision`)."""
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.before = [kind.fp32_precision for kind in self.kinds]
+                self._set(["ieee", "ieee"])
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    self._set(self.before)
+
+    def _set(self, precisions: list[str]) -> None:
+        for kind, precision in zip(self.kinds, precisions, strict=True):
             kind.fp32_precision = precision
+
+
+full_precision = _FullPrecision()

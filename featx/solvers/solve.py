@@ -110,7 +110,8 @@ def _solve_family(
     free = first.intercept == FREE
     weights = _mean_weights(family, len(X))
     kept = None if weights.all() else np.flatnonzero(weights)  # rows that no problem has are not read
-    shift = weighted_mean(X, weights) if free else values_of(first.shift, 0.0, d)
+    # rounded to X's type: what rows are moved by is what intercepts are moved back by
+    shift = weighted_mean(X, weights).astype(X.dtype).astype(float) if free else values_of(first.shift, 0.0, d)
     n = len(X) if kept is None else len(kept)
     columns = Columns(X, kept, shift, first.scale, first.intercept, device)
     ratios, offsets = _affine(family, columns, free, d)
