@@ -170,9 +170,7 @@ def test_an_affine_problem_is_one_on_transformed_columns(far, k, loss, intercept
         if far:
             mean, std = mean + rng.normal(size=len(mean)) * 5, std * rng.choice([-30, 0.1, 1, 10], len(std))
         problems += [
-            Problem(l2, s, shift, scale, intercept)
-            for l2 in (10.0, 100.0)
-            for shift, scale in ((mean, std), (mean, None))
+            Problem(l2, s, shift, scale, intercept) for l2, shift, scale in ((10.0, mean, std), (100.0, mean, None))
         ]
     for ours, problem in zip(solved(X, y, problems, loss), problems, strict=True):
         moved = X if problem.shift is None else X - problem.shift
