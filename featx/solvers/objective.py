@@ -118,8 +118,12 @@ class Objective:
     def keep(self, which: Tensor) -> None:
         """Only these of the problems, from now on."""
         self.batch = self.batch[which]
+        moves = [(to, of) for to, of in enumerate(which.tolist()) if to != of]
         for name in _STATE if self.anchored else ():
-            setattr(self, name, getattr(self, name)[which])
+            held = getattr(self, name)
+            for to, of in moves:  # where they are: there might be no room for a copy
+                held[to] = held[of]
+            setattr(self, name, held[: len(which)])
 
     def exact(self, U: Tensor, problems: Tensor) -> Point:
         """(b, k, D) coordinates of some problems, and which they are (b,)."""

@@ -123,7 +123,7 @@ def _solve_family(
     if not resident and low_bytes > budget / 2:
         low, low_bytes = None, 0
     left = max(0, budget - low_bytes - resident * resident_bytes - D * D * (8 if wide else X.itemsize))
-    state_bytes = (2 * PAIRS + 10) * k * D * X.itemsize
+    state_bytes = (2 * PAIRS + 30) * k * D * X.itemsize  # vectors, of which some come and go
     anchor_bytes = 2 * k * n * X.itemsize if low else 0
     if state_bytes + anchor_bytes > left:
         low, anchor_bytes = None, 0
