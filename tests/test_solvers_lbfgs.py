@@ -237,3 +237,29 @@ def test_directions_are_those_of_the_two_loops():
         for (s, y), share in zip(held, reversed(shares), strict=True):
             r += (share - (y @ r) / (s @ y)) * s
         torch.testing.assert_close(found[i], -r, rtol=1e-9, atol=1e-9)
+
+
+@INTERCEPTS
+@LOSSES
+@CLASSES
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e-6), (np.float64, 1e-11)])
+def test_columns_far_smaller_than_the_intercept_s(dtype, size, k, loss, intercept):
+    X, y = labelled((200, 6), k)
+    scaled = intercept if isinstance(intercept, str) else intercept * size
+    (ours,) = solved(
+        (X * size).astype(dtype), y, [Problem(10 * size**2, intercept=scaled)], loss, tol=1e-4, max_iter=500
+    )
+    (theirs,) = solved(X, y, [Problem(10.0, intercept=intercept)], loss)
+    assert ours.status is Status.CONVERGED
+    assert_allclose(ours.objective, theirs.objective, rtol=1e-5)
+
+
+def test_a_rare_class_among_many_rows():
+    """The sum of 300,000 times 1 / 300,000 is 1.005 in float32."""
+    X = np.random.default_rng(0).normal(size=(300_000, 1)).astype(np.float32)
+    y = (np.arange(len(X)) >= 20).astype(int)
+    for loss in (Loss.LOGISTIC, Loss.SQUARED_HINGE):
+        (ours,), (theirs,) = (solved(x, y, [Problem(1.0)], loss, tol=1e-5) for x in (X, X.astype(np.float64)))
+        assert ours.status is Status.CONVERGED
+        assert_allclose(ours.objective, theirs.objective, rtol=1e-5)
+        assert_allclose(ours.intercept, theirs.intercept, rtol=1e-3)

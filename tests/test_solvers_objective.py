@@ -25,6 +25,7 @@ from classified import (
 from numpy.testing import assert_allclose, assert_array_equal
 
 from featx.solvers import FREE, NONE, Loss, Problem, Status, objective
+from featx.solvers.design import Columns
 from featx.solvers.products import full_precision, product
 
 module = importlib.import_module("featx.solvers.solve")  # the name `featx.solvers.solve` is the function
@@ -252,3 +253,36 @@ def test_the_user_s_default_device_and_type_have_no_part(loss):
         torch.set_default_dtype(before)
     for one, other in zip(plain, moved, strict=True):
         assert_array_equal(one.coef, other.coef)
+
+
+@LOSSES
+def test_what_does_not_fit_is_read_in_blocks_however_few_the_problems(loss, monkeypatch):
+    X, y = labelled((3000, 1100), 2, np.float32)
+    asked, block = [], Columns.block
+    monkeypatch.setattr(Columns, "block", lambda self, *at: asked.append(at[1] - at[0]) or block(self, *at))
+    solved(X, y, [Problem(1.0)], loss, max_iter=2, budget_bytes=1)
+    assert max(asked) * 1100 <= 2**21
+
+
+@LOSSES
+@INTERCEPTS
+def test_float32_rows_are_moved_by_the_whole_shift(loss, intercept):
+    X, y = labelled((200, 6))
+    X = (X + 1e5).astype(np.float32).astype(np.float64)
+    problem = Problem(1.0, shift=X.mean(axis=0), intercept=intercept)
+    (ours,), (theirs,) = (solved(x, y, [problem], loss, tol=1e-5) for x in (X.astype(np.float32), X))
+    assert_allclose(ours.coef, theirs.coef, atol=2e-4 * np.abs(theirs.coef).max())
+    assert_allclose(ours.intercept, theirs.intercept, atol=2e-4 * np.abs(theirs.intercept).max())
+
+
+def test_a_precision_that_is_only_inherited_stays_so():
+    kinds, before = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul), torch.backends.fp32_precision
+    assert [kind.fp32_precision for kind in kinds] == ["none", "none"]
+    try:
+        torch.backends.fp32_precision = "tf32"
+        with full_precision():
+            assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
+        torch.backends.fp32_precision = "ieee"
+        assert [kind.fp32_precision for kind in kinds] == ["ieee", "ieee"]
+    finally:
+        torch.backends.fp32_precision = before

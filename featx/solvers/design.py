@@ -33,6 +33,7 @@ class Design(Protocol):
     """
 
     n: int
+    most_rows: int  # to ask for at once
     free: bool
     spectrum: Tensor
     penalised: Tensor
@@ -77,12 +78,16 @@ class Columns:
         self.shift, self.scale = shift, scale
         self.constant = None if isinstance(intercept, str) else float(intercept)
         self.width = self.d + (self.constant is not None)
+        self.most = max(256, 2**21 // self.width)  # rows of a block
 
     def block(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         """(m, width), in `out` where it is given."""
         block = np.empty((stop - start, self.width), self.X.dtype) if out is None or out.is_cuda else out.numpy()
         rows = slice(start, stop) if self.kept is None else self.kept[start:stop]
-        np.subtract(self.X[rows], self.shift.astype(self.X.dtype), out=block[:, : self.d])
+        moved = self.shift.astype(self.X.dtype)
+        np.subtract(self.X[rows], moved, out=block[:, : self.d])
+        if (rest := (self.shift - moved).astype(self.X.dtype)).any():  # what its type left of the shift
+            block[:, : self.d] -= rest
         if self.scale is not None:
             block[:, : self.d] /= self.scale.astype(self.X.dtype)
         if self.constant is not None:
@@ -104,8 +109,7 @@ class Columns:
         return (slice(start, min(start + columns, self.d)) for start in range(0, self.d, columns))
 
     def blocks(self) -> Iterator[slice]:
-        rows = max(256, 2**21 // self.width)
-        return (slice(start, min(start + rows, self.n)) for start in range(0, self.n, rows))
+        return (slice(start, min(start + self.most, self.n)) for start in range(0, self.n, self.most))
 
 
 def weighted_mean(X: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -147,6 +151,7 @@ class Primal:
         like = columns.like
         width = columns.width
         self.resident = like.new_empty(self.n, width) if resident else None
+        self.most_rows = self.n if resident else columns.most
         self.low = torch.empty(self.n, width, dtype=low, device=like.device) if low else None
         moments = like.new_zeros(width, width, dtype=torch.float64)
         even = bool((weights == weights[0]).all())  # folds together weigh all rows the same
@@ -234,6 +239,7 @@ class Dual:
 
     def __init__(self, columns: Columns, weights: np.ndarray, free: bool, low: torch.dtype | None) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
+        self.most_rows = self.n
         m, E = torch.linalg.eigh(_finite(_row_products(columns), columns.like))
         kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
         kept[-1] = True  # one coordinate at least, though it be of rows that are all alike

@@ -28,7 +28,7 @@ class Member:
 
 
 def members_of(number: int, problem: Problem, y: np.ndarray, loss: Loss, dtype: np.dtype) -> Iterator[Member]:
-    held = None if problem.weights is None else problem.weights / problem.weights.max()
+    held = None if problem.weights is None else problem.weights / problem.weights.sum()
     live = tuple(np.unique(y if held is None else y[held.astype(dtype) > 0]).tolist())
     if len(live) < 2:
         raise FeatxError(f"a classifier needs rows of two classes or more; problem {number} has {len(live)}")

@@ -116,8 +116,12 @@ class _Run:
     def _metric(self) -> Tensor:
         """(b, k, D), and nowhere 0"""
         spectrum, penalty = self.objective.batch.design.spectrum, self.objective.penalty
-        largest = self.curvature.amax(1)[:, None, None] * spectrum.max() + penalty.amax(2, keepdim=True)
-        return torch.addcmul(penalty + torch.finfo(penalty.dtype).eps * largest, self.curvature[..., None], spectrum)
+        columns = (
+            spectrum * self.objective.batch.design.penalised
+        ).max()  # not the free intercept, however small they are
+        largest = self.curvature.amax(1)[:, None, None] * columns + penalty.amax(2, keepdim=True)
+        kind = torch.finfo(penalty.dtype)
+        return torch.addcmul(penalty + kind.eps * largest + kind.tiny, self.curvature[..., None], spectrum)
 
     def _norms(self) -> Tensor:
         """(b, 3): the gradient's, Euclidean and in the inverse metric, relative to the reference; the gap's.
@@ -271,7 +275,8 @@ class _Pairs:
         return q
 
     def keep(self, where: Tensor) -> None:
-        self.steps, self.changes = self.steps[where], self.changes[where]
+        self.steps = self.steps[where]
+        self.changes = self.changes[where]
         self.products, self.count = self.products[where], self.count[where]
 
 

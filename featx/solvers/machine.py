@@ -24,7 +24,7 @@ def device_of(device: str) -> torch.device:
 
 
 def budget_of(device: torch.device, budget_bytes: int | None) -> int:
-    """Bytes for everything a solve makes; by default a quarter of the memory for this process, or of the GPU's."""
+    """Bytes for rows and the state of problems; by default a quarter of what the process may use, or of the GPU's."""
     if budget_bytes is not None:
         return budget_bytes
     if device.type == "cuda":

@@ -103,7 +103,7 @@ class Objective:
         # a piece costs its problems a copy of their coordinates: of fewer rows, that is more than is saved
         self.pieces = _pieces(batch.weights > 0, max(_LEAST_ROWS, self.width))
         most = max(block_scores, B * k * min(n, _LEAST_ROWS))
-        self.work = like.new_empty(2, most)  # fresh memory for each block would cost more than the arithmetic
+        self.work = like.new_empty(1 + anchored, most)  # fresh memory for each block costs more than the arithmetic
         if anchored:
             self.low_work = torch.empty(most, dtype=design.low_rows(0, 1).dtype, device=like.device)
             self.scores, self.residuals = like.new_empty(B, k, n), like.new_empty(B, k, n)  # without the free intercept
@@ -137,7 +137,7 @@ class Objective:
             part, part_G, part_low_G = (_of(held, chosen).flatten(0, 1) for held in (V, G, low_G))
             for block in blocks:
                 rows = design.rows(block.start, block.stop)
-                _, residuals = self._scores(len(chosen), block)
+                residuals = self._room(len(chosen), block)
                 scores = product(part, rows).view_as(residuals)
                 if self.anchored:
                     for mine, kept in runs:
@@ -171,7 +171,7 @@ class Objective:
             part, part_change = (_of(held, chosen).flatten(0, 1) for held in (step, change))
             for block in blocks:
                 rows = design.low_rows(block.start, block.stop)
-                scores, residuals = self._scores(len(chosen), block)
+                scores, residuals = self._room(len(chosen), block, 1), self._room(len(chosen), block)
                 moved = self._lowered(scores)
                 torch.mm(part, rows.T, out=moved.flatten(0, 1))
                 for mine, kept in runs:
@@ -191,10 +191,10 @@ class Objective:
 
     def adopt(self, problems: Tensor, others: Tensor) -> None:
         """Put problems where others of the same rows and classes were evaluated last."""
-        if self.anchored:
-            for name in _STATE:
+        for to, of in zip(problems.tolist(), others.tolist(), strict=True):
+            for name in _STATE if self.anchored and to != of else ():
                 held = getattr(self, name)
-                held[problems] = held[others]
+                held[to] = held[of]
 
     def _parts(self, problems: Tensor) -> Iterator[tuple[Tensor, list[slice]]]:
         """Pieces of the rows in blocks, and the positions of the problems that have weight there."""
@@ -203,6 +203,7 @@ class Objective:
             chosen = active[folds].nonzero()[:, 0]
             if len(chosen):
                 rows = max(_LEAST_ROWS, self.block_scores // (len(chosen) * self.batch.k))
+                rows = min(rows, self.batch.design.most_rows)
                 yield chosen, [slice(at, min(at + rows, piece.stop)) for at in range(piece.start, piece.stop, rows)]
 
     def _split(self, U: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,11 +211,10 @@ class Objective:
         inner = U[..., : self.width]
         return inner, U[..., self.width :] if self.batch.design.free else torch.zeros_like(U[..., :1])
 
-    def _scores(self, b: int, block: slice) -> tuple[Tensor, Tensor]:
-        """Room for (b, k, m) scores, and for their residuals."""
-        shape = (2, b, self.batch.k, block.stop - block.start)
-        first, second = self.work[:, : prod(shape[1:])].view(shape)
-        return first, second
+    def _room(self, b: int, block: slice, which: int = 0) -> Tensor:
+        """(b, k, m), of any content."""
+        shape = (b, self.batch.k, block.stop - block.start)
+        return self.work[which, : prod(shape)].view(shape)
 
     def _lowered(self, scores: Tensor) -> Tensor:
         return self.low_work[: scores.numel()].view_as(scores)

@@ -36,21 +36,20 @@ class _FullPrecision:
     def __call__(self) -> Iterator[None]:
         """Float32 is float32 in here, though TF32 or bfloat16 be allowed in its place (`fp32_precision`)."""
         with self.lock:
-            self.inside += 1
-            if self.inside == 1:
+            if self.inside == 0:
                 self.before = [kind.fp32_precision for kind in self.kinds]
-                self._set(["ieee", "ieee"])
+                for kind in self.kinds:
+                    kind.fp32_precision = "ieee"
+            self.inside += 1
         try:
             yield
         finally:
             with self.lock:
                 self.inside -= 1
-                if self.inside == 0:
-                    self._set(self.before)
-
-    def _set(self, precisions: list[str]) -> None:
-        for kind, precision in zip(self.kinds, precisions, strict=True):
-            kind.fp32_precision = precision
+                for kind, before in zip(self.kinds, self.before, strict=True) if self.inside == 0 else ():
+                    kind.fp32_precision = "none"
+                    if kind.fp32_precision != before:  # else it is that of all kinds, and shall follow it
+                        kind.fp32_precision = before
 
 
 full_precision = _FullPrecision()

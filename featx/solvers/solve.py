@@ -47,8 +47,8 @@ def solve(
     problems : of them
     loss : Loss
     tol : float
-        A problem has converged when its `Solution.gradient_norm` is at most this. Squared errors are solved in closed
-        form.
+        A problem has converged when its `Solution.gradient_norm` is at most this, or rounding hides what is left of
+        its objective. Squared errors are solved in closed form.
     max_iter : int
         Passes over the rows, at most.
     device : "auto", "cpu", "cuda" or "cuda:1"
@@ -271,13 +271,18 @@ def _start(members: list[Member], null: Tensor, batch: Batch, moves: np.ndarray 
 
 def _best_intercepts(batch: Batch) -> Tensor:
     """(B, k) of the model without columns: logs of the classes' shares or odds, 2 p - 1 for squared hinges."""
-    shares = batch.weights.new_zeros(len(batch.weights), int(batch.y.max()) + 1)
-    shares.index_add_(1, batch.y, batch.weights)  # (F, k)
+    weights = batch.weights.double()  # in float32 a sum over many rows is wrong by more than a rare class weighs
+    shares = weights.new_zeros(len(weights), int(batch.y.max()) + 1).index_add_(1, batch.y, weights)[
+        batch.fold
+    ]  # (B, k)
     if batch.k > 1:
-        logs = shares[batch.fold].log()
-        return logs - logs.mean(1, keepdim=True)
-    p = shares[batch.fold, batch.positive][:, None]
-    return 2 * p - 1 if batch.loss is squared_hinge else torch.log(p) - torch.log1p(-p)
+        logs = shares.log()
+        best = logs - logs.mean(1, keepdim=True)
+    else:
+        at = batch.positive[:, None]
+        p, q = shares.gather(1, at), shares.scatter(1, at, 0).sum(1, keepdim=True)
+        best = (p - q) / (p + q) if batch.loss is squared_hinge else p.log() - q.log()
+    return best.to(batch.weights)
 
 
 def _pieces(
