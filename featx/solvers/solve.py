@@ -127,7 +127,7 @@ def _solve_family(
     anchor_bytes = 2 * k * n * X.itemsize if low else 0
     if state_bytes + anchor_bytes > left:
         low, anchor_bytes = None, 0
-    if resident:
+    if resident and not wide:  # else no piece of the rows is long enough to be left out
         columns.kept = kept = _together(family, kept, n)
     if kept is not None:
         y, weights = y[kept], weights[kept]
