@@ -24,7 +24,7 @@ from classified import (
 from numpy.testing import assert_allclose
 
 from featx.solvers import FREE, NONE, Loss, Problem, Status
-from featx.solvers.lbfgs import PAIRS, _Pairs
+from featx.solvers.pairs import PAIRS, Pairs
 
 
 @LOSSES
@@ -214,7 +214,7 @@ def test_directions_are_those_of_the_two_loops():
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     hessian = draw(K, K)
     hessian = hessian @ hessian.T / K + torch.eye(K)
-    pairs, kept = _Pairs(draw(b, K), 1), [[] for _ in range(b)]
+    pairs, kept = Pairs(draw(b, K), 1), [[] for _ in range(b)]
     for turn in range(3 * PAIRS):
         step = draw(b, K)
         change = step @ hessian

@@ -25,7 +25,7 @@ from classified import (
 from numpy.testing import assert_allclose, assert_array_equal
 
 from featx.solvers import FREE, NONE, Loss, Problem, Status, objective
-from featx.solvers.design import Columns
+from featx.solvers.columns import Columns
 from featx.solvers.products import full_precision, product
 
 module = importlib.import_module("featx.solvers.solve")  # the name `featx.solvers.solve` is the function

@@ -9,7 +9,6 @@ others. Rows hold one common shift and scale; those of a problem that differ a l
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Protocol
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from featx.errors import FeatxError
-from featx.solvers.problems import Intercept
+from featx.solvers.columns import Columns
 from featx.solvers.products import product
 
 _STRIPS = 8  # of a symmetric product, of which half is left out
@@ -55,73 +54,6 @@ class Design(Protocol):
 
     def coordinates(self, W: Tensor, intercept: Tensor) -> Tensor:
         """(b, k, d) and (b, k) -> U (b, k, D)."""
-
-
-class Columns:
-    """Some rows of X with a common shift and scale and a constant column: blocks of ((x - shift) / scale, constant).
-
-    kept : (n,) positions in X, or None for all
-    """
-
-    def __init__(
-        self,
-        X: np.ndarray,
-        kept: np.ndarray | None,
-        shift: np.ndarray,
-        scale: np.ndarray | None,
-        intercept: Intercept,
-        device: torch.device,
-    ) -> None:
-        self.X, self.kept = X, kept
-        self.n, self.d = len(X) if kept is None else len(kept), X.shape[1]
-        self.like = torch.empty(0, dtype=torch.float32 if X.dtype == np.float32 else torch.float64, device=device)
-        self.shift, self.scale = shift, scale
-        self.constant = None if isinstance(intercept, str) else float(intercept)
-        self.width = self.d + (self.constant is not None)
-        self.most = max(256, 2**21 // self.width)  # rows of a block
-
-    def block(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """(m, width), in `out` where it is given."""
-        block = np.empty((stop - start, self.width), self.X.dtype) if out is None or out.is_cuda else out.numpy()
-        rows = slice(start, stop) if self.kept is None else self.kept[start:stop]
-        moved = self.shift.astype(self.X.dtype)
-        np.subtract(self.X[rows], moved, out=block[:, : self.d])
-        if (rest := (self.shift - moved).astype(self.X.dtype)).any():  # what its type left of the shift
-            block[:, : self.d] -= rest
-        if self.scale is not None:
-            block[:, : self.d] /= self.scale.astype(self.X.dtype)
-        if self.constant is not None:
-            block[:, self.d] = self.constant
-        if out is None:
-            return torch.from_numpy(block).to(self.like.device)
-        return out.copy_(torch.from_numpy(block)) if out.is_cuda else out
-
-    def strip(self, columns: slice) -> Tensor:
-        """(n, c) float64, of all rows."""
-        held = self.X[:, columns] if self.kept is None else self.X[self.kept, columns]
-        strip = held - self.shift[columns].astype(np.float64)
-        if self.scale is not None:
-            strip /= self.scale[columns]
-        return torch.from_numpy(strip).to(self.like.device)
-
-    def strips(self) -> Iterator[slice]:
-        columns = max(64, 2**22 // self.n)
-        return (slice(start, min(start + columns, self.d)) for start in range(0, self.d, columns))
-
-    def blocks(self) -> Iterator[slice]:
-        return (slice(start, min(start + self.most, self.n)) for start in range(0, self.n, self.most))
-
-
-def weighted_mean(X: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(d,), counted from a row on that has weight, so that a constant column's is exact."""
-    first = X[int((weights > 0).argmax())]
-    total = np.zeros(X.shape[1])
-    rows = max(256, 2**21 // X.shape[1])
-    for start in range(0, len(X), rows):
-        held = weights[start : start + rows]
-        block = X[start : start + rows] - first
-        total += held.astype(block.dtype) @ block if held.all() else held[held > 0] @ block[held > 0]
-    return first + total / weights.sum()
 
 
 class Primal:

@@ -1,4 +1,4 @@
-"""Problems in, groups of them out that one design serves: of one form, and of nearly one shift and scale."""
+"""Problems in, groups of them out that one design serves, and the order of members and rows in them."""
 
 from __future__ import annotations
 
@@ -71,6 +71,34 @@ def _share(a: Problem, b: Problem, shape: tuple[int, ...]) -> bool:
         return True
     apart = (values_of(a.shift, 0.0, d) - values_of(b.shift, 0.0, d)) / values_of(b.scale, 1.0, d)
     return a.intercept != NONE and bool(np.abs(apart).max() <= 1)
+
+
+def by_weights(family: list[Member]) -> list[Member]:
+    """Those that have the same weights next to one another."""
+    order = {id(member.problem.weights): number for number, member in reversed(list(enumerate(family)))}
+    return sorted(family, key=lambda member: order[id(member.problem.weights)])
+
+
+def together(family: list[Member], kept: np.ndarray | None, n: int) -> np.ndarray | None:
+    """Positions of the rows, those that matter to the same problems next to one another: they can be left out then."""
+    weights = {id(member.problem.weights): member.problem.weights for member in family}
+    given = [held if kept is None else held[kept] for held in weights.values() if held is not None]
+    if all(held.all() for held in given):
+        return kept
+    order = np.lexsort([held > 0 for held in given])
+    return order if kept is None else kept[order]
+
+
+def mean_weights(family: list[Member], n: int) -> np.ndarray:
+    """(n,) what rows weigh over all members, for the shared shift and second moments."""
+    counted: dict[int, tuple[np.ndarray | None, int]] = {}
+    for member in family:
+        weights = member.problem.weights
+        counted[id(weights)] = (weights, counted.get(id(weights), (None, 0))[1] + 1)
+    total = np.zeros(n)
+    for weights, count in counted.values():
+        total += count / n if weights is None else count * np.asarray(weights, np.float64) / weights.sum()
+    return total
 
 
 def factor_of(member: Member) -> float:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from featx.solvers.objective import Objective, Point
+from featx.solvers.pairs import Pairs, dot
 from featx.solvers.problems import Status
 
-PAIRS = 10
 _DECREASE = 1e-4  # Armijo's condition
 _FLAT = 0.9  # where rounding hides a decrease, the slope must have fallen to this part of itself instead
 _LOW_NOISE = 1e-5  # of the value and 1, in low precision
@@ -96,7 +96,7 @@ class _Run:
         self.fresh = self.alive.clone()  # the point is new and needs a direction
         self.doubted = ~self.alive  # the next pass is an exact one, where the point is
         self.distrusted = self.alive.clone() if not objective.anchored else ~self.alive  # exact passes from now on
-        self.pairs = _Pairs(self.U, k)
+        self.pairs = Pairs(self.U, k)
         nobody = torch.zeros_like(self.problem)
         self.found = Minimum(start.clone(), self.value.clone(), self.norm.clone(), nobody, [Status.MAX_ITER] * B)
 
@@ -118,7 +118,7 @@ class _Run:
         spectrum, penalty = self.objective.batch.design.spectrum, self.objective.penalty
         columns = (
             spectrum * self.objective.batch.design.penalised
-        ).max()  # not the free intercept, however small they are
+        ).max()  # not the free intercept, which may be larger
         largest = self.curvature.amax(1)[:, None, None] * columns + penalty.amax(2, keepdim=True)
         kind = torch.finfo(penalty.dtype)
         return torch.addcmul(penalty + kind.eps * largest + kind.tiny, self.curvature[..., None], spectrum)
@@ -128,8 +128,8 @@ class _Run:
 
         The gap is an estimate of how far the value is from its minimum, relative to the value and a part of it.
         """
-        square = _dot(self.gradient, self.gradient / self.metric.flatten(1)).double()
-        norms = torch.stack([_dot(self.gradient, self.gradient).double().sqrt(), square.sqrt()], 1) / self.reference
+        square = dot(self.gradient, self.gradient / self.metric.flatten(1)).double()
+        norms = torch.stack([dot(self.gradient, self.gradient).double().sqrt(), square.sqrt()], 1) / self.reference
         self.gap = square / 2
         tiny = torch.finfo(self.U.dtype).tiny
         return torch.cat([norms, (self.gap / (self.value * self.gap_part + tiny))[:, None]], 1)
@@ -160,11 +160,11 @@ class _Run:
     def _aim(self) -> None:
         metric = self.metric.flatten(1)  # (b, K)
         direction = self.pairs.direction(self.gradient, metric)
-        slope = _dot(self.gradient, direction).double()
+        slope = dot(self.gradient, direction).double()
         uphill = ~(slope < 0)
         if uphill.any():
             direction = torch.where(uphill[:, None], self.pairs.balanced(-self.gradient / metric), direction)
-            slope = _dot(self.gradient, direction).double()
+            slope = dot(self.gradient, direction).double()
         self.direction = _choose(self.fresh, direction, self.direction)
         self.slope = torch.where(self.fresh, slope, self.slope)
         self.length = torch.where(self.fresh, torch.ones_like(slope), self.length)
@@ -175,7 +175,7 @@ class _Run:
         noise = torch.where(exact, 10 * torch.finfo(trial.dtype).eps * size, _LOW_NOISE * size)
         predicted = self.length * self.slope
         rise = point.value - self.value
-        slope = _dot(point.gradient, self.direction).double()
+        slope = dot(point.gradient, self.direction).double()
         decreased = rise <= _DECREASE * predicted
         flat = (rise <= noise) & (slope.abs() <= _FLAT * self.slope.abs())
         accepted = (self.doubted | decreased | flat) & tried
@@ -228,78 +228,6 @@ class _Run:
             self.objective.keep(where)
 
 
-class _Pairs:
-    """The last steps s and changes y of the gradient of each problem, and the direction they make.
-
-    In compact form, which reads them in four products: Byrd, Nocedal and Schnabel, Representations of quasi-Newton
-    matrices (1994), theorem 2.2. R, the upper triangle of the s_i . y_j from the oldest pair to the newest, is kept up.
-    """
-
-    def __init__(self, like: Tensor, k: int) -> None:
-        b, K = like.shape
-        self.k = k
-        self.steps, self.changes = like.new_zeros(b, PAIRS, K), like.new_zeros(b, PAIRS, K)
-        self.products = like.new_zeros(b, PAIRS, PAIRS)  # s_i . y_j, where i is not newer than j
-        self.count = torch.zeros(b, dtype=torch.int64, device=like.device)  # a pair is in slot `count` modulo PAIRS
-
-    def push(self, step: Tensor, change: Tensor, accepted: Tensor) -> None:
-        curved = _dot(step, change) > torch.finfo(step.dtype).eps * step.norm(dim=1) * change.norm(dim=1)
-        where = (accepted & curved).nonzero()[:, 0]
-        slot = self.count[where] % PAIRS
-        self.steps[where, slot], self.changes[where, slot] = step[where], change[where]
-        self.products[where, :, slot] = _products(change, self.steps)[where]
-        self.count[where] += 1
-
-    def direction(self, gradient: Tensor, metric: Tensor) -> Tensor:
-        """-H g, (b, K). H starts as the inverse of `metric`, scaled to fit each problem's newest pair."""
-        each = torch.arange(len(gradient), device=gradient.device)[:, None]
-        order = (self.count[:, None] + torch.arange(PAIRS, device=gradient.device)) % PAIRS  # of slots, by age
-        R = self.products[each[..., None], order[..., None], order[:, None]].triu()
-        curvature = R.diagonal(dim1=1, dim2=2)  # s . y, 0 where there is no pair
-        R = R + torch.diag_embed((curvature == 0).to(R.dtype))
-
-        shares = _solved(R, _products(gradient, self.steps)[each, order], upper=True)
-        q = _less(gradient, shares, order, self.changes)
-        newest = self.changes[each[:, 0], order[:, -1]]
-        scale = curvature[:, -1] / _dot(newest, newest / metric)
-        q.mul_(torch.where(curvature[:, -1] > 0, scale, 1.0)[:, None]).div_(metric)
-        self.balanced(q)
-        again = _solved(R.mT, curvature * shares - _products(q, self.changes)[each, order], upper=False)
-        return _less(q, -again, order, self.steps).neg_()
-
-    def balanced(self, q: Tensor) -> Tensor:
-        """In place: sums over several classes are 0, as in all gradients; a metric of each class's own forgot that."""
-        if self.k > 1:
-            classes = q.view(len(q), self.k, -1)
-            classes -= classes.mean(1, keepdim=True)
-        return q
-
-    def keep(self, where: Tensor) -> None:
-        self.steps = self.steps[where]
-        self.changes = self.changes[where]
-        self.products, self.count = self.products[where], self.count[where]
-
-
-def _products(v: Tensor, pairs: Tensor) -> Tensor:
-    """(b, K), (b, PAIRS, K) -> (b, PAIRS)"""
-    return torch.bmm(v[:, None], pairs.mT)[:, 0]
-
-
-def _less(v: Tensor, shares: Tensor, order: Tensor, pairs: Tensor) -> Tensor:
-    """v - sum_i shares_i pairs_(order i), (b, K)"""
-    by_slot = torch.zeros_like(shares).scatter_(1, order, shares)
-    return torch.baddbmm(v[:, None], by_slot[:, None], pairs, alpha=-1)[:, 0]
-
-
-def _solved(R: Tensor, right: Tensor, upper: bool) -> Tensor:
-    return torch.linalg.solve_triangular(R, right[..., None], upper=upper)[..., 0]
-
-
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """(b, m) rows of one or the other; a copy of the new ones is not made for nothing."""
     return new if bool(mask.all()) else torch.where(mask[:, None], new, old)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(b, K), (b, K) -> (b,)"""
-    return torch.linalg.vecdot(a, b)

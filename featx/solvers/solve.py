@@ -9,12 +9,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featx.solvers.design import Columns, Design, Dual, Primal, weighted_mean
-from featx.solvers.families import Member, equal, factor_of, families_of, members_of, move_of, values_of
-from featx.solvers.lbfgs import PAIRS, Minimum, minimise
+from featx.solvers.columns import Columns, weighted_mean
+from featx.solvers.design import Design, Dual, Primal
+from featx.solvers.families import (
+    Member,
+    by_weights,
+    equal,
+    factor_of,
+    families_of,
+    mean_weights,
+    members_of,
+    move_of,
+    together,
+    values_of,
+)
+from featx.solvers.lbfgs import Minimum, minimise
 from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
 from featx.solvers.machine import budget_of, device_of, low_type
 from featx.solvers.objective import Batch, Objective
+from featx.solvers.pairs import PAIRS
 from featx.solvers.problems import FREE, Loss, Problem, Solution, Status
 from featx.solvers.products import full_precision
 from featx.solvers.ridge import solve_ridge
@@ -104,11 +117,11 @@ def _solve_family(
     budget: int,
 ) -> Iterator[_Piece]:
     d = X.shape[1]
-    family = _by_weights(family)
+    family = by_weights(family)
     first = family[0].problem
     k = family[0].k
     free = first.intercept == FREE
-    weights = _mean_weights(family, len(X))
+    weights = mean_weights(family, len(X))
     kept = None if weights.all() else np.flatnonzero(weights)  # rows that no problem has are not read
     # rounded to X's type: what rows are moved by is what intercepts are moved back by
     shift = weighted_mean(X, weights).astype(X.dtype).astype(float) if free else values_of(first.shift, 0.0, d)
@@ -128,7 +141,7 @@ def _solve_family(
     if state_bytes + anchor_bytes > left:
         low, anchor_bytes = None, 0
     if resident and not wide:  # else no piece of the rows is long enough to be left out
-        columns.kept = kept = _together(family, kept, n)
+        columns.kept = kept = together(family, kept, n)
     if kept is not None:
         y, weights = y[kept], weights[kept]
     most = max(1, int(left // (state_bytes + anchor_bytes)))
@@ -152,34 +165,6 @@ def _solve_family(
         start = _start(members, null, batch, moves)
         minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
         yield from _pieces(members, minimum, design, totals, moves)
-
-
-def _by_weights(family: list[Member]) -> list[Member]:
-    """Those that have the same weights next to one another."""
-    order = {id(member.problem.weights): number for number, member in reversed(list(enumerate(family)))}
-    return sorted(family, key=lambda member: order[id(member.problem.weights)])
-
-
-def _together(family: list[Member], kept: np.ndarray | None, n: int) -> np.ndarray | None:
-    """Positions of the rows, those that matter to the same problems next to one another: they can be left out then."""
-    weights = {id(member.problem.weights): member.problem.weights for member in family}
-    given = [held if kept is None else held[kept] for held in weights.values() if held is not None]
-    if all(held.all() for held in given):
-        return kept
-    order = np.lexsort([held > 0 for held in given])
-    return order if kept is None else kept[order]
-
-
-def _mean_weights(family: list[Member], n: int) -> np.ndarray:
-    """(n,) what rows weigh over all members, for the shared shift and second moments."""
-    counted: dict[int, tuple[np.ndarray | None, int]] = {}
-    for member in family:
-        weights = member.problem.weights
-        counted[id(weights)] = (weights, counted.get(id(weights), (None, 0))[1] + 1)
-    total = np.zeros(n)
-    for weights, count in counted.values():
-        total += count / n if weights is None else count * np.asarray(weights, np.float64) / weights.sum()
-    return total
 
 
 def _affine(family: list[Member], columns: Columns, free: bool, d: int) -> tuple[Tensor | None, Tensor | None]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featx.solvers.design import weighted_mean
+from featx.solvers.columns import weighted_mean
 from featx.solvers.problems import FREE, NONE, Problem
 
 _MOST = 2**23  # numbers of a block: more are no faster
