@@ -8,7 +8,7 @@ import pytest
 import sklearn.linear_model
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
-from sklearn.datasets import make_classification
+from sklearn.datasets import load_digits, load_iris, make_classification
 
 from featx.errors import FeatxError
 from featx.learn import LogisticRegression
@@ -66,6 +66,18 @@ def test_at_the_default_tolerance_the_objective_is_no_worse_than_scikit_learn_s(
     for C in (1e-3, 1.0, 1e3):
         ours, theirs = LogisticRegression(C=C).fit(X, y), sklearn.linear_model.LogisticRegression(C=C).fit(X, y)
         assert objective(ours, X, y, np.ones(120), C) <= objective(theirs, X, y, np.ones(120), C) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("C", [1e-3, 0.1, 10.0, 1e3])
+@pytest.mark.parametrize("name", ["digits", "iris", "wide"])
+def test_it_is_no_worse_on_well_known_rows_and_on_more_columns_than_rows(name, C):
+    if name == "wide":
+        X, y = make_classification(100, 300, n_informative=150, n_classes=5, random_state=2)
+    else:
+        X, y = {"digits": load_digits, "iris": load_iris}[name](return_X_y=True)
+    theirs = sklearn.linear_model.LogisticRegression(C=C, max_iter=2000).fit(X, y)
+    best = objective(theirs, X, y, np.ones(len(y)), C)
+    assert objective(LogisticRegression(C=C).fit(X, y), X, y, np.ones(len(y)), C) <= best * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

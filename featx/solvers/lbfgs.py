@@ -7,7 +7,8 @@ metric is rare: a tick tries one step of every problem, and there is no other li
 
 How far a problem is from its minimum is measured by two norms of the gradient, each relative to what it is at a model
 that knows no column: the Euclidean one, and that in the inverse of M, half the square of which is about the gap, the
-distance of the objective from its minimum, whatever the units of the columns. The gap counts relative to the objective.
+distance of the objective from its minimum, whatever the units of the columns. The gap counts relative to the objective,
+and so does what the last step gained: who still gains much is not there, however small the gradient.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from featx.solvers.problems import Status
 _DECREASE = 1e-4  # Armijo's condition
 _FLAT = 0.9  # where rounding hides a decrease, the slope must have fallen to this part of itself instead
 _LOW_NOISE = 1e-5  # of the value and 1, in low precision
+_GAIN = 30.0  # a step may still gain this multiple of `tol`, relative to the value
 _FALL = 0.003  # of the gradient's norm since the anchor, after which low precision wants a new one
 _STAYED = 0.9  # of that norm: low precision that gets no further from one anchor to the next is given up
 _LOW_CUTS = 2  # refused steps in a row that are blamed on low precision
@@ -80,6 +82,7 @@ class _Run:
         self.gap_part = gap_part
         self.problem = torch.arange(B, device=start.device)  # which it is of those there were at the beginning
         self.reference = torch.ones(B, 2, dtype=torch.float64, device=start.device)
+        self.gain = torch.zeros_like(self.reference[:, 0])  # of the last step
         self._stand(null, self._at_null(null))
         shares = self.reference.new_tensor([1.0, metric_share])
         tiny = torch.finfo(start.dtype).tiny
@@ -124,15 +127,16 @@ class _Run:
         return torch.addcmul(penalty + kind.eps * largest + kind.tiny, self.curvature[..., None], spectrum)
 
     def _norms(self) -> Tensor:
-        """(b, 3): the gradient's, Euclidean and in the inverse metric, relative to the reference; the gap's.
+        """(b, 4): the gradient's, Euclidean and in the inverse metric, relative to the reference; gap; gain.
 
-        The gap is an estimate of how far the value is from its minimum, relative to the value and a part of it.
+        The gap is an estimate of how far the value is from its minimum; it and the last gain are relative to the value.
         """
         square = dot(self.gradient, self.gradient / self.metric.flatten(1)).double()
         norms = torch.stack([dot(self.gradient, self.gradient).double().sqrt(), square.sqrt()], 1) / self.reference
         self.gap = square / 2
         tiny = torch.finfo(self.U.dtype).tiny
-        return torch.cat([norms, (self.gap / (self.value * self.gap_part + tiny))[:, None]], 1)
+        gap, gain = self.gap / (self.value * self.gap_part + tiny), self.gain / (self.value * _GAIN + tiny)
+        return torch.cat([norms, gap[:, None], gain[:, None]], 1)
 
     def tick(self) -> None:
         """A direction where the point is new, a trial of every problem, and what follows from it.
@@ -186,6 +190,7 @@ class _Run:
         self.length = torch.where(accepted | ~tried, self.length, cut)
         self.cuts = torch.where(accepted, torch.zeros_like(self.cuts), self.cuts + tried)
 
+        self.gain = torch.where(accepted & ~self.doubted, -rise, self.gain)
         self.U = _choose(accepted, trial, self.U)
         self.gradient = _choose(accepted, point.gradient, self.gradient)
         self.value = torch.where(accepted, point.value, self.value)

@@ -68,10 +68,11 @@ class Solution:
     intercept : (m,)
     classes : (m,) or (2,) the classes that had rows, as they are numbered in y
     objective : the minimised sum at the solution
-    gradient_norm : what `tol` bounds, the largest of three: the Euclidean norm of the gradient, relative to that at
+    gradient_norm : what `tol` bounds, the largest of four: the Euclidean norm of the gradient, relative to that at
         W = 0 with the best free intercept there; its norm in the problem's metric, relative likewise, times 0.01
-        (logistic) or 1 (squared hinge); and the distance from the minimum that this norm suggests, relative to the
-        objective, divided by 200 (logistic) or 0.001 (squared hinge)
+        (logistic) or 1 (squared hinge); the distance from the minimum that this norm suggests, relative to the
+        objective, divided by 200 (logistic) or 0.001 (squared hinge); and what the last step gained, relative to the
+        objective, divided by 30
     n_iter : passes over the rows
     status : Status
     """
