@@ -205,8 +205,9 @@ def test_ctrl_c_before_64_images_leaves_nothing(tmp_path: Path) -> None:
     for i in range(300):
         (tmp_path / "photos" / f"{i}.png").write_bytes(pictures[i % 3])
     words = ["extract", "photos", "-o", "out.h5", "-b", "resnet18", "--weights", "random", "--precision", "float32"]
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job ignores it
     running = subprocess.Popen(
-        [sys.executable, "-c", "from featx.cli import main; main()", *words],
+        [sys.executable, "-c", f"{heard}; from featx.cli import main; main()", *words],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
