@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -62,13 +63,10 @@ def test_float32_is_solved_as_exactly_as_it_allows(k, loss, shape):
 def test_many_at_once_are_as_one_by_one(k, loss, shape):
     X, y = labelled(shape, k)
     shift, scale = X.mean(axis=0), X.std(axis=0)
-    problems = [
-        Problem(l2, s, *moved, intercept)
-        for l2 in (3.0, 30.0)
-        for s in (None, folds(len(y), y)[2])
-        for moved in ((None, None), (shift, scale), (shift * 0.9, scale * 1.1))
-        for intercept in (FREE, NONE, 0.5)
-    ]
+    kinds = product(
+        (None, folds(len(y), y)[2]), ((None, None), (shift, scale), (shift * 0.9, scale * 1.1)), (FREE, NONE, 0.5)
+    )
+    problems = [Problem((3.0, 30.0)[i % 2], s, *moved, intercept) for i, (s, moved, intercept) in enumerate(kinds)]
     assert_all_same(
         solved(X, y, problems, loss), [one for problem in problems for one in solved(X, y, [problem], loss)], 1e-5
     )

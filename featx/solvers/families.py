@@ -101,6 +101,19 @@ def mean_weights(family: list[Member], n: int) -> np.ndarray:
     return total
 
 
+def affine_of(family: list[Member], d: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(B, d) ratios and offsets of a Primal; None where all problems have the first one's scale, or shift."""
+    first = family[0].problem
+    ratios = offsets = None
+    if any(not equal(member.problem.scale, first.scale) for member in family):
+        scales = [values_of(member.problem.scale, 1.0, d) for member in family]
+        ratios = values_of(first.scale, 1.0, d) / np.stack(scales)
+    if first.intercept != FREE and any(not equal(member.problem.shift, first.shift) for member in family):
+        shift = values_of(first.shift, 0.0, d)
+        offsets = np.stack([move_of(member.problem, shift) for member in family]) / first.intercept
+    return ratios, offsets
+
+
 def factor_of(member: Member) -> float:
     factors = member.problem.class_factors
     return 1.0 if factors is None or len(member.live) == 2 else float(factors[member.positive])

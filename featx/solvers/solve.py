@@ -13,8 +13,8 @@ from featx.solvers.columns import Columns, weighted_mean
 from featx.solvers.design import Design, Dual, Primal
 from featx.solvers.families import (
     Member,
+    affine_of,
     by_weights,
-    equal,
     factor_of,
     families_of,
     mean_weights,
@@ -127,7 +127,9 @@ def _solve_family(
     shift = weighted_mean(X, weights).astype(X.dtype).astype(float) if free else values_of(first.shift, 0.0, d)
     n = len(X) if kept is None else len(kept)
     columns = Columns(X, kept, shift, first.scale, first.intercept, device)
-    ratios, offsets = _affine(family, columns, free, d)
+    ratios, offsets = (
+        None if part is None else torch.from_numpy(part).to(columns.like) for part in affine_of(family, d)
+    )
     wide = n < d and ratios is None and offsets is None
     low = low_type(device) if X.size >= _LOW_FROM else None
     D = (n if wide else columns.width) + free
@@ -165,20 +167,6 @@ def _solve_family(
         start = _start(members, null, batch, moves)
         minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
         yield from _pieces(members, minimum, design, totals, moves)
-
-
-def _affine(family: list[Member], columns: Columns, free: bool, d: int) -> tuple[Tensor | None, Tensor | None]:
-    """What a Primal needs of problems whose shift and scale are not the common ones."""
-    first = family[0].problem
-    like = columns.like
-    ratios = offsets = None
-    if any(not equal(member.problem.scale, first.scale) for member in family):
-        scales = [values_of(member.problem.scale, 1.0, d) for member in family]
-        ratios = torch.from_numpy(values_of(first.scale, 1.0, d) / np.stack(scales)).to(like)
-    if not free and any(not equal(member.problem.shift, first.shift) for member in family):
-        shift = values_of(first.shift, 0.0, d)
-        offsets = torch.from_numpy(np.stack([move_of(m.problem, shift) for m in family]) / first.intercept).to(like)
-    return ratios, offsets
 
 
 def _batch(
@@ -257,9 +245,8 @@ def _start(members: list[Member], null: Tensor, batch: Batch, moves: np.ndarray 
 def _best_intercepts(batch: Batch) -> Tensor:
     """(B, k) of the model without columns: logs of the classes' shares or odds, 2 p - 1 for squared hinges."""
     weights = batch.weights.double()  # in float32 a sum over many rows is wrong by more than a rare class weighs
-    shares = weights.new_zeros(len(weights), int(batch.y.max()) + 1).index_add_(1, batch.y, weights)[
-        batch.fold
-    ]  # (B, k)
+    shares = weights.new_zeros(len(weights), int(batch.y.max()) + 1).index_add_(1, batch.y, weights)
+    shares = shares[batch.fold]  # (B, k)
     if batch.k > 1:
         logs = shares.log()
         best = logs - logs.mean(1, keepdim=True)
