@@ -67,7 +67,7 @@ def nothing_remembered():
     features._memo.clear()
 
 
-def fitted(store, layer: str = "penultimate") -> StoredFeatures:
+def fitted(store, layer: str | list[str] = "penultimate") -> StoredFeatures:
     return StoredFeatures(store, layer, device="cpu").fit(store.X)
 
 
@@ -178,6 +178,123 @@ def test_the_width_of_a_layer_without_pool_is_all_of_it(store):
 def test_what_is_no_store_is_refused_by_its_type(wrong):
     with pytest.raises(FeatxError, match=f"store is a featx.FeatureStore; got {type(wrong).__name__}"):
         StoredFeatures(wrong).fit()
+
+
+# --- several layers ---
+
+SIDE_BY_SIDE = ["penultimate", "features.6", "features.3"]  # not the order in which the network computes them
+
+
+def side_by_side(store, rows=slice(None), layers=SIDE_BY_SIDE) -> np.ndarray:
+    return np.hstack([np.array(store[layer]).reshape(len(store), -1) for layer in layers])[rows]
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_several_layers_stand_side_by_side_in_the_order_asked_for(store, kind):
+    step = fitted(store, kind(SIDE_BY_SIDE))
+    assert step.layers_ == ("features.12.cat:avg", "features.6:none", "features.3:max") == step.recipe_.layers
+    assert step.layer_ == "+".join(step.layers_)
+    for rows in (slice(None), slice(5, 9), [5, 5, 2, 23, 2], np.random.default_rng(0).permutation(len(store))):
+        found = step.transform(store.X[rows])
+        np.testing.assert_array_equal(found, side_by_side(store, rows))
+        assert found.dtype == np.float32 and found.flags.c_contiguous and found.flags.writeable
+    assert step.n_features_out_ == found.shape[1]
+    turned = fitted(store, SIDE_BY_SIDE[::-1]).transform(store.X)
+    np.testing.assert_array_equal(turned, side_by_side(store, layers=SIDE_BY_SIDE[::-1]))
+
+
+def test_the_columns_of_several_layers_have_names_of_their_own(store):
+    step = fitted(store, ["features.3", "penultimate"])
+    expected = [f"{name}_{i}" for name in step.layers_ for i in range(store[name].shape[1])]
+    assert list(step.get_feature_names_out()) == expected
+    table = step.set_output(transform="pandas").transform(store.X[:4])
+    np.testing.assert_array_equal(table["features.12.cat:avg_3"], store["penultimate"][:4, 3])
+
+
+def test_several_layers_of_new_images_take_one_pass(store, paths, monkeypatch):
+    passes = []
+    forward = features._forward()
+    stream = forward.stream
+
+    def counted(images, recipe, **options):
+        passes.append(recipe.layers)
+        return stream(images, recipe, **options)
+
+    monkeypatch.setattr(forward, "stream", counted)
+    step = fitted(store, SIDE_BY_SIDE)
+    expected = side_by_side(store)
+    np.testing.assert_allclose(step.transform(paths), expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    assert passes == [step.layers_]
+    # the same images, the same layers, another order: nothing of the first is taken for the second
+    turned = fitted(store, SIDE_BY_SIDE[::-1]).transform(paths)
+    np.testing.assert_allclose(turned[:, :128], store["features.3"], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", ["penultimate", ["penultimate"]])
+def test_one_layer_in_the_order_of_the_file_is_no_copy(store, layer):
+    for rows in (slice(None), slice(3, 11)):
+        found = fitted(store, layer).transform(store.X[rows])
+        assert np.shares_memory(found, store["penultimate"])
+        np.testing.assert_array_equal(found, store["penultimate"][rows])
+
+
+@pytest.mark.parametrize(
+    "layers, text",
+    [
+        (["features.3", "penultimate", "features.3:max"], "'features.3:max' is asked for twice, as 'features.3', 'fea"),
+        (["penultimate", "features.12.cat:avg"], "asked for twice, as 'penultimate', 'features.12.cat:avg'; name each"),
+        (["penultimate", "featurs.3:max"], "layer 'featurs.3:max' is not stored; close: 'features.3:max'"),
+        ([], r"layer is a name or a list of names; got \[\]. There are: features.3:max, "),
+        ([None], r"a list of names; got \[None\]"),
+        ([["features.3"]], "a list of names; got"),
+        ({"features.3"}, "a list of names; got"),
+        (3, "a list of names; got 3"),
+    ],
+)
+def test_layers_that_make_no_matrix_are_refused_by_name(store, layers, text):
+    with pytest.raises(LayerError, match=text) as error:
+        StoredFeatures(store, layers).fit()
+    assert "\n" not in str(error.value)
+
+
+def test_every_one_of_several_layers_must_be_the_fitted_one(store, other_store, folder):
+    layers = ["penultimate", "features.3"]
+    with pytest.raises(RecipeError, match="preprocessing"):
+        fitted(store, layers).set_params(store=other_store).transform(store.X)
+    fewer = featx.extract(folder / "photos", folder / "fewer.h5", network(), LAYERS[2], device="cpu", progress=False)
+    with pytest.raises(LayerError, match="layer 'features.3:max' is not stored"):
+        fitted(store, layers).set_params(store=fewer).transform(store.X)
+    # the same layers in another order in the file are the same
+    turned = featx.extract(
+        folder / "photos", folder / "turned.h5", network(), LAYERS[::-1], device="cpu", progress=False
+    )
+    assert turned.layers[::-1] == store.layers
+    found = fitted(store, layers).set_params(store=turned).transform(store.X)
+    np.testing.assert_array_equal(found, side_by_side(store, layers=layers))
+
+
+def test_a_grid_over_single_layers_and_several(store):
+    pipe = make_pipeline(StoredFeatures(store), StandardScaler(), LogisticRegression(C=0.01))
+    layers = ["features.3", ["features.3", "penultimate"], ["penultimate", "features.3"]]
+    search = GridSearchCV(pipe, {"storedfeatures__layer": layers}, cv=3, refit="score", scoring={"score": "accuracy"})
+    search.fit(store.X, store.y)
+    assert [row["storedfeatures__layer"] for row in search.cv_results_["params"]] == layers
+    assert search.cv_results_["param_storedfeatures__layer"].tolist() == layers
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=0.01))
+    for layer, score in zip(layers, search.cv_results_["mean_test_score"], strict=True):
+        matrix = side_by_side(store, layers=[layer] if isinstance(layer, str) else layer)
+        assert score == pytest.approx(cross_val_score(plain, matrix, store.y, cv=3).mean(), abs=1e-12)
+    assert search.best_estimator_[0].layers_ == store.recipe.only(search.best_params_["storedfeatures__layer"]).layers
+
+
+def test_a_grid_over_backbones(store, other_store):
+    pipe = make_pipeline(StoredFeatures(store, "penultimate"), StandardScaler(), LogisticRegression(C=0.01))
+    stores = [store, other_store]
+    search = GridSearchCV(pipe, {"storedfeatures__store": stores}, cv=3).fit(store.X, store.y)
+    assert list(search.cv_results_["param_storedfeatures__store"]) == stores
+    for other, score in zip(stores, search.cv_results_["mean_test_score"], strict=True):
+        assert score == cross_val_score(pipe[1:], np.array(other["penultimate"]), store.y, cv=3).mean()
+    assert search.best_estimator_[0].store is search.best_params_["storedfeatures__store"]
 
 
 # --- scikit-learn's contract ---

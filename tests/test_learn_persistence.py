@@ -80,7 +80,7 @@ def forget() -> None:
     features._memo.clear()
 
 
-def pipeline(store, estimator=None, layer: str = "penultimate"):
+def pipeline(store, estimator=None, layer: str | list[str] = "penultimate"):
     steps = StoredFeatures(store, layer, device="cpu"), StandardScaler(), estimator or LogisticRegression()
     return make_pipeline(*steps).fit(store.X, store.y)
 
@@ -111,6 +111,12 @@ MODELS = {
     ).fit(store.X, store.y),
     "union of layers": lambda store: make_pipeline(
         FeatureUnion([(name[-3:], StoredFeatures(store, name, device="cpu")) for name in store.layers]), SVC()
+    ).fit(store.X, store.y),
+    "several layers": lambda store: pipeline(store, layer=["penultimate", "features.3"]),
+    "a grid of several": lambda store: GridSearchCV(
+        make_pipeline(StoredFeatures(store, device="cpu"), StandardScaler(), SVC()),
+        {"storedfeatures__layer": ["penultimate", ["penultimate", "features.3"], ("features.3", "penultimate")]},
+        cv=3,
     ).fit(store.X, store.y),
     "votes": lambda store: VotingClassifier([("a", pipeline(store)), ("b", pipeline(store, SVC(), "features.3"))]).fit(
         store.X, store.y
@@ -181,6 +187,21 @@ def test_the_recipe_is_inside_and_complete(store, tmp_path):
     assert isinstance(loaded[0].store, Recipe) and store.recipe.origin is not None
     assert loaded[0].store == replace(store.recipe, origin=None)  # where the images lay is nobody's business
     assert loaded[0].get_params()["layer"] == "penultimate"
+
+
+def test_several_layers_keep_their_order(store, new, tmp_path):
+    """The columns of a loaded model are in the order that was asked for, which is not that of the network."""
+    model = pipeline(store, layer=["penultimate", "features.3"])
+    save(model, tmp_path / "model.skops")
+    forget()
+    loaded = load(tmp_path / "model.skops")
+    assert loaded[0].layers_ == ("features.12.cat:avg", "features.3:max") != store.layers
+    (recipe,) = persistence.recipes(loaded)
+    assert recipe.layers == loaded[0].layers_ and recipe == model[0].recipe_
+    assert list(loaded[0].get_feature_names_out()) == list(model[0].get_feature_names_out())
+    np.testing.assert_array_equal(loaded[0].transform(new), model[0].transform(new))
+    again = loaded.set_params(storedfeatures__store=store)
+    np.testing.assert_array_equal(again.decision_function(store.X), model.decision_function(store.X))
 
 
 def test_a_loaded_model_takes_no_keys_and_says_what_it_takes(store, tmp_path):

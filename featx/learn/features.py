@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -24,7 +25,7 @@ def _forward() -> ModuleType:
 
 
 class _Features(TransformerMixin, BaseEstimator):
-    """What both transformers share: a recipe of one layer in `recipe_`, and images through it."""
+    """What both transformers share: a recipe of what they give in `recipe_`, and images through it."""
 
     recipe_: Recipe
 
@@ -38,13 +39,21 @@ class _Features(TransformerMixin, BaseEstimator):
     def _remember(self, recipe: Recipe) -> None:
         self.recipe_ = recipe
         self.n_features_in_ = 1
-        (tap,) = recipe.taps.values()
-        self.n_features_out_ = int(np.prod(tap["shape"]))
+        self.n_features_out_ = sum(self._widths.values())
+
+    @property
+    def layers_(self) -> tuple[str, ...]:
+        """Full names of the layers, "node:pool", in the order of the columns."""
+        return self.recipe_.layers
 
     @property
     def layer_(self) -> str:
-        """Full name of the layer, "node:pool"."""
-        return self.recipe_.layers[0]
+        """The same in one word: "layer3:avg", or "layer3:avg+layer4:avg" for several."""
+        return "+".join(self.layers_)
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        return {name: math.prod(tap["shape"]) for name, tap in self.recipe_.taps.items()}
 
     @property
     def _n_features_out(self) -> int:
@@ -62,7 +71,14 @@ class _Features(TransformerMixin, BaseEstimator):
         (d,) object array of str
         """
         check_is_fitted(self, "recipe_")
-        return np.array([f"{self.layer_}_{i}" for i in range(self.n_features_out_)], dtype=object)
+        return np.array([f"{name}_{i}" for name, width in self._widths.items() for i in range(width)], dtype=object)
+
+    def _blocks(self, matrix: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Every layer with its own columns of a matrix, (n, its width)."""
+        start = 0
+        for name, width in self._widths.items():
+            yield name, matrix[:, start : start + width]
+            start += width
 
     def _through_recipe(self, images: Sequence[Any], device: str) -> np.ndarray:
         """(n, d) float32, or UnreadableImages naming those that have no row."""
@@ -72,7 +88,8 @@ class _Features(TransformerMixin, BaseEstimator):
             failures: dict[int, ImageError] = {}
             for block in _forward().stream(images, self.recipe_, device=device):
                 if len(block.indices):
-                    matrix[block.indices] = block.rows[self.layer_].reshape(len(block.indices), -1)
+                    for name, columns in self._blocks(matrix):
+                        columns[block.indices] = block.rows[name].reshape(len(block.indices), -1)
                 failures |= block.failures
             if failures:
                 position, reason = next(iter(failures.items()))
@@ -103,41 +120,46 @@ def _memo_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
 
 
 class StoredFeatures(_Features):
-    """Turn image keys into the rows of one layer of a store; new images go through the store's recipe.
+    """Turn image keys into the rows of a layer of a store; new images go through the store's recipe.
 
     Parameters
     ----------
     store : FeatureStore or Recipe
         A recipe alone is what a loaded model carries: it serves new images, and refuses keys.
-    layer : str, optional
-        "layer3:avg"; "layer3" or "penultimate" where that is unambiguous. By default the only layer there is.
+    layer : str or list of str, optional
+        "layer3:avg"; "layer3" or "penultimate" where that is unambiguous. By default the only layer there is. A list
+        gives the columns of several layers side by side, in its order; new images go through the network once.
     device : "auto", "cpu" or "cuda"
         Where new images are computed.
 
     Attributes
     ----------
-    layer_ : str, full name of the layer
-    recipe_ : Recipe, of this layer
+    layers_ : tuple of full names, in the order of the columns
+    layer_ : str, the same in one word, "layer3:avg+layer4:avg"
+    recipe_ : Recipe, of these layers
     n_features_out_ : int, d
 
     Examples
     --------
     >>> pipe = make_pipeline(StoredFeatures(store), StandardScaler(), SVC())        # doctest: +SKIP
-    >>> GridSearchCV(pipe, {"storedfeatures__layer": store.layers}).fit(store.X, store.y)    # doctest: +SKIP
+    >>> grid = {"storedfeatures__layer": ["layer3", "layer4", ["layer3", "layer4"]]}    # doctest: +SKIP
+    >>> GridSearchCV(pipe, grid).fit(store.X, store.y)    # doctest: +SKIP
     """
 
-    def __init__(self, store: FeatureStore | Recipe, layer: str | None = None, device: str = "auto") -> None:
+    def __init__(
+        self, store: FeatureStore | Recipe, layer: str | Sequence[str] | None = None, device: str = "auto"
+    ) -> None:
         self.store = store
         self.layer = layer
         self.device = device
 
     def fit(self, X: object = None, y: object = None) -> StoredFeatures:
-        """Find the layer; nothing is learned.
+        """Find the layers; nothing is learned.
 
         Raises
         ------
         LayerError
-            The store has no such layer, or has several and none was chosen.
+            The store has no such layer, has several and none was chosen, or one is named twice.
         """
         if not isinstance(self.store, FeatureStore | Recipe):
             raise FeatxError(f"store is a featx.FeatureStore; got {type(self.store).__name__}")
@@ -175,14 +197,21 @@ class StoredFeatures(_Features):
                 "X holds image keys, and this model carries no rows, only the way to compute them; give images, or "
                 "set_params(...__store=featx.FeatureStore(path))"
             )
-        if differences := self.recipe_.differences(self.store.recipe.only(self.layer_)):
+        if differences := self.recipe_.differences(self.store.recipe.only(self.layers_)):
             raise RecipeError(f"it was fitted on a store made otherwise: {'; '.join(differences)}; fit it again")
         rows = self.store.rows(keys_of(items))
+        if len(self.layers_) == 1:
+            return self._stored(rows, self.layer_)
+        matrix = np.empty((len(rows), self.n_features_out_), self.recipe_.dtype)
+        for name, columns in self._blocks(matrix):  # layer by layer: beside the matrix, one layer's rows at most
+            columns[:] = self._stored(rows, name)
+        return matrix
+
+    def _stored(self, rows: np.ndarray, layer: str) -> np.ndarray:
+        """(m, d) rows of one layer; neighbours in the file need no copy: a whole layer stays a memory map."""
+        assert isinstance(self.store, FeatureStore)
         in_order = len(rows) > 0 and len(rows) == rows[-1] - rows[0] + 1 and bool((np.diff(rows) == 1).all())
-        if in_order:  # neighbours in the file need no copy: the whole layer of a refit stays a memory map
-            taken = self.store[self.layer_][rows[0] : rows[-1] + 1]
-        else:
-            taken = self.store.take(rows, self.layer_)
+        taken = self.store[layer][rows[0] : rows[-1] + 1] if in_order else self.store.take(rows, layer)
         return np.asarray(taken).reshape(len(rows), -1)
 
 
@@ -199,7 +228,7 @@ class ImageFeatures(_Features):
 
     Attributes
     ----------
-    layer_ : str, full name of the layer
+    layer_ : str, full name of the layer; layers_ : tuple of it
     recipe_ : Recipe
     n_features_out_ : int, d
 

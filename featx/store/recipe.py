@@ -169,9 +169,23 @@ class Recipe:
         close = nearest(str(name), [*self.layers, *self.aliases])
         raise LayerError(f"layer {name!r} is not stored{close}. There are: {', '.join(self.layers)}")
 
-    def only(self, name: str | None) -> Recipe:
-        """The recipe of one layer; what serves to compute it, so without `origin`."""
-        return replace(self.some([self.layer(name)]), origin=None)
+    def only(self, name: str | Sequence[str] | None) -> Recipe:
+        """The recipe of one layer, or of several in the order given; what serves to compute them, so without `origin`.
+
+        Raises
+        ------
+        LayerError
+            There is no such layer, a name is short for several, or a layer is named twice.
+        """
+        several = isinstance(name, list | tuple)
+        asked: list[str | None] = list(name) if several else [name]  # type: ignore[arg-type, list-item]
+        if not asked or not all(isinstance(one, str if several else str | None) for one in asked):
+            raise LayerError(f"layer is a name or a list of names; got {name!r}. There are: {', '.join(self.layers)}")
+        names = [self.layer(one) for one in asked]
+        if again := [one for i, one in enumerate(names) if one in names[:i]]:
+            said = listed([str(one) for one, full in zip(asked, names, strict=True) if full == again[0]])
+            raise LayerError(f"layer {again[0]!r} is asked for twice, as {said}; name each layer once")
+        return replace(self.some(names), origin=None)
 
     def some(self, layers: Collection[str]) -> Recipe:
         """The recipe of some of its layers, given by their full names."""
