@@ -21,6 +21,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from featx.errors import FeatxError, StoreError, listed, nearest
 from featx.learn.features import StoredFeatures
+from featx.learn.intervals import cv_interval
 from featx.learn.ranking import Candidate, Selection
 from featx.store import FeatureStore
 
@@ -144,10 +145,13 @@ def select_model(
     classes, counts = np.unique(y_train, return_counts=True)
     return Selection(
         candidates=candidates,
+        chosen=candidates[0],
         best_estimator=best,
         stores=stores,
         n_train=len(X_train),
         folds=folds,
+        repeats=1,
+        scoring="accuracy",
         classes=classes,
         chance=float(counts.max() / counts.sum()),
         X_test=X_test,
@@ -248,11 +252,20 @@ def _candidates(search: GridSearchCV, name: str) -> list[tuple[Candidate, Pipeli
             layer=features.layer_,
             d=features.n_features_out_,
             estimator=name,
-            C=parameters["classifier__C"],
+            parameter="C",
+            value=parameters["classifier__C"],
             mean=float(results["mean_test_score"][i]),
             std=float(results["std_test_score"][i]),
             scores=tuple(float(results[f"split{fold}_test_score"][i]) for fold in range(search.n_splits_)),
             fit_seconds=float(results["mean_fit_time"][i]),
+            interval=cv_interval(
+                [float(results[f"split{fold}_test_score"][i]) for fold in range(search.n_splits_)],
+                search.n_splits_ - 1,
+                1,
+                0,
+                1,
+            ),
+            cost=(features.n_features_out_, list(ESTIMATORS).index(name), parameters["classifier__C"]),
         )
         found.append((candidate, clone(search.estimator).set_params(**parameters)))
     return found
