@@ -74,3 +74,21 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
             bar.update(task, completed=now.done, total=now.total, said=said)
 
         yield show
+
+
+@contextlib.contextmanager
+def counted(what: str, progress: bool | Callable[[int, int], None]) -> Iterator[Callable[[int, int], None]]:
+    """What to call with (done, total) as a run goes on: nothing, a bar on stderr that names it, or the caller's."""
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda done, total: None
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("", total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)

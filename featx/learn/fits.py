@@ -6,7 +6,8 @@ Which problems an estimator stands for, and which attributes come of their solut
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from featx.errors import FeatxError
 
 if TYPE_CHECKING:
     from featx.learn.linear import LinearModel
-    from featx.solvers import Solution
+    from featx.solvers import Problem, Solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,68 +58,90 @@ class Targets:
 Weights = tuple[np.ndarray | None, np.ndarray | None]  # row weights, class factors: as of Problem
 
 
-def fit_all(estimators: Sequence[LinearModel], fits: Sequence[Fit], X: Any, y: Any, stacklevel: int) -> None:
+def fit_all(
+    estimators: Sequence[LinearModel],
+    fits: Sequence[Fit],
+    X: Any,
+    y: Any,
+    stacklevel: int,
+    failed: dict[int, Exception] | None = None,
+) -> None:
     """Fit each estimator as its fit says, all on the same rows, which are checked once.
 
-    Where anything is refused, a model that was fitted before stays as it is.
+    Where anything is refused, a model that was fitted before stays as it is. With `failed`, what is refused of one
+    estimator alone is kept there by its number, and the others are fitted.
     """
-    for estimator in estimators:
-        estimator._refuse()
+    for number, estimator in enumerate(estimators):
+        with _noted(failed, number):
+            estimator._refuse()
     seen = copy(estimators[0])  # scikit-learn's check sets the columns' number and names before it looks at the rows
     X, targets = seen._targets(X, y)
 
     shared: dict[tuple[int, str], Weights] = {}  # the same arrays for all that weigh rows alike
-    weights = []
-    for estimator, fit in zip(estimators, fits, strict=True):
-        key = id(fit.sample_weight), repr(getattr(estimator, "class_weight", None))
-        if key not in shared:
-            given = fit.sample_weight
-            checked = None if given is None else _check_sample_weight(given, X, ensure_non_negative=True)
-            if checked is not None and not np.isfinite(checked).all():
-                raise FeatxError(f"sample_weight is finite; got {given!r}")
-            shared[key] = estimator._weights(targets, checked)
-        weights.append(shared[key])
+    problems: dict[int, Problem] = {}
+    affine = _Affine(X.shape[1])
+    for number, (estimator, fit) in enumerate(zip(estimators, fits, strict=True)):
+        if failed and number in failed:
+            continue
+        with _noted(failed, number):
+            key = id(fit.sample_weight), repr(getattr(estimator, "class_weight", None))
+            if key not in shared:
+                given = fit.sample_weight
+                checked = None if given is None else _check_sample_weight(given, X, ensure_non_negative=True)
+                if checked is not None and not np.isfinite(checked).all():
+                    raise FeatxError(f"sample_weight is finite; got {given!r}")
+                shared[key] = estimator._weights(targets, checked)
+            problems[number] = _problem(estimator, fit, targets, shared[key], affine)
 
-    solutions = _solve(estimators, fits, X, targets, weights)
-    for estimator, solution, (row_weights, _) in zip(estimators, solutions, weights, strict=True):
+    solutions = _solve(estimators, problems, X, targets)
+    for number, solution in solutions.items():
+        estimator = estimators[number]
         estimator._keep_features(seen)
-        estimator._keep(solution, targets, row_weights)
+        estimator._keep(solution, targets, problems[number].weights)
     _warn(estimators, fits, solutions, stacklevel)
 
 
+@contextmanager
+def _noted(failed: dict[int, Exception] | None, number: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if failed is None:
+            raise
+        failed[number] = error
+
+
+def _problem(estimator: LinearModel, fit: Fit, targets: Targets, weights: Weights, affine: _Affine) -> Problem:
+    from featx.solvers import FREE, NONE, Problem  # torch, which takes seconds to import
+
+    row_weights, class_factors = weights
+    constant = estimator._constant()
+    return Problem(
+        l2=estimator._l2(targets),
+        weights=row_weights,
+        shift=affine.checked(fit.shift, "shift"),
+        scale=affine.checked(fit.scale, "scale"),
+        intercept=NONE if not estimator.fit_intercept else FREE if constant is None else constant,
+        class_factors=class_factors,
+        start=estimator._start(affine.d, targets, row_weights),
+    )
+
+
 def _solve(
-    estimators: Sequence[LinearModel],
-    fits: Sequence[Fit],
-    X: np.ndarray,
-    targets: Targets,
-    weights: Sequence[Weights],
-) -> list[Solution]:
-    """A solution for each estimator; those that stop alike come from one call of the solvers."""
-    from featx.solvers import FREE, NONE, Loss, Problem, solve  # torch, which takes seconds to import
+    estimators: Sequence[LinearModel], problems: dict[int, Problem], X: np.ndarray, targets: Targets
+) -> dict[int, Solution]:
+    """A solution for each problem; those that stop alike come from one call of the solvers."""
+    from featx.solvers import Loss, solve
 
     calls: dict[tuple[float, int, str], list[int]] = {}
-    problems = []
-    affine = _Affine(X.shape[1])
-    for i, (estimator, fit, (row_weights, class_factors)) in enumerate(zip(estimators, fits, weights, strict=True)):
-        constant = estimator._constant()
-        calls.setdefault((*estimator._stopping(), estimator.device), []).append(i)
-        problems.append(
-            Problem(
-                l2=estimator._l2(targets),
-                weights=row_weights,
-                shift=affine.checked(fit.shift, "shift"),
-                scale=affine.checked(fit.scale, "scale"),
-                intercept=NONE if not estimator.fit_intercept else FREE if constant is None else constant,
-                class_factors=class_factors,
-                start=estimator._start(X.shape[1], targets, row_weights),
-            )
-        )
+    for number in problems:
+        calls.setdefault((*estimators[number]._stopping(), estimators[number].device), []).append(number)
     solutions: dict[int, Solution] = {}
     for (tol, max_iter, device), members in calls.items():
-        batch = [problems[i] for i in members]
+        batch = [problems[number] for number in members]
         solved = solve(X, targets.y, batch, Loss(estimators[0]._loss), tol=tol, max_iter=max_iter, device=device)
         solutions |= zip(members, solved, strict=True)
-    return [solutions[i] for i in range(len(estimators))]
+    return solutions
 
 
 class _Affine:
@@ -140,13 +163,16 @@ class _Affine:
         return self.known[id(given), name]
 
 
-def _warn(estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Sequence[Solution], level: int) -> None:
+def _warn(
+    estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Mapping[int, Solution], level: int
+) -> None:
     """One ConvergenceWarning that names the fits of problems that did not converge, if there are any."""
     from featx.solvers import Status
 
     unfinished: dict[Status, dict[str, None]] = {}  # -> names, each once
-    for estimator, fit, solution in zip(estimators, fits, solutions, strict=True):
-        values = {estimator._penalty: getattr(estimator, estimator._penalty), **fit.params}
+    for number, solution in solutions.items():
+        estimator = estimators[number]
+        values = {estimator._penalty: getattr(estimator, estimator._penalty), **fits[number].params}
         name = ", ".join(f"{parameter}={value}" for parameter, value in values.items())
         if solution.status is not Status.CONVERGED:
             unfinished.setdefault(solution.status, {})[name] = None

@@ -44,12 +44,12 @@ class Job(NamedTuple):
 class Fitted(NamedTuple):
     """One job done.
 
-    index : of the job
+    number : of the job
     estimator : the job's own, fitted, or why it cannot be
     seconds : its share of the time; the shares of all jobs are the time of all
     """
 
-    index: int
+    number: int
     estimator: Any  # or Exception
     seconds: float
 

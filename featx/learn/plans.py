@@ -1,0 +1,329 @@
+"""An estimator and candidates in; what of their fits can be shared out, before anything is fitted.
+
+Three ways: candidates of a batched estimator (`folds.Batched`) in one solve over all folds, where the steps before it
+are fold-independent or one affine scaler; steps that several candidates begin with, fitted once a fold; and the stock
+way, scikit-learn's, for what is not understood. `runs` follows a plan.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import joblib
+import numpy as np
+from sklearn.base import BaseEstimator, clone
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, RobustScaler, StandardScaler
+from sklearn.utils import get_tags
+from sklearn.utils.validation import _num_samples
+
+from featx.errors import FeatxError, nearest, readable
+from featx.learn.features import StoredFeatures
+from featx.store import FeatureStore, Recipe
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A transformer before the last estimator; those of equal key do the same to the same rows."""
+
+    name: str
+    transformer: Any
+    key: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A candidate, its parameters set.
+
+    estimator : unfitted, as scikit-learn would fit it
+    steps, final_name, final : its parts; no steps and no name where it is no pipeline
+    stock : why it is left to scikit-learn, or ""
+    """
+
+    index: int
+    params: Mapping[str, Any]
+    estimator: Any
+    steps: tuple[Step, ...] = ()
+    final_name: str = ""
+    final: Any = None
+    stock: str = ""
+
+    @property
+    def is_batched(self) -> bool:
+        return not self.stock and _is_batched(self.final)
+
+
+@dataclass(eq=False)
+class Root:
+    """Candidates on the same rows: what their fold-independent steps make of all rows, once.
+
+    solves : solved over all folds at once, by the affine scaler before the estimator (or None) and its class
+    folded : what is left, fold by fold; what they begin with alike is fitted once a fold
+    """
+
+    steps: tuple[Step, ...]
+    solves: list[tuple[Step | None, list[Entry]]] = field(default_factory=list)
+    folded: list[Entry] = field(default_factory=list)
+
+    def rest(self, entry: Entry) -> tuple[Step, ...]:
+        return entry.steps[len(self.steps) :]
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What a search will share; `str` of it is a table.
+
+    roots : candidates that share
+    stock : those left to scikit-learn, with the reason
+    n_splits : folds
+    nbytes : largest amount of rows and kernels held at once, beside X and what the solvers take of their budget
+    budget_bytes : which the solvers may take
+    """
+
+    roots: list[Root]
+    stock: list[Entry]
+    n_splits: int
+    nbytes: int
+    budget_bytes: int
+
+    def __str__(self) -> str:
+        lines = []
+        for root in self.roots:
+            rows = " -> ".join(map(_named, root.steps)) or "X"
+            for affine, entries in root.solves:
+                before = rows if affine is None else f"{rows} -> {_named(affine)} of each fold"
+                lines.append(f"{_fits(entries, self.n_splits)} of {_class(entries)} in one solve: {before}")
+            for steps, entries in _beginnings(root):
+                before = " -> ".join([rows, *map(_named, steps)])
+                how = "one solve a fold" if entries[0].is_batched else "the estimator alone is fitted each time"
+                lines.append(
+                    f"{_fits(entries, self.n_splits)} of {_class(entries)}, {how}: {before}, once in each of "
+                    f"{self.n_splits} folds"
+                )
+        by_reason: dict[str, list[Entry]] = {}
+        for entry in self.stock:
+            by_reason.setdefault(entry.stock, []).append(entry)
+        lines += [f"{_fits(entries, self.n_splits)} the stock way: {reason}" for reason, entries in by_reason.items()]
+        memory = f"memory: {readable(self.nbytes)} of rows at once, and up to {readable(self.budget_bytes)} for solving"
+        return "\n".join([*lines, memory])
+
+
+def entries_of(base: Any, candidates: Iterable[Mapping[str, Any]], fit_params: Mapping[str, Any]) -> list[Entry]:
+    """Candidates taken apart.
+
+    Raises
+    ------
+    FeatxError
+        A parameter that the estimator has not, by name, with those that resemble it; a layer that is not stored.
+    """
+    entries = []
+    layers: set[Any] = set()
+    for index, params in enumerate(candidates):
+        try:
+            estimator = clone(base).set_params(**clone(params, safe=False))
+        except ValueError as error:
+            raise FeatxError(f"{error}{_close(base, params)}") from error
+        entry = _taken_apart(index, params, estimator, fit_params)
+        for step in entry.steps:
+            if isinstance(step.transformer, StoredFeatures) and step.key not in layers:
+                step.transformer.fit()  # raises where a layer is not stored: nothing is learned
+                layers.add(step.key)
+        entries.append(entry)
+    return entries
+
+
+def plan_of(entries: Sequence[Entry], X: Any, n_splits: int, fit_params: Mapping[str, Any]) -> Plan:
+    """Entries put together by what they share."""
+    from featx.solvers.machine import budget_of, device_of  # torch, which takes seconds to import
+
+    starts: dict[Any, int] = {}
+    for entry in entries:
+        if entry.steps:
+            starts[entry.steps[0].key] = starts.get(entry.steps[0].key, 0) + 1
+    roots: dict[Any, Root] = {}
+    stock = []
+    for entry in entries:
+        shares = entry.is_batched or (entry.steps and starts[entry.steps[0].key] > 1)
+        if entry.stock or not shares:
+            stock.append(entry if entry.stock else _left(entry, "it shares no step with another candidate"))
+            continue
+        steps = _independent(entry, fit_params)
+        root = roots.setdefault(tuple(step.key for step in steps), Root(steps))
+        rest = root.rest(entry)
+        affine = rest[0] if len(rest) == 1 and _is_affine(rest[0].transformer) else None
+        if entry.is_batched and (affine is not None or not rest) and _is_matrix(X, steps):
+            for scaler, together in root.solves:
+                same_scaler = (scaler and scaler.key) == (affine and affine.key)
+                if same_scaler and type(together[0].final) is type(entry.final):
+                    together.append(entry)
+                    break
+            else:
+                root.solves.append((affine, [entry]))
+        else:
+            root.folded.append(entry)
+    nbytes = max((_root_bytes(root, X) for root in roots.values()), default=0)
+    return Plan(list(roots.values()), stock, n_splits, nbytes, budget_of(device_of("auto"), None))
+
+
+def affine_of(scaler: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(shift, scale), each (d,) or None, of a fitted scaler: it makes (X - shift) / scale of X."""
+    if isinstance(scaler, StandardScaler):
+        return (scaler.mean_ if scaler.with_mean else None), scaler.scale_
+    if isinstance(scaler, MinMaxScaler):
+        return -scaler.min_ / scaler.scale_, 1 / scaler.scale_
+    if isinstance(scaler, RobustScaler):
+        return scaler.center_, scaler.scale_
+    return None, scaler.scale_
+
+
+_AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
+
+
+def _is_affine(transformer: Any) -> bool:
+    """Whether it is of one of the types, does nothing else, and gives a plain array."""
+    plain = type(transformer) in _AFFINE and not hasattr(transformer, "_sklearn_output_config")
+    return plain and not getattr(transformer, "clip", False)
+
+
+def _is_independent(transformer: Any) -> bool:
+    """Whether it makes of a row the same whatever it was fitted on, and leaves X as it is."""
+    if hasattr(transformer, "_sklearn_output_config"):
+        return False
+    return type(transformer) is StoredFeatures or type(transformer) is Normalizer and transformer.copy
+
+
+def _independent(entry: Entry, fit_params: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The fold-independent steps it begins with."""
+    found: list[Step] = []
+    for step in entry.steps:
+        told = any(name.startswith(f"{step.name}__") for name in fit_params)
+        if told or not _is_independent(step.transformer):
+            break
+        found.append(step)
+    return tuple(found)
+
+
+def _is_matrix(X: Any, steps: Sequence[Step]) -> bool:
+    """Whether the fold-independent steps make a dense array of X, in which folds can be rows of weight 0."""
+    if steps and type(steps[0].transformer) is StoredFeatures:
+        dtype = np.dtype(_recipe(steps[0].transformer).dtype)
+    elif isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiub":
+        dtype = X.dtype
+    else:
+        return False
+    return dtype.kind != "f" or dtype.itemsize >= 4  # scalers round to float16 where X is
+
+
+def _is_batched(estimator: Any) -> bool:
+    """Whether it is one of ours, not a subclass with a fit of its own."""
+    cls = type(estimator)
+    return hasattr(cls, "fit_each") and cls.fit.__module__.startswith("featx.learn.")
+
+
+def _taken_apart(index: int, params: Mapping[str, Any], estimator: Any, fit_params: Mapping[str, Any]) -> Entry:
+    def left(reason: str) -> Entry:
+        return Entry(index, params, estimator, stock=reason)
+
+    if getattr(get_tags(estimator).input_tags, "pairwise", False):
+        return left("X is a matrix of distances or a kernel")
+    if type(estimator) is not Pipeline:
+        if not _is_batched(estimator):
+            return left(f"{type(estimator).__name__} is neither a Pipeline nor solved together")
+        if fit_params.keys() - {"sample_weight"}:
+            return left("fit is given more than sample_weight")
+        return Entry(index, params, estimator, final=estimator)
+    if estimator.transform_input is not None or estimator.verbose:
+        return left("its transform_input or verbose is set")
+    try:
+        estimator._validate_steps()
+    except (TypeError, ValueError, AttributeError):
+        return left("its steps do not fit together")
+    final_name, final = estimator.steps[-1]
+    if final is None or isinstance(final, str):
+        return left("its last step passes everything through")
+    steps = tuple(
+        Step(name, transformer, (name, _key(transformer)))
+        for name, transformer in estimator.steps[:-1]
+        if transformer is not None and not isinstance(transformer, str)
+    )
+    if _is_batched(final) and any(
+        name.startswith(f"{final_name}__") and name != f"{final_name}__sample_weight" for name in fit_params
+    ):
+        return left("fit is given more than sample_weight")
+    return Entry(index, params, estimator, steps, final_name, final)
+
+
+def _left(entry: Entry, reason: str) -> Entry:
+    return Entry(entry.index, entry.params, entry.estimator, stock=reason)
+
+
+def _key(value: Any) -> Any:
+    """Equal for what clone makes of the same value; of what is not understood, the object itself."""
+    if isinstance(value, FeatureStore) or callable(value) and not isinstance(value, BaseEstimator):
+        return id(value)  # clone copies neither
+    if isinstance(value, BaseEstimator) and not hasattr(type(value), "__deepcopy__"):
+        own_clone = type(value).__sklearn_clone__ is not BaseEstimator.__sklearn_clone__
+        return (id(value),) if own_clone else (type(value), _key(vars(value)))
+    if isinstance(value, dict):
+        return (dict, *((_key(name), _key(item)) for name, item in value.items()))
+    if isinstance(value, list | tuple):
+        return (type(value), *map(_key, value))
+    if value is None or isinstance(value, bool | int | float | str | np.number):
+        return (type(value), repr(value))
+    try:
+        return (type(value), joblib.hash(value))
+    except Exception:  # what cannot be pickled
+        return (id(value),)
+
+
+def _close(base: Any, params: Mapping[str, Any]) -> str:
+    known = base.get_params() if hasattr(base, "get_params") else {}
+    return next((nearest(name, known) for name in params if name not in known), "")
+
+
+def _recipe(features: StoredFeatures) -> Recipe:
+    return features.store if isinstance(features.store, Recipe) else features.store.recipe
+
+
+def _root_bytes(root: Root, X: Any) -> int:
+    """Bytes of the rows of all, if the steps copy them, of the training and held-out rows of a fold, if any does."""
+    n = _num_samples(X)
+    if root.steps and type(root.steps[0].transformer) is StoredFeatures:
+        features = root.steps[0].transformer
+        whole = n * features.n_features_out_ * np.dtype(_recipe(features).dtype).itemsize
+        own = whole
+    else:
+        shape = getattr(X, "shape", (n, 1))
+        whole = math.prod(shape) * getattr(getattr(X, "dtype", None), "itemsize", 8)
+        own = whole if root.steps else 0
+    return own + (2 * whole if root.folded else whole // 4)
+
+
+def _beginnings(root: Root) -> list[tuple[tuple[Step, ...], list[Entry]]]:
+    """Folded entries by the steps after the root's and the estimator's class."""
+    found: dict[Any, tuple[tuple[Step, ...], list[Entry]]] = {}
+    for entry in root.folded:
+        rest = root.rest(entry)
+        key = (*(step.key for step in rest), type(entry.final))
+        found.setdefault(key, (rest, []))[1].append(entry)
+    return list(found.values())
+
+
+def _fits(entries: Sequence[Entry], n_splits: int) -> str:
+    n = len(entries) * n_splits
+    return f"{n:,} fit{'s' if n > 1 else ''}"
+
+
+def _class(entries: Sequence[Entry]) -> str:
+    return type(entries[0].final).__name__
+
+
+def _named(step: Step) -> str:
+    if isinstance(step.transformer, StoredFeatures):
+        with warnings.catch_warnings():
+            return f"{step.transformer.layer or step.name}"
+    return type(step.transformer).__name__

@@ -1,0 +1,422 @@
+"""A plan and the folds in; what scikit-learn's `_fit_and_score` answers for each candidate and fold out.
+
+What cannot be shared after all (a row that is not finite, a transformer that fails) is done the stock way, which says
+of each candidate what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.metrics._scorer import _BaseScorer, _MultimetricScorer, _PassthroughScorer
+from sklearn.model_selection._validation import _fit_and_score, _score
+from sklearn.utils import _safe_indexing
+from sklearn.utils._metadata_requests import _routing_enabled
+from sklearn.utils.parallel import Parallel, delayed
+from sklearn.utils.validation import _check_method_params, _num_samples
+
+from featx.learn.folds import Fold, Job
+from featx.learn.plans import Entry, Plan, Root, Step, affine_of
+
+Answer = dict[str, Any]  # as of `_fit_and_score`
+_SCALER_ROWS = 2048  # of the blocks that a scaler is fitted on
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a search asks of all candidates alike; fields as of scikit-learn's search and of `_fit_and_score`."""
+
+    base: Any
+    X: Any
+    y: Any
+    splits: Sequence[tuple[Any, Any]]
+    fit_params: Mapping[str, Any]
+    score_params: Mapping[str, Any]
+    scorer: Any
+    return_train_score: bool
+    error_score: Any
+    verbose: int
+    n_jobs: int | None
+    pre_dispatch: Any
+
+    @cached_property
+    def scores_whole(self) -> bool:
+        """Whether scorers must see the whole pipeline and X as it came.
+
+        Else the last estimator will do, with what the steps before it made of the rows.
+        """
+        scorers = self.scorer._scorers.values() if isinstance(self.scorer, _MultimetricScorer) else [self.scorer]
+        known = all(isinstance(scorer, _BaseScorer | _PassthroughScorer) for scorer in scorers)
+        return not known or _routing_enabled()
+
+    def taken(self, values: Any, rows: Any) -> Any:
+        return None if values is None else _safe_indexing(values, rows)
+
+    def routed(self, entry: Entry, train: Any) -> dict[str, dict[str, Any]]:
+        """What fit is given, by the names of steps ("" for an estimator alone), of the rows of a fold."""
+        params = _check_method_params(self.X, params=self.fit_params, indices=train)
+        if not entry.steps and not entry.final_name:
+            return {"": params}
+        routed = entry.estimator._check_method_params(method="fit", props=params) if params else {}
+        return {name: dict(routed[name].fit) for name in routed}
+
+
+class Rows(NamedTuple):
+    """A fold's rows after some steps: to fit on, held out, and as transformed again for their own score (or None)."""
+
+    train: Any
+    test: Any
+    again: Any
+
+
+class Run:
+    """Follows a plan; `answers` fill as it goes on, so that they are there when it is interrupted.
+
+    told : called with (fits done, fits in all)
+    """
+
+    def __init__(self, task: Task, plan: Plan, told: Callable[[int, int], None]) -> None:
+        self.task, self.plan, self.told = task, plan, told
+        self.answers: dict[tuple[int, int], Answer] = {}
+        self.n_candidates = len(plan.stock) + sum(len(_entries(root)) for root in plan.roots)
+        self._left: list[tuple[Entry, Exception | None]] = [(entry, None) for entry in plan.stock]
+
+    def follow(self) -> list[Answer]:
+        """Answers, those of a candidate side by side."""
+        self.told(0, self.n_candidates * len(self.task.splits))
+        for root in self.plan.roots:
+            self._follow(root)
+        self._follow_stock()
+        n_splits = len(self.task.splits)
+        return [self.answers[index, split] for index in range(self.n_candidates) for split in range(n_splits)]
+
+    def _follow(self, root: Root) -> None:
+        task, entries = self.task, _entries(root)
+        start, rows, fitted = time.perf_counter(), task.X, {}
+        try:
+            for step in root.steps:
+                fitted[step.name] = clone(step.transformer)
+                rows = fitted[step.name].fit_transform(rows, task.y)
+        except Exception as error:
+            self._leave(entries, error)
+            return
+        share = (time.perf_counter() - start) / (len(entries) * max(1, len(task.splits)))
+        for affine, together in root.solves:
+            try:
+                self._solve(rows, affine, together, fitted, share)
+            except Exception as error:
+                self._leave(together, error)
+        for number, (train, test) in enumerate(task.splits if root.folded else ()):
+            mine = task.taken(rows, train)
+            held = [Rows(mine, task.taken(rows, test), mine if task.return_train_score else None)]
+            del mine
+            self._descend(root, root.folded, len(root.steps), number, held, fitted, (share, 0.0))
+
+    def _solve(
+        self, rows: Any, affine: Step | None, entries: list[Entry], fitted: dict[str, Any], share: float
+    ) -> None:
+        """One solve over all folds; the scaler of each fold is a shift and a scale of its columns."""
+        task = self.task
+        if not isinstance(rows, np.ndarray) or rows.ndim != 2:
+            raise TypeError(f"rows of all folds are an array of two dimensions; got {type(rows).__name__}")
+        positions = [tuple(np.arange(len(rows))[np.asarray(part)] for part in split) for split in task.splits]
+        used = np.zeros(len(rows), bool)
+        for train, test in positions:
+            used[train] = used[test] = True
+            if len(np.unique(train)) < len(train):
+                raise ValueError("a fold trains on a row twice")
+        y, place = task.y, np.arange(len(rows))
+        if 2 * used.sum() < len(rows):  # successive halving, a few images a class
+            place = used.cumsum() - 1
+            rows, y = rows[used], task.taken(y, used.nonzero()[0])
+        jobs, of, scaler_shares, folds = [], [], [], []
+        for number, (train, test) in enumerate(positions):
+            start = time.perf_counter()
+            routed = task.routed(entries[0], task.splits[number][0])
+            scaler = None
+            if affine is not None:
+                scaler = _scaler(
+                    affine.transformer,
+                    rows,
+                    place[train],
+                    task.taken(y, place[train]),
+                    routed[affine.name] if affine.name in routed else {},
+                )
+            folds.append(
+                _Held(
+                    rows,
+                    scaler,
+                    place[train],
+                    place[test],
+                    _weights(entries[0], routed, len(train)),
+                    task.return_train_score,
+                )
+            )
+            scaler_shares.append((time.perf_counter() - start) / len(entries))
+            for entry in entries:
+                jobs.append(Job(clone(entry.final), folds[-1]))
+                of.append((entry, number))
+        current = None
+        for index, model, seconds in type(entries[0].final).fit_each(rows, y, jobs):
+            entry, number = of[index]
+            if current is not None and current is not folds[number]:
+                current.forget()
+            current = folds[number]
+            fit_time = seconds + scaler_shares[number] + share
+            steps = fitted if affine is None else {**fitted, affine.name: current.scaler}
+            self._score(entry, number, model, steps, current, fit_time, 0.0)
+
+    def _descend(
+        self,
+        root: Root,
+        entries: list[Entry],
+        depth: int,
+        split: int,
+        held: list[Rows],
+        fitted: dict[str, Any],
+        shares: tuple[float, float],
+    ) -> None:
+        """Fit what entries have in common on one fold's rows, then what differs; `held` is let go with its last use."""
+        groups: dict[Any, list[Entry]] = {}
+        for entry in entries:
+            ends = len(entry.steps) == depth
+            groups.setdefault(type(entry.final) if ends else entry.steps[depth].key, []).append(entry)
+        for number, group in enumerate(groups.values()):
+            rows = held.pop() if number == len(groups) - 1 else held[0]
+            try:
+                if len(group[0].steps) == depth:
+                    self._finish(group, split, rows, fitted, shares)
+                else:
+                    step = group[0].steps[depth]
+                    transformer, moved, seconds = self._moved(group[0], step, split, rows)
+                    inner = [moved]
+                    del rows, moved
+                    taken = tuple(share + part / len(group) for share, part in zip(shares, seconds, strict=True))
+                    self._descend(root, group, depth + 1, split, inner, {**fitted, step.name: transformer}, taken)  # type: ignore[arg-type]
+            except Exception as error:
+                self._leave(group, error)
+
+    def _moved(self, entry: Entry, step: Step, split: int, rows: Rows) -> tuple[Any, Rows, tuple[float, float]]:
+        """(fitted transformer, what it makes of the rows, seconds for fitting and for the held-out rows)."""
+        train, _ = self.task.splits[split]
+        params = self.task.routed(entry, train).get(step.name, {})
+        transformer, y = clone(step.transformer), self.task.taken(self.task.y, train)
+        start = time.perf_counter()
+        if hasattr(transformer, "fit_transform"):
+            moved = transformer.fit_transform(rows.train, y, **params)
+        else:
+            moved = transformer.fit(rows.train, y, **params).transform(rows.train)
+        middle = time.perf_counter()
+        test = transformer.transform(rows.test)
+        end = time.perf_counter()
+        again = None if rows.again is None else transformer.transform(rows.again)
+        return transformer, Rows(moved, test, again), (middle - start, end - middle)
+
+    def _finish(
+        self, entries: list[Entry], split: int, rows: Rows, fitted: dict[str, Any], shares: tuple[float, float]
+    ) -> None:
+        """The last estimators of one class, on a fold's rows."""
+        task, (train, _) = self.task, self.task.splits[split]
+        y = task.taken(task.y, train)
+        routed = task.routed(entries[0], train)
+        fit_share, score_share = shares
+        if entries[0].is_batched:
+            n = _num_samples(rows.train)
+            also = () if rows.again is None else (rows.again,)
+            fold = Fold(np.arange(n), rows.test, sample_weight=_weights(entries[0], routed, n), also=also)
+            jobs = [Job(clone(entry.final), fold) for entry in entries]
+            for index, model, seconds in type(entries[0].final).fit_each(rows.train, y, jobs):
+                self._score(entries[index], split, model, fitted, fold, seconds + fit_share, score_share)
+            return
+        fits = Parallel(n_jobs=task.n_jobs, pre_dispatch=task.pre_dispatch, return_as="generator")(
+            delayed(_fitted)(clone(entry.final), rows.train, y, routed.get(entry.final_name, {})) for entry in entries
+        )
+        for entry, (model, seconds) in zip(entries, fits, strict=True):
+            held = Fold(np.empty(0, int), rows.test, also=() if rows.again is None else (rows.again,))
+            self._score(entry, split, model, fitted, held, seconds + fit_share, score_share)
+
+    def _score(
+        self,
+        entry: Entry,
+        split: int,
+        model: Any,
+        fitted: dict[str, Any],
+        fold: Fold,
+        fit_time: float,
+        score_time: float,
+    ) -> None:
+        """The answer for a fitted model, or for the exception that it ended with."""
+        task = self.task
+        train, test = task.splits[split]
+        answer: Answer = {"fit_error": None, "n_test_samples": _num_samples(test), "fit_time": fit_time}
+        if isinstance(model, Exception):
+            answer |= self._failed(model)
+        else:
+            whole = task.scores_whole and entry.final_name
+            scored = _pipeline(entry, fitted, model) if whole else model
+            start = time.perf_counter()
+            answer["test_scores"] = self._scored(scored, task.taken(task.X, test) if whole else fold.X_test, test)
+            answer["score_time"] = time.perf_counter() - start + score_time
+            if task.return_train_score:
+                rows = task.taken(task.X, train) if whole else fold.also[0]
+                answer["train_scores"] = self._scored(scored, rows, train)
+        self._keep(entry, split, answer)
+
+    def _scored(self, estimator: Any, rows: Any, indices: Any) -> Any:
+        task = self.task
+        params = _check_method_params(task.X, params=task.score_params, indices=indices)
+        return _score(estimator, rows, task.taken(task.y, indices), task.scorer, params, task.error_score)
+
+    def _failed(self, error: Exception) -> Answer:
+        if self.task.error_score == "raise":
+            raise error
+        scores: Any = self.task.error_score
+        if isinstance(self.task.scorer, _MultimetricScorer):
+            scores = dict.fromkeys(self.task.scorer._scorers, self.task.error_score)
+        answer = {"fit_error": "".join(traceback.format_exception(error)), "test_scores": scores, "score_time": 0.0}
+        if self.task.return_train_score:
+            answer["train_scores"] = scores.copy() if isinstance(scores, dict) else scores
+        return answer
+
+    def _keep(self, entry: Entry, split: int, answer: Answer) -> None:
+        self.answers[entry.index, split] = answer
+        self.told(len(self.answers), self.n_candidates * len(self.task.splits))
+        if self.task.verbose > 1 and not entry.stock:
+            params = ", ".join(f"{name}={entry.params[name]}" for name in sorted(entry.params))
+            scores = answer["test_scores"] if self.task.verbose > 2 else ""
+            print(f"[CV {split + 1}/{len(self.task.splits)}] END {params}; {scores}")
+
+    def _leave(self, entries: Iterable[Entry], error: Exception) -> None:
+        """Have the stock way answer what has no answer yet."""
+        known = {id(entry) for entry, _ in self._left}
+        self._left += [(entry, error) for entry in entries if id(entry) not in known]
+
+    def _follow_stock(self) -> None:
+        task = self.task
+        n_splits = len(task.splits)
+        todo = [
+            (entry, split, error)
+            for entry, error in sorted(self._left, key=lambda left: left[0].index)
+            for split in range(n_splits)
+            if (entry.index, split) not in self.answers
+        ]
+        answers = Parallel(n_jobs=task.n_jobs, pre_dispatch=task.pre_dispatch, return_as="generator")(
+            delayed(_fit_and_score)(
+                clone(task.base),
+                task.X,
+                task.y,
+                train=task.splits[split][0],
+                test=task.splits[split][1],
+                parameters=entry.params,
+                split_progress=(split, n_splits),
+                candidate_progress=(entry.index, self.n_candidates),
+                scorer=task.scorer,
+                fit_params=task.fit_params,
+                score_params=task.score_params,
+                return_train_score=task.return_train_score,
+                return_n_test_samples=True,
+                return_times=True,
+                return_parameters=False,
+                error_score=task.error_score,
+                verbose=task.verbose,
+            )
+            for entry, split, _ in todo
+        )
+        unshared = {}
+        for (entry, split, error), answer in zip(todo, answers, strict=True):
+            self._keep(entry, split, answer)
+            if error is not None and answer["fit_error"] is None:
+                unshared[entry.index] = error
+        if unshared:
+            warnings.warn(
+                f"{len(unshared):,} of {self.n_candidates:,} candidates were to share work and went the stock way: "
+                f"{next(iter(unshared.values()))}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+class _Held(Fold):
+    """A fold of a matrix whose held-out rows are made when they are asked for, and let go afterwards."""
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        scaler: Any,
+        train: np.ndarray,
+        test: np.ndarray,
+        sample_weight: np.ndarray | None,
+        scores_train: bool,
+    ) -> None:
+        shift, scale = (None, None) if scaler is None else affine_of(scaler)
+        known = {"train": train, "test": test, "sample_weight": sample_weight, "shift": shift, "scale": scale}
+        self.__dict__.update(known, scaler=scaler, _rows=rows, _scores_train=scores_train)
+
+    @cached_property
+    def X_test(self) -> Any:  # type: ignore[override]
+        return self._made(self.test)
+
+    @cached_property
+    def also(self) -> tuple[Any, ...]:  # type: ignore[override]
+        return (self._made(self.train),) if self._scores_train else ()
+
+    def forget(self) -> None:
+        for name in ("X_test", "also"):
+            self.__dict__.pop(name, None)
+
+    def _made(self, positions: np.ndarray | None) -> np.ndarray:
+        taken = self._rows[positions]
+        return taken if self.scaler is None else self.scaler.transform(taken)
+
+
+def _scaler(unfitted: Any, rows: np.ndarray, train: np.ndarray, y: Any, params: Mapping[str, Any]) -> Any:
+    """Fitted on a fold's rows: in blocks, where it can be, so that no copy of them all is made."""
+    scaler = clone(unfitted)
+    if not hasattr(scaler, "partial_fit") or params or not len(train):
+        return scaler.fit(rows[train], y, **params)
+    scaler._validate_params()
+    for start in range(0, len(train), _SCALER_ROWS):
+        scaler.partial_fit(rows[train[start : start + _SCALER_ROWS]])
+    return scaler
+
+
+def _weights(entry: Entry, routed: Mapping[str, Mapping[str, Any]], n: int) -> np.ndarray | None:
+    """(n,) sample weights of the last estimator."""
+    params = routed.get(entry.final_name, {})
+    if params.keys() - {"sample_weight"}:
+        raise ValueError(f"{type(entry.final).__name__} is given {', '.join(params)}")
+    given = params.get("sample_weight")
+    if given is None:
+        return None
+    return np.broadcast_to(np.asarray(given, np.float64), n)
+
+
+def _fitted(estimator: Any, X: Any, y: Any, params: Mapping[str, Any]) -> tuple[Any, float]:
+    """The estimator, fitted, or why it cannot be; the seconds it took."""
+    start = time.perf_counter()
+    try:
+        estimator.fit(X, **params) if y is None else estimator.fit(X, y, **params)
+    except Exception as error:
+        return error, time.perf_counter() - start
+    return estimator, time.perf_counter() - start
+
+
+def _pipeline(entry: Entry, fitted: Mapping[str, Any], final: Any) -> Any:
+    """The candidate's pipeline with its steps fitted."""
+    pipeline = copy(entry.estimator)
+    pipeline.steps = [(name, fitted.get(name, step)) for name, step in entry.estimator.steps[:-1]]
+    pipeline.steps.append((entry.final_name, final))
+    return pipeline
+
+
+def _entries(root: Root) -> list[Entry]:
+    return [entry for _, entries in root.solves for entry in entries] + root.folded

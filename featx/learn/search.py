@@ -1,0 +1,336 @@
+"""scikit-learn's searches over parameters, with the work shared: estimator and candidates in, `cv_results_` out.
+
+`plans` says what can be shared and `runs` does it; splitting, scoring, ranking and all checks are scikit-learn's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.base import BaseEstimator, _fit_context, clone, is_classifier
+from sklearn.metrics._scorer import _MultimetricScorer
+from sklearn.model_selection import _search, check_cv
+from sklearn.model_selection._search import BaseSearchCV
+from sklearn.model_selection._validation import _insert_error_scores, _warn_or_raise_about_fit_failures
+from sklearn.utils import indexable
+from sklearn.utils.validation import _check_method_params
+
+from featx.learn.plans import Plan, entries_of, plan_of
+from featx.learn.runs import Answer, Run, Task
+from featx.progress import counted
+
+
+class SharedSearch(BaseSearchCV):
+    """What all four searches do otherwise than scikit-learn's: `fit` plans before it fits, and `plan` shows it."""
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"progress": ["boolean", callable]}
+    _only_planned: bool = False
+
+    def plan(self, X: Any, y: Any = None, **params: Any) -> Plan:
+        """What `fit` would share and what memory it takes; nothing is fitted, but for layers being looked up.
+
+        Parameters
+        ----------
+        X, y, **params : as of `fit`
+
+        Returns
+        -------
+        Plan
+            `print` it. Of successive halving, the first round's.
+        """
+        planner = clone(self)
+        planner._only_planned = True
+        try:
+            planner.fit(X, y, **params)
+        except _Planned as planned:
+            return planned.plan
+        raise AssertionError("a search that asks for no candidates")
+
+    @_fit_context(prefer_skip_nested_validation=False)
+    def fit(self, X: Any, y: Any = None, **params: Any) -> Any:
+        """Fit all candidates on all folds, and the best on all rows.
+
+        Parameters
+        ----------
+        X : (n, d), or what the estimator takes: store.X
+        y : (n,) or (n, t), optional
+        **params : of the estimator's fit, the scorer and the splitter (`groups`), as scikit-learn has them
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        FeatxError
+            A parameter that the estimator has not, or a layer that is not stored, by name; before anything is fitted.
+        """
+        if not self._only_planned and _has_callbacks(self):
+            return super().fit(X, y, **params)
+        scorers, refit_metric = self._get_scorers()
+        X, y = indexable(X, y)
+        routed = self._get_routed_params_for_fit(_check_method_params(X, params=params))
+        context = self._init_callback_context(max_subtasks=1 + (self.refit is not False))
+        self._checked_cv_orig = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
+        self._check_input_parameters(X=X, y=y, split_params=routed.splitter.split)
+        self.n_splits_ = self._checked_cv_orig.get_n_splits(X, y, **routed.splitter.split)
+        with counted("searching", self.progress) as told:
+            rounds = _Rounds(self, clone(self.estimator), X, y, routed, scorers, told)
+            if "callback_ctx" in signature(self._run_search).parameters:
+                self._run_search(rounds.evaluate, callback_ctx=context)
+            else:
+                self._run_search(rounds.evaluate)
+        results, first = rounds.results, rounds.answers[0]["test_scores"]
+        self.multimetric_ = isinstance(first, dict)
+        if callable(self.scoring) and self.multimetric_:
+            self._check_refit_for_multimetric(first)
+            refit_metric = self.refit
+        if self.refit or not self.multimetric_:
+            self.best_index_ = self._select_best_index(self.refit, refit_metric, results)
+            if not callable(self.refit):
+                self.best_score_ = results[f"mean_test_{refit_metric}"][self.best_index_]
+            self.best_params_ = results["params"][self.best_index_]
+        if self.refit:
+            self.best_estimator_ = clone(rounds.base).set_params(**clone(self.best_params_, safe=False))
+            start = time.perf_counter()
+            given = (X,) if y is None else (X, y)
+            self.best_estimator_.fit(*given, **routed.estimator.fit)
+            self.refit_time_ = time.perf_counter() - start
+            if hasattr(self.best_estimator_, "feature_names_in_"):
+                self.feature_names_in_ = self.best_estimator_.feature_names_in_
+        self.scorer_ = scorers._scorers if isinstance(scorers, _MultimetricScorer) else scorers
+        self.cv_results_ = results
+        return self
+
+
+class _Planned(Exception):
+    """Ends a fit that was only to be planned."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
+
+class _Rounds:
+    """What `_run_search` calls: candidates in, the results of all so far out; successive halving calls it often."""
+
+    def __init__(
+        self,
+        search: SharedSearch,
+        base: Any,
+        X: Any,
+        y: Any,
+        routed: Any,
+        scorer: Any,
+        told: Callable[[int, int], None],
+    ) -> None:
+        self.search, self.base, self.X, self.y, self.routed, self.scorer = search, base, X, y, routed, scorer
+        self.told = told
+        self.candidates: list[Mapping[str, Any]] = []
+        self.answers: list[Answer] = []
+        self.more: dict[str, list[Any]] = defaultdict(list)
+        self.results: dict[str, Any] = {}
+
+    def evaluate(
+        self,
+        candidate_params: Iterable[Mapping[str, Any]],
+        cv: Any = None,
+        more_results: Mapping[str, list[Any]] | None = None,
+        callback_ctx: Any = None,
+    ) -> dict[str, Any]:
+        search, candidates = self.search, list(candidate_params)
+        splits = list((cv or search._checked_cv_orig).split(self.X, self.y, **self.routed.splitter.split))
+        if len(splits) != search.n_splits_:
+            raise ValueError(
+                "cv.split and cv.get_n_splits return inconsistent results. "
+                f"Expected {search.n_splits_} splits, got {len(splits)}"
+            )
+        n = len(candidates)
+        if search.verbose > 0:
+            print(f"Fitting {len(splits)} folds for each of {n} candidates, totalling {n * len(splits)} fits")
+        task = Task(
+            base=self.base,
+            X=self.X,
+            y=self.y,
+            splits=splits,
+            fit_params=self.routed.estimator.fit,
+            score_params=self.routed.scorer.score,
+            scorer=self.scorer,
+            return_train_score=search.return_train_score,
+            error_score=search.error_score,
+            verbose=search.verbose,
+            n_jobs=search.n_jobs,
+            pre_dispatch=search.pre_dispatch,
+        )
+        plan = plan_of(entries_of(self.base, candidates, task.fit_params), self.X, len(splits), task.fit_params)
+        if search._only_planned:
+            raise _Planned(plan)
+        run = Run(task, plan, self.told)
+        try:
+            answers = run.follow()
+        except KeyboardInterrupt:
+            done = [i for i in range(n) if all((i, split) in run.answers for split in range(len(splits)))]
+            found = self.answers + [run.answers[i, split] for i in done for split in range(len(splits))]
+            if found:
+                kept = [*self.candidates, *(candidates[i] for i in done)]
+                search.partial_results_ = search._format_results(kept, search.n_splits_, found)
+            raise
+        if not answers:
+            raise ValueError("No fits were performed. Was the CV iterator empty? Were there no candidates?")
+        _warn_or_raise_about_fit_failures(answers, search.error_score)
+        if callable(search.scoring):
+            _insert_error_scores(answers, search.error_score)
+        self.candidates += candidates
+        self.answers += answers
+        for name, values in (more_results or {}).items():
+            self.more[name] += values
+        self.results = search._format_results(self.candidates, search.n_splits_, self.answers, self.more)
+        return self.results
+
+
+def _has_callbacks(search: SharedSearch) -> bool:
+    """Whether scikit-learn's callbacks are set, on the search or on what it fits: then its own way is gone."""
+    estimators = [search, search.estimator]
+    if hasattr(search.estimator, "get_params"):
+        estimators += [value for value in search.estimator.get_params().values() if isinstance(value, BaseEstimator)]
+    return any(getattr(estimator, "_skl_callbacks", None) for estimator in estimators)
+
+
+class GridSearchCV(_search.GridSearchCV, SharedSearch):
+    """Exhaustive search over a grid of parameters, layers and stores among them.
+
+    A drop-in for scikit-learn's class: parameters, attributes, `cv_results_`, scores, refit, error_score, scorers,
+    splitters, groups, metadata routing and n_jobs are its own. What differs:
+
+    - It plans before it fits (`plan` shows it). Candidates of an estimator of featx.learn that differ only in what is
+      solved together (C, alpha, gamma, n_neighbors) become one solve, over all folds too where the steps before are
+      fold-independent (StoredFeatures, Normalizer) or one StandardScaler, MinMaxScaler, MaxAbsScaler or RobustScaler.
+      Other steps that several candidates begin with are fitted once a fold, not once a candidate. All else goes
+      scikit-learn's way, in `n_jobs` processes; all of it where callbacks are set.
+    - Times of shared work are apportioned: `mean_fit_time` is a share, and the shares add up to the whole.
+    - A parameter or a layer that is not there is an error before anything is fitted, whatever `error_score` is.
+    - `progress`; after an interrupt `partial_results_`.
+
+    Parameters
+    ----------
+    estimator, param_grid, scoring, n_jobs, refit, cv, verbose, pre_dispatch, error_score, return_train_score
+        As of scikit-learn.
+    progress : bool or callable(done, total)
+        A bar on stderr, or who is told how many fits are done.
+
+    Attributes
+    ----------
+    cv_results_, best_estimator_, best_score_, best_params_, best_index_, scorer_, n_splits_, refit_time_, multimetric_
+        As of scikit-learn; so are classes_, n_features_in_ and feature_names_in_.
+    partial_results_ : dict
+        After a KeyboardInterrupt, what `cv_results_` would be of the candidates that had been through all folds.
+
+    Examples
+    --------
+    >>> from featx.learn import GridSearchCV, LogisticRegression
+    >>> from sklearn.datasets import load_iris
+    >>> search = GridSearchCV(LogisticRegression(), {"C": [0.01, 1.0]}).fit(*load_iris(return_X_y=True))
+    >>> search.best_params_
+    {'C': 1.0}
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **_search.GridSearchCV._parameter_constraints,
+        **SharedSearch._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        param_grid: Any,
+        *,
+        scoring: Any = None,
+        n_jobs: int | None = None,
+        refit: Any = True,
+        cv: Any = None,
+        verbose: int = 0,
+        pre_dispatch: Any = "2*n_jobs",
+        error_score: Any = np.nan,
+        return_train_score: bool = False,
+        progress: bool | Callable[[int, int], None] = False,
+    ) -> None:
+        super().__init__(
+            estimator,
+            param_grid,
+            scoring=scoring,
+            n_jobs=n_jobs,
+            refit=refit,
+            cv=cv,
+            verbose=verbose,
+            pre_dispatch=pre_dispatch,
+            error_score=error_score,
+            return_train_score=return_train_score,
+        )
+        self.progress = progress
+
+
+class RandomizedSearchCV(_search.RandomizedSearchCV, SharedSearch):
+    """Search over parameters drawn from distributions; the work is shared as by `GridSearchCV`.
+
+    A drop-in for scikit-learn's class, except for what `GridSearchCV` says.
+
+    Parameters
+    ----------
+    estimator, param_distributions, n_iter, scoring, n_jobs, refit, cv, verbose, pre_dispatch, random_state,
+    error_score, return_train_score
+        As of scikit-learn.
+    progress : bool or callable(done, total)
+
+    Attributes
+    ----------
+    As of `GridSearchCV`.
+
+    Examples
+    --------
+    >>> from featx.learn import RandomizedSearchCV, Ridge
+    >>> from scipy.stats import loguniform
+    >>> search = RandomizedSearchCV(Ridge(), {"alpha": loguniform(1e-3, 1e3)}, n_iter=20)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **_search.RandomizedSearchCV._parameter_constraints,
+        **SharedSearch._parameter_constraints,
+    }
+
+    def __init__(
+        self,
+        estimator: Any,
+        param_distributions: Any,
+        *,
+        n_iter: int = 10,
+        scoring: Any = None,
+        n_jobs: int | None = None,
+        refit: Any = True,
+        cv: Any = None,
+        verbose: int = 0,
+        pre_dispatch: Any = "2*n_jobs",
+        random_state: Any = None,
+        error_score: Any = np.nan,
+        return_train_score: bool = False,
+        progress: bool | Callable[[int, int], None] = False,
+    ) -> None:
+        super().__init__(
+            estimator,
+            param_distributions,
+            n_iter=n_iter,
+            scoring=scoring,
+            n_jobs=n_jobs,
+            refit=refit,
+            cv=cv,
+            verbose=verbose,
+            pre_dispatch=pre_dispatch,
+            random_state=random_state,
+            error_score=error_score,
+            return_train_score=return_train_score,
+        )
+        self.progress = progress
