@@ -97,7 +97,7 @@ def held_out_interval(
         _, both = np.unique(np.concatenate([y, predicted]), return_inverse=True)
         codes, guesses = both[: len(y)], both[len(y) :]
     generator = np.random.default_rng(0)
-    scores = []
+    scores: list[float] = []
     while len(scores) < _RESAMPLES:
         drawn = generator.integers(len(members), size=len(members))
         rows = drawn if groups is None else np.concatenate([members[i] for i in drawn])

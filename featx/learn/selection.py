@@ -1,81 +1,106 @@
-"""Stores in, one chosen and fitted pipeline out: a grid over layers, estimators and C with stratified
+"""Stores in, one chosen and fitted pipeline out: a grid over layers, estimators and their parameter with honest
 cross-validation, and a score on images that the choice never saw. What `featx search` runs.
 
-GridSearchCV and the estimators are scikit-learn's; one search a layer and estimator, so that a caller can show how far
-it is and keep what is done.
+One search a layer, with all estimators, which share the work; so what is done can be shown, and kept when somebody
+interrupts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from joblib import cpu_count
 from sklearn.base import clone
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold, train_test_split
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC, LinearSVC
 
-from featx.errors import FeatxError, StoreError, listed, nearest
+from featx.errors import FeatxError, StoreError, nearest
 from featx.learn.features import StoredFeatures
+from featx.learn.grids import LayerGrid, layer_grids
 from featx.learn.intervals import cv_interval
-from featx.learn.ranking import Candidate, Selection
+from featx.learn.metrics import METRICS, Metric
+from featx.learn.questions import Question, ask
+from featx.learn.ranking import Candidate, Interrupted, Nested, Selection, cheapest_within_noise
+from featx.learn.search import GridSearchCV
+from featx.learn.splits import Split, Tied, cv_splits
 from featx.store import FeatureStore
 
-# Features are standardised, so one grid serves all layers.
-ESTIMATORS: dict[str, tuple[Any, tuple[float, ...]]] = {
-    "logistic_regression": (LogisticRegression(max_iter=1000), (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)),
-    "linear_svm": (LinearSVC(), (1e-5, 1e-4, 1e-3, 1e-2)),
-    "rbf_svm": (SVC(), (0.1, 1.0, 10.0)),
-}
+Found = list[tuple[Candidate, Pipeline]]
 
 
 def select_model(
     stores: FeatureStore | Sequence[FeatureStore],
     y: Sequence[object] | np.ndarray | None = None,
     *,
-    layers: Sequence[str] | None = None,
-    estimators: Sequence[str] = tuple(ESTIMATORS),
+    layers: Sequence[str | Sequence[str]] | None = None,
+    estimators: Sequence[str] | None = None,
     C: Mapping[str, Sequence[float]] | None = None,
+    l2: bool = False,
+    power: bool = False,
+    pca: int | None = None,
+    scoring: str | None = None,
     folds: int = 5,
+    repeats: int = 1,
+    groups: str | Sequence[object] | np.ndarray | None = None,
+    allow_duplicates: bool = False,
+    one_se: bool = False,
+    nested: bool = False,
     test_size: float = 0.2,
     test_rows: np.ndarray | None = None,
     test_store: FeatureStore | None = None,
     random_state: int = 0,
-    n_jobs: int = -1,
+    n_jobs: int | None = -1,
     on_progress: Callable[[int, int, list[Candidate]], None] | None = None,
 ) -> Selection:
-    """Choose layer, estimator and C by stratified cross-validation, and score the choice on images held out.
+    """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
 
-    The best of many cross-validated scores is flattered by having been chosen; the held-out score is not. The pipeline
-    returned is the one that was scored: fitted on the training images only.
+    The best of many cross-validated scores is flattered by having been chosen; the held-out score is not, and neither
+    is that of nested cross-validation. The pipeline returned is the one that was scored: fitted on the training images
+    only. Where the labels are numbers, regression models compete, by R^2.
 
     Parameters
     ----------
     stores : FeatureStore, or several of the same images (from several backbones)
-    y : (n,) class names, optional
+    y : (n,) class names, or floats for numbers to predict, optional
         By default the first store's own.
-    layers : sequence of str, optional
-        By default all that are stored.
-    estimators : of "logistic_regression", "linear_svm", "rbf_svm"
+    layers : sequence of names, or of lists of names for layers side by side, optional
+        By default each that is stored.
+    estimators : keys of ESTIMATORS, optional
+        By default "logistic_regression", "linear_svm" and "rbf_svm"; of numbers "ridge" and "svr". There are
+        "nearest_centroid", "ridge_classifier" and "knn" too.
     C : {estimator: values}, optional
-        Instead of the default grid.
-    folds : int
+        Instead of the default grid; of alpha or n_neighbors for estimators that have these in place of C.
+    l2, power : bool
+        Bring rows to length 1; make columns normal (Yeo-Johnson). In this order, before the PCA.
+    pca : int, optional
+        Components to keep, of as many as there are.
+    scoring : a key of METRICS, optional
+        "accuracy" by default, or "balanced_accuracy", "f1_macro", "matthews_corrcoef"; of numbers "r2", or
+        "neg_mean_absolute_error".
+    folds, repeats : int
+        Of the cross-validation, which is repeated with other folds.
+    groups : a column of the first store, or (n,) values, optional
+        Images of a group (a patient, near-duplicates) are never on both sides of a split.
+    allow_duplicates : bool
+        Whether images of the same content may be on both sides.
+    one_se : bool
+        Take the cheapest candidate within one standard error of the best: the fewest features, then the simplest
+        estimator, then the strongest penalty.
+    nested : bool
+        Nested cross-validation besides: the whole search in each of `folds` parts of the training images.
     test_size : float
-        The share of images to hold out, stratified; 0 for none.
+        The share of images to hold out, stratified, by whole groups; 0 for none.
     test_rows : (n,) bool, optional
         Which images to hold out, instead of a random share.
     test_store : FeatureStore, optional
         Labelled images to hold out, all of them, in a store of their own.
     random_state : int
         Of the split and the folds.
-    n_jobs : int
-        Processes; -1 is one a core. Each uses one thread.
+    n_jobs : int, optional
+        Processes for what is left to scikit-learn; -1 is one a core.
     on_progress : callable(done, total, candidates), optional
-        Called before the first and after each of the searches.
+        Called with fits that are done, and the candidates of the layers that are.
 
     Returns
     -------
@@ -84,200 +109,197 @@ def select_model(
     Raises
     ------
     FeatxError
-        There are fewer than two classes, or a class has too few images for the folds; an unknown estimator or layer.
+        There are fewer than two classes, or a class has too few images or groups for the folds; an unknown estimator,
+        layer, column or score; a held-out image that is a training image too.
+    Interrupted
+        Ctrl-C; it holds what was done.
     """
-    if folds < 2:
-        raise FeatxError(f"cross-validation needs two folds or more; got folds={folds}")
-    stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
-    store = stores[0]
-    labels = _labels(store, y)
-    if len(np.unique(labels)) < 2:
-        raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
-    keys = store.X
-    for other in stores[1:]:
-        other.rows(keys)  # raises where the images differ
-    train, test = _split(labels, test_size, test_rows, test_store, folds, random_state)
-    X_train, y_train = keys[train], labels[train]
-    X_test, y_test = (keys[test], labels[test]) if len(test) else (None, None)
-    if test_store is not None:
-        X_test, y_test = test_store.X, _labels(test_store, None)
-        shared = set(map(bytes, test_store.digests)) & {bytes(row) for row in store.digests}
-        if shared:
-            raise FeatxError(
-                f"{len(shared):,} of the {len(test_store):,} test images are training images too; a score on them "
-                "says nothing: take them out of one of the stores"
-            )
-        if unknown := sorted(set(y_test) - set(y_train)):
-            raise FeatxError(f"the test store has classes that the training images have not: {listed(unknown)}")
-    if len(np.unique(y_train)) < 2:
-        raise FeatxError(f"the training images need two classes or more; they are all {str(y_train[0])!r}")
-    for class_name, count in zip(*np.unique(y_train, return_counts=True), strict=True):
-        if count < folds:
-            raise FeatxError(
-                f"{folds}-fold cross-validation needs {folds} training images of each class; {str(class_name)!r} has "
-                f"{count}: add images, or take fewer folds or a smaller test share"
-            )
-
-    cv = StratifiedKFold(folds, shuffle=True, random_state=random_state)
-    searches = _searches(stores, layers, estimators, C)
-    n_jobs = min(n_jobs, folds) if n_jobs > 0 else min(cpu_count(), folds)
-    candidates: list[Candidate] = []
-    pipelines: dict[Candidate, Pipeline] = {}
-    for done, (pipeline, name, grid) in enumerate(searches):
-        if on_progress:
-            on_progress(done, len(searches), _ranked(candidates))
-        search = GridSearchCV(pipeline, {"classifier__C": grid}, cv=cv, n_jobs=n_jobs, refit=False, scoring="accuracy")
-        search.fit(X_train, y_train)
-        for candidate, fitted in _candidates(search, name):
-            candidates.append(candidate)
-            pipelines[candidate] = fitted
-    if on_progress:
-        on_progress(len(searches), len(searches), _ranked(candidates))
-    candidates = _ranked(candidates)
-    best = pipelines[candidates[0]].fit(X_train, y_train)
-    predicted = confidence = None
-    if X_test is not None:
-        scored = best if test_store is None else _with_store(best, test_store)
-        matrix = scored[:-1].transform(X_test)
-        predicted = scored[-1].predict(matrix)
-        scores = scored[-1].decision_function(matrix)  # (m, k), or (m,) for two classes
-        confidence = np.abs(scores) if scores.ndim == 1 else scores.max(axis=1)
-    classes, counts = np.unique(y_train, return_counts=True)
-    return Selection(
-        candidates=candidates,
-        chosen=candidates[0],
-        best_estimator=best,
-        stores=stores,
-        n_train=len(X_train),
-        folds=folds,
-        repeats=1,
-        scoring="accuracy",
-        classes=classes,
-        chance=float(counts.max() / counts.sum()),
-        X_test=X_test,
-        y_test=y_test,
-        predicted=predicted,
-        confidence=confidence,
+    asked = ask(
+        stores,
+        y,
+        groups=groups,
+        allow_duplicates=allow_duplicates,
+        test_size=test_size,
+        test_rows=test_rows,
         test_store=test_store,
+        random_state=random_state,
     )
+    splits = cv_splits(asked.y, asked.tied, folds, repeats, random_state)
+    metric = _metric(scoring, asked.is_numeric)
+    outer = cv_splits(asked.y, asked.tied, folds, 1, random_state) if nested else []
+    inner = [cv_splits(*_subset(asked, train), folds, repeats, random_state) for train, _ in outer]
+    grids = layer_grids(
+        asked.stores,
+        asked.y,
+        min(len(train) for those in [splits, *inner] for train, _ in those),
+        layers=layers,
+        estimators=estimators,
+        values=C,
+        l2=l2,
+        power=power,
+        pca=pca,
+    )
+    n_fits = sum(grid.n_fits(those) for those in [splits, *inner] for grid in grids)
+    search = _Search(grids, metric, n_jobs, _Progress(n_fits, on_progress))
 
-
-def _labels(store: FeatureStore, y: Sequence[object] | np.ndarray | None) -> np.ndarray:
-    labels = store.y if y is None else np.asarray(y)
-    if labels is None:
-        raise StoreError(f"{store.path.name} has no labels; give them: y=store.align('labels.csv'), or --labels")
-    if len(labels) != len(store):
-        raise StoreError(f"one label an image is needed: {store.path.name} has {len(store):,}, got {len(labels):,}")
-    if labels.dtype.kind == "f":
-        raise StoreError("labels are classes here, and these are numbers (target='numeric'); extract them as classes")
-    return labels.astype(str)
-
-
-def _split(
-    labels: np.ndarray,
-    test_size: float,
-    test_rows: np.ndarray | None,
-    test_store: FeatureStore | None,
-    folds: int,
-    random_state: int,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions to train on and to hold out."""
-    rows = np.arange(len(labels))
-    if test_store is not None:
-        return rows, rows[:0]
-    if test_rows is not None:
-        test_rows = np.asarray(test_rows, bool)
-        if test_rows.shape != rows.shape:
-            raise FeatxError(
-                f"test_rows says of each of the {len(rows):,} images whether it is held out; got {test_rows.shape}"
-            )
-        if test_rows.all() or not test_rows.any():
-            raise FeatxError("the test rows must be some of the images, not all and not none")
-        return rows[~test_rows], rows[test_rows]
-    if test_size == 0:
-        return rows, rows[:0]
-    if not 0 < test_size < 1:
-        raise FeatxError(f"test_size is the share of images held out, from 0 to below 1; got {test_size}")
-    names, counts = np.unique(labels, return_counts=True)
-    n_test = int(np.ceil(test_size * len(rows)))
-    if counts.min() < 2 or n_test < len(names) or len(rows) - n_test < len(names):
-        rare = str(names[counts.argmin()])
-        raise FeatxError(
-            f"holding out {test_size:.0%} of {len(rows):,} images needs two or more of each of the {len(names)} "
-            f"classes, and one of each on both sides; {rare!r} has {counts.min()}: add images, or test_size=0"
+    def selection(found: Found, **rest: Any) -> Selection:
+        candidates = ranked(found)
+        return Selection(
+            candidates=candidates,
+            chosen=cheapest_within_noise(candidates) if one_se else candidates[0],
+            best_estimator=rest.pop("best_estimator", None),
+            stores=asked.stores,
+            n_train=len(asked.X),
+            folds=folds,
+            repeats=repeats,
+            scoring=metric.name,
+            classes=asked.classes,
+            chance=_chance(metric, asked),
+            steps=(*(["l2"] if l2 else []), *(["power"] if power else []), *([f"pca {pca}"] if pca else [])),
+            n_duplicates=asked.n_duplicates,
+            n_groups=asked.n_groups,
+            **rest,
         )
-    train, test = train_test_split(rows, test_size=test_size, stratify=labels, random_state=random_state)
-    return np.sort(train), np.sort(test)
+
+    found: Found = []
+    try:
+        search.follow(asked.X, asked.y, splits, found)
+        best = selection(found).chosen
+        fitted = dict(found)[best].fit(asked.X, asked.y)
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        raise Interrupted(selection(found, is_partial=True)) from None
+    whole = selection(found, best_estimator=fitted, **_held_out(fitted, asked))
+    if not nested:
+        return whole
+    scores: list[tuple[float, Candidate]] = []
+    try:
+        for (train, test), those in zip(outer, inner, strict=True):
+            found = []
+            search.follow(asked.X[train], asked.y[train], those, found)
+            chosen = selection(found).chosen
+            pipeline = dict(found)[chosen].fit(asked.X[train], asked.y[train])
+            scores.append((metric.score(asked.y[test], pipeline.predict(asked.X[test])), chosen))
+    except KeyboardInterrupt:
+        so_far = _nested(scores, outer, metric) if scores else None
+        raise Interrupted(replace(whole, nested=so_far, is_partial=True)) from None
+    return replace(whole, nested=_nested(scores, outer, metric))
 
 
-def _searches(
-    stores: Sequence[FeatureStore],
-    layers: Sequence[str] | None,
-    estimators: Sequence[str],
-    C: Mapping[str, Sequence[float]] | None,
-) -> list[tuple[Pipeline, str, list[float]]]:
-    """Every layer of every store with every estimator, small layers first: (pipeline, estimator's name, its C)."""
-    for name in [*estimators, *(C or ())]:
-        if name not in ESTIMATORS:
-            raise FeatxError(
-                f"there is no estimator {name!r}{nearest(name, ESTIMATORS)}; choose {', '.join(ESTIMATORS)}"
+def ranked(found: Found) -> list[Candidate]:
+    """Best first, of equal ones the cheaper."""
+    return sorted((candidate for candidate, _ in found), key=lambda candidate: (-candidate.mean, candidate.cost))
+
+
+@dataclass
+class _Progress:
+    """Fits over several searches, counted together."""
+
+    total: int
+    tell: Callable[[int, int, list[Candidate]], None] | None
+    before: int = 0
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def __call__(self, done: int, total: int = 0) -> None:
+        if self.tell:
+            self.tell(self.before + done, self.total, self.candidates)
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The same search, on whatever images it is given."""
+
+    grids: Sequence[LayerGrid]
+    metric: Metric
+    n_jobs: int | None
+    progress: _Progress
+
+    def follow(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], found: Found) -> None:
+        """Layer by layer; `found` grows, and has what was done if this is interrupted."""
+        scoring: Any = self.metric.name
+        if self.metric.is_numeric:
+            scoring = {"score": self.metric.name, "mae": "neg_mean_absolute_error"}
+        self.progress(0)
+        for grid in self.grids:
+            search = GridSearchCV(
+                clone(grid.pipeline),
+                grid.param_grid(),
+                cv=splits,
+                n_jobs=self.n_jobs,
+                refit=False,
+                scoring=scoring,
+                error_score="raise",
+                progress=self.progress,
             )
-    if not estimators:
-        raise FeatxError(f"name at least one estimator of {', '.join(ESTIMATORS)}")
-    found: list[tuple[Pipeline, str, list[float]]] = []
-    for store in stores:
-        chosen = dict.fromkeys(store.recipe.layer(layer) for layer in (layers or store.layers))
-        for layer in chosen:
-            for name in estimators:
-                estimator, default = ESTIMATORS[name]
-                grid = [float(value) for value in (C or {}).get(name, default)]
-                if not grid or min(grid) <= 0:
-                    raise FeatxError(f"C is one or more positive numbers; got {grid} for {name}")
-                steps = [
-                    ("features", StoredFeatures(store, layer).fit()),
-                    ("scaler", StandardScaler()),
-                    ("classifier", clone(estimator)),
-                ]
-                found.append((Pipeline(steps), name, grid))
-    return sorted(found, key=lambda search: search[0]["features"].n_features_out_)
+            try:
+                search.fit(X, y)
+            except KeyboardInterrupt:
+                if hasattr(search, "partial_results_"):
+                    found += grid.candidates(search.partial_results_, splits, self.metric.name)
+                raise
+            found += grid.candidates(search.cv_results_, splits, self.metric.name)
+            self.progress.before += grid.n_fits(splits)
+            self.progress.candidates = ranked(found)
+            self.progress(0)
 
 
-def _candidates(search: GridSearchCV, name: str) -> list[tuple[Candidate, Pipeline]]:
-    features = search.estimator["features"]
-    results = search.cv_results_
-    found = []
-    for i, parameters in enumerate(results["params"]):
-        candidate = Candidate(
-            backbone=features.recipe_.backbone,
-            layer=features.layer_,
-            d=features.n_features_out_,
-            estimator=name,
-            parameter="C",
-            value=parameters["classifier__C"],
-            mean=float(results["mean_test_score"][i]),
-            std=float(results["std_test_score"][i]),
-            scores=tuple(float(results[f"split{fold}_test_score"][i]) for fold in range(search.n_splits_)),
-            fit_seconds=float(results["mean_fit_time"][i]),
-            interval=cv_interval(
-                [float(results[f"split{fold}_test_score"][i]) for fold in range(search.n_splits_)],
-                search.n_splits_ - 1,
-                1,
-                0,
-                1,
-            ),
-            cost=(features.n_features_out_, list(ESTIMATORS).index(name), parameters["classifier__C"]),
-        )
-        found.append((candidate, clone(search.estimator).set_params(**parameters)))
-    return found
+def _metric(scoring: str | None, is_numeric: bool) -> Metric:
+    choices = [name for name, metric in METRICS.items() if metric.is_numeric == is_numeric]
+    name = choices[0] if scoring is None else scoring
+    if name not in choices:
+        kind = "numbers" if is_numeric else "classes"
+        raise FeatxError(f"there is no score {name!r} of {kind}{nearest(name, choices)}; choose {', '.join(choices)}")
+    return METRICS[name]
 
 
-def _ranked(candidates: list[Candidate]) -> list[Candidate]:
-    return sorted(candidates, key=lambda candidate: (-candidate.mean, candidate.d, candidate.C))
+def _subset(asked: Question, rows: np.ndarray) -> tuple[np.ndarray, Tied | None]:
+    return asked.y[rows], None if asked.tied is None else asked.tied.of(rows)
+
+
+def _chance(metric: Metric, asked: Question) -> float:
+    """What the most frequent class, or for R^2 the mean and for the mean absolute error the median, would score."""
+    if metric.name == "accuracy":
+        return asked.most_frequent
+    if metric.is_numeric:
+        guess = np.mean(asked.y) if metric.name == "r2" else np.median(asked.y)
+        return metric.score(asked.y, np.full(len(asked.y), guess))
+    names, counts = np.unique(asked.y, return_counts=True)
+    return metric.score(asked.y, np.full(len(asked.y), names[counts.argmax()]))
+
+
+def _held_out(fitted: Pipeline, asked: Question) -> dict[str, Any]:
+    """What the winner says of the test set, the one time it is looked at."""
+    if asked.X_test is None:
+        return {}
+    scored = fitted if asked.test_store is None else _with_store(fitted, asked.test_store)
+    matrix, last = scored[:-1].transform(asked.X_test), scored[-1]
+    confidence = None
+    if hasattr(last, "decision_function"):
+        scores = last.decision_function(matrix)  # (m, k), or (m,) for two classes
+        confidence = np.abs(scores) if scores.ndim == 1 else scores.max(axis=1)
+    elif hasattr(last, "predict_proba"):
+        confidence = last.predict_proba(matrix).max(axis=1)
+    return {
+        "X_test": asked.X_test,
+        "y_test": asked.y_test,
+        "predicted": last.predict(matrix),
+        "confidence": confidence,
+        "test_groups": asked.test_groups,
+        "test_store": asked.test_store,
+    }
 
 
 def _with_store(pipeline: Pipeline, store: FeatureStore) -> Pipeline:
     """A fitted pipeline that reads its rows from another store of the same recipe."""
     features = pipeline["features"]
-    if differences := features.recipe_.differences(store.recipe.only(features.layer_)):
+    if differences := features.recipe_.differences(store.recipe.only(features.layers_)):
         raise StoreError(f"the test store was made otherwise: {'; '.join(differences)}; extract it as the first one")
-    return Pipeline([("features", StoredFeatures(store, features.layer_).fit()), *pipeline.steps[1:]])
+    return Pipeline([("features", StoredFeatures(store, list(features.layers_)).fit()), *pipeline.steps[1:]])
+
+
+def _nested(scores: Sequence[tuple[float, Candidate]], outer: Sequence[Split], metric: Metric) -> Nested:
+    n_train, n_test = (float(np.mean([len(side) for side in sides])) for sides in zip(*outer, strict=True))
+    values = tuple(score for score, _ in scores)
+    interval = cv_interval(values, n_train, n_test, metric.low, metric.high)
+    return Nested(values, interval, tuple(chosen for _, chosen in scores), len(outer), metric.name)

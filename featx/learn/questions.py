@@ -1,0 +1,144 @@
+"""Stores and labels in; what is to be learned of which images, and which are kept out of it, out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from featx.errors import FeatxError, StoreError, listed
+from featx.learn.splits import Tied, group_numbers, hold_out, is_numeric, refuse_parted, tie
+from featx.store import FeatureStore
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """Labelled images to learn from, and others, the test set, that nothing but the last score may see.
+
+    X, y : (n, 1) keys and (n,) labels to learn from: class names, or float64
+    tied : which of them stay together, or None
+    X_test, y_test : (m, 1), (m,), or None
+    test_groups : (m,) numbers, or None
+    test_store : where X_test are, if not in `stores`
+    n_duplicates : images of `stores` whose content another one has too
+    n_groups : groups among all images, or None
+    """
+
+    stores: list[FeatureStore] = field(repr=False)
+    X: np.ndarray
+    y: np.ndarray
+    tied: Tied | None
+    X_test: np.ndarray | None
+    y_test: np.ndarray | None
+    test_groups: np.ndarray | None
+    test_store: FeatureStore | None
+    n_duplicates: int
+    n_groups: int | None
+
+    @property
+    def is_numeric(self) -> bool:
+        return is_numeric(self.y)
+
+    @property
+    def classes(self) -> np.ndarray | None:
+        return None if self.is_numeric else np.unique(self.y)
+
+    @property
+    def most_frequent(self) -> float:
+        """Share of the most frequent class among the images to learn from."""
+        counts = np.unique(self.y, return_counts=True)[1]
+        return float(counts.max() / counts.sum())
+
+
+def ask(
+    stores: FeatureStore | Sequence[FeatureStore],
+    y: Sequence[object] | np.ndarray | None,
+    *,
+    groups: str | Sequence[object] | np.ndarray | None,
+    allow_duplicates: bool,
+    test_size: float,
+    test_rows: np.ndarray | None,
+    test_store: FeatureStore | None,
+    random_state: int,
+) -> Question:
+    """Parameters and errors as of `select_model`."""
+    stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
+    store = stores[0]
+    labels = labels_of(store, y)
+    if not is_numeric(labels) and len(np.unique(labels)) < 2:
+        raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
+    for other in stores[1:]:
+        other.rows(store.X)  # raises where the images differ
+    numbers = group_numbers(store, groups)
+    tied = tie(store, numbers, allow_duplicates)
+    if test_store is not None:
+        train, test = np.arange(len(store)), np.arange(0)
+    elif test_rows is not None:
+        held_out = _mask(test_rows, len(store))
+        refuse_parted(held_out, store, numbers, allow_duplicates)
+        train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    else:
+        train, test = hold_out(labels, tied, test_size, random_state)
+    X_test, y_test = (store.X[test], labels[test]) if len(test) else (None, None)
+    if test_store is not None:
+        X_test, y_test = test_store.X, labels_of(test_store, None)
+        _refuse_unlike(store, labels, test_store, y_test, allow_duplicates)
+    if is_numeric(labels) and np.ptp(labels[train]) == 0:
+        raise FeatxError(f"the training images need labels that differ; they are all {labels[train][0]:g}")
+    if not is_numeric(labels) and len(np.unique(labels[train])) < 2:
+        raise FeatxError(f"the training images need two classes or more; they are all {str(labels[train][0])!r}")
+    return Question(
+        stores=stores,
+        X=store.X[train],
+        y=labels[train],
+        tied=None if tied is None else tied.of(train),
+        X_test=X_test,
+        y_test=y_test,
+        test_groups=None if numbers is None or not len(test) else numbers[test],
+        test_store=test_store,
+        n_duplicates=sum(map(len, store.duplicates)),
+        n_groups=None if numbers is None else int(numbers.max()) + 1,
+    )
+
+
+def labels_of(store: FeatureStore, y: Sequence[object] | np.ndarray | None) -> np.ndarray:
+    """(n,) class names, or float64 where the labels are floats."""
+    labels = store.y if y is None else np.asarray(y)
+    if labels is None:
+        raise StoreError(f"{store.path.name} has no labels; give them: y=store.align('labels.csv'), or --labels")
+    if labels.shape != (len(store),):
+        raise StoreError(f"one label an image is needed: {store.path.name} has {len(store):,}, got {len(labels):,}")
+    if labels.dtype.kind != "f":
+        return labels.astype(str)
+    if not np.isfinite(labels).all():
+        raise StoreError(f"labels that are numbers are finite; got {labels[~np.isfinite(labels)][0]}")
+    return labels.astype(np.float64)
+
+
+def _mask(rows: np.ndarray, n: int) -> np.ndarray:
+    rows = np.asarray(rows, bool)
+    if rows.shape != (n,):
+        raise FeatxError(f"test_rows says of each of the {n:,} images whether it is held out; got {rows.shape}")
+    if rows.all() or not rows.any():
+        raise FeatxError("the test rows must be some of the images, not all and not none")
+    return rows
+
+
+def _refuse_unlike(
+    store: FeatureStore, y: np.ndarray, test_store: FeatureStore, y_test: np.ndarray, allow_duplicates: bool
+) -> None:
+    """Refuse a test store that a score of what is learned here would say nothing about."""
+    shared = set(map(bytes, test_store.digests)) & set(map(bytes, store.digests))
+    if shared and not allow_duplicates:
+        raise FeatxError(
+            f"{len(shared):,} of the {len(test_store):,} test images are training images too; a score on them says "
+            "nothing: take them out of one of the stores"
+        )
+    if is_numeric(y) != is_numeric(y_test):
+        kinds = ("numbers", "classes") if is_numeric(y) else ("classes", "numbers")
+        raise FeatxError(
+            f"the labels are {kinds[0]} here and {kinds[1]} in the test store; extract both with one target"
+        )
+    if not is_numeric(y) and (unknown := sorted(set(y_test) - set(y))):
+        raise FeatxError(f"the test store has classes that the training images have not: {listed(unknown)}")
