@@ -14,7 +14,7 @@ from rich.console import Console
 import featx
 from featx.learn import Prediction, Selection, select_model
 from featx.report import predictions_csv, predictions_json, predictions_table, ranking_table, selection_figure
-from featx.report.figures import _mistake_pictures
+from featx.report.heldout import mistake_pictures
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,9 @@ def test_shown_mistakes_are_the_images_that_were_wrong(selection: Selection) -> 
     assert selection.X_test is not None and store.recipe.origin is not None
     wrong = {store.ids[row] for row in store.rows(selection.X_test[selection.mistakes()])}
     pictures = {name: np.asarray(Image.open(Path(store.recipe.origin, name))) for name in wrong}
-    for picture, true, predicted in _mistake_pictures(selection):
+    for picture, said in mistake_pictures(selection):
         names = [name for name, pixels in pictures.items() if np.array_equal(pixels, np.asarray(picture))]
+        true, predicted = said.split("\nnot ")
         assert names and names[0].split("/")[0] == true != predicted
 
 
@@ -73,7 +74,7 @@ def test_a_selection_without_held_out_images_or_with_moved_ones_is_drawn(selecti
     bare = dataclasses.replace(selection, X_test=None, y_test=None, predicted=None, confidence=None)
     selection_figure(bare).savefig(io.BytesIO())
     moved = dataclasses.replace(selection, stores=[_Moved(selection.stores[0])])  # type: ignore[list-item]
-    assert _mistake_pictures(moved) == []
+    assert mistake_pictures(moved) == []
     selection_figure(moved).savefig(io.BytesIO())
 
 

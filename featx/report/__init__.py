@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from featx.report.answers import selection_text
+from featx.report.curves import protocol_figure
 from featx.report.extractions import ExtractionLines, plan_table
 from featx.report.figures import selection_figure
 from featx.report.progress import search_progress
+from featx.report.rankings import nested_table, protocol_table, ranking_table
+from featx.report.results import results_csv, results_json
 from featx.report.stores import difference_table, notes_text, store_table
 from featx.report.tables import (
     layers_table,
     predictions_csv,
     predictions_json,
     predictions_table,
-    ranking_table,
-    selection_text,
 )
 
 __all__ = [
     "ExtractionLines",
     "difference_table",
     "layers_table",
+    "nested_table",
     "notes_text",
     "plan_table",
     "predictions_csv",
     "predictions_json",
     "predictions_table",
+    "protocol_figure",
+    "protocol_table",
     "ranking_table",
+    "results_csv",
+    "results_json",
     "search_progress",
     "selection_figure",
     "selection_text",

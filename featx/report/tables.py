@@ -1,4 +1,4 @@
-"""Selections, backbones and predictions in; rich tables, plain sentences, CSV and JSON out."""
+"""Backbones and predictions in; rich tables, CSV and JSON out."""
 
 from __future__ import annotations
 
@@ -15,52 +15,7 @@ from featx.errors import readable
 
 if TYPE_CHECKING:  # each table needs one of these, and none should wait for the others' torch or scikit-learn
     from featx.backbones import Backbone
-    from featx.learn import Candidate, Prediction, Selection
-
-
-def ranking_table(selection: Selection, most: int = 12) -> Table:
-    """Layers and estimators, each with its best C, best first; of every backbone at least one.
-
-    Parameters
-    ----------
-    most : rows
-    """
-    best: dict[tuple[str, str, str], Candidate] = {}
-    for candidate in selection.candidates:
-        best.setdefault((candidate.backbone, candidate.layer, candidate.estimator), candidate)
-    several = len({backbone for backbone, _, _ in best}) > 1
-    title = f"{selection.folds}-fold accuracy on {selection.n_train:,} training images (chance {selection.chance:.3f})"
-    table = Table(title=title, title_justify="left", caption_justify="left")
-    table.add_column("rank", justify="right")
-    for name in [*(["backbone"] if several else []), "layer", "estimator"]:
-        table.add_column(name)
-    for name in ("features", "best C", "accuracy", "± s.e.", "fit s"):
-        table.add_column(name, justify="right")
-    shown: set[str] = set()
-    for rank, candidate in enumerate(best.values(), start=1):
-        if rank <= most or candidate.backbone not in shown:
-            shown.add(candidate.backbone)
-            error = candidate.std / math.sqrt(max(1, selection.folds - 1))
-            cells = [str(rank), *([candidate.backbone] if several else []), candidate.layer, candidate.estimator]
-            cells += [f"{candidate.d:,}", f"{candidate.C:g}", f"{candidate.mean:.3f}", f"{error:.3f}"]
-            table.add_row(*cells, f"{candidate.fit_seconds:.2f}", style="bold" if rank == 1 else None)
-    if table.row_count < len(best):
-        table.caption = f"and {len(best) - table.row_count:,} more layers and estimators"
-    return table
-
-
-def selection_text(selection: Selection) -> str:
-    """The answer in words: the best cross-validated score, which was chosen, and the held-out one, which was not."""
-    best = selection.best
-    lines = [f"best of {len(selection.candidates):,} in cross-validation: {best.mean:.3f} (flattered by the choice)"]
-    if selection.held_out is not None and selection.y_test is not None:
-        lines.append(
-            f"held out: {selection.held_out:.3f} ± {selection.held_out_error:.3f} on {len(selection.y_test):,} images "
-            "that played no part in it"
-        )
-    else:
-        lines.append("held out: nothing, so there is no score that the choice has not flattered")
-    return "\n".join(lines)
+    from featx.learn import Prediction
 
 
 def layers_table(backbone: Backbone) -> Table:

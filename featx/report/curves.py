@@ -1,0 +1,126 @@
+"""A protocol's result in, one picture out: a curve a layer with its interval as a band, and what was chosen on test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from featx.report.canvas import FAINT, INK, blank
+from featx.report.rankings import protocol_title
+from featx.report.scores import short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from featx.learn.ranking import Curve, ProtocolResult
+
+_COLOURED = 7  # curves that can be told apart; the others are grey
+
+
+def protocol_figure(result: ProtocolResult, title: str = "") -> Figure:
+    """Draw a protocol: accuracy by what it varies, a curve a layer, the best ones in colour with 95 % bands.
+
+    Where something is chosen on validation images ("linear-probe", "knn"), its point has a ring, and a second panel
+    shows the test accuracy of every layer with its interval.
+
+    Parameters
+    ----------
+    result : ProtocolResult
+    title : above everything
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    FeatxError
+        matplotlib is not installed.
+    """
+    tested = [curve for curve in result.curves if curve.test is not None]
+    height = max(4.6, 0.27 * len(tested) + 1.6)
+    figure = blank(13 if tested else 10, height)
+    parts = figure.subfigures(1, 2 if tested else 1, width_ratios=[1.5, 1] if tested else None, squeeze=False)[0]
+    _draw_curves(parts[0].subplots(), result, "validation accuracy" if tested else "test accuracy")
+    if tested:
+        _draw_tests(parts[1].subplots(), result, tested)
+    else:
+        _add_legend(parts[0].axes[0])
+    heading = protocol_title(result)
+    figure.suptitle(f"{title}\n{heading}" if title else heading, fontsize=11, color=INK)
+    return figure
+
+
+def _draw_curves(axis: Axes, result: ProtocolResult, label: str) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator
+
+    several = len({curve.backbone for curve in result.curves}) > 1
+    xs = sorted({point.x for curve in result.curves for point in curve.points})
+    for place, curve in reversed(list(enumerate(result.curves))):
+        colour = _colour(place)
+        x, means = [point.x for point in curve.points], np.array([point.mean for point in curve.points])
+        axis.plot(x, means, "o-", ms=3.5, lw=1.6, color=colour, label=_name(curve, several), zorder=3 - place / 100)
+        if place < _COLOURED:
+            ends = np.array([point.interval for point in curve.points]).T  # (2, m)
+            if len(x) == 1:
+                axis.errorbar(x, means, np.abs(ends - means), fmt="none", color=colour, capsize=3)
+            axis.fill_between(x, *ends, color=colour, alpha=0.13, linewidth=0)
+            if curve.chosen is not None:
+                axis.plot(curve.chosen.x, curve.chosen.mean, "o", mfc="none", mec=colour, ms=10, mew=1.6, zorder=4)
+    if xs[0] > 0 and len(xs) > 1:
+        axis.set_xscale("log")
+    if len(xs) <= 12:
+        axis.set_xticks(xs)
+        axis.tick_params(axis="x", labelsize=8 if len(xs) > 6 else 10, rotation=45 if len(xs) > 8 else 0)
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.axhline(result.chance, color=FAINT, linewidth=1, linestyle=":")
+    axis.text(0.995, result.chance, "chance", transform=axis.get_yaxis_transform(), ha="right", va="bottom",
+              fontsize=8, color=FAINT)  # fmt: skip
+    axis.set_xlabel(result.varied)
+    axis.set_ylabel(label)
+    _clean(axis, "y")
+
+
+def _add_legend(axis: Axes) -> None:
+    """To the right, the best on top, what is grey as one."""
+    found, labels = axis.get_legend_handles_labels()
+    handles, names = found[::-1], labels[::-1]
+    if len(names) > _COLOURED:
+        names[_COLOURED] = f"{len(names) - _COLOURED} more layers"
+    axis.legend(handles[: _COLOURED + 1], names[: _COLOURED + 1], loc="upper left", bbox_to_anchor=(1.01, 1),
+                frameon=False, fontsize=8)  # fmt: skip
+
+
+def _draw_tests(axis: Axes, result: ProtocolResult, tested: list[Curve]) -> None:
+    """Layers down, best in validation on top, in the colours of their curves; test accuracy with its interval."""
+    several = len({curve.backbone for curve in result.curves}) > 1
+    for place, curve in enumerate(tested):
+        assert curve.test is not None
+        low, high = curve.test_interval or (curve.test, curve.test)
+        axis.plot([low, high], [place, place], color=_colour(place), linewidth=1.6, alpha=0.6)
+        axis.plot(curve.test, place, "o", color=_colour(place), ms=5)
+        axis.annotate(f"{curve.test:.3f}", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.axvline(result.chance, color=FAINT, linewidth=1, linestyle=":")
+    axis.set_yticks(range(len(tested)), [_name(curve, several) for curve in tested], fontsize=8)
+    axis.set_ylim(len(tested) - 0.4, -0.6)
+    axis.margins(x=0.12)
+    axis.set_xlabel("test accuracy")
+    _clean(axis, "x")
+
+
+def _colour(place: int) -> str:
+    return f"C{place}" if place < _COLOURED else "#cccccc"
+
+
+def _clean(axis: Axes, lines: Literal["x", "y"]) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis=lines, color="#eeeeee")
+    axis.set_axisbelow(True)
+
+
+def _name(curve: Curve, several: bool) -> str:
+    backbone = f"{curve.backbone.split(':')[-1]}  " if several else ""
+    return short(f"{backbone}{curve.layer}", 40)

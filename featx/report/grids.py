@@ -1,0 +1,124 @@
+"""Candidates in, heat maps out: one an estimator, layers down, its parameter across, the score as colour and number."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featx.report.canvas import INK
+from featx.report.scores import amount, score_name, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from featx.learn.ranking import Selection
+
+_MOST_COLUMNS = 20  # of numbers beside one another that can be read
+_MAP = "viridis"
+
+
+class Grid:
+    """Where every candidate's number stands; `height` and `draw` serve the figure that it becomes a part of."""
+
+    def __init__(self, selection: Selection) -> None:
+        self.selection = selection
+        self.layers = _layers(selection)
+        values: dict[str, set[float]] = {}
+        for candidate in selection.candidates:
+            values.setdefault(candidate.estimator, set()).add(candidate.value or 0.0)  # 0: it has no parameter
+        self.values = {name: sorted(values[name]) for name in sorted(values, key=lambda name: -len(values[name]))}
+        self.lines: list[list[str]] = [[]]
+        for name, columns in self.values.items():
+            if self.lines[-1] and self._columns(self.lines[-1]) + len(columns) > _MOST_COLUMNS:
+                self.lines.append([])
+            self.lines[-1].append(name)
+
+    @property
+    def height(self) -> float:
+        """Inches."""
+        return max(4.2, 0.6 + len(self.lines) * (0.27 * len(self.layers) + 1.2))
+
+    def draw(self, part: Any) -> None:
+        selection = self.selection
+        means = [candidate.mean for candidate in selection.candidates]
+        high = max(means)
+        low = max(min(means), selection.chance - 0.1 * max(high - selection.chance, 0))
+        low = min(low, high - 1e-9)
+        widest = max(map(self._columns, self.lines))
+        several = len({backbone for backbone, _ in self.layers}) > 1
+        names = [f"{backbone.split(':')[-1]}  {layer}" if several else layer for backbone, layer in self.layers]
+        for line, inner in zip(self.lines, part.subfigures(len(self.lines), 1, squeeze=False)[:, 0], strict=True):
+            widths = [len(self.values[name]) for name in line]
+            spare = widest - sum(widths)
+            axes = inner.subplots(
+                1, len(line) + (spare > 0), sharey=True, squeeze=False, width_ratios=[*widths, *([spare] * (spare > 0))]
+            )[0]
+            for axis in axes[len(line) :]:  # keeps the cells of all lines as wide
+                axis.set_visible(False)
+            for axis, name in zip(axes, line, strict=False):
+                self._draw_estimator(axis, name, low, high)
+            inner.align_xlabels(axes[: len(line)])
+            axes[0].set_yticks(range(len(names)), [short(name, 44) for name in names], fontsize=8)
+        times = f" x {selection.repeats}" if selection.repeats > 1 else ""
+        chance = _cell(selection.chance, selection.scoring)
+        part.suptitle(
+            f"{selection.folds}-fold{times} {score_name(selection.scoring)} by layer and setting, "
+            f"{selection.n_train:,} training images (chance {chance})",
+            fontsize=11,
+        )
+
+    def _draw_estimator(self, axis: Axes, name: str, low: float, high: float) -> None:
+        selection, values = self.selection, self.values[name]
+        means = np.full((len(self.layers), len(values)), np.nan)
+        box = None
+        for candidate in selection.candidates:
+            if candidate.estimator == name:
+                at = self.layers.index((candidate.backbone, candidate.layer)), values.index(candidate.value or 0.0)
+                means[at] = candidate.mean
+                box = at if candidate == selection.chosen else box
+        axis.imshow(means, aspect="auto", cmap=_MAP, vmin=low, vmax=high)
+        for (row, column), mean in np.ndenumerate(means):
+            if np.isfinite(mean):
+                is_dark = mean < low + 0.6 * (high - low)
+                is_box = (row, column) == box
+                axis.text(
+                    column,
+                    row,
+                    _cell(mean, selection.scoring),
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if is_dark else INK,
+                    fontweight="bold" if is_box else "normal",
+                    bbox={"facecolor": "none", "edgecolor": "red", "linewidth": 1.5, "pad": 2} if is_box else None,
+                )
+        parameter = next(c.parameter for c in selection.candidates if c.estimator == name)
+        names = [f"{value:g}" if parameter else "" for value in values]
+        axis.set_xticks(range(len(values)), names, fontsize=8)
+        if max(map(len, names)) > 3:
+            for label in axis.get_xticklabels():
+                label.set(rotation=45, ha="right", rotation_mode="anchor")
+        axis.set_xlabel(parameter, fontsize=9)
+        axis.set_title(name.replace("_", " "), fontsize=10)
+        axis.tick_params(length=0)
+        axis.spines[:].set_visible(False)
+
+    def _columns(self, line: list[str]) -> float:
+        return sum(len(self.values[name]) for name in line)
+
+
+def _layers(selection: Selection) -> list[tuple[str, str]]:
+    """(backbone, layer) in the order of the networks, of those that were searched; several side by side at the end."""
+    searched = dict.fromkeys((candidate.backbone, candidate.layer) for candidate in selection.candidates)
+    stored = [(store.recipe.backbone, layer) for store in selection.stores for layer in store.layers]
+    order = {pair: place for place, pair in enumerate(stored)}
+    backbones = {backbone: place for place, (backbone, _) in enumerate(stored)}  # where its last layer is
+    return sorted(searched, key=lambda pair: (order.get(pair, backbones.get(pair[0], len(stored)) + 0.5), pair[1]))
+
+
+def _cell(score: float, scoring: str) -> str:
+    """A score in five characters or fewer: ".82", "-.35", "1.00"."""
+    if scoring == "neg_mean_absolute_error":
+        return amount(-score)
+    return f"{score:.2f}".replace("0.", ".", 1) if abs(score) < 1 else f"{score:.2f}" if score > -10 else "< -10"

@@ -1,0 +1,124 @@
+"""What was predicted of images held out in; a confusion matrix, or a scatter of numbers, and the worst mistakes out."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featx.errors import ImageError
+from featx.report.canvas import FAINT, INK
+from featx.report.scores import amount, bracket, number, score_name, short
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from featx.learn.ranking import Selection
+
+MISTAKES = 8
+_THUMBNAIL_PX = 256
+
+
+def draw_held_out(axis: Axes, selection: Selection) -> None:
+    """The confusion matrix; where the labels are numbers, predicted against true."""
+    assert selection.held_out is not None and selection.y_test is not None
+    if selection.classes is None:
+        _draw_scatter(axis, selection)
+    else:
+        _draw_confusion(axis, selection)
+    score = number(selection.held_out, selection.scoring)
+    interval = bracket(selection.held_out_interval, selection.scoring)
+    images = f"on {len(selection.y_test):,} images held out"
+    axis.set_title(f"{score_name(selection.scoring)} {score} {interval}\n{images}", fontsize=11)
+
+
+def _draw_confusion(axis: Axes, selection: Selection) -> None:
+    confusion = selection.confusion
+    assert confusion is not None and selection.classes is not None
+    share = confusion / confusion.sum(axis=1, keepdims=True).clip(1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    k = len(selection.classes)
+    if k <= 15:
+        for (row, column), count in np.ndenumerate(confusion):
+            color = "white" if share[row, column] > 0.6 else INK if count else FAINT
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=10 if k < 8 else 7, color=color)
+    names = [short(name, 15) for name in selection.classes] if k <= 30 else []
+    if k <= 15:
+        axis.set_xticks(range(len(names)), names, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
+    else:
+        axis.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
+    axis.set_yticks(range(len(names)), names, fontsize=8 if k <= 15 else 7)
+    axis.tick_params(length=0)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+
+
+def _draw_scatter(axis: Axes, selection: Selection) -> None:
+    y, predicted = selection.y_test, selection.predicted
+    assert y is not None and predicted is not None
+    low, high = min(y.min(), predicted.min()), max(y.max(), predicted.max())
+    ends = low - 0.04 * (high - low), high + 0.04 * (high - low)
+    axis.plot(ends, ends, color=FAINT, linewidth=1, zorder=0)
+    few = len(y) <= 1000
+    axis.scatter(y, predicted, s=16 if few else 5, alpha=0.6 if few else 0.25, color="#2a6f97", linewidths=0)
+    axis.set(xlim=ends, ylim=ends, aspect="equal")
+    axis.set_xlabel("true")
+    axis.set_ylabel("predicted")
+    axis.tick_params(labelsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    if selection.held_out_mae is not None and selection.scoring != "neg_mean_absolute_error":
+        said = f"mean absolute error {amount(selection.held_out_mae)}"
+        axis.text(0.03, 0.97, said, transform=axis.transAxes, va="top", fontsize=9, color=INK)
+
+
+def mistake_pictures(selection: Selection) -> list[tuple[Any, str]]:
+    """(picture, what is wrong with it) of the most confident mistakes whose images can still be read."""
+    from featx.images import decode
+
+    if selection.X_test is None or selection.y_test is None or selection.predicted is None:
+        return []
+    store = selection.test_store or selection.stores[0]
+    if store.recipe.origin is None:
+        return []
+    rows = store.rows(selection.X_test)
+    worst = selection.mistakes().tolist()
+    if selection.classes is not None:
+        worst = _by_turns(worst, [(selection.y_test[i], selection.predicted[i]) for i in worst])
+    found: list[tuple[Any, str]] = []
+    for i in worst:
+        with contextlib.suppress(ImageError):  # moved or gone since
+            picture, _digest = decode(Path(store.recipe.origin, str(store.ids[rows[i]])))
+            picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+            found.append((picture, _said(selection.y_test[i], selection.predicted[i])))
+        if len(found) == MISTAKES:
+            break
+    return found
+
+
+def _by_turns(worst: list[int], kinds: list[tuple[Any, Any]]) -> list[int]:
+    """Every kind of mistake has its turn before any has a second one."""
+    turns: Counter[tuple[Any, Any]] = Counter()
+    ordered = []
+    for place, (i, kind) in enumerate(zip(worst, kinds, strict=True)):
+        ordered.append((turns[kind], place, i))
+        turns[kind] += 1
+    return [i for _, _, i in sorted(ordered)]
+
+
+def _said(true: Any, predicted: Any) -> str:
+    if isinstance(true, float):
+        return f"{amount(true)}\nnot {amount(predicted)}"
+    return f"{short(true, 20)}\nnot {short(predicted, 16)}"
+
+
+def draw_mistakes(part: Any, selection: Selection, mistakes: list[tuple[Any, str]]) -> None:
+    part.suptitle("the largest errors" if selection.classes is None else "the most confident mistakes", fontsize=11)
+    axes = part.subplots(1, MISTAKES)
+    for axis in axes:
+        axis.axis("off")
+    for axis, (picture, said) in zip(axes, mistakes, strict=False):
+        axis.imshow(picture)
+        axis.set_title(said, fontsize=8, color=INK)

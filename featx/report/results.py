@@ -1,0 +1,195 @@
+"""What searches and protocols found in; every score of it as CSV or JSON out, for other programs.
+
+One row a candidate, an outer split of a nested cross-validation, or a point of a protocol, always in these columns:
+
+kind : "cross-validation", "nested", or the protocol: "linear-probe", "knn", "few-shot", "learning-curve"
+rank : from 1, best first; the number of the outer split; the rank of the layer, by the protocol's own order
+chosen : 1 for what was chosen: the candidate that was fitted, an outer split's winner, a layer's best x; else 0
+backbone, layer, features : what was read
+estimator, parameter, value : how it was learned; for protocols, parameter is what x is and value is x
+scoring : what the scores are, named as scikit-learn's scorers: more is better
+mean, std, low, high : of the scores, with the 95 % interval of the mean
+mae : mean absolute error over the splits, where the labels are numbers
+fit_seconds : mean of a fit
+held_out, held_out_low, held_out_high : of the chosen one, the score on images that played no part in choosing it, with
+    its 95 % interval; of an outer split, the score on the images left out
+score_1, score_2 ... : one a split or a draw (in JSON, one list: scores)
+
+What does not apply is empty (in JSON, null).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from featx.learn.intervals import Interval
+    from featx.learn.ranking import Candidate, Nested, ProtocolResult, Selection
+
+_COLUMNS = (
+    *("kind", "rank", "chosen", "backbone", "layer", "features", "estimator", "parameter", "value", "scoring"),
+    *("mean", "std", "low", "high", "mae", "fit_seconds", "held_out", "held_out_low", "held_out_high"),
+)
+
+
+def results_csv(result: Selection | Nested | ProtocolResult) -> str:
+    """CSV with a header line and a line for every score there is; the module lists the columns.
+
+    Returns
+    -------
+    str
+        Numbers are as exact as they were.
+    """
+    rows = list(_rows(result))
+    most = max((len(row["scores"]) for row in rows), default=0)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*_COLUMNS, *(f"score_{i}" for i in range(1, most + 1))])
+    for row in rows:
+        cells = [*(row[name] for name in _COLUMNS), *row["scores"]]
+        writer.writerow(["" if cell is None else cell for cell in cells] + [""] * (most - len(row["scores"])))
+    return text.getvalue().rstrip("\n")
+
+
+def results_json(result: Selection | Nested | ProtocolResult) -> str:
+    """One JSON object: what the run was, and under "results" the rows of the CSV, with "scores" as a list."""
+    said = {**_run(result), "results": list(_rows(result))}
+    return json.dumps(said, ensure_ascii=False, indent=1, allow_nan=False)
+
+
+def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
+    from featx.learn.ranking import Nested, Selection
+
+    if isinstance(result, Nested):
+        low, high = _ends(result.interval)
+        return {"kind": "nested", "folds": result.folds, "scoring": result.scoring} | {
+            "mean": _finite(result.mean), "low": low, "high": high
+        }  # fmt: skip
+    stores = [{"path": str(store.path), "identity": store.identity} for store in result.stores]
+    classes = None if result.classes is None else result.classes.tolist()
+    if not isinstance(result, Selection):
+        return {
+            "kind": result.protocol,
+            "varied": result.varied,
+            "scoring": "accuracy",
+            "repeats": result.repeats,
+            "chance": _finite(result.chance),
+            "n_train": result.n_train,
+            "n_validation": result.n_validation,
+            "n_test": result.n_test,
+            "classes": classes,
+            "stores": stores,
+        }
+    low, high = _ends(result.held_out_interval)
+    nested_low, nested_high = _ends(None if result.nested is None else result.nested.interval)
+    return {
+        "kind": "cross-validation",
+        "scoring": result.scoring,
+        "folds": result.folds,
+        "repeats": result.repeats,
+        "chance": _finite(result.chance),
+        "steps": list(result.steps),
+        "n_train": result.n_train,
+        "n_test": 0 if result.y_test is None else len(result.y_test),
+        "n_duplicates": result.n_duplicates,
+        "n_groups": result.n_groups,
+        "is_partial": result.is_partial,
+        "held_out": _finite(result.held_out),
+        "held_out_low": low,
+        "held_out_high": high,
+        "held_out_mae": _finite(result.held_out_mae),
+        "nested": None if result.nested is None or not result.nested.scores else _finite(result.nested.mean),
+        "nested_low": nested_low,
+        "nested_high": nested_high,
+        "classes": classes,
+        "confusion": None if result.confusion is None else result.confusion.tolist(),
+        "stores": stores,
+    }
+
+
+def _rows(result: Selection | Nested | ProtocolResult) -> Iterator[dict[str, Any]]:
+    from featx.learn.ranking import Nested, Selection
+
+    if isinstance(result, Nested):
+        yield from _nested_rows(result)
+    elif isinstance(result, Selection):
+        for rank, candidate in enumerate(result.candidates, start=1):
+            row = _of_candidate(candidate, result.scoring) | {"kind": "cross-validation", "rank": rank}
+            if candidate == result.chosen:
+                row |= {"chosen": 1} | _held_out(result.held_out, result.held_out_interval)
+            yield row
+        if result.nested is not None:
+            yield from _nested_rows(result.nested)
+    else:
+        yield from _protocol_rows(result)
+
+
+def _nested_rows(nested: Nested) -> Iterator[dict[str, Any]]:
+    for split, (score, chosen) in enumerate(zip(nested.scores, nested.chosen, strict=True), start=1):
+        row = _of_candidate(chosen, nested.scoring) | {"kind": "nested", "rank": split, "chosen": 1}
+        yield row | _held_out(score, None)
+
+
+def _protocol_rows(result: ProtocolResult) -> Iterator[dict[str, Any]]:
+    for rank, curve in enumerate(result.curves, start=1):
+        for point in curve.points:
+            low, high = _ends(point.interval)
+            row = dict.fromkeys(_COLUMNS) | {
+                "kind": result.protocol,
+                "rank": rank,
+                "chosen": int(curve.chosen == point),
+                "backbone": curve.backbone,
+                "layer": curve.layer,
+                "features": curve.d,
+                "parameter": result.varied,
+                "value": point.x,
+                "scoring": "accuracy",
+                "mean": _finite(point.mean),
+                "std": float(np.std(point.scores)) if len(point.scores) > 1 else None,
+                "low": low,
+                "high": high,
+                "scores": [_finite(score) for score in point.scores],
+            }
+            yield row | (_held_out(curve.test, curve.test_interval) if row["chosen"] else {})
+
+
+def _of_candidate(candidate: Candidate, scoring: str) -> dict[str, Any]:
+    low, high = _ends(candidate.interval)
+    return dict.fromkeys(_COLUMNS) | {
+        "chosen": 0,
+        "backbone": candidate.backbone,
+        "layer": candidate.layer,
+        "features": candidate.d,
+        "estimator": candidate.estimator,
+        "parameter": candidate.parameter or None,
+        "value": candidate.value,
+        "scoring": scoring,
+        "mean": _finite(candidate.mean),
+        "std": _finite(candidate.std),
+        "low": low,
+        "high": high,
+        "mae": _finite(candidate.mae),
+        "fit_seconds": _finite(candidate.fit_seconds),
+        "scores": [_finite(score) for score in candidate.scores],
+    }
+
+
+def _held_out(score: float | None, interval: Interval | None) -> dict[str, float | None]:
+    low, high = _ends(interval)
+    return {"held_out": _finite(score), "held_out_low": low, "held_out_high": high}
+
+
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else (_finite(interval.low), _finite(interval.high))
+
+
+def _finite(value: Any) -> float | None:
+    """A plain float, or None for what JSON has no word for."""
+    return None if value is None or not math.isfinite(value) else float(value)

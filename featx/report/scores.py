@@ -1,0 +1,71 @@
+"""Scores and candidates in, the few words that tables, figures and sentences call them by, out."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featx.learn.intervals import Interval
+    from featx.learn.ranking import Candidate
+
+_WORDS = {
+    "balanced_accuracy": "balanced accuracy",
+    "f1_macro": "macro F1",
+    "matthews_corrcoef": "Matthews correlation",
+    "r2": "R²",
+    "neg_mean_absolute_error": "mean absolute error",
+}
+
+
+def score_name(scoring: str) -> str:
+    return _WORDS.get(scoring, scoring)
+
+
+def number(score: float, scoring: str = "accuracy") -> str:
+    """Three digits behind the point; an error without the minus that makes more be better."""
+    if scoring == "neg_mean_absolute_error":
+        return amount(-score)
+    return f"{score:.3f}" if abs(score) < 100 else f"{score:,.0f}"
+
+
+def amount(value: float) -> str:
+    """A quantity in its own unit, to three digits or to the whole."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def bracket(interval: Interval | None, scoring: str = "accuracy") -> str:
+    """ "[0.781, 0.852]", lower end first; "" where there is no interval."""
+    if interval is None or math.isnan(interval.low):
+        return ""
+    low, high = interval
+    if scoring == "neg_mean_absolute_error":
+        low, high = high, low
+    return f"[{number(low, scoring)}, {number(high, scoring)}]"
+
+
+def setting(candidate: Candidate) -> str:
+    """ "C = 0.01", or "" for an estimator without a parameter."""
+    return "" if candidate.value is None else f"{candidate.parameter} = {value_text(candidate.value)}"
+
+
+def value_text(value: float) -> str:
+    """A parameter's value: whole, or to three digits."""
+    return f"{value:g}" if value == int(value) else f"{value:.3g}"
+
+
+def named(candidate: Candidate) -> str:
+    """ "layer3:avg, rbf svm, C = 10" """
+    return ", ".join(filter(None, (candidate.layer, candidate.estimator, setting(candidate))))
+
+
+def stacked(layer: str) -> str:
+    """Layers side by side, one below the other for a narrow column."""
+    return layer.replace("+", " +\n")
+
+
+def short(name: object, most: int) -> str:
+    """A name cut in its middle: what tells two apart is often at the end."""
+    text = str(name)
+    head = most // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"
