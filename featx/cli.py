@@ -21,7 +21,7 @@ from featx import __version__
 from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
 
 if TYPE_CHECKING:
-    from featx.learn import Selection
+    from featx.learn import ProtocolResult, Selection
     from featx.store import FeatureStore
 
 app = typer.Typer(
@@ -47,9 +47,22 @@ class Compression(StrEnum):
 
 
 class Estimator(StrEnum):
+    nearest_centroid = "nearest_centroid"
+    ridge_classifier = "ridge_classifier"
     logistic_regression = "logistic_regression"
     linear_svm = "linear_svm"
+    knn = "knn"
     rbf_svm = "rbf_svm"
+    ridge = "ridge"
+    svr = "svr"
+
+
+class Protocol(StrEnum):
+    grid = "grid"
+    linear_probe = "linear-probe"
+    knn = "knn"
+    few_shot = "few-shot"
+    learning_curve = "learning-curve"
 
 
 def _command(function: Callable[..., int | None]) -> Callable[..., None]:
@@ -290,56 +303,158 @@ def search(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Save the winner, fitted, as a model file (.skops).")
     ] = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="The grid of layers and estimators, or one of the field's protocols.")
+    ] = Protocol.grid,
     layer: Annotated[
-        list[str] | None, typer.Option("--layer", "-l", help="Only these layers; may be repeated.")
+        list[str] | None,
+        typer.Option("--layer", "-l", help="Only these layers; 'a+b' is two side by side; may be repeated."),
     ] = None,
     estimator: Annotated[
-        list[Estimator] | None, typer.Option("--estimator", "-e", help="Only these; may be repeated.")
+        list[Estimator] | None,
+        typer.Option(
+            "--estimator",
+            "-e",
+            help="Only these; may be repeated.",
+            show_default="logistic_regression, linear_svm, rbf_svm; of numbers ridge, svr",
+        ),
     ] = None,
+    l2: Annotated[bool, typer.Option("--l2", help="Bring features to length 1.")] = False,
+    power: Annotated[bool, typer.Option("--power", help="Make features normal (Yeo-Johnson).")] = False,
+    pca: Annotated[int | None, typer.Option(help="Keep so many principal components.", show_default="all")] = None,
+    scoring: Annotated[
+        str | None,
+        typer.Option(
+            help="accuracy, balanced_accuracy, f1_macro, matthews_corrcoef; of numbers r2, neg_mean_absolute_error.",
+            show_default="accuracy; of numbers r2",
+        ),
+    ] = None,
+    one_se: Annotated[
+        bool, typer.Option("--one-se", help="Take the cheapest within one standard error of the best.")
+    ] = False,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="Nested cross-validation too: what searching itself is worth.")
+    ] = False,
     labels: Annotated[Path | None, typer.Option(help="A CSV file of labels by image id (columns: id, label).")] = None,
     label_column: Annotated[str, typer.Option(help="The column of labels in it.")] = "label",
+    target: Annotated[
+        Target, typer.Option(help="Whether the labels in it are class names or numbers.")
+    ] = Target.class_,
+    groups: Annotated[
+        str | None, typer.Option(help="A column of the manifest: images alike in it are never parted by a split.")
+    ] = None,
+    allow_duplicates: Annotated[
+        bool, typer.Option("--allow-duplicates", help="Let images of the same content be parted by a split.")
+    ] = False,
     test_size: Annotated[float, typer.Option(help="Share of images held out; 0 for none.")] = 0.2,
     split_column: Annotated[
         str | None, typer.Option(help="Hold out by a column of the manifest instead of at random.")
     ] = None,
     test_value: Annotated[str, typer.Option(help="Its value for the images to hold out.")] = "test",
+    validation_value: Annotated[
+        str | None, typer.Option(help="Its value for those to choose C or k on, of linear-probe and knn.")
+    ] = None,
     test_store: Annotated[Path | None, typer.Option(help="Hold out nothing; score on this store.")] = None,
     folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Of it, with other folds; or draws.", show_default="1; few-shot 10, 5")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the split and the folds.")] = 0,
     jobs: Annotated[int, typer.Option(help="Processes; -1 is one a core.")] = -1,
+    results: Annotated[Path | None, typer.Option(help="Write every score into this .csv or .json.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the result into this .png, .pdf or .svg.")] = None,
     top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 12,
-) -> None:
-    """Choose layer, estimator and C by cross-validation, and score the choice on images held out."""
-    from featx.learn import save, select_model
-    from featx.report import ranking_table, search_progress, selection_text
+) -> int:
+    """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
+
+    Images of the same content are never parted by a split, nor are --groups. Labels that are numbers are predicted as
+    numbers. Interrupted, it shows and writes what was done.
+    """
+    from featx.learn import Interrupted, save, select_model
+    from featx.report import nested_table, protocol_table, ranking_table, search_progress, selection_text
     from featx.store import FeatureStore
 
-    for path in (output, figure):
+    for path in (output, figure, results):
         _refuse_unwritable(path)
-    opened = [FeatureStore(path) for path in stores]
-    y = None if labels is None else opened[0].align(labels, label_column)
-    with search_progress() as on_progress:
-        selection = select_model(
-            opened,
-            y,
-            layers=layer or None,
-            estimators=[name.value for name in estimator or list(Estimator)],
-            test_size=test_size,
-            test_rows=None if split_column is None else _split_rows(opened[0], split_column, test_value),
-            test_store=None if test_store is None else FeatureStore(test_store),
-            folds=folds,
-            random_state=seed,
-            n_jobs=jobs,
-            on_progress=on_progress,
+    if results is not None and results.suffix not in (".csv", ".json"):
+        raise FeatxError(f"results are a .csv or .json file; got {results}")
+    chooses = protocol in (Protocol.linear_probe, Protocol.knn)  # on validation images
+    _refuse_unused(
+        protocol,
+        {
+            "--output": output is not None and protocol is not Protocol.linear_probe,
+            "--estimator": estimator,
+            "--l2": l2,
+            "--power": power,
+            "--pca": pca is not None,
+            "--scoring": scoring,
+            "--one-se": one_se,
+            "--nested": nested,
+            "--repeats": repeats is not None and chooses,
+        },
+    )
+    if validation_value is not None and (split_column is None or not chooses):
+        raise FeatxError(
+            "--validation-value is a value of --split-column, for --protocol linear-probe or knn; give both"
         )
-    _print(ranking_table(selection, top), selection_text(selection))
-    if output is not None:
+    opened = [FeatureStore(path) for path in stores]
+    images: dict[str, Any] = {
+        "y": None if labels is None else opened[0].align(labels, label_column, target=target.value),
+        "layers": [name.split("+") if "+" in name else name for name in layer] if layer else None,
+        "groups": groups,
+        "allow_duplicates": allow_duplicates,
+        "test_size": test_size,
+        "test_rows": None if split_column is None else _split_rows(opened[0], split_column, test_value),
+        "test_store": None if test_store is None else FeatureStore(test_store),
+        "random_state": seed,
+    }
+    if protocol is not Protocol.grid:
+        if validation_value is not None and split_column is not None:
+            images["validation_rows"] = _split_rows(opened[0], split_column, validation_value)
+        if repeats is not None:
+            images["repeats"] = repeats
+        with search_progress() as on_progress:
+            result = _protocol(protocol)(opened, **images, on_progress=on_progress)
+        _print(protocol_table(result, top), selection_text(result))
+        if output is not None:
+            save(result.best_estimator, output)
+            _print(f"{output}: {result.curves[0].layer}, fitted; featx predict {output} IMAGES... uses it")
+        _keep(result, results, figure)
+        return 0
+    is_whole = True
+    try:
+        with search_progress() as on_progress:
+            selection = select_model(
+                opened,
+                **images,
+                estimators=[name.value for name in estimator] if estimator else None,
+                l2=l2,
+                power=power,
+                pca=pca,
+                scoring=scoring,
+                folds=folds,
+                repeats=repeats or 1,
+                one_se=one_se,
+                nested=nested,
+                n_jobs=jobs,
+                on_progress=on_progress,
+            )
+    except Interrupted as stopped:
+        selection, is_whole = stopped.selection, False
+    _print(ranking_table(selection, top))
+    if selection.nested is not None:
+        _print(nested_table(selection.nested))
+    _print(selection_text(selection))
+    if output is not None and selection.best_estimator is not None:
         save(selection.best_estimator, output)
-        _print(f"{output}: {selection.best.layer}, {selection.best.estimator}, C = {selection.best.C:g}, fitted on the "
-               f"{selection.n_train:,} training images; featx predict {output} IMAGES... uses it")  # fmt: skip
-    if figure is not None:
-        _draw(selection, figure)
+        chosen = selection.chosen
+        setting = f", {chosen.parameter} = {chosen.value:g}" if chosen.parameter else ""
+        _print(f"{output}: {chosen.layer}, {chosen.estimator}{setting}, fitted on the {selection.n_train:,} training "
+               f"images; featx predict {output} IMAGES... uses it")  # fmt: skip
+    _keep(selection, results, figure)
+    if not is_whole:
+        typer.echo("featx: interrupted; this is what was done until then", err=True)
+    return 0 if is_whole else 130
 
 
 @app.command()
@@ -398,11 +513,37 @@ def _split_rows(store: FeatureStore, name: str, value: str) -> Any:
     return rows
 
 
-def _draw(selection: Selection, path: Path) -> None:
-    from featx.report import selection_figure
+def _protocol(protocol: Protocol) -> Callable[..., ProtocolResult]:
+    from featx.learn import few_shot, knn_probe, learning_curves, linear_probe
 
-    selection_figure(selection).savefig(path, dpi=110)
-    _print(f"{path}: the picture")
+    found: dict[Protocol, Callable[..., ProtocolResult]] = {
+        Protocol.linear_probe: linear_probe,
+        Protocol.knn: knn_probe,
+        Protocol.few_shot: few_shot,
+        Protocol.learning_curve: learning_curves,
+    }
+    return found[protocol]
+
+
+def _refuse_unused(protocol: Protocol, given: dict[str, object]) -> None:
+    """Options of the grid have no part in a protocol."""
+    unused = [name for name, value in given.items() if value]
+    if protocol is not Protocol.grid and unused:
+        raise FeatxError(f"--protocol {protocol} has no {', '.join(unused)}; leave it out, or search the grid")
+
+
+def _keep(result: Selection | ProtocolResult, results: Path | None, figure: Path | None) -> None:
+    from featx.learn import Selection
+    from featx.report import protocol_figure, results_csv, results_json, selection_figure
+
+    if results is not None:
+        text = results_csv(result) if results.suffix == ".csv" else results_json(result)
+        results.write_text(text + "\n", encoding="utf-8")
+        _print(f"{results}: every score")
+    if figure is not None:
+        drawn = selection_figure(result) if isinstance(result, Selection) else protocol_figure(result)
+        drawn.savefig(figure, dpi=110)
+        _print(f"{figure}: the picture")
 
 
 def _refuse_unwritable(path: Path | None) -> None:

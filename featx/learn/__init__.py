@@ -3,14 +3,17 @@
 Decodes nothing and loads no network, except to predict on new images, through `forward.stream`.
 """
 
+from featx.learn.draws import few_shot, learning_curves
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.fits import Fit
 from featx.learn.halving import HalvingGridSearchCV, HalvingRandomSearchCV
+from featx.learn.intervals import one_se
 from featx.learn.linear_svc import LinearSVC
 from featx.learn.logistic import LogisticRegression
 from featx.learn.persistence import load, save
 from featx.learn.prediction import Prediction, predict_images
-from featx.learn.ranking import Candidate, Selection
+from featx.learn.protocols import knn_probe, linear_probe
+from featx.learn.ranking import Candidate, Interrupted, Nested, ProtocolResult, Selection
 from featx.learn.ridge import Ridge, RidgeClassifier
 from featx.learn.search import GridSearchCV, RandomizedSearchCV
 from featx.learn.selection import select_model
@@ -22,15 +25,23 @@ __all__ = [
     "HalvingGridSearchCV",
     "HalvingRandomSearchCV",
     "ImageFeatures",
+    "Interrupted",
     "LinearSVC",
     "LogisticRegression",
+    "Nested",
     "Prediction",
+    "ProtocolResult",
     "RandomizedSearchCV",
     "Ridge",
     "RidgeClassifier",
     "Selection",
     "StoredFeatures",
+    "few_shot",
+    "knn_probe",
+    "learning_curves",
+    "linear_probe",
     "load",
+    "one_se",
     "predict_images",
     "save",
     "select_model",

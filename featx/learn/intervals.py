@@ -57,7 +57,7 @@ def mean_interval(scores: Sequence[float], low: float, high: float) -> Interval:
 
 def _around(mean: float, variance: float, count: int, low: float, high: float) -> Interval:
     half = float(stats.t.ppf(0.975, count - 1)) * variance**0.5
-    return Interval(max(low, mean - half), min(high, mean + half))
+    return Interval(float(max(low, mean - half)), float(min(high, mean + half)))
 
 
 def wilson(share: float, n: int) -> Interval:
@@ -88,22 +88,15 @@ def held_out_interval(
     """
     if metric.name == "accuracy" and groups is None:
         return wilson(metric.score(y, predicted), len(y))
-    members = [np.array([i]) for i in range(len(y))] if groups is None else _members(groups)
+    members = np.arange(len(y))[:, None] if groups is None else _members(groups)
     if len(members) < 2:
         return Interval(float("nan"), float("nan"))
-    if metric.is_numeric:
-        codes, guesses = y, predicted
-    else:  # numbers, so that a resample is not a comparison of strings
-        _, both = np.unique(np.concatenate([y, predicted]), return_inverse=True)
-        codes, guesses = both[: len(y)], both[len(y) :]
     generator = np.random.default_rng(0)
-    scores: list[float] = []
-    while len(scores) < _RESAMPLES:
+    samples = []
+    for _ in range(_RESAMPLES):
         drawn = generator.integers(len(members), size=len(members))
-        rows = drawn if groups is None else np.concatenate([members[i] for i in drawn])
-        if np.ptp(codes[rows]) > 0:  # of a single class or number no score says anything
-            scores.append(metric.score(codes[rows], guesses[rows]))
-    low, high = np.percentile(scores, [2.5, 97.5])
+        samples.append(drawn if groups is None else np.concatenate([members[i] for i in drawn]))
+    low, high = np.percentile(metric.scores(y, predicted, samples), [2.5, 97.5])
     return Interval(float(low), float(high))
 
 

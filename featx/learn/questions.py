@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from sklearn.pipeline import Pipeline
 
 from featx.errors import FeatxError, StoreError, listed
-from featx.learn.splits import Tied, group_numbers, hold_out, is_numeric, refuse_parted, tie
+from featx.learn.features import StoredFeatures
+from featx.learn.splits import Split, Tied, group_numbers, hold_out, is_numeric, refuse_parted, tie
 from featx.store import FeatureStore
 
 
@@ -21,7 +23,7 @@ class Question:
     X_test, y_test : (m, 1), (m,), or None
     test_groups : (m,) numbers, or None
     test_store : where X_test are, if not in `stores`
-    n_duplicates : images of `stores` whose content another one has too
+    n_duplicates : images of `stores` whose content another one has too, and that stay together
     n_groups : groups among all images, or None
     """
 
@@ -50,17 +52,59 @@ class Question:
         counts = np.unique(self.y, return_counts=True)[1]
         return float(counts.max() / counts.sum())
 
+    def reading_test(self, pipeline: Pipeline) -> Pipeline:
+        """A fitted pipeline as it reads the rows of X_test: from the test store, if there is one.
+
+        Raises
+        ------
+        StoreError
+            The test store was made otherwise.
+        """
+        if self.test_store is None:
+            return pipeline
+        features = pipeline["features"]
+        if differences := features.recipe_.differences(self.test_store.recipe.only(features.layers_)):
+            raise StoreError(
+                f"the test store was made otherwise: {'; '.join(differences)}; extract it as the first one"
+            )
+        reading = StoredFeatures(self.test_store, list(features.layers_)).fit()
+        return Pipeline([("features", reading), *pipeline.steps[1:]])
+
+    def parted(self, chosen: np.ndarray) -> Split:
+        """Positions in X of those that are not chosen, and of those that are, by a mask of the first store's images.
+
+        Raises
+        ------
+        FeatxError
+            A group, or images of the same content, would be parted.
+        """
+        rows = self.stores[0].rows(self.X)
+        chosen = _mask(chosen, len(self.stores[0]), "validation_rows")[rows]
+        if chosen.all() or not chosen.any():
+            raise FeatxError("the validation rows must be some of the training images, not all and not none")
+        if self.tied is not None and len(
+            shared := np.intersect1d(self.tied.numbers[chosen], self.tied.numbers[~chosen])
+        ):
+            name = self.stores[0].ids[rows[self.tied.numbers == shared[0]][0]]
+            raise FeatxError(
+                f"validation images are of other {self.tied.noun} than those to learn from; {len(shared):,} are on "
+                f"both sides, {str(name)!r} in one of them: choose whole ones"
+            )
+        if not self.is_numeric and (missing := sorted(set(self.y) - set(self.y[~chosen]))):
+            raise FeatxError(f"the images to learn from need every class; there is none of {listed(missing)}")
+        return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
 
 def ask(
     stores: FeatureStore | Sequence[FeatureStore],
     y: Sequence[object] | np.ndarray | None,
     *,
-    groups: str | Sequence[object] | np.ndarray | None,
-    allow_duplicates: bool,
-    test_size: float,
-    test_rows: np.ndarray | None,
-    test_store: FeatureStore | None,
     random_state: int,
+    groups: str | Sequence[object] | np.ndarray | None = None,
+    allow_duplicates: bool = False,
+    test_size: float = 0.2,
+    test_rows: np.ndarray | None = None,
+    test_store: FeatureStore | None = None,
 ) -> Question:
     """Parameters and errors as of `select_model`."""
     stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
@@ -75,7 +119,9 @@ def ask(
     if test_store is not None:
         train, test = np.arange(len(store)), np.arange(0)
     elif test_rows is not None:
-        held_out = _mask(test_rows, len(store))
+        held_out = _mask(test_rows, len(store), "test_rows")
+        if held_out.all() or not held_out.any():
+            raise FeatxError("the test rows must be some of the images, not all and not none")
         refuse_parted(held_out, store, numbers, allow_duplicates)
         train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     else:
@@ -97,7 +143,7 @@ def ask(
         y_test=y_test,
         test_groups=None if numbers is None or not len(test) else numbers[test],
         test_store=test_store,
-        n_duplicates=sum(map(len, store.duplicates)),
+        n_duplicates=0 if allow_duplicates else sum(map(len, store.duplicates)),
         n_groups=None if numbers is None else int(numbers.max()) + 1,
     )
 
@@ -116,12 +162,10 @@ def labels_of(store: FeatureStore, y: Sequence[object] | np.ndarray | None) -> n
     return labels.astype(np.float64)
 
 
-def _mask(rows: np.ndarray, n: int) -> np.ndarray:
+def _mask(rows: np.ndarray, n: int, name: str) -> np.ndarray:
     rows = np.asarray(rows, bool)
     if rows.shape != (n,):
-        raise FeatxError(f"test_rows says of each of the {n:,} images whether it is held out; got {rows.shape}")
-    if rows.all() or not rows.any():
-        raise FeatxError("the test rows must be some of the images, not all and not none")
+        raise FeatxError(f"{name} says of each of the {n:,} images whether it is held out; got {rows.shape}")
     return rows
 
 

@@ -94,7 +94,7 @@ class Selection:
     classes : (k,), or None where the labels are numbers
     chance : what a guess scores: for accuracy the share of the most frequent class among the training images
     steps : what is between features and scaler, in words: "l2", "power", "pca 256"
-    n_duplicates : training and held-out images whose content another one has too; they were kept on one side
+    n_duplicates : images whose content another one has too, and that were kept on one side
     n_groups : groups of images that were never parted, or None if no groups were given
     X_test, y_test, predicted : the images held out, (m, 1) keys and (m,) labels, or None
     confidence : (m,) decision score of what was predicted, or None where an estimator has none
@@ -194,7 +194,7 @@ def cheapest_within_noise(candidates: Sequence[Candidate]) -> Candidate:
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in the middle of a search; `selection` holds what was done until then, with `is_partial`.
 
-    Where only the nested part was broken off, the selection is whole but for `nested`, which has fewer scores.
+    Where only the nested part was broken off, the selection is whole but for `nested`, fewer scores or None.
     """
 
     def __init__(self, selection: Selection) -> None:
@@ -240,7 +240,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """What `linear_probe`, `knn_probe`, `few_shot` or `learning_curve` found.
+    """What `linear_probe`, `knn_probe`, `few_shot` or `learning_curves` found.
 
     protocol : "linear-probe", "knn", "few-shot" or "learning-curve"
     varied : what x is, in words: "C", "k", "images a class", "training images"

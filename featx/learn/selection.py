@@ -15,8 +15,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError, StoreError, nearest
-from featx.learn.features import StoredFeatures
+from featx.errors import FeatxError, nearest
 from featx.learn.grids import LayerGrid, layer_grids
 from featx.learn.intervals import cv_interval
 from featx.learn.metrics import METRICS, Metric
@@ -183,7 +182,7 @@ def select_model(
             scores.append((metric.score(asked.y[test], pipeline.predict(asked.X[test])), chosen))
     except KeyboardInterrupt:
         so_far = _nested(scores, outer, metric) if scores else None
-        raise Interrupted(replace(whole, nested=so_far, is_partial=True)) from None
+        raise Interrupted(replace(whole, nested=so_far)) from None
     return replace(whole, nested=_nested(scores, outer, metric))
 
 
@@ -272,7 +271,7 @@ def _held_out(fitted: Pipeline, asked: Question) -> dict[str, Any]:
     """What the winner says of the test set, the one time it is looked at."""
     if asked.X_test is None:
         return {}
-    scored = fitted if asked.test_store is None else _with_store(fitted, asked.test_store)
+    scored = asked.reading_test(fitted)
     matrix, last = scored[:-1].transform(asked.X_test), scored[-1]
     confidence = None
     if hasattr(last, "decision_function"):
@@ -288,14 +287,6 @@ def _held_out(fitted: Pipeline, asked: Question) -> dict[str, Any]:
         "test_groups": asked.test_groups,
         "test_store": asked.test_store,
     }
-
-
-def _with_store(pipeline: Pipeline, store: FeatureStore) -> Pipeline:
-    """A fitted pipeline that reads its rows from another store of the same recipe."""
-    features = pipeline["features"]
-    if differences := features.recipe_.differences(store.recipe.only(features.layers_)):
-        raise StoreError(f"the test store was made otherwise: {'; '.join(differences)}; extract it as the first one")
-    return Pipeline([("features", StoredFeatures(store, list(features.layers_)).fit()), *pipeline.steps[1:]])
 
 
 def _nested(scores: Sequence[tuple[float, Candidate]], outer: Sequence[Split], metric: Metric) -> Nested:

@@ -65,7 +65,7 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
             raise FeatxError(f"groups has one value an image: {store.path.name} has {len(store):,}, got {values.shape}")
     found, numbers = np.unique(values, return_inverse=True)
     if len(found) < 2:
-        raise FeatxError(f"groups part the images, so there are two or more; all have {found[0].item()!r}")
+        raise FeatxError(f"groups part the images, so there are two or more; all have {str(found[0])!r}")
     return numbers
 
 
@@ -173,7 +173,7 @@ def refuse_parted(held_out: np.ndarray, store: FeatureStore, groups: np.ndarray 
     held_out : (n,) bool
     groups : (n,) numbers, optional
     """
-    twins = [] if allow_duplicates else [rows for rows in store.duplicates if np.ptp(held_out[rows]) > 0]
+    twins = [] if allow_duplicates else [rows for rows in store.duplicates if len(set(held_out[rows])) > 1]
     if twins:
         same = listed(store.ids[twins[0]], 2)
         raise FeatxError(
@@ -183,7 +183,7 @@ def refuse_parted(held_out: np.ndarray, store: FeatureStore, groups: np.ndarray 
     if groups is not None and len(shared := np.intersect1d(groups[held_out], groups[~held_out])):
         raise FeatxError(
             f"images held out are of other groups than the training images; {len(shared):,} groups are on both sides, "
-            f"{store.ids[groups == shared[0]][0]!r} in one of them: hold out whole groups"
+            f"{str(store.ids[groups == shared[0]][0])!r} in one of them: hold out whole groups"
         )
 
 
