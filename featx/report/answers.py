@@ -27,7 +27,7 @@ def _search_lines(selection: Selection) -> list[str]:
     if selection.n_duplicates:
         lines.append(f"{selection.n_duplicates:,} images are there more than once; copies were kept on one side")
     score = _with_interval(number(chosen.mean, scoring), bracket(chosen.interval, scoring))
-    which = "best" if chosen is selection.best else "chosen"
+    which = "best" if chosen == selection.best else "chosen"
     lines.append(
         f"{which} of {len(selection.candidates):,} in cross-validation: {score}, flattered by the choice: "
         f"{named(chosen)}"

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featx.report.canvas import INK
-from featx.report.scores import amount, score_name, short
+from featx.report.scores import score_name, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from featx.learn.ranking import Selection
 
-_MOST_COLUMNS = 20  # of numbers beside one another that can be read
+_MOST_COLUMNS = 22  # of numbers beside one another that can be read
+_LETTER = 0.33  # columns that a letter of a title is wide
 _MAP = "viridis"
 
 
@@ -29,8 +30,8 @@ class Grid:
             values.setdefault(candidate.estimator, set()).add(candidate.value or 0.0)  # 0: it has no parameter
         self.values = {name: sorted(values[name]) for name in sorted(values, key=lambda name: -len(values[name]))}
         self.lines: list[list[str]] = [[]]
-        for name, columns in self.values.items():
-            if self.lines[-1] and self._columns(self.lines[-1]) + len(columns) > _MOST_COLUMNS:
+        for name in self.values:
+            if self.lines[-1] and self._width(self.lines[-1]) + self._span(name) > _MOST_COLUMNS:
                 self.lines.append([])
             self.lines[-1].append(name)
 
@@ -45,15 +46,14 @@ class Grid:
         high = max(means)
         low = max(min(means), selection.chance - 0.1 * max(high - selection.chance, 0))
         low = min(low, high - 1e-9)
-        widest = max(map(self._columns, self.lines))
+        widest = max(map(self._width, self.lines))
         several = len({backbone for backbone, _ in self.layers}) > 1
         names = [f"{backbone.split(':')[-1]}  {layer}" if several else layer for backbone, layer in self.layers]
         for line, inner in zip(self.lines, part.subfigures(len(self.lines), 1, squeeze=False)[:, 0], strict=True):
-            widths = [len(self.values[name]) for name in line]
+            widths = [self._span(name) for name in line]
             spare = widest - sum(widths)
-            axes = inner.subplots(
-                1, len(line) + (spare > 0), sharey=True, squeeze=False, width_ratios=[*widths, *([spare] * (spare > 0))]
-            )[0]
+            widths += [spare] if spare else []
+            axes = inner.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
             for axis in axes[len(line) :]:  # keeps the cells of all lines as wide
                 axis.set_visible(False)
             for axis, name in zip(axes, line, strict=False):
@@ -100,12 +100,17 @@ class Grid:
             for label in axis.get_xticklabels():
                 label.set(rotation=45, ha="right", rotation_mode="anchor")
         axis.set_xlabel(parameter, fontsize=9)
-        axis.set_title(name.replace("_", " "), fontsize=10)
+        fits = len(name) * _LETTER <= self._span(name)
+        axis.set_title(name.replace("_", " " if fits else "\n"), fontsize=10)
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
 
-    def _columns(self, line: list[str]) -> float:
-        return sum(len(self.values[name]) for name in line)
+    def _span(self, name: str) -> float:
+        """Columns that an estimator takes, and with few of its own those that its title needs."""
+        return max(len(self.values[name]), _LETTER * max(map(len, name.split("_"))))
+
+    def _width(self, line: list[str]) -> float:
+        return sum(map(self._span, line))
 
 
 def _layers(selection: Selection) -> list[tuple[str, str]]:
@@ -120,5 +125,7 @@ def _layers(selection: Selection) -> list[tuple[str, str]]:
 def _cell(score: float, scoring: str) -> str:
     """A score in five characters or fewer: ".82", "-.35", "1.00"."""
     if scoring == "neg_mean_absolute_error":
-        return amount(-score)
+        error = abs(score)
+        unit = next((unit for unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if error >= unit[0]), (1, ""))
+        return f"{error / unit[0]:.3g}{unit[1]}"
     return f"{score:.2f}".replace("0.", ".", 1) if abs(score) < 1 else f"{score:.2f}" if score > -10 else "< -10"

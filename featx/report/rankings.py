@@ -56,7 +56,7 @@ def ranking_table(selection: Selection, most: int = 12) -> Table:
         notes.append(f"and {len(best) - table.row_count:,} more layers and estimators")
     if selection.is_partial:
         notes.append("interrupted: these are the layers that were done")
-    if chosen is not selection.best:
+    if chosen != selection.best:
         notes.append(f"chosen, being the cheapest within one standard error of the best: {named(chosen)}")
     elif (cheaper := selection.cheaper) is not None:
         notes.append(

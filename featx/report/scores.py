@@ -25,7 +25,7 @@ def score_name(scoring: str) -> str:
 def number(score: float, scoring: str = "accuracy") -> str:
     """Three digits behind the point; an error without the minus that makes more be better."""
     if scoring == "neg_mean_absolute_error":
-        return amount(-score)
+        return amount(0.0 - score)
     return f"{score:.3f}" if abs(score) < 100 else f"{score:,.0f}"
 
 
