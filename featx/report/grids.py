@@ -126,6 +126,6 @@ def _cell(score: float, scoring: str) -> str:
     """A score in five characters or fewer: ".82", "-.35", "1.00"."""
     if scoring == "neg_mean_absolute_error":
         error = abs(score)
-        unit = next((unit for unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if error >= unit[0]), (1, ""))
+        unit = next((unit for unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if error >= 0.9995 * unit[0]), (1, ""))
         return f"{error / unit[0]:.3g}{unit[1]}"
     return f"{score:.2f}".replace("0.", ".", 1) if abs(score) < 1 else f"{score:.2f}" if score > -10 else "< -10"

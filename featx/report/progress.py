@@ -34,7 +34,6 @@ def search_progress() -> Iterator[Callable[[int, int, list[Candidate]], None]]:
         TextColumn("searching"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("fits"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
