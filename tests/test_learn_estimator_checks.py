@@ -4,11 +4,33 @@ from __future__ import annotations
 
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from featx.learn import LinearSVC, LogisticRegression, Ridge, RidgeClassifier
+from featx.learn import (
+    SVC,
+    SVR,
+    KNeighborsClassifier,
+    LinearSVC,
+    LogisticRegression,
+    NearestCentroid,
+    Ridge,
+    RidgeClassifier,
+)
+
+ESTIMATORS = [
+    LogisticRegression(),
+    LinearSVC(),
+    Ridge(),
+    RidgeClassifier(),
+    SVC(),
+    SVR(),
+    KNeighborsClassifier(),
+    NearestCentroid(),
+]
 
 
-@parametrize_with_checks([LogisticRegression(), LinearSVC(), Ridge(), RidgeClassifier()])
+@parametrize_with_checks(ESTIMATORS)
 def test_scikit_learn_s_check(estimator, check):
-    if "sample_weight_equivalence" in check.func.__name__:
+    if "sample_weight_equivalence" in check.func.__name__ and hasattr(estimator, "tol"):
         estimator.set_params(tol=1e-10)  # two optima to 1e-7: scikit-learn runs it with a tight tol on its own, too
+        if hasattr(estimator, "gamma"):
+            estimator.set_params(gamma="auto")  # "scale" is of all rows, whatever their weight; scikit-learn's is too
     check(estimator)

@@ -30,12 +30,16 @@ _VERSION = 1
 # Beside what skops itself trusts (scikit-learn's public estimators, numpy, scipy). All of it is data with methods
 # that only compute; a type is added here after reading what its construction runs.
 _TRUSTED = (
+    "featx.learn.centroid.NearestCentroid",
     "featx.learn.features.ImageFeatures",
     "featx.learn.features.StoredFeatures",
     "featx.learn.linear_svc.LinearSVC",
     "featx.learn.logistic.LogisticRegression",
+    "featx.learn.neighbors.KNeighborsClassifier",
     "featx.learn.ridge.Ridge",
     "featx.learn.ridge.RidgeClassifier",
+    "featx.learn.svm.SVC",
+    "featx.learn.svm.SVR",
     "featx.store.recipe.Recipe",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
