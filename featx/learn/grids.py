@@ -212,9 +212,10 @@ def _families(
     for name in dict.fromkeys(estimators):
         family = ESTIMATORS[name]
         estimator, default = clone(family.estimator), family.values
-        if name == "svr":  # C and epsilon are in units of y; a power of ten of them keeps the grid readable
+        if name == "svr":  # C, epsilon and tol are in units of y; a power of ten of them keeps the grid readable
             unit = 10.0 ** round(np.log10(np.std(y)))
-            estimator, default = estimator.set_params(epsilon=0.1 * unit), tuple(value * unit for value in default)
+            estimator.set_params(epsilon=0.1 * unit, tol=1e-3 * unit)
+            default = tuple(value * unit for value in default)
         if name == "knn":
             default = tuple(k for k in default if k <= n_fit)
         grid = tuple(values.get(name, default))
