@@ -4,7 +4,8 @@ A problem's own coefficients W belong to the columns (x - shift) / scale, plus t
 Solvers work in coordinates U = W Q instead, Q the eigenvectors of the columns' second moments: |U| = |W|, so the
 penalty stays what it was, and the second moments are diagonal, so a diagonal preconditioner is good. The free intercept
 is one more coordinate, not penalised and not in the rows; columns are centred then, which makes it independent of the
-others. Rows hold one common shift and scale; those of a problem that differ a little are put into its coefficients.
+others. Rows hold one common shift and scale; of a problem that has others, a little apart, the penalty is another
+square of the same coordinates (`affine`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from featx.errors import FeatxError
+from featx.solvers.affine import Affine
 from featx.solvers.columns import Columns
 from featx.solvers.products import product
 
@@ -29,6 +31,7 @@ class Design(Protocol):
 
     spectrum : (D,) mean squares of the working columns, and 1
     penalised : (D,) 1, and 0 for the free intercept
+    affine : shifts and scales of problems that differ from the rows', or None
     """
 
     n: int
@@ -36,6 +39,7 @@ class Design(Protocol):
     free: bool
     spectrum: Tensor
     penalised: Tensor
+    affine: Affine | None
 
     def rows(self, start: int, stop: int) -> Tensor:
         """(m, W) in the working type."""
@@ -43,16 +47,19 @@ class Design(Protocol):
     def low_rows(self, start: int, stop: int) -> Tensor:
         """(m, W), the same rows in the low type."""
 
-    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
-        """(b, k, W) coordinates of problems -> coefficients of the rows; linear."""
+    def shared(self, U: Tensor) -> Tensor:
+        """(b, k, W) coordinates -> coefficients of the rows; linear."""
 
-    def own(self, G: Tensor, problems: Tensor) -> Tensor:
+    def own(self, G: Tensor) -> Tensor:
         """The transpose of `shared`, for gradients."""
 
-    def coefficients(self, U: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, k, D) -> W (b, k, d) and intercepts (b, k)."""
+    def squares(self) -> Tensor | None:
+        """(F, W, W) the penalty of each of the problems' shifts and scales, `affine.which`; None where it is |U|^2."""
 
-    def coordinates(self, W: Tensor, intercept: Tensor) -> Tensor:
+    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        """(b, k, D) of some problems (b,) -> their own W (b, k, d) and intercepts (b, k)."""
+
+    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
         """(b, k, d) and (b, k) -> U (b, k, D)."""
 
 
@@ -64,8 +71,7 @@ class Primal:
 
     columns : Columns
     weights : (n,) what rows weigh over all problems, for the second moments
-    ratios : (B, d) common scale / a problem's own, or None where all are 1
-    offsets : (B, d) (common shift - own shift) / own scale / constant, or None where all are 0
+    affine : of the problems, or None where all have the columns' shift and scale
     """
 
     def __init__(
@@ -73,13 +79,12 @@ class Primal:
         columns: Columns,
         weights: np.ndarray,
         free: bool,
-        ratios: Tensor | None,
-        offsets: Tensor | None,
+        affine: Affine | None,
         resident: bool,
         low: torch.dtype | None,
     ) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
-        self.ratios, self.offsets = ratios, offsets
+        self.affine = affine
         like = columns.like
         width = columns.width
         self.resident = like.new_empty(self.n, width) if resident else None
@@ -118,44 +123,28 @@ class Primal:
         assert self.low is not None
         return self.low[start:stop]
 
-    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
-        if self.resident is not None and self.ratios is None and self.offsets is None:
-            return U
-        W = self._affine(_turned(U, self.Q), problems)
-        return W if self.resident is None else _turned(W, self.Q.T)
+    def shared(self, U: Tensor) -> Tensor:
+        return U if self.resident is not None else _turned(U, self.Q)
 
-    def own(self, G: Tensor, problems: Tensor) -> Tensor:
-        if self.resident is not None and self.ratios is None and self.offsets is None:
-            return G
-        if self.resident is not None:
-            G = _turned(G, self.Q)
-        return _turned(self._affine_transposed(G, problems), self.Q.T)
+    def own(self, G: Tensor) -> Tensor:
+        return G if self.resident is not None else _turned(G, self.Q.T)
 
-    def _affine(self, W: Tensor, problems: Tensor) -> Tensor:
-        if self.offsets is not None:  # of the penalised constant: the shift goes into its coefficient
-            moved = (W[..., : self.d] @ self.offsets[problems][..., None]).squeeze(-1)
-            W = torch.cat([W[..., : self.d], (W[..., self.d] + moved)[..., None]], -1)
-        if self.ratios is not None:
-            W = torch.cat([W[..., : self.d] * self.ratios[problems][:, None], W[..., self.d :]], -1)
-        return W
+    def squares(self) -> Tensor | None:
+        return None if self.affine is None else self.affine.squares(self.Q)
 
-    def _affine_transposed(self, G: Tensor, problems: Tensor) -> Tensor:
-        if self.ratios is not None:
-            G = torch.cat([G[..., : self.d] * self.ratios[problems][:, None], G[..., self.d :]], -1)
-        if self.offsets is not None:
-            moved = G[..., self.d, None] * self.offsets[problems][:, None]
-            G = torch.cat([G[..., : self.d] + moved, G[..., self.d :]], -1)
-        return G
-
-    def coefficients(self, U: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
         W = _turned(U[..., : self.columns.width], self.Q)
+        if self.affine is not None:
+            W = self.affine.own(W, problems)
         if self.columns.constant is not None:
             return W[..., : self.d], W[..., self.d] * self.columns.constant
         return W, U[..., self.d] if self.free else torch.zeros_like(W[..., 0])
 
-    def coordinates(self, W: Tensor, intercept: Tensor) -> Tensor:
+    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
         if self.columns.constant is not None:
             W = torch.cat([W, intercept[..., None] / self.columns.constant], -1)
+        if self.affine is not None:
+            W = self.affine.shared(W, problems)
         U = _turned(W, self.Q.T)
         return torch.cat([U, intercept[..., None]], -1) if self.free else U
 
@@ -168,6 +157,8 @@ class Dual:
 
     weights : (n,) what rows weigh over all problems, for the mean squares of Z
     """
+
+    affine: Affine | None = None
 
     def __init__(self, columns: Columns, weights: np.ndarray, free: bool, low: torch.dtype | None) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
@@ -190,13 +181,16 @@ class Dual:
         assert self.low is not None
         return self.low[start:stop]
 
-    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
+    def shared(self, U: Tensor) -> Tensor:
         return U
 
-    def own(self, G: Tensor, problems: Tensor) -> Tensor:
+    def own(self, G: Tensor) -> Tensor:
         return G
 
-    def coefficients(self, U: Tensor) -> tuple[Tensor, Tensor]:
+    def squares(self) -> Tensor | None:
+        return None
+
+    def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
         r = self.back.shape[1]
         A = U[..., :r].reshape(-1, r).to(self.back) @ self.back.T  # (b k, n)
         W = A.new_empty(len(A), self.d)
@@ -207,7 +201,7 @@ class Dual:
             return W, A.sum(1).to(U).view(U.shape[:-1]) * self.columns.constant**2
         return W, U[..., r] if self.free else torch.zeros_like(W[..., 0])
 
-    def coordinates(self, W: Tensor, intercept: Tensor) -> Tensor:
+    def coordinates(self, W: Tensor, intercept: Tensor, problems: Tensor) -> Tensor:
         """What of W lies in the span of the rows; nothing else can be part of a minimiser."""
         scores = self.back.new_zeros(*W.shape[:-1], self.n)
         for columns in self.columns.strips():

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from featx.errors import FeatxError
+from featx.solvers.affine import equal, values_of
 from featx.solvers.problems import FREE, NONE, Loss, Problem
 
-_MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
+# Scales of problems that share rows differ by no more than this; those of few columns, rarely more than a constant, may
+# differ by more.
+_MOST_APART, _FEW, _FEW_APART = 2.0, 0.02, 100.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,12 +68,13 @@ def _share(a: Problem, b: Problem, shape: tuple[int, ...]) -> bool:
     if n < d:  # the span of the rows is only exact for one shift and scale
         return a.intercept == FREE and equal(a.scale, b.scale)
     ratio = values_of(a.scale, 1.0, d) / values_of(b.scale, 1.0, d)
-    if not (1 / _MOST_APART <= np.abs(ratio).min() and np.abs(ratio).max() <= _MOST_APART and ratio.min() > 0):
+    apart = np.maximum(ratio, 1 / ratio)
+    if ratio.min() <= 0 or apart.max() > _FEW_APART or (apart > _MOST_APART).mean() > _FEW:
         return False
     if a.intercept == FREE or equal(a.shift, b.shift):
         return True
-    apart = (values_of(a.shift, 0.0, d) - values_of(b.shift, 0.0, d)) / values_of(b.scale, 1.0, d)
-    return a.intercept != NONE and bool(np.abs(apart).max() <= 1)
+    moved = (values_of(a.shift, 0.0, d) - values_of(b.shift, 0.0, d)) / values_of(b.scale, 1.0, d)
+    return a.intercept != NONE and bool(np.abs(moved).max() <= 1)
 
 
 def by_weights(family: list[Member]) -> list[Member]:
@@ -101,33 +105,6 @@ def mean_weights(family: list[Member], n: int) -> np.ndarray:
     return total
 
 
-def affine_of(family: list[Member], d: int) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """(B, d) ratios and offsets of a Primal; None where all problems have the first one's scale, or shift."""
-    first = family[0].problem
-    ratios = offsets = None
-    if any(not equal(member.problem.scale, first.scale) for member in family):
-        scales = [values_of(member.problem.scale, 1.0, d) for member in family]
-        ratios = values_of(first.scale, 1.0, d) / np.stack(scales)
-    if first.intercept != FREE and any(not equal(member.problem.shift, first.shift) for member in family):
-        shift = values_of(first.shift, 0.0, d)
-        offsets = np.stack([move_of(member.problem, shift) for member in family]) / first.intercept
-    return ratios, offsets
-
-
 def factor_of(member: Member) -> float:
     factors = member.problem.class_factors
     return 1.0 if factors is None or len(member.live) == 2 else float(factors[member.positive])
-
-
-def move_of(problem: Problem, shift: np.ndarray) -> np.ndarray:
-    """(d,) what a free intercept of the common shift is more than the problem's own, for each unit of coefficient."""
-    d = len(shift)
-    return (shift - values_of(problem.shift, 0.0, d)) / values_of(problem.scale, 1.0, d)
-
-
-def values_of(values: np.ndarray | None, default: float, d: int) -> np.ndarray:
-    return np.full(d, default) if values is None else np.asarray(values, np.float64)
-
-
-def equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b))

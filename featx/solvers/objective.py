@@ -2,6 +2,8 @@
 
     f_b(U) = sum_i s_bi l(z_i, y_i) + l2_b/2 |U|^2,    z_i = U x_i,    sum_i s_bi = 1
 
+or U S U^T in place of |U|^2, S that of the problem's own shift and scale (`affine`).
+
 A pass takes the rows in blocks, and an exact one needs no more scores than those of a block; low precision keeps all
 of a problem's, where the budget has room for them.
 
@@ -100,6 +102,10 @@ class Objective:
         B, k, n, D = len(batch), batch.k, design.n, len(design.spectrum)
         like = design.spectrum
         self.width = D - design.free
+        self.squares = design.squares()
+        if self.squares is not None:
+            free = like.new_zeros(len(self.squares), int(design.free))
+            self.stretch = torch.cat([self.squares.diagonal(dim1=1, dim2=2), free], 1)  # (F, D)
         # a piece costs its problems a copy of their coordinates: of fewer rows, that is more than is saved
         self.pieces = _pieces(batch.weights > 0, max(_LEAST_ROWS, self.width))
         most = max(block_scores, B * k * min(n, _LEAST_ROWS))
@@ -112,8 +118,11 @@ class Objective:
 
     @property
     def penalty(self) -> Tensor:
-        """(B, 1, D)"""
-        return self.batch.l2[:, None, None] * self.batch.design.penalised
+        """(B, 1, D) second derivatives of the penalty, as far as they are diagonal."""
+        stretch = self.batch.design.penalised.expand(len(self.batch), -1)
+        if self.squares is not None:
+            stretch = self.stretch[self._which(torch.arange(len(self.batch), device=stretch.device))]
+        return self.batch.l2[:, None, None] * stretch[:, None]
 
     def keep(self, which: Tensor) -> None:
         """Only these of the problems, from now on."""
@@ -127,9 +136,9 @@ class Objective:
 
     def exact(self, U: Tensor, problems: Tensor) -> Point:
         """(b, k, D) coordinates of some problems, and which they are (b,)."""
-        design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
+        design, sums = self.batch.design, self._sums(len(U))
         inner, intercept = self._split(U)
-        V = design.shared(inner, members)  # (b, k, W)
+        V = design.shared(inner)  # (b, k, W)
         G, low_G = torch.zeros_like(V), torch.zeros_like(V)
         for chosen, blocks in self._parts(problems):
             theirs, constant = problems[chosen], _of(intercept, chosen)
@@ -152,18 +161,18 @@ class Objective:
                     part_low_G += lowered @ design.low_rows(block.start, block.stop)
             _put(G, chosen, part_G)
             _put(low_G, chosen, part_low_G)
-        gradient = design.own(G, members)
+        gradient = design.own(G)
         if self.anchored:
-            gap = gradient - design.own(low_G, members)
+            gap = gradient - design.own(low_G)
             self.gap[problems], self.gap_start[problems] = gap, (gap * inner).sum((1, 2))
             self.coordinates[problems], self.gradient[problems] = inner, gradient
         return self._point(U, problems, sums, gradient)
 
     def low(self, U: Tensor, problems: Tensor) -> Point:
         """The same, with products in low precision, from where the problems were evaluated last."""
-        design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
+        design, sums = self.batch.design, self._sums(len(U))
         inner, intercept = self._split(U)
-        step = design.shared(inner - _of(self.coordinates, problems), members)
+        step = design.shared(inner - _of(self.coordinates, problems))
         change, step = torch.zeros_like(step), step.to(self.low_work.dtype)
         for chosen, blocks in self._parts(problems):
             theirs, constant = problems[chosen], _of(intercept, chosen)
@@ -184,7 +193,7 @@ class Objective:
                     held.copy_(residuals[mine])
                 part_change += moved.flatten(0, 1) @ rows
             _put(change, chosen, part_change)
-        gradient = _of(self.gradient, problems) + design.own(change, members)
+        gradient = _of(self.gradient, problems) + design.own(change)
         sums.value.add_((_of(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
         self.coordinates[problems], self.gradient[problems] = inner, gradient
         return self._point(U, problems, sums, gradient)
@@ -231,6 +240,25 @@ class Objective:
         for held, more in zip(sums, batch.loss(scores, y, weights, positive, residuals), strict=True):
             held.index_add_(0, chosen, more)
 
+    def _shrink(self, U: Tensor, problems: Tensor) -> Tensor:
+        """The penalty's gradient."""
+        l2 = self.batch.l2[problems][:, None, None]
+        if self.squares is None:
+            return l2 * self.batch.design.penalised * U
+        shrink, start = torch.zeros_like(U), 0
+        numbers, counts = self._which(problems).unique_consecutive(return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            mine = slice(start, start + count)  # problems of the same shift and scale are neighbours
+            part = product(U[mine, :, : self.width].flatten(0, 1), self.squares[number])
+            shrink[mine, :, : self.width] = part.view(count, U.shape[1], self.width)
+            start += count
+        return shrink.mul_(l2)
+
+    def _which(self, problems: Tensor) -> Tensor:
+        affine = self.batch.design.affine
+        assert affine is not None
+        return affine.which[self.batch.member[problems]]
+
     def _sums(self, b: int) -> Sums:
         like = self.batch.design.spectrum
         return Sums(like.new_zeros(b, dtype=torch.float64), *like.new_zeros(2, b, self.batch.k))
@@ -238,7 +266,7 @@ class Objective:
     def _point(self, U: Tensor, problems: Tensor, sums: Sums, gradient: Tensor) -> Point:
         if self.batch.design.free:
             gradient = torch.cat([gradient, sums.slope[..., None]], -1)
-        shrink = _of(self.penalty, problems) * U
+        shrink = self._shrink(U, problems)
         return Point(sums.value + 0.5 * (shrink * U).sum((1, 2)).double(), gradient + shrink, sums.curvature)
 
 

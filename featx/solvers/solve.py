@@ -9,20 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featx.solvers.affine import Affine, common_scale, move_of, values_of
 from featx.solvers.columns import Columns, weighted_mean
 from featx.solvers.design import Design, Dual, Primal
-from featx.solvers.families import (
-    Member,
-    affine_of,
-    by_weights,
-    factor_of,
-    families_of,
-    mean_weights,
-    members_of,
-    move_of,
-    together,
-    values_of,
-)
+from featx.solvers.families import Member, by_weights, factor_of, families_of, mean_weights, members_of, together
 from featx.solvers.lbfgs import Minimum, minimise
 from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
 from featx.solvers.machine import budget_of, device_of, low_type
@@ -126,18 +116,21 @@ def _solve_family(
     # rounded to X's type: what rows are moved by is what intercepts are moved back by
     shift = weighted_mean(X, weights).astype(X.dtype).astype(float) if free else values_of(first.shift, 0.0, d)
     n = len(X) if kept is None else len(kept)
-    columns = Columns(X, kept, shift, first.scale, first.intercept, device)
-    ratios, offsets = (
-        None if part is None else torch.from_numpy(part).to(columns.like) for part in affine_of(family, d)
-    )
-    wide = n < d and ratios is None and offsets is None
+    problems = [member.problem for member in family]
+    scale = common_scale(problems, d)
+    columns = Columns(X, kept, shift, scale, first.intercept, device)
+    affine: Affine | None = Affine(problems, shift, scale, first.intercept, columns.like)
+    if affine is not None and affine.trivial:
+        affine = None
+    wide = n < d and affine is None
     low = low_type(device) if X.size >= _LOW_FROM else None
     D = (n if wide else columns.width) + free
     resident_bytes, low_bytes = n * D * X.itemsize, n * D * 2 if low else 0
     resident = wide or resident_bytes + low_bytes <= budget / 2
     if not resident and low_bytes > budget / 2:
         low, low_bytes = None, 0
-    left = max(0, budget - low_bytes - resident * resident_bytes - D * D * (8 if wide else X.itemsize))
+    square_bytes = D * D * (8 if wide else X.itemsize * (1 + (0 if affine is None else len(affine.ratios))))
+    left = max(0, budget - low_bytes - resident * resident_bytes - square_bytes)
     state_bytes = (2 * PAIRS + 30) * k * D * X.itemsize  # vectors, of which some come and go
     anchor_bytes = 2 * k * n * X.itemsize if low else 0
     if state_bytes + anchor_bytes > left:
@@ -153,7 +146,7 @@ def _solve_family(
     if wide:
         design = Dual(columns, weights, free, low)
     else:
-        design = Primal(columns, weights, free, ratios, offsets, resident, low)
+        design = Primal(columns, weights, free, affine, resident, low)
     form: BlockLoss = softmax if k > 1 else logistic if loss is Loss.LOGISTIC else squared_hinge
     classes = np.searchsorted(family[0].live, y).clip(max=k - 1) if k > 1 else y
     targets = torch.tensor(classes, dtype=torch.int64, device=device)
@@ -166,7 +159,7 @@ def _solve_family(
         null = _null(batch, free)
         start = _start(members, null, batch, moves)
         minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
-        yield from _pieces(members, minimum, design, totals, moves)
+        yield from _pieces(members, every, minimum, design, totals, moves)
 
 
 def _batch(
@@ -195,10 +188,7 @@ def _batch(
     total = np.array(totals)[fold]
     l2 = np.array([float(member.problem.l2) for member in members]) / total
     factors = [factor_of(member) for member in members]
-    keys = [
-        (id(m.problem.weights), id(m.problem.shift), id(m.problem.scale), m.positive, factor)
-        for m, factor in zip(members, factors, strict=True)
-    ]
+    keys = [(id(m.problem.weights), m.positive, factor) for m, factor in zip(members, factors, strict=True)]
     alike = [keys.index(key) for key in keys]
     batch = Batch(
         design=design,
@@ -238,7 +228,7 @@ def _start(members: list[Member], null: Tensor, batch: Batch, moves: np.ndarray 
             if moves is not None:
                 constant = constant + coef @ moves[i]
             W, intercept = torch.from_numpy(coef).to(null), torch.from_numpy(constant).to(null)
-            start[i] = batch.design.coordinates(W[None], intercept[None])[0]
+            start[i] = batch.design.coordinates(W[None], intercept[None], batch.member[i : i + 1])[0]
     return start - start.mean(1, keepdim=True) if batch.k > 1 else start
 
 
@@ -259,12 +249,13 @@ def _best_intercepts(batch: Batch) -> Tensor:
 
 def _pieces(
     members: list[Member],
+    every: Tensor,
     minimum: Minimum,
     design: Design,
     totals: np.ndarray,
     moves: np.ndarray | None,
 ) -> Iterator[_Piece]:
-    W, intercepts = (part.cpu().numpy() for part in design.coefficients(minimum.U))
+    W, intercepts = (part.cpu().numpy() for part in design.coefficients(minimum.U, every))
     for i, member in enumerate(members):
         coef, intercept = W[i], intercepts[i]
         if member.k > 1:  # the same added to all classes changes nothing: of all these the smallest
