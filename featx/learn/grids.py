@@ -9,20 +9,21 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
-from sklearn.svm import SVC, SVR
 
 from featx.errors import FeatxError, listed, nearest
+from featx.learn.centroid import NearestCentroid
 from featx.learn.features import StoredFeatures
 from featx.learn.intervals import cv_interval
 from featx.learn.linear_svc import LinearSVC
 from featx.learn.logistic import LogisticRegression
 from featx.learn.metrics import METRICS
+from featx.learn.neighbors import KNeighborsClassifier
 from featx.learn.ranking import Candidate
 from featx.learn.ridge import Ridge, RidgeClassifier
 from featx.learn.splits import Split
+from featx.learn.svm import SVC, SVR
 from featx.store import FeatureStore
 
 
