@@ -122,11 +122,22 @@ def entries_of(base: Any, candidates: Iterable[Mapping[str, Any]], fit_params: M
     """
     entries = []
     layers: set[Any] = set()
+    understood = type(base) is Pipeline or _is_batched(base)
+    known = base.get_params() if hasattr(base, "get_params") else {}
     for index, params in enumerate(candidates):
+        if not understood:
+            for name in params:
+                if name.partition("__")[0] not in known:
+                    kind = type(base).__name__
+                    raise FeatxError(f"Invalid parameter {name!r} for estimator {kind}{nearest(name, known)}")
+            reason = f"{type(base).__name__} is neither a Pipeline nor solved together"
+            entries.append(Entry(index, params, base, stock=reason))
+            continue
         try:
             estimator = clone(base).set_params(**clone(params, safe=False))
         except ValueError as error:
-            raise FeatxError(f"{error}{_close(base, params)}") from error
+            close = next((nearest(name, known) for name in params if name not in known), "")
+            raise FeatxError(f"{error}{close}") from error
         entry = _taken_apart(index, params, estimator, fit_params)
         for step in entry.steps:
             if isinstance(step.transformer, StoredFeatures) and step.key not in layers:
@@ -278,11 +289,6 @@ def _key(value: Any) -> Any:
         return (type(value), joblib.hash(value))
     except Exception:  # what cannot be pickled
         return (id(value),)
-
-
-def _close(base: Any, params: Mapping[str, Any]) -> str:
-    known = base.get_params() if hasattr(base, "get_params") else {}
-    return next((nearest(name, known) for name in params if name not in known), "")
 
 
 def _recipe(features: StoredFeatures) -> Recipe:

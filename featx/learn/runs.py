@@ -16,6 +16,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+from joblib.logger import short_format_time
 from sklearn.base import clone
 from sklearn.metrics._scorer import _BaseScorer, _MultimetricScorer, _PassthroughScorer
 from sklearn.model_selection._validation import _fit_and_score, _score
@@ -67,7 +68,7 @@ class Task:
         if not entry.steps and not entry.final_name:
             return {"": params}
         routed = entry.estimator._check_method_params(method="fit", props=params) if params else {}
-        return {name: dict(routed[name].fit) for name in routed}
+        return {name: dict(told.get("fit") or told.get("fit_transform") or {}) for name, told in routed.items()}
 
 
 class Rows(NamedTuple):
@@ -291,9 +292,22 @@ class Run:
         self.answers[entry.index, split] = answer
         self.told(len(self.answers), self.n_candidates * len(self.task.splits))
         if self.task.verbose > 1 and not entry.stock:
-            params = ", ".join(f"{name}={entry.params[name]}" for name in sorted(entry.params))
-            scores = answer["test_scores"] if self.task.verbose > 2 else ""
-            print(f"[CV {split + 1}/{len(self.task.splits)}] END {params}; {scores}")
+            self._print(entry, split, answer)
+
+    def _print(self, entry: Entry, split: int, answer: Answer) -> None:
+        """What `_fit_and_score` prints at the end of a fit."""
+        said = ", ".join(f"{name}={entry.params[name]}" for name in sorted(entry.params)) + (
+            ";" if entry.params else ""
+        )
+        test, train = answer["test_scores"], answer.get("train_scores")
+        if self.task.verbose > 2 and isinstance(test, dict):
+            for name in sorted(test):
+                said += f" {name}: ({'' if train is None else f'train={train[name]:.3f}, '}test={test[name]:.3f})"
+        elif self.task.verbose > 2:
+            said += f" score={f'{test:.3f}' if train is None else f'(train={train:.3f}, test={test:.3f})'}"
+        said += f" total time={short_format_time(answer['fit_time'] + answer['score_time'])}"
+        begun = "[CV" + (f" {split + 1}/{len(self.task.splits)}" if self.task.verbose > 2 else "") + "] END "
+        print(begun + "." * (80 - len(begun) - len(said)) + said)
 
     def _leave(self, entries: Iterable[Entry], error: Exception) -> None:
         """Have the stock way answer what has no answer yet."""
@@ -348,6 +362,10 @@ class Run:
 class _Held(Fold):
     """A fold of a matrix whose held-out rows are made when they are asked for, and let go afterwards."""
 
+    scaler: Any
+    _rows: np.ndarray
+    _scores_train: bool
+
     def __init__(
         self,
         rows: np.ndarray,
@@ -362,11 +380,11 @@ class _Held(Fold):
         self.__dict__.update(known, scaler=scaler, _rows=rows, _scores_train=scores_train)
 
     @cached_property
-    def X_test(self) -> Any:  # type: ignore[override]
+    def X_test(self) -> Any:
         return self._made(self.test)
 
     @cached_property
-    def also(self) -> tuple[Any, ...]:  # type: ignore[override]
+    def also(self) -> tuple[Any, ...]:
         return (self._made(self.train),) if self._scores_train else ()
 
     def forget(self) -> None:
