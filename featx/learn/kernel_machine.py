@@ -34,6 +34,7 @@ class KernelMachine:
     support_vectors_: np.ndarray
     n_support_: np.ndarray
     _sparse: bool
+    _effective_probability: bool
     _gamma: float
     _dual_coef_: np.ndarray
     _intercept_: np.ndarray
@@ -120,7 +121,8 @@ class KernelMachine:
             return super()._validate_for_predict(X)  # type: ignore[misc]
         if len(self.support_vectors_) != self.n_support_.sum():
             raise ValueError(f"The internal representation of {type(self).__name__} was altered")
-        return validate_data(self, X, dtype=[np.float64, np.float32], order="C", reset=False)
+        dtype = np.float64 if self._effective_probability else [np.float64, np.float32]  # of libsvm's predict_proba
+        return validate_data(self, X, dtype=dtype, order="C", reset=False)
 
     def _raw(self, X: np.ndarray) -> np.ndarray:
         """(n, k (k - 1) / 2) libsvm's decision values, from the same products as in fit."""

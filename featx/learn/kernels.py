@@ -17,7 +17,7 @@ from torch import Tensor
 from featx.learn.folds import Fold
 from featx.solvers.products import full_precision, product
 
-_BLOCK = 1 << 22  # numbers in a block of a matrix that is looked at once, so that it stays in the caches
+_BLOCK = 1 << 22  # numbers in a block of a matrix that is looked at once
 _CHUNK = 1 << 17  # in the part of a block that several elementwise steps go over, one after the other
 
 
@@ -130,7 +130,9 @@ class Gram:
 
     def of(self, positions: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of it, some rows and all columns, to be written to; with each, where in `positions` its rows are."""
-        for part in blocks(len(positions), len(self.rows.Z)):
+        # what is only copied comes in blocks that stay in the caches; products are quick in larger ones
+        size = _BLOCK if self.kept is None else _BLOCK // 8
+        for part in blocks(len(positions), len(self.rows.Z), size):
             at = torch.from_numpy(positions[part]).to(self.rows.Z.device)
             if self.kept is not None:
                 yield part, self.kept.index_select(0, at)
@@ -180,9 +182,9 @@ def rows_of(X: np.ndarray, positions: np.ndarray, fold: Fold) -> np.ndarray:
     return rows
 
 
-def blocks(rows: int, columns: int) -> Iterator[slice]:
+def blocks(rows: int, columns: int, numbers: int = _BLOCK) -> Iterator[slice]:
     """Slices of rows of which a matrix of so many columns is a block."""
-    step = max(16, _BLOCK // max(1, columns))
+    step = max(16, numbers // max(1, columns))
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 

@@ -29,12 +29,15 @@ class Machine:
     settings : of libsvm: C, tol, epsilon, shrinking, max_iter, cache_size, svm_type
     weights : (n,), of each row; those at most 0 are as if absent
     class_weight : (k,), by which the C of each class is multiplied, or None
+    rank : (n,), by which the rows come, or None where they come as they are; the same array for the same order
+        Another order ends, within `tol`, elsewhere.
     """
 
     kernel: Kernel
     settings: dict[str, Any]
     weights: np.ndarray
     class_weight: np.ndarray | None = None
+    rank: np.ndarray | None = None
 
 
 @dataclass(eq=False)
@@ -90,11 +93,11 @@ def solve(
     """
     _libsvm.set_verbosity_wrap(0)
     solved = [Solved() for _ in machines]
-    kernels: dict[Kernel, list[int]] = {}
+    alike: dict[tuple[Kernel, int], list[int]] = {}
     for number, machine in enumerate(machines):
-        kernels.setdefault(machine.kernel, []).append(number)
+        alike.setdefault((machine.kernel, id(machine.rank)), []).append(number)
     pairs = [(0, 0)] if bounds is None else list(combinations(range(len(bounds) - 1), 2))
-    units = [_Unit(gram, y, bounds, pair, kernel, members) for pair in pairs for kernel, members in kernels.items()]
+    units = [_Unit(gram, y, bounds, pair, kernel, members) for pair in pairs for (kernel, _), members in alike.items()]
     from torch import get_num_threads
 
     workers = min(most_workers, get_num_threads())
@@ -136,10 +139,11 @@ class _Unit:
         for number in self.members:
             wanted |= machines[number].weights > 0
         # leaving out is quicker than solving around where it is most; weights of 0 do the rest
-        few = 2 * np.count_nonzero(np.concatenate([wanted[part] for part in slices])) < sum(
-            p.stop - p.start for p in slices
-        )
+        rank = machines[self.members[0]].rank
+        few = rank is not None or np.concatenate([wanted[part] for part in slices]).mean() < 0.5
         keep = [np.flatnonzero(wanted[part]) if few else np.arange(part.stop - part.start) for part in slices]
+        if rank is not None:
+            keep = [kept[rank[part][kept].argsort()] for part, kept in zip(slices, keep, strict=True)]
         at = np.concatenate([part.start + kept for part, kept in zip(slices, keep, strict=True)])
         K = np.empty((len(at), len(at)))
         parts = [[self.gram.among(a, b) for b in slices] for a in slices]
@@ -228,7 +232,8 @@ def decisions(blocks: Iterator[tuple[slice, Tensor]], rows: int, kernel: Kernel,
     stacked: Tensor | None = None
     offsets = np.cumsum([0, *(len(machine.dual) for machine in machines)])
     for part, block in blocks:
-        K = kernel.of_(block)
+        # numpy's exp takes a third of torch's time
+        K = torch.from_numpy(kernel.of_(block.numpy())) if block.device.type == "cpu" else kernel.of_(block)
         if stacked is None:
             stacked = torch.from_numpy(np.concatenate([machine.dual for machine in machines])).to(K)  # (R, n)
         sums: dict[tuple[int, int], np.ndarray] = {}

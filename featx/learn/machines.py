@@ -140,6 +140,7 @@ class _Group:
             self.y = np.asarray(y[self.rows], np.float64)
         sizes = np.sort(np.diff(self.bounds))
         self.pair = int(sizes[-2:].sum())
+        self.ranks: dict[int, np.ndarray | None] = {}
         self.at = np.full(len(X), -1)  # where in these rows a row of X is
         self.at[self.rows] = np.arange(len(self.rows))
         self.kept, self.workers = workers_within(self.budget, len(self.rows), self.pair)
@@ -221,7 +222,15 @@ class _Group:
             factors = np.ones(len(self.classes))
             factors[np.searchsorted(self.classes, estimator.classes_)] = estimator.class_weight_
         assert request.kernel is not None
-        return Machine(request.kernel, estimator._settings(), weights, factors)
+        return Machine(request.kernel, estimator._settings(), weights, factors, self._rank(request.fold))
+
+    def _rank(self, fold: Fold) -> np.ndarray | None:
+        """(n,) where the fold has each row, if not as they come; one array a fold."""
+        if id(fold) not in self.ranks:
+            rank = np.zeros(len(self.rows), np.int64)
+            rank[self.at[fold.train]] = np.arange(len(fold.train))
+            self.ranks[id(fold)] = None if (np.diff(fold.train) > 0).all() else rank
+        return self.ranks[id(fold)]
 
     def _at_hand(self, request: _Request, duals: list[Duals]) -> list[tuple[Any, list[np.ndarray]]]:
         """Decisions on what the fitted models will be asked about, each with the matrix whose they are."""
