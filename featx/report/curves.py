@@ -8,13 +8,13 @@ import numpy as np
 
 from featx.report.canvas import FAINT, INK, blank
 from featx.report.rankings import protocol_title
-from featx.report.scores import short
+from featx.report.scores import backbone_names, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from featx.learn.ranking import Curve, ProtocolResult
+    from featx.learn.ranking import ProtocolResult
 
 _COLOURED = 7  # curves that can be told apart; the others are grey
 
@@ -39,13 +39,13 @@ def protocol_figure(result: ProtocolResult, title: str = "") -> Figure:
     FeatxError
         matplotlib is not installed.
     """
-    tested = [curve for curve in result.curves if curve.test is not None]
-    height = max(4.6, 0.27 * len(tested) + 1.6)
+    tested = all(curve.test is not None for curve in result.curves)
+    height = max(4.6, 0.27 * len(result.curves) * tested + 1.6)
     figure = blank(13 if tested else 10, height)
     parts = figure.subfigures(1, 2 if tested else 1, width_ratios=[1.5, 1] if tested else None, squeeze=False)[0]
     _draw_curves(parts[0].subplots(), result, "validation accuracy" if tested else "test accuracy")
     if tested:
-        _draw_tests(parts[1].subplots(), result, tested)
+        _draw_tests(parts[1].subplots(), result)
     else:
         _add_legend(parts[0].axes[0])
     heading = protocol_title(result)
@@ -56,12 +56,12 @@ def protocol_figure(result: ProtocolResult, title: str = "") -> Figure:
 def _draw_curves(axis: Axes, result: ProtocolResult, label: str) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
-    several = len({curve.backbone for curve in result.curves}) > 1
+    names = _names(result)
     xs = sorted({point.x for curve in result.curves for point in curve.points})
     for place, curve in reversed(list(enumerate(result.curves))):
         colour = _colour(place)
         x, means = [point.x for point in curve.points], np.array([point.mean for point in curve.points])
-        axis.plot(x, means, "o-", ms=3.5, lw=1.6, color=colour, label=_name(curve, several), zorder=3 - place / 100)
+        axis.plot(x, means, "o-", ms=3.5, lw=1.6, color=colour, label=names[place], zorder=3 - place / 100)
         if place < _COLOURED:
             ends = np.array([point.interval for point in curve.points]).T  # (2, m)
             if len(x) == 1:
@@ -94,18 +94,17 @@ def _add_legend(axis: Axes) -> None:
                 frameon=False, fontsize=8)  # fmt: skip
 
 
-def _draw_tests(axis: Axes, result: ProtocolResult, tested: list[Curve]) -> None:
+def _draw_tests(axis: Axes, result: ProtocolResult) -> None:
     """Layers down, best in validation on top, in the colours of their curves; test accuracy with its interval."""
-    several = len({curve.backbone for curve in result.curves}) > 1
-    for place, curve in enumerate(tested):
+    for place, curve in enumerate(result.curves):
         assert curve.test is not None
         low, high = curve.test_interval or (curve.test, curve.test)
         axis.plot([low, high], [place, place], color=_colour(place), linewidth=1.6, alpha=0.6)
         axis.plot(curve.test, place, "o", color=_colour(place), ms=5)
         axis.annotate(f"{curve.test:.3f}", (high, place), (5, 0), textcoords="offset points", va="center", fontsize=8)
     axis.axvline(result.chance, color=FAINT, linewidth=1, linestyle=":")
-    axis.set_yticks(range(len(tested)), [_name(curve, several) for curve in tested], fontsize=8)
-    axis.set_ylim(len(tested) - 0.4, -0.6)
+    axis.set_yticks(range(len(result.curves)), _names(result), fontsize=8)
+    axis.set_ylim(len(result.curves) - 0.4, -0.6)
     axis.margins(x=0.12)
     axis.set_xlabel("test accuracy")
     _clean(axis, "x")
@@ -121,6 +120,9 @@ def _clean(axis: Axes, lines: Literal["x", "y"]) -> None:
     axis.set_axisbelow(True)
 
 
-def _name(curve: Curve, several: bool) -> str:
-    backbone = f"{curve.backbone.split(':')[-1]}  " if several else ""
-    return short(f"{backbone}{curve.layer}", 40)
+def _names(result: ProtocolResult) -> list[str]:
+    """One a curve."""
+    backbones = backbone_names(curve.backbone for curve in result.curves)
+    several = len(backbones) > 1
+    names = [f"{backbones[curve.backbone]}  {curve.layer}" if several else curve.layer for curve in result.curves]
+    return [short(name, 44) for name in names]

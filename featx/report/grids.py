@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featx.report.canvas import INK
-from featx.report.scores import score_name, short
+from featx.report.scores import backbone_names, score_name, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,8 +47,9 @@ class Grid:
         low = max(min(means), selection.chance - 0.1 * max(high - selection.chance, 0))
         low = min(low, high - 1e-9)
         widest = max(map(self._width, self.lines))
-        several = len({backbone for backbone, _ in self.layers}) > 1
-        names = [f"{backbone.split(':')[-1]}  {layer}" if several else layer for backbone, layer in self.layers]
+        backbones = backbone_names(backbone for backbone, _ in self.layers)
+        several = len(backbones) > 1
+        names = [f"{backbones[backbone]}  {layer}" if several else layer for backbone, layer in self.layers]
         for line, inner in zip(self.lines, part.subfigures(len(self.lines), 1, squeeze=False)[:, 0], strict=True):
             widths = [self._span(name) for name in line]
             spare = widest - sum(widths)

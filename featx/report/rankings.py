@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from featx.report.scores import amount, bracket, named, number, score_name, setting, stacked, value_text
+from featx.report.scores import amount, backbone_names, bracket, named, number, score_name, setting, stacked, value_text
 
 if TYPE_CHECKING:
     from featx.learn.ranking import Candidate, Curve, Nested, Point, ProtocolResult, Selection
@@ -26,7 +26,8 @@ def ranking_table(selection: Selection, most: int = 12) -> Table:
     best: dict[tuple[str, str, str], Candidate] = {}
     for candidate in selection.candidates:
         best.setdefault((candidate.backbone, candidate.layer, candidate.estimator), candidate)
-    several = len({backbone for backbone, _, _ in best}) > 1
+    backbones = backbone_names(backbone for backbone, _, _ in best)
+    several = len(backbones) > 1
     table = Table(title=ranking_title(selection), title_justify="left", caption_justify="left")
     table.add_column("rank", justify="right")
     for name in [*(["backbone"] if several else []), "layer"]:
@@ -43,7 +44,7 @@ def ranking_table(selection: Selection, most: int = 12) -> Table:
             shown.add(candidate.backbone)
             cells = [
                 str(rank),
-                *([candidate.backbone] if several else []),
+                *([backbones[candidate.backbone]] if several else []),
                 stacked(candidate.layer),
                 candidate.estimator,
             ]
@@ -82,7 +83,8 @@ def nested_table(nested: Nested) -> Table:
     mean = f"{number(nested.mean, scoring)} {bracket(nested.interval, scoring)}".strip()
     title = f"nested cross-validation, {score_name(scoring)} {mean}"
     table = Table(title=title, title_justify="left", caption_justify="left")
-    several = len({candidate.backbone for candidate in nested.chosen}) > 1
+    backbones = backbone_names(candidate.backbone for candidate in nested.chosen)
+    several = len(backbones) > 1
     table.add_column("split", justify="right")
     for name in [*(["backbone"] if several else []), "layer chosen", "estimator", "with"]:
         table.add_column(name, overflow="fold")
@@ -91,7 +93,7 @@ def nested_table(nested: Nested) -> Table:
     for split, (score, chosen) in enumerate(zip(nested.scores, nested.chosen, strict=True), start=1):
         cells = [
             str(split),
-            *([chosen.backbone] if several else []),
+            *([backbones[chosen.backbone]] if several else []),
             stacked(chosen.layer),
             chosen.estimator,
             setting(chosen),
@@ -113,7 +115,8 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> Table:
     most : rows
     """
     table = Table(title=protocol_title(result), title_justify="left", caption_justify="left")
-    several = len({curve.backbone for curve in result.curves}) > 1
+    backbones = backbone_names(curve.backbone for curve in result.curves)
+    several = len(backbones) > 1
     table.add_column("rank", justify="right")
     for name in [*(["backbone"] if several else []), "layer"]:
         table.add_column(name, overflow="fold")
@@ -124,7 +127,7 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> Table:
     for name in headers:
         table.add_column(name, justify="right")
     for rank, curve in enumerate(result.curves[:most], start=1):
-        cells = [str(rank), *([curve.backbone] if several else []), stacked(curve.layer), f"{curve.d:,}"]
+        cells = [str(rank), *([backbones[curve.backbone]] if several else []), stacked(curve.layer), f"{curve.d:,}"]
         at = {point.x: point for point in curve.points}
         cells += _chosen_cells(curve) if chooses else [_with_half(at.get(x)) for x in xs]
         table.add_row(*cells, style="bold" if rank == 1 else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -57,6 +58,13 @@ def value_text(value: float) -> str:
 def named(candidate: Candidate) -> str:
     """ "layer3:avg, rbf svm, C = 10" """
     return ", ".join(filter(None, (candidate.layer, candidate.estimator, setting(candidate))))
+
+
+def backbone_names(backbones: Iterable[str]) -> dict[str, str]:
+    """Each without its source, "resnet50", unless two would be called the same."""
+    full = list(dict.fromkeys(backbones))
+    bare = [name.partition(":")[2] or name for name in full]
+    return dict(zip(full, bare if len(set(bare)) == len(full) else full, strict=True))
 
 
 def stacked(layer: str) -> str:
