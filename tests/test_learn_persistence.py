@@ -25,7 +25,7 @@ from sklearn.svm import SVC, LinearSVC
 from torch import nn
 
 import featx
-from featx import FeatureStore, passes
+from featx import FeatureStore, learn, passes
 from featx.backbones import Backbone, Preprocessing, backbone
 from featx.errors import BackboneError, KeysError, LayerError, ModelError
 from featx.learn import ImageFeatures, StoredFeatures, features, load, persistence, save
@@ -113,6 +113,17 @@ MODELS = {
         FeatureUnion([(name[-3:], StoredFeatures(store, name, device="cpu")) for name in store.layers]), SVC()
     ).fit(store.X, store.y),
     "several layers": lambda store: pipeline(store, layer=["penultimate", "features.3"]),
+    "our grid search": lambda store: learn.GridSearchCV(
+        make_pipeline(StoredFeatures(store, device="cpu"), StandardScaler(), learn.LogisticRegression()),
+        {"storedfeatures__layer": store.layers, "logisticregression__C": [0.1, 1.0]},
+        cv=3,
+    ).fit(store.X, store.y),
+    "our halving search": lambda store: learn.HalvingGridSearchCV(
+        make_pipeline(StoredFeatures(store, "penultimate", device="cpu"), learn.SVC()),
+        {"svc__C": [0.1, 1.0]},
+        cv=2,
+        random_state=0,
+    ).fit(store.X, store.y),
     "a grid of several": lambda store: GridSearchCV(
         make_pipeline(StoredFeatures(store, device="cpu"), StandardScaler(), SVC()),
         {"storedfeatures__layer": ["penultimate", ["penultimate", "features.3"], ("features.3", "penultimate")]},

@@ -8,7 +8,6 @@ way, scikit-learn's, for what is not understood. `runs` follows a plan.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,7 +120,6 @@ def entries_of(base: Any, candidates: Iterable[Mapping[str, Any]], fit_params: M
         A parameter that the estimator has not, by name, with those that resemble it; a layer that is not stored.
     """
     entries = []
-    layers: set[Any] = set()
     understood = type(base) is Pipeline or _is_batched(base)
     known = base.get_params() if hasattr(base, "get_params") else {}
     for index, params in enumerate(candidates):
@@ -140,9 +138,8 @@ def entries_of(base: Any, candidates: Iterable[Mapping[str, Any]], fit_params: M
             raise FeatxError(f"{error}{close}") from error
         entry = _taken_apart(index, params, estimator, fit_params)
         for step in entry.steps:
-            if isinstance(step.transformer, StoredFeatures) and step.key not in layers:
+            if isinstance(step.transformer, StoredFeatures):
                 step.transformer.fit()  # raises where a layer is not stored: nothing is learned
-                layers.add(step.key)
         entries.append(entry)
     return entries
 
@@ -330,6 +327,5 @@ def _class(entries: Sequence[Entry]) -> str:
 
 def _named(step: Step) -> str:
     if isinstance(step.transformer, StoredFeatures):
-        with warnings.catch_warnings():
-            return f"{step.transformer.layer or step.name}"
+        return step.transformer.layer_
     return type(step.transformer).__name__
