@@ -135,6 +135,92 @@ def test_hold_out_by_a_column_or_by_a_second_store(photos: Path, tmp_path: Path)
     assert "on 2 images" in done.stdout and "30 training images" in done.stdout
 
 
+@pytest.fixture
+def described(photos: Path, tmp_path: Path) -> Path:
+    """The store of a manifest with the columns split (train, val, test) and patient (three pictures each)."""
+    names = sorted(path.relative_to(tmp_path).as_posix() for path in photos.rglob("*.png"))
+    parts = ["train", "train", "train", "val", "test"]
+    table = [f"{name},{name.split('/')[1]},{parts[i // 3 % 5]},p{i // 3}" for i, name in enumerate(names)]
+    (tmp_path / "all.csv").write_text("\n".join(["path,label,split,patient", *table]))
+    assert _run("extract", tmp_path / "all.csv", "-o", tmp_path / "all.h5", *PIXELS).exit_code == 0
+    return tmp_path / "all.h5"
+
+
+def test_search_is_honest_nested_and_keeps_every_score(described: Path, tmp_path: Path) -> None:
+    words = ["--groups", "patient", "--nested", "--one-se", "--repeats", 2, "--folds", 2, "--pca", 8, "--l2"]
+    words += ["-e", "ridge_classifier", "-e", "nearest_centroid", "--scoring", "balanced_accuracy", "--jobs", 1]
+    done = _run("search", described, *words, "--results", tmp_path / "r.csv")
+    assert done.exit_code == 0, done.output
+    for said in ("10 groups", "nested cross-validation", "2-fold balanced accuracy, 2 times", "l2, pca 8"):
+        assert said in done.stdout
+    rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
+    assert [row["kind"] for row in rows] == ["cross-validation"] * 7 + ["nested"] * 2
+    assert {row["estimator"] for row in rows[:7]} == {"ridge_classifier", "nearest_centroid"}
+    assert all(0 <= float(row["score_4"]) <= 1 for row in rows[:7])
+    assert _run("search", described, *words, "--results", tmp_path / "r.json").exit_code == 0
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert (result["folds"], result["repeats"], result["n_groups"]) == (2, 2, 10) and len(result["results"]) == 9
+
+
+@pytest.mark.parametrize("protocol", ["linear-probe", "knn", "few-shot", "learning-curve"])
+def test_protocols_print_a_table_draw_and_write(described: Path, tmp_path: Path, protocol: str) -> None:
+    words = ["--protocol", protocol, "--results", tmp_path / "r.json", "--figure", tmp_path / "p.png"]
+    if protocol in ("linear-probe", "knn"):
+        words += ["--split-column", "split", "--validation-value", "val"]
+    if protocol == "linear-probe":
+        words += ["-o", tmp_path / "m.skops"]
+    done = _run("search", described, *words)
+    if protocol == "few-shot":  # of up to 16 images a class
+        assert done.exit_code == 2 and "at most the 12 training images" in done.stderr
+        return
+    assert done.exit_code == 0, done.output
+    assert "flatten:none" in done.stdout and "r.json" in done.stdout and "p.png" in done.stdout
+    assert json.loads((tmp_path / "r.json").read_text())["kind"] == protocol
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.width > 500
+    if protocol == "linear-probe":
+        assert list(featx.load(tmp_path / "m.skops").classes_) == list(CLASSES)
+
+
+def test_layers_side_by_side(store: Path) -> None:
+    assert "close: 'flatten:none'" in _refused("search", store, "-l", "flatten:none+flaten:none")
+
+
+def test_numbers_are_predicted_as_numbers(photos: Path, tmp_path: Path) -> None:
+    lines = [f"{path.relative_to(photos)},{np.asarray(Image.open(path)).mean()}" for path in photos.rglob("*.png")]
+    (tmp_path / "ages.csv").write_text("\n".join(["id,age", *lines]))
+    assert _run("extract", photos, "-o", tmp_path / "a.h5", *PIXELS).exit_code == 0
+    words = ["--labels", tmp_path / "ages.csv", "--label-column", "age", "--target", "numeric", "--jobs", 1]
+    done = _run("search", tmp_path / "a.h5", *words, "-o", tmp_path / "m.skops", "--figure", tmp_path / "m.png")
+    assert done.exit_code == 0, done.output
+    assert "ridge" in done.stdout and "svr" in done.stdout and "MAE" in done.stdout
+    done = _run("predict", tmp_path / "m.skops", photos / "dark", "--json")
+    assert all(40 < row["label"] < 90 for row in json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_interrupted_search_shows_and_writes_what_was_done(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
+) -> None:
+    from featx.learn import selection
+
+    fit, calls = selection.GridSearchCV.fit, iter(range(9))
+
+    def stopped(self, X, y=None, **params):  # type: ignore[no-untyped-def]
+        fit(self, X, y, **params)
+        if next(calls) == nested:
+            self.partial_results_ = self.cv_results_
+            raise KeyboardInterrupt
+        return self
+
+    monkeypatch.setattr(selection.GridSearchCV, "fit", stopped)
+    words = ["-e", "nearest_centroid", "--jobs", 1, "-o", tmp_path / "m.skops", "--results", tmp_path / "r.csv"]
+    done = _run("search", store, *words, *(["--nested"] if nested else []))
+    assert done.exit_code == 130 and "interrupted" in done.stderr, done.output
+    assert "nearest_centroid" in done.stdout and len((tmp_path / "r.csv").read_text().splitlines()) == 2
+    assert (tmp_path / "m.skops").exists() == nested == ("held out: " in done.stdout)
+
+
 def test_labels_can_come_later(photos: Path, tmp_path: Path) -> None:
     loose = tmp_path / "loose"
     loose.mkdir()
@@ -173,6 +259,13 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
         (("layers", "nothing"), "no backbone"),
         (("search", store, "-l", "layer3"), "There are: flatten:none"),
         (("search", store, "--test-size", 2), "test_size"),
+        (("search", store, "--groups", "patient"), "it has none"),
+        (("search", store, "--scoring", "acuracy"), "close: 'accuracy'"),
+        (("search", store, "-e", "ridge"), "ridge predicts numbers"),
+        (("search", store, "--results", tmp_path / "r.txt"), "a .csv or .json file"),
+        (("search", store, "--results", tmp_path / "no" / "r.csv"), "no such folder"),
+        (("search", store, "--protocol", "knn", "--nested", "-o", tmp_path / "m"), "has no --output, --nested"),
+        (("search", store, "--protocol", "few-shot", "--validation-value", "val"), "--split-column"),
         (("search", store, "--folds", 20), "20 training images of each class"),
         (("search", store, "-o", tmp_path / "no" / "m.skops"), "no such folder"),
         (("predict", text, photos), "not a featx model"),

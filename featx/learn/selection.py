@@ -71,7 +71,8 @@ def select_model(
     C : {estimator: values}, optional
         Instead of the default grid; of alpha or n_neighbors for estimators that have these in place of C.
     l2, power : bool
-        Bring rows to length 1; make columns normal (Yeo-Johnson). In this order, before the PCA.
+        Bring rows to length 1; make columns normal (Yeo-Johnson; of 2,000 images some 10 ms a column and fold). In
+        this order, before the PCA.
     pca : int, optional
         Components to keep, of as many as there are.
     scoring : a key of METRICS, optional
