@@ -1,4 +1,4 @@
-"""scikit-learn's test modules in, copies in which its linear models are ours out.
+"""scikit-learn's test modules in, copies in which its linear models, or other classes, are ours out.
 
 A copy is imported while the names of scikit-learn's classes mean ours, so that parametrisations hold ours too. What is
 left of each test is what concerns ours:
@@ -6,12 +6,14 @@ left of each test is what concerns ours:
 - Where parameters hold estimators, those that are ours.
 - One of the solvers: to ours all names mean the same. One value of what only theirs are told.
 - Dense arrays where sparse ones are made: ours refuse them, and a comparison of both stays a comparison.
+
+Tests of other classes than the linear models are left as they are, but for the rows that `leave_out` is told of.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -19,8 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 import sklearn.linear_model
+import sklearn.model_selection
+import sklearn.neighbors
 import sklearn.svm
 import sklearn.utils.fixes
+from sklearn.model_selection._search import BaseSearchCV
 
 from featx import learn
 
@@ -45,7 +50,7 @@ OURS: dict[str, type] = {
 }
 # A test of much more asks for it in its last line.
 OURS["Ridge"].solver_ = property(lambda ridge: ridge.solver)
-_HOMES = (sklearn.linear_model, sklearn.svm)
+_HOMES = (sklearn.linear_model, sklearn.model_selection, sklearn.neighbors, sklearn.svm)
 # Of those a test is parametrised over, the first one here: scikit-learn's tests ask most of it.
 _SOLVERS = ("newton-cg", "svd", "cholesky", "sparse_cg", "auto", "lbfgs", "saga")
 # What only RidgeCV and LogisticRegressionCV are told, which stay scikit-learn's.
@@ -54,43 +59,53 @@ _CONTAINERS = {"csr_container", "coo_container", "sparse_container", "X_containe
 
 
 @contextmanager
-def ours_in_place_of_theirs() -> Iterator[None]:
+def ours_in_place_of_theirs(classes: Mapping[str, type] = OURS) -> Iterator[None]:
     """Within, the public names of scikit-learn's classes are ours."""
     with pytest.MonkeyPatch.context() as patched:
         for home in _HOMES:
-            for name in OURS.keys() & set(home.__all__):
-                patched.setattr(home, name, OURS[name])
+            for name in [name for name in classes if hasattr(home, name)]:
+                patched.setattr(home, name, classes[name])
         yield
 
 
-def copy_of(name: str) -> ModuleType:
+def copy_of(name: str, classes: Mapping[str, type] = OURS, dense: bool = True) -> ModuleType:
     """A test module of scikit-learn, "linear_model.tests.test_ridge", imported with ours and dense containers."""
     spec = importlib.util.find_spec(f"sklearn.{name}")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with ours_in_place_of_theirs(), pytest.MonkeyPatch.context() as patched:
-        patched.setattr(sklearn.utils.fixes, "COO_CONTAINERS", [np.array])
-        patched.setattr(sklearn.utils.fixes, "CSR_CONTAINERS", [np.array])
+    with ours_in_place_of_theirs(classes), pytest.MonkeyPatch.context() as patched:
+        if dense:
+            patched.setattr(sklearn.utils.fixes, "COO_CONTAINERS", [np.array])
+            patched.setattr(sklearn.utils.fixes, "CSR_CONTAINERS", [np.array])
         patched.setattr(pytest, "mark", type(pytest.mark)(_ispytest=True))  # scikit-learn has markers of its own
         spec.loader.exec_module(module)
     return module
 
 
-def tests_of(module: ModuleType) -> dict[str, Test]:
+def tests_of(module: ModuleType, classes: Mapping[str, type] = OURS) -> dict[str, Test]:
     """The tests of a copy that use ours, by name."""
     tests = {name: test for name, test in vars(module).items() if name.startswith("test_") and callable(test)}
     for test in tests.values():  # rows of a generator can be read once
         test.pytestmark = [_keeping(mark, lambda _: True) for mark in getattr(test, "pytestmark", ())]
-    return {name: test for name, test in tests.items() if _uses_ours(test) or any(map(_uses_ours, rows_of(test)))}
+    return {
+        name: test
+        for name, test in tests.items()
+        if _uses_ours(test, classes) or any(_uses_ours(row, classes) for row in rows_of(test))
+    }
 
 
 def narrow(test: Test, without: Iterable[str]) -> None:
     """Leave out the rows of parameters with one of the texts, "solver='sag'" or a part of it; then, as said above."""
+    leave_out(test, without)
+    test.pytestmark = [_narrowed(mark) for mark in test.pytestmark]
+
+
+def leave_out(test: Test, without: Iterable[str]) -> None:
+    """The rows of parameters with one of the texts; and marks that are scikit-learn's own."""
     marks = []
     for mark in test.pytestmark:
         names = names_of(mark)
-        mark = _keeping(mark, lambda row, names=names: not any(text in text_of(names, row) for text in without))
-        marks.append(_narrowed(mark))
+        marks.append(_keeping(mark, lambda row, names=names: not any(text in text_of(names, row) for text in without)))
     test.pytestmark = [mark for mark in marks if mark.name != "thread_unsafe"]
 
 
@@ -145,13 +160,15 @@ def _narrowed(mark: pytest.Mark) -> pytest.Mark:
     return mark
 
 
-def _uses_ours(value: Any) -> bool:
+def _uses_ours(value: Any, classes: Mapping[str, type] = OURS) -> bool:
     """Whether it is one of our classes or estimators, holds one, or is a function that names one."""
-    ours = tuple(OURS.values())
+    ours = tuple(classes.values())
     if isinstance(value, FunctionType):
-        return bool(OURS.keys() & _names_in(value.__code__)) or _uses_ours(value.__defaults__ or ())
+        return bool(classes.keys() & _names_in(value.__code__)) or _uses_ours(value.__defaults__ or (), classes)
+    if isinstance(value, BaseSearchCV) and _uses_ours(value.estimator, classes):
+        return True
     if isinstance(value, tuple | list):  # a pytest.param is one too
-        return any(map(_uses_ours, value))
+        return any(_uses_ours(item, classes) for item in value)
     return isinstance(value, ours) or (isinstance(value, type) and issubclass(value, ours))
 
 
