@@ -4,7 +4,6 @@ images held out. Values only; `report` draws and prints them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,10 +45,6 @@ class Candidate:
     fit_seconds: float
     cost: tuple[float, ...]
     mae: float | None = None
-
-    @property
-    def C(self) -> float:
-        return math.nan if self.value is None else self.value
 
 
 @dataclass(frozen=True)
@@ -162,12 +157,6 @@ class Selection:
         if self.y_test is None or self.predicted is None:
             return None
         return held_out_interval(METRICS[self.scoring], self.y_test, self.predicted, self.test_groups)
-
-    @property
-    def held_out_error(self) -> float | None:
-        """Standard error of a held-out accuracy, sqrt(p (1 - p) / m)."""
-        p = self.held_out
-        return None if p is None or self.y_test is None else float(np.sqrt(p * (1 - p) / len(self.y_test)))
 
     @property
     def held_out_mae(self) -> float | None:
