@@ -126,16 +126,17 @@ def entries_of(base: Any, candidates: Iterable[Mapping[str, Any]], fit_params: M
         if not understood:
             for name in params:
                 if name.partition("__")[0] not in known:
-                    kind = type(base).__name__
-                    raise FeatxError(f"Invalid parameter {name!r} for estimator {kind}{nearest(name, known)}")
+                    raise _unknown(name, base, known)
             reason = f"{type(base).__name__} is neither a Pipeline nor solved together"
             entries.append(Entry(index, params, base, stock=reason))
             continue
         try:
             estimator = clone(base).set_params(**clone(params, safe=False))
         except ValueError as error:
-            close = next((nearest(name, known) for name in params if name not in known), "")
-            raise FeatxError(f"{error}{close}") from error
+            unknown = next((name for name in params if name not in known), None)
+            if unknown is None:
+                raise
+            raise _unknown(unknown, base, known) from error
         entry = _taken_apart(index, params, estimator, fit_params)
         for step in entry.steps:
             if isinstance(step.transformer, StoredFeatures):
@@ -230,6 +231,11 @@ def _is_batched(estimator: Any) -> bool:
     """Whether it is one of ours, not a subclass with a fit of its own."""
     cls = type(estimator)
     return hasattr(cls, "fit_each") and cls.fit.__module__.startswith("featx.learn.")
+
+
+def _unknown(name: str, base: Any, known: Mapping[str, Any]) -> FeatxError:
+    kind = type(base).__name__
+    return FeatxError(f"Invalid parameter {name!r} for {kind}{nearest(name, known)}; get_params() lists what it has")
 
 
 def _taken_apart(index: int, params: Mapping[str, Any], estimator: Any, fit_params: Mapping[str, Any]) -> Entry:
