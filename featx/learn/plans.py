@@ -8,6 +8,7 @@ way, scikit-learn's, for what is not understood. `runs` follows a plan.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -133,10 +134,12 @@ def entries_of(base: Any, candidates: Iterable[Mapping[str, Any]], fit_params: M
         try:
             estimator = clone(base).set_params(**clone(params, safe=False))
         except ValueError as error:
-            unknown = next((name for name in params if name not in known), None)
-            if unknown is None:
+            found = re.match("Invalid parameter '([^']+)'", str(error))
+            if found is None:
                 raise
-            raise _unknown(unknown, base, known) from error
+            raise _unknown(
+                next((name for name in params if found[1] in name.split("__")), found[1]), base, known
+            ) from error
         entry = _taken_apart(index, params, estimator, fit_params)
         for step in entry.steps:
             if isinstance(step.transformer, StoredFeatures):
