@@ -21,7 +21,7 @@ from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, Robust
 from sklearn.utils import get_tags
 from sklearn.utils.validation import _num_samples
 
-from featx.errors import FeatxError, nearest, readable
+from featx.errors import FeatxError, listed, nearest, readable
 from featx.learn.features import StoredFeatures
 from featx.store import FeatureStore, Recipe
 
@@ -237,8 +237,9 @@ def _is_batched(estimator: Any) -> bool:
 
 
 def _unknown(name: str, base: Any, known: Mapping[str, Any]) -> FeatxError:
-    kind = type(base).__name__
-    return FeatxError(f"Invalid parameter {name!r} for {kind}{nearest(name, known)}; get_params() lists what it has")
+    deeper = [long for long in known if long.endswith(f"__{name}")]
+    close = f"; close: {listed(deeper)}" if deeper else nearest(name, known)
+    return FeatxError(f"Invalid parameter {name!r} for {type(base).__name__}{close}; get_params() lists what it has")
 
 
 def _taken_apart(index: int, params: Mapping[str, Any], estimator: Any, fit_params: Mapping[str, Any]) -> Entry:
