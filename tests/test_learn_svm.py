@@ -140,7 +140,7 @@ SPLITS = (StratifiedKFold(3), ShuffleSplit(2, train_size=0.3, test_size=0.2, ran
 def test_machines_fitted_together_are_those_fitted_alone(cv, scaled, kept):
     X, y = data(3)
     # two classes' distances and kernels have room; those of all rows only if they are to be kept
-    budget = None if kept else 16 * 175**2
+    budget = None if kept else 20 * 175**2 + 8 * X.size
     grid = [{"gamma": gamma, "C": C} for gamma, C in product(("scale", 0.03), (0.5, 5))]
     grid += [{"kernel": "linear"}, {"kernel": "poly", "class_weight": "balanced"}, {"kernel": "sigmoid", "coef0": 0.1}]
     folds = list(folds_of(X, cv.split(X, y), scaled))
@@ -205,7 +205,8 @@ def test_what_is_not_ours_goes_scikit_learn_s_way():
 def test_beyond_the_budget_it_says_so_once_and_answers_all_the_same():
     X, y = data(3)
     theirs = sklearn.svm.SVC().fit(X, y)
-    with pytest.warns(UserWarning, match=r"kernel matrix of 161 rows takes .* budget_bytes=414736"):
+    needed = 20 * 161**2 + 8 * X.size
+    with pytest.warns(UserWarning, match=rf"kernel matrix of 161 rows takes .* budget_bytes={needed}"):
         agree(SVC(budget_bytes=1000).fit(X, y), theirs, X, 1e-6)
     jobs = [Job(SVC(C=C, budget_bytes=1000), fold) for fold in folds_of(X, KFold(2).split(X)) for C in (1, 2)]
     with warnings.catch_warnings(record=True) as caught:

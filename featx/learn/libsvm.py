@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from featx.learn.kernels import Gram, Kernel
 
 
+BYTES = 20  # for each two rows of two classes: their distance or product, the kernel, libsvm's cache of it
+
+
 @dataclass(frozen=True, eq=False)
 class Machine:
     """One model to fit.
@@ -73,7 +76,7 @@ def workers_within(budget: int, rows: int, pair: int) -> tuple[bool, int]:
     rows : that the distances are of
     pair : most rows of two classes
     """
-    one = 16 * pair * pair  # distances or products, and the kernel
+    one = BYTES * pair * pair
     for kept in (True, False):
         rest = budget - kept * 8 * rows * rows
         if rest >= one:
@@ -82,14 +85,13 @@ def workers_within(budget: int, rows: int, pair: int) -> tuple[bool, int]:
 
 
 def solve(
-    gram: Gram, y: np.ndarray, bounds: np.ndarray | None, machines: Sequence[Machine], most_workers: int, budget: int
+    gram: Gram, y: np.ndarray, bounds: np.ndarray | None, machines: Sequence[Machine], most_workers: int
 ) -> list[Solved]:
     """Solve all machines, `most_workers` problems (or kernel matrices) at a time.
 
     gram : of (n, d) rows, sorted by their class
     y : (n,) float64, what a regression is of
     bounds : (k + 1,) where each class begins and the last ends; None for a regression
-    budget : bytes; what a problem's cache may take
     """
     _libsvm.set_verbosity_wrap(0)
     solved = [Solved() for _ in machines]
@@ -103,13 +105,13 @@ def solve(
     workers = min(most_workers, get_num_threads())
 
     def whole(unit: _Unit) -> list[Problem | None]:
-        return list(map(unit.solver(machines, budget), unit.members))
+        return list(map(unit.solver(machines), unit.members))
 
     with ThreadPoolExecutor(workers) as pool:
         if len(units) >= 2 * workers and len(pairs) > 1:
             found: Any = pool.map(whole, units)
         else:  # each a large one
-            found = (list(pool.map(unit.solver(machines, budget), unit.members)) for unit in units)
+            found = (list(pool.map(unit.solver(machines), unit.members)) for unit in units)
         for unit, problems in zip(units, found, strict=True):
             for number, problem in zip(unit.members, problems, strict=True):
                 if problem is not None:
@@ -128,7 +130,7 @@ class _Unit:
     kernel: Kernel
     members: list[int]
 
-    def solver(self, machines: Sequence[Machine], budget: int) -> Callable[[int], Problem | None]:
+    def solver(self, machines: Sequence[Machine]) -> Callable[[int], Problem | None]:
         """Make the kernel matrix; what solves the problem of one of the machines by it."""
         from featx.learn.kernels import fill
 
@@ -160,8 +162,7 @@ class _Unit:
                 return None  # one of the classes is not this machine's
             factors = None if machine.class_weight is None else machine.class_weight[list(self.pair)]
             settings = dict(machine.settings)
-            # a cache of all that is asked for twice, where there is room
-            room = min(4 * len(rows) * (len(rows) + 16), budget) / 2**20 + 1
+            room = 4 * len(rows) * (len(rows) + 16) / 2**20 + 1  # for all that is asked for twice
             settings["cache_size"] = max(settings["cache_size"], room)
             support, _, _, coef, intercept, _, _, status, n_iter = _libsvm.fit(
                 K,

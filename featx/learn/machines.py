@@ -17,7 +17,7 @@ from sklearn.utils import check_array
 from sklearn.utils.validation import validate_data
 
 from featx.learn.folds import Fitted, Fold, Job
-from featx.learn.libsvm import Duals, Machine, decisions, solve, together, workers_within
+from featx.learn.libsvm import BYTES, Duals, Machine, decisions, solve, together, workers_within
 
 if TYPE_CHECKING:
     from featx.learn.kernels import Kernel
@@ -143,10 +143,11 @@ class _Group:
         self.ranks: dict[int, np.ndarray | None] = {}
         self.at = np.full(len(X), -1)  # where in these rows a row of X is
         self.at[self.rows] = np.arange(len(self.rows))
-        self.kept, self.workers = workers_within(self.budget, len(self.rows), self.pair)
+        self.own = 8 * len(self.rows) * X.shape[1]  # the rows in float64
+        self.kept, self.workers = workers_within(self.budget - self.own, len(self.rows), self.pair)
 
     def refusal(self) -> str:
-        needed = 16 * self.pair**2
+        needed = BYTES * self.pair**2 + self.own
         return (
             f"{type(self.first).__name__}: the kernel matrix of {self.pair} rows takes {needed / 2**30:.3g} GiB, and "
             f"the budget is {self.budget / 2**30:.3g} GiB: scikit-learn's own way is gone, which takes longer; give "
@@ -184,7 +185,7 @@ class _Group:
         began = perf_counter()
         machines = [self._machine(request) for request in requests]
         bounds = self.bounds if self.classifies else None
-        solved = solve(self.gram, self.y, bounds, machines, self.workers, self.budget)
+        solved = solve(self.gram, self.y, bounds, machines, self.workers)
         whole, shares = perf_counter() - began, np.array([one.seconds for one in solved])
         for request, share in zip(requests, shares / max(shares.sum(), 1e-300), strict=True):
             request.seconds += whole * share

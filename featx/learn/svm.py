@@ -45,7 +45,7 @@ class SVC(KernelMachine, sklearn.svm.SVC):
     device : "auto", "cpu" or "cuda"
         Where products and kernels are computed; libsvm is always on the CPU.
     budget_bytes : int, optional
-        For kernel matrices; by default a quarter of what the process may use.
+        For kernel matrices and the rows in float64; by default a quarter of what the process may use.
     verbose, random_state : as of scikit-learn
 
     Attributes
