@@ -7,68 +7,20 @@ of each candidate what is wrong with it.
 from __future__ import annotations
 
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib.logger import short_format_time
 from sklearn.base import clone
-from sklearn.metrics._scorer import _BaseScorer, _MultimetricScorer, _PassthroughScorer
-from sklearn.model_selection._validation import _fit_and_score, _score
-from sklearn.utils import _safe_indexing
-from sklearn.utils._metadata_requests import _routing_enabled
+from sklearn.model_selection._validation import _fit_and_score
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import _check_method_params, _num_samples
+from sklearn.utils.validation import _num_samples
 
-from featx.learn.folds import Fold, Job
-from featx.learn.plans import Entry, Plan, Root, Step, affine_of
-
-Answer = dict[str, Any]  # as of `_fit_and_score`
-_SCALER_ROWS = 2048  # of the blocks that a scaler is fitted on
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """What a search asks of all candidates alike; fields as of scikit-learn's search and of `_fit_and_score`."""
-
-    base: Any
-    X: Any
-    y: Any
-    splits: Sequence[tuple[Any, Any]]
-    fit_params: Mapping[str, Any]
-    score_params: Mapping[str, Any]
-    scorer: Any
-    return_train_score: bool
-    error_score: Any
-    verbose: int
-    n_jobs: int | None
-    pre_dispatch: Any
-
-    @cached_property
-    def scores_whole(self) -> bool:
-        """Whether scorers must see the whole pipeline and X as it came.
-
-        Else the last estimator will do, with what the steps before it made of the rows.
-        """
-        scorers = self.scorer._scorers.values() if isinstance(self.scorer, _MultimetricScorer) else [self.scorer]
-        known = all(isinstance(scorer, _BaseScorer | _PassthroughScorer) for scorer in scorers)
-        return not known or _routing_enabled()
-
-    def taken(self, values: Any, rows: Any) -> Any:
-        return None if values is None else _safe_indexing(values, rows)
-
-    def routed(self, entry: Entry, train: Any) -> dict[str, dict[str, Any]]:
-        """What fit is given, by the names of steps ("" for an estimator alone), of the rows of a fold."""
-        params = _check_method_params(self.X, params=self.fit_params, indices=train)
-        if not entry.steps and not entry.final_name:
-            return {"": params}
-        routed = entry.estimator._check_method_params(method="fit", props=params) if params else {}
-        return {name: dict(told.get("fit") or told.get("fit_transform") or {}) for name, told in routed.items()}
+from featx.learn.entries import Entry, Step
+from featx.learn.folds import Fold, Held, Job, scaler_of
+from featx.learn.plans import Plan, Root
+from featx.learn.tasks import Answer, Scores, Task, ended, fitted_and_scored, pipeline_of, scores_of
 
 
 class Rows(NamedTuple):
@@ -145,7 +97,7 @@ class Run:
             routed = task.routed(entries[0], task.splits[number][0])
             scaler = None
             if affine is not None:
-                scaler = _scaler(
+                scaler = scaler_of(
                     affine.transformer,
                     rows,
                     place[train],
@@ -153,7 +105,7 @@ class Run:
                     routed[affine.name] if affine.name in routed else {},
                 )
             folds.append(
-                _Held(
+                Held(
                     rows,
                     scaler,
                     place[train],
@@ -238,12 +190,21 @@ class Run:
             for index, model, seconds in type(entries[0].final).fit_each(rows.train, y, jobs):
                 self._score(entries[index], split, model, fitted, fold, seconds + fit_share, score_share)
             return
-        fits = Parallel(n_jobs=task.n_jobs, pre_dispatch=task.pre_dispatch, return_as="generator")(
-            delayed(_fitted)(clone(entry.final), rows.train, y, routed.get(entry.final_name, {})) for entry in entries
+        scored = Parallel(n_jobs=task.n_jobs, pre_dispatch=task.pre_dispatch, return_as="generator")(
+            delayed(fitted_and_scored)(
+                clone(entry.final),
+                rows.train,
+                y,
+                routed.get(entry.final_name, {}),
+                pipeline_of(entry, fitted) if task.scores_whole else None,
+                self.task.sides(entry, split, rows.test, rows.again),
+                task.scorer,
+                task.error_score,
+            )
+            for entry in entries
         )
-        for entry, (model, seconds) in zip(entries, fits, strict=True):
-            held = Fold(np.empty(0, int), rows.test, also=() if rows.again is None else (rows.again,))
-            self._score(entry, split, model, fitted, held, seconds + fit_share, score_share)
+        for entry, (fit_time, found) in zip(entries, scored, strict=True):
+            self._answer(entry, split, found, fit_time + fit_share, score_share)
 
     def _score(
         self,
@@ -256,58 +217,31 @@ class Run:
         score_time: float,
     ) -> None:
         """The answer for a fitted model, or for the exception that it ended with."""
-        task = self.task
-        train, test = task.splits[split]
-        answer: Answer = {"fit_error": None, "n_test_samples": _num_samples(test), "fit_time": fit_time}
-        if isinstance(model, Exception):
-            answer |= self._failed(model)
+        found = model
+        if not isinstance(model, Exception):
+            whole = self.task.scores_whole and entry.final_name
+            scored = ended(pipeline_of(entry, fitted), model) if whole else model
+            again = fold.also[0] if self.task.return_train_score and not whole else None
+            sides = self.task.sides(entry, split, None if whole else fold.X_test, again)
+            found = scores_of(scored, sides, self.task.scorer, self.task.error_score)
+        self._answer(entry, split, found, fit_time, score_time)
+
+    def _answer(self, entry: Entry, split: int, found: Scores | Exception, fit_time: float, score_time: float) -> None:
+        n_test = _num_samples(self.task.splits[split][1])
+        answer: Answer = {"fit_error": None, "n_test_samples": n_test, "fit_time": fit_time}
+        if isinstance(found, Exception):
+            answer |= self.task.failed(found)
         else:
-            whole = task.scores_whole and entry.final_name
-            scored = _pipeline(entry, fitted, model) if whole else model
-            start = time.perf_counter()
-            answer["test_scores"] = self._scored(scored, task.taken(task.X, test) if whole else fold.X_test, test)
-            answer["score_time"] = time.perf_counter() - start + score_time
-            if task.return_train_score:
-                rows = task.taken(task.X, train) if whole else fold.also[0]
-                answer["train_scores"] = self._scored(scored, rows, train)
+            answer |= {"test_scores": found.scores[0], "score_time": found.seconds + score_time}
+            if self.task.return_train_score:
+                answer["train_scores"] = found.scores[1]
         self._keep(entry, split, answer)
-
-    def _scored(self, estimator: Any, rows: Any, indices: Any) -> Any:
-        task = self.task
-        params = _check_method_params(task.X, params=task.score_params, indices=indices)
-        return _score(estimator, rows, task.taken(task.y, indices), task.scorer, params, task.error_score)
-
-    def _failed(self, error: Exception) -> Answer:
-        if self.task.error_score == "raise":
-            raise error
-        scores: Any = self.task.error_score
-        if isinstance(self.task.scorer, _MultimetricScorer):
-            scores = dict.fromkeys(self.task.scorer._scorers, self.task.error_score)
-        answer = {"fit_error": "".join(traceback.format_exception(error)), "test_scores": scores, "score_time": 0.0}
-        if self.task.return_train_score:
-            answer["train_scores"] = scores.copy() if isinstance(scores, dict) else scores
-        return answer
 
     def _keep(self, entry: Entry, split: int, answer: Answer) -> None:
         self.answers[entry.index, split] = answer
         self.told(len(self.answers), self.n_candidates * len(self.task.splits))
         if self.task.verbose > 1 and not entry.stock:
-            self._print(entry, split, answer)
-
-    def _print(self, entry: Entry, split: int, answer: Answer) -> None:
-        """What `_fit_and_score` prints at the end of a fit."""
-        said = ", ".join(f"{name}={entry.params[name]}" for name in sorted(entry.params)) + (
-            ";" if entry.params else ""
-        )
-        test, train = answer["test_scores"], answer.get("train_scores")
-        if self.task.verbose > 2 and isinstance(test, dict):
-            for name in sorted(test):
-                said += f" {name}: ({'' if train is None else f'train={train[name]:.3f}, '}test={test[name]:.3f})"
-        elif self.task.verbose > 2:
-            said += f" score={f'{test:.3f}' if train is None else f'(train={train:.3f}, test={test:.3f})'}"
-        said += f" total time={short_format_time(answer['fit_time'] + answer['score_time'])}"
-        begun = "[CV" + (f" {split + 1}/{len(self.task.splits)}" if self.task.verbose > 2 else "") + "] END "
-        print(begun + "." * (80 - len(begun) - len(said)) + said)
+            print(self.task.said(entry, split, answer))
 
     def _leave(self, entries: Iterable[Entry], error: Exception) -> None:
         """Have the stock way answer what has no answer yet."""
@@ -359,54 +293,6 @@ class Run:
             )
 
 
-class _Held(Fold):
-    """A fold of a matrix whose held-out rows are made when they are asked for, and let go afterwards."""
-
-    scaler: Any
-    _rows: np.ndarray
-    _scores_train: bool
-
-    def __init__(
-        self,
-        rows: np.ndarray,
-        scaler: Any,
-        train: np.ndarray,
-        test: np.ndarray,
-        sample_weight: np.ndarray | None,
-        scores_train: bool,
-    ) -> None:
-        shift, scale = (None, None) if scaler is None else affine_of(scaler)
-        known = {"train": train, "test": test, "sample_weight": sample_weight, "shift": shift, "scale": scale}
-        self.__dict__.update(known, scaler=scaler, _rows=rows, _scores_train=scores_train)
-
-    @cached_property
-    def X_test(self) -> Any:
-        return self._made(self.test)
-
-    @cached_property
-    def also(self) -> tuple[Any, ...]:
-        return (self._made(self.train),) if self._scores_train else ()
-
-    def forget(self) -> None:
-        for name in ("X_test", "also"):
-            self.__dict__.pop(name, None)
-
-    def _made(self, positions: np.ndarray | None) -> np.ndarray:
-        taken = self._rows[positions]
-        return taken if self.scaler is None else self.scaler.transform(taken)
-
-
-def _scaler(unfitted: Any, rows: np.ndarray, train: np.ndarray, y: Any, params: Mapping[str, Any]) -> Any:
-    """Fitted on a fold's rows: in blocks, where it can be, so that no copy of them all is made."""
-    scaler = clone(unfitted)
-    if not hasattr(scaler, "partial_fit") or params or not len(train):
-        return scaler.fit(rows[train], y, **params)
-    scaler._validate_params()
-    for start in range(0, len(train), _SCALER_ROWS):
-        scaler.partial_fit(rows[train[start : start + _SCALER_ROWS]])
-    return scaler
-
-
 def _weights(entry: Entry, routed: Mapping[str, Mapping[str, Any]], n: int) -> np.ndarray | None:
     """(n,) sample weights of the last estimator."""
     params = routed.get(entry.final_name, {})
@@ -416,24 +302,6 @@ def _weights(entry: Entry, routed: Mapping[str, Mapping[str, Any]], n: int) -> n
     if given is None:
         return None
     return np.broadcast_to(np.asarray(given, np.float64), n)
-
-
-def _fitted(estimator: Any, X: Any, y: Any, params: Mapping[str, Any]) -> tuple[Any, float]:
-    """The estimator, fitted, or why it cannot be; the seconds it took."""
-    start = time.perf_counter()
-    try:
-        estimator.fit(X, **params) if y is None else estimator.fit(X, y, **params)
-    except Exception as error:
-        return error, time.perf_counter() - start
-    return estimator, time.perf_counter() - start
-
-
-def _pipeline(entry: Entry, fitted: Mapping[str, Any], final: Any) -> Any:
-    """The candidate's pipeline with its steps fitted."""
-    pipeline = copy(entry.estimator)
-    pipeline.steps = [(name, fitted.get(name, step)) for name, step in entry.estimator.steps[:-1]]
-    pipeline.steps.append((entry.final_name, final))
-    return pipeline
 
 
 def _entries(root: Root) -> list[Entry]:

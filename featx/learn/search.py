@@ -1,6 +1,7 @@
 """scikit-learn's searches over parameters, with the work shared: estimator and candidates in, `cv_results_` out.
 
-`plans` says what can be shared and `runs` does it; splitting, scoring, ranking and all checks are scikit-learn's.
+`entries` takes candidates apart, `plans` says what can be shared and `runs` does it; splitting, scoring, ranking and
+all checks are scikit-learn's. Long, being mostly parameters.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from sklearn.model_selection._validation import _insert_error_scores, _warn_or_r
 from sklearn.utils import indexable
 from sklearn.utils.validation import _check_method_params
 
-from featx.learn.plans import Plan, entries_of, plan_of
-from featx.learn.runs import Answer, Run, Task
+from featx.learn.entries import entries_of
+from featx.learn.plans import Plan, plan_of
+from featx.learn.runs import Run
+from featx.learn.tasks import Answer, Task
 from featx.progress import counted
 
 
