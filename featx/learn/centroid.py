@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import check_array
+from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
@@ -94,7 +94,7 @@ class NearestCentroid(ClassifierMixin, BaseEstimator):
         """Fit many: the sums of all folds' classes in one pass over the rows; see `featx.learn.folds.Batched`."""
         began = perf_counter()
         given, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
-        y = np.asarray(y)
+        y = column_or_1d(y, warn=True)
         answers: dict[int, Any] = {}
         wanted: dict[tuple, list[int]] = {}  # jobs that have the same centroids
         for number, (estimator, fold) in enumerate(jobs):

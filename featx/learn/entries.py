@@ -51,6 +51,11 @@ class Entry:
     def is_batched(self) -> bool:
         return not self.stock and _is_batched(self.final)
 
+    @property
+    def kind(self) -> Any:
+        """Equal for candidates whose last estimators are fitted in one call: of one class, given the same of `fit`."""
+        return type(self.final), self.final_name, repr(getattr(self.final, "_metadata_request", None))
+
 
 def entries_of(base: Any, candidates: Iterable[Mapping[str, Any]], fit_params: Mapping[str, Any]) -> list[Entry]:
     """Candidates taken apart.
@@ -65,7 +70,8 @@ def entries_of(base: Any, candidates: Iterable[Mapping[str, Any]], fit_params: M
     known = base.get_params() if hasattr(base, "get_params") else {}
     for index, params in enumerate(candidates):
         if not understood:
-            for name in params:
+            ordinary = getattr(type(base), "set_params", None) is BaseEstimator.set_params
+            for name in params if ordinary else ():
                 if name.partition("__")[0] not in known:
                     raise _unknown(name, base, known)
             reason = f"{type(base).__name__} is neither a Pipeline nor solved together"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.utils import check_array
+from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.validation import validate_data
 
 from featx.learn.folds import Fitted, Fold, Job
@@ -44,7 +44,7 @@ class _Request:
 def fit_machines(X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
     """Fit each job's SVC or SVR; see `Batched.fit_each`."""
     given, X = X, X if issparse(X) else check_array(X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=0)
-    y = np.asarray(y)
+    y = column_or_1d(y, warn=True)
     groups: dict[tuple, list[_Request]] = {}
     for index, job in enumerate(jobs):
         began = perf_counter()

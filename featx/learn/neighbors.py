@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import check_array
+from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -107,7 +107,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         from featx.learn.kernels import rows_of
 
         given, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
-        y = np.asarray(y)
+        y = column_or_1d(y, warn=True)
         shared: dict[tuple, list[int]] = {}
         for number, (estimator, fold) in enumerate(jobs):
             shared.setdefault((id(fold), estimator.metric, estimator.device), []).append(number)

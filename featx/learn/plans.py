@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from sklearn import get_config
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, RobustScaler, StandardScaler
 from sklearn.utils.validation import _num_samples
 
@@ -77,8 +79,17 @@ class Plan:
         return "\n".join([*lines, memory])
 
 
-def plan_of(entries: Sequence[Entry], X: Any, n_splits: int, fit_params: Mapping[str, Any]) -> Plan:
-    """Entries put together by what they share."""
+def plan_of(
+    entries: Sequence[Entry],
+    X: Any,
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    fit_params: Mapping[str, Any],
+    scores_train: bool,
+) -> Plan:
+    """Entries put together by what they share.
+
+    scores_train : whether models are asked about the rows that they were fitted on, too
+    """
     from featx.solvers.machine import budget_of, device_of  # torch, which takes seconds to import
 
     starts: dict[Any, int] = {}
@@ -87,6 +98,10 @@ def plan_of(entries: Sequence[Entry], X: Any, n_splits: int, fit_params: Mapping
             starts[entry.steps[0].key] = starts.get(entry.steps[0].key, 0) + 1
     roots: dict[Any, Root] = {}
     stock = []
+    n_train, n_test = (max((len(np.arange(_num_samples(X))[s[i]]) for s in splits), default=0) for i in (0, 1))
+    if any(not len(np.arange(_num_samples(X))[part]) for split in splits for part in split):
+        entries = [entry if entry.stock else _left(entry, "a fold has no rows") for entry in entries]
+    once = all(len(np.unique(train)) == len(train) for train, _ in splits)
     for entry in entries:
         shares = entry.is_batched or (entry.steps and starts[entry.steps[0].key] > 1)
         if entry.stock or not shares:
@@ -96,18 +111,20 @@ def plan_of(entries: Sequence[Entry], X: Any, n_splits: int, fit_params: Mapping
         root = roots.setdefault(tuple(step.key for step in steps), Root(steps))
         rest = root.rest(entry)
         affine = rest[0] if len(rest) == 1 and _is_affine(rest[0].transformer) else None
-        if entry.is_batched and (affine is not None or not rest) and _is_matrix(X, steps):
+        if once and entry.is_batched and (affine is not None or not rest) and _is_matrix(X, steps):
             for scaler, together in root.solves:
                 same_scaler = (scaler and scaler.key) == (affine and affine.key)
-                if same_scaler and type(together[0].final) is type(entry.final):
+                if same_scaler and together[0].kind == entry.kind:
                     together.append(entry)
                     break
             else:
                 root.solves.append((affine, [entry]))
         else:
             root.folded.append(entry)
-    nbytes = max((_root_bytes(root, X) for root in roots.values()), default=0)
-    return Plan(list(roots.values()), stock, n_splits, nbytes, budget_of(device_of("auto"), None))
+    n = max(1, _num_samples(X))
+    of_fold = n_train / n, n_test / n, scores_train * n_train / n
+    nbytes = max((_root_bytes(root, X, of_fold) for root in roots.values()), default=0)
+    return Plan(list(roots.values()), stock, len(splits), nbytes, budget_of(device_of("auto"), None))
 
 
 _AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
@@ -115,15 +132,18 @@ _AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 def _is_affine(transformer: Any) -> bool:
     """Whether it is of one of the types, does nothing else, and gives a plain array."""
-    plain = type(transformer) in _AFFINE and not hasattr(transformer, "_sklearn_output_config")
-    return plain and not getattr(transformer, "clip", False)
+    return type(transformer) in _AFFINE and _gives_arrays(transformer) and not getattr(transformer, "clip", False)
 
 
 def _is_independent(transformer: Any) -> bool:
     """Whether it makes of a row the same whatever it was fitted on, and leaves X as it is."""
-    if hasattr(transformer, "_sklearn_output_config"):
+    if not _gives_arrays(transformer):
         return False
     return type(transformer) is StoredFeatures or type(transformer) is Normalizer and transformer.copy
+
+
+def _gives_arrays(transformer: Any) -> bool:
+    return not hasattr(transformer, "_sklearn_output_config") and get_config()["transform_output"] == "default"
 
 
 def _independent(entry: Entry, fit_params: Mapping[str, Any]) -> tuple[Step, ...]:
@@ -156,8 +176,11 @@ def _recipe(features: StoredFeatures) -> Recipe:
     return features.store if isinstance(features.store, Recipe) else features.store.recipe
 
 
-def _root_bytes(root: Root, X: Any) -> int:
-    """Bytes of the rows of all, if the steps copy them, of the training and held-out rows of a fold, if any does."""
+def _root_bytes(root: Root, X: Any, shares: tuple[float, float, float]) -> int:
+    """Bytes of the rows that are held at once: all of them, if the steps copy them, and a fold's.
+
+    shares : of all rows, those a fold trains on, holds out, and is scored on besides
+    """
     n = _num_samples(X)
     if root.steps and type(root.steps[0].transformer) is StoredFeatures:
         features = root.steps[0].transformer
@@ -165,9 +188,17 @@ def _root_bytes(root: Root, X: Any) -> int:
         own = whole
     else:
         shape = getattr(X, "shape", (n, 1))
-        whole = math.prod(shape) * getattr(getattr(X, "dtype", None), "itemsize", 8)
-        own = whole if root.steps else 0
-    return own + (2 * whole if root.folded else whole // 4)
+        dtype = getattr(X, "dtype", np.dtype(float))
+        itemsize = dtype.itemsize if getattr(dtype, "kind", "") == "f" else 8  # what estimators make of other numbers
+        whole = math.prod(shape) * itemsize
+        own = whole if root.steps or itemsize != getattr(dtype, "itemsize", 8) else 0
+    held = [shares[1] + shares[2]] if root.solves else []
+    if root.folded:  # what a fold's rows are before each step that several ways lead on from, and after the last
+        rests = [tuple(step.key for step in root.rest(entry)) for entry in root.folded]
+        begun = [len({rest[:depth] for rest in rests}) for depth in range(1 + max(map(len, rests)))]
+        ways = sum(few < many for few, many in pairwise(begun))
+        held.append(sum(shares) * (2 + ways))
+    return own + int(whole * max(held))
 
 
 def _beginnings(root: Root) -> list[tuple[tuple[Step, ...], list[Entry]]]:

@@ -20,7 +20,7 @@ from sklearn.utils.validation import _num_samples
 from featx.learn.entries import Entry, Step
 from featx.learn.folds import Fold, Held, Job, scaler_of
 from featx.learn.plans import Plan, Root
-from featx.learn.tasks import Answer, Scores, Task, ended, fitted_and_scored, pipeline_of, scores_of
+from featx.learn.tasks import Answer, Scores, Task, copied, ended, fitted_and_scored, may_write, pipeline_of, scores_of
 
 
 class Rows(NamedTuple):
@@ -41,7 +41,7 @@ class Run:
         self.task, self.plan, self.told = task, plan, told
         self.answers: dict[tuple[int, int], Answer] = {}
         self.n_candidates = len(plan.stock) + sum(len(_entries(root)) for root in plan.roots)
-        self._left: list[tuple[Entry, Exception | None]] = [(entry, None) for entry in plan.stock]
+        self._left: list[tuple[Entry, str]] = [(entry, "") for entry in plan.stock]
 
     def follow(self) -> list[Answer]:
         """Answers, those of a candidate side by side."""
@@ -71,7 +71,7 @@ class Run:
         for number, (train, test) in enumerate(task.splits if root.folded else ()):
             mine = task.taken(rows, train)
             held = [Rows(mine, task.taken(rows, test), mine if task.return_train_score else None)]
-            del mine
+            del mine  # only `held` holds them now
             self._descend(root, root.folded, len(root.steps), number, held, fitted, (share, 0.0))
 
     def _solve(
@@ -85,8 +85,6 @@ class Run:
         used = np.zeros(len(rows), bool)
         for train, test in positions:
             used[train] = used[test] = True
-            if len(np.unique(train)) < len(train):
-                raise ValueError("a fold trains on a row twice")
         y, place = task.y, np.arange(len(rows))
         if 2 * used.sum() < len(rows):  # successive halving, a few images a class
             place = used.cumsum() - 1
@@ -102,7 +100,7 @@ class Run:
                     rows,
                     place[train],
                     task.taken(y, place[train]),
-                    routed[affine.name] if affine.name in routed else {},
+                    routed[affine.name].get("fit", {}) if affine.name in routed else {},
                 )
             folds.append(
                 Held(
@@ -142,7 +140,7 @@ class Run:
         groups: dict[Any, list[Entry]] = {}
         for entry in entries:
             ends = len(entry.steps) == depth
-            groups.setdefault(type(entry.final) if ends else entry.steps[depth].key, []).append(entry)
+            groups.setdefault(entry.kind if ends else entry.steps[depth].key, []).append(entry)
         for number, group in enumerate(groups.values()):
             rows = held.pop() if number == len(groups) - 1 else held[0]
             try:
@@ -161,13 +159,16 @@ class Run:
     def _moved(self, entry: Entry, step: Step, split: int, rows: Rows) -> tuple[Any, Rows, tuple[float, float]]:
         """(fitted transformer, what it makes of the rows, seconds for fitting and for the held-out rows)."""
         train, _ = self.task.splits[split]
-        params = self.task.routed(entry, train).get(step.name, {})
+        told = self.task.routed(entry, train).get(step.name, {})
         transformer, y = clone(step.transformer), self.task.taken(self.task.y, train)
+        if may_write(transformer):
+            rows = Rows(*map(copied, rows))
         start = time.perf_counter()
         if hasattr(transformer, "fit_transform"):
-            moved = transformer.fit_transform(rows.train, y, **params)
+            moved = transformer.fit_transform(rows.train, y, **told.get("fit_transform", {}))
         else:
-            moved = transformer.fit(rows.train, y, **params).transform(rows.train)
+            fitted = transformer.fit(rows.train, y, **told.get("fit", {}))
+            moved = fitted.transform(rows.train, **told.get("transform", {}))
         middle = time.perf_counter()
         test = transformer.transform(rows.test)
         end = time.perf_counter()
@@ -195,7 +196,7 @@ class Run:
                 clone(entry.final),
                 rows.train,
                 y,
-                routed.get(entry.final_name, {}),
+                routed.get(entry.final_name, {}).get("fit", {}),
                 pipeline_of(entry, fitted) if task.scores_whole else None,
                 self.task.sides(entry, split, rows.test, rows.again),
                 task.scorer,
@@ -219,8 +220,8 @@ class Run:
         """The answer for a fitted model, or for the exception that it ended with."""
         found = model
         if not isinstance(model, Exception):
-            whole = self.task.scores_whole and entry.final_name
-            scored = ended(pipeline_of(entry, fitted), model) if whole else model
+            whole = self.task.scores_whole
+            scored = ended(pipeline_of(entry, fitted), model) if whole and entry.final_name else model
             again = fold.also[0] if self.task.return_train_score and not whole else None
             sides = self.task.sides(entry, split, None if whole else fold.X_test, again)
             found = scores_of(scored, sides, self.task.scorer, self.task.error_score)
@@ -246,7 +247,8 @@ class Run:
     def _leave(self, entries: Iterable[Entry], error: Exception) -> None:
         """Have the stock way answer what has no answer yet."""
         known = {id(entry) for entry, _ in self._left}
-        self._left += [(entry, error) for entry in entries if id(entry) not in known]
+        reason = f"{type(error).__name__}: {error}"  # not the error, which would hold on to the rows
+        self._left += [(entry, reason) for entry in entries if id(entry) not in known]
 
     def _follow_stock(self) -> None:
         task = self.task
@@ -282,7 +284,7 @@ class Run:
         unshared = {}
         for (entry, split, error), answer in zip(todo, answers, strict=True):
             self._keep(entry, split, answer)
-            if error is not None and answer["fit_error"] is None:
+            if error and answer["fit_error"] is None:
                 unshared[entry.index] = error
         if unshared:
             warnings.warn(
@@ -295,13 +297,16 @@ class Run:
 
 def _weights(entry: Entry, routed: Mapping[str, Mapping[str, Any]], n: int) -> np.ndarray | None:
     """(n,) sample weights of the last estimator."""
-    params = routed.get(entry.final_name, {})
+    params = routed.get(entry.final_name, {}).get("fit", {})
     if params.keys() - {"sample_weight"}:
         raise ValueError(f"{type(entry.final).__name__} is given {', '.join(params)}")
     given = params.get("sample_weight")
     if given is None:
         return None
-    return np.broadcast_to(np.asarray(given, np.float64), n)
+    weights = np.asarray(given, np.float64)
+    if weights.ndim and weights.shape != (n,):
+        raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(n,)}!")
+    return np.broadcast_to(weights, n)
 
 
 def _entries(root: Root) -> list[Entry]:

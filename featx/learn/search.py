@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from inspect import signature
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,6 +33,7 @@ class SharedSearch(BaseSearchCV):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"progress": ["boolean", callable]}
     _only_planned: bool = False
+    cv: Any
 
     def plan(self, X: Any, y: Any = None, **params: Any) -> Plan:
         """What `fit` would share and what memory it takes; nothing is fitted, but for layers being looked up.
@@ -46,12 +47,17 @@ class SharedSearch(BaseSearchCV):
         Plan
             `print` it. Of successive halving, the first round's.
         """
-        planner = clone(self)
+        if isinstance(self.cv, Iterator):
+            self.cv = list(self.cv)  # or there would be none left for `fit`
+        planner, drawn = copy(self), np.random.get_state()
         planner._only_planned = True
+        planner.__dict__.pop("_skl_callbacks", None)
         try:
             planner.fit(X, y, **params)
         except _Planned as planned:
             return planned.plan
+        finally:
+            np.random.set_state(drawn)
         raise AssertionError("a search that asks for no candidates")
 
     @_fit_context(prefer_skip_nested_validation=False)
@@ -82,12 +88,21 @@ class SharedSearch(BaseSearchCV):
         self._checked_cv_orig = check_cv(self.cv, y, classifier=is_classifier(self.estimator))
         self._check_input_parameters(X=X, y=y, split_params=routed.splitter.split)
         self.n_splits_ = self._checked_cv_orig.get_n_splits(X, y, **routed.splitter.split)
-        with counted("searching", self.progress) as told:
-            rounds = _Rounds(self, clone(self.estimator), X, y, routed, scorers, told)
-            if "callback_ctx" in signature(self._run_search).parameters:
+        self.__dict__.pop("partial_results_", None)
+        rounds = _Rounds(self, clone(self.estimator), X, y, routed, scorers)
+        try:
+            with counted("searching", self.progress) as rounds.told:
                 self._run_search(rounds.evaluate, callback_ctx=context)
-            else:
-                self._run_search(rounds.evaluate)
+            self._conclude(rounds, refit_metric)
+        except KeyboardInterrupt:
+            if (partial := rounds.partial()) is not None:
+                self.partial_results_ = partial
+            raise
+        return self
+
+    def _conclude(self, rounds: _Rounds, refit_metric: Any) -> None:
+        """Choose, and fit the chosen on all rows."""
+        scorers, X, y = rounds.scorer, rounds.X, rounds.y
         results, first = rounds.results, rounds.answers[0]["test_scores"]
         self.multimetric_ = isinstance(first, dict)
         if callable(self.scoring) and self.multimetric_:
@@ -102,13 +117,12 @@ class SharedSearch(BaseSearchCV):
             self.best_estimator_ = clone(rounds.base).set_params(**clone(self.best_params_, safe=False))
             start = time.perf_counter()
             given = (X,) if y is None else (X, y)
-            self.best_estimator_.fit(*given, **routed.estimator.fit)
+            self.best_estimator_.fit(*given, **rounds.routed.estimator.fit)
             self.refit_time_ = time.perf_counter() - start
             if hasattr(self.best_estimator_, "feature_names_in_"):
                 self.feature_names_in_ = self.best_estimator_.feature_names_in_
         self.scorer_ = scorers._scorers if isinstance(scorers, _MultimetricScorer) else scorers
         self.cv_results_ = results
-        return self
 
 
 class _Planned(Exception):
@@ -130,10 +144,10 @@ class _Rounds:
         y: Any,
         routed: Any,
         scorer: Any,
-        told: Callable[[int, int], None],
     ) -> None:
         self.search, self.base, self.X, self.y, self.routed, self.scorer = search, base, X, y, routed, scorer
-        self.told = told
+        self.told: Callable[[int, int], None] = lambda done, total: None
+        self.current: tuple[Run, list[Mapping[str, Any]], Mapping[str, list[Any]]] | None = None
         self.candidates: list[Mapping[str, Any]] = []
         self.answers: list[Answer] = []
         self.more: dict[str, list[Any]] = defaultdict(list)
@@ -147,7 +161,8 @@ class _Rounds:
         callback_ctx: Any = None,
     ) -> dict[str, Any]:
         search, candidates = self.search, list(candidate_params)
-        splits = list((cv or search._checked_cv_orig).split(self.X, self.y, **self.routed.splitter.split))
+        given = (cv or search._checked_cv_orig).split(self.X, self.y, **self.routed.splitter.split)
+        splits = [(np.asarray(train), np.asarray(test)) for train, test in given]
         if len(splits) != search.n_splits_:
             raise ValueError(
                 "cv.split and cv.get_n_splits return inconsistent results. "
@@ -170,19 +185,13 @@ class _Rounds:
             n_jobs=search.n_jobs,
             pre_dispatch=search.pre_dispatch,
         )
-        plan = plan_of(entries_of(self.base, candidates, task.fit_params), self.X, len(splits), task.fit_params)
+        entries = entries_of(self.base, candidates, task.fit_params)
+        plan = plan_of(entries, self.X, splits, task.fit_params, task.return_train_score)
         if search._only_planned:
             raise _Planned(plan)
         run = Run(task, plan, self.told)
-        try:
-            answers = run.follow()
-        except KeyboardInterrupt:
-            done = [i for i in range(n) if all((i, split) in run.answers for split in range(len(splits)))]
-            found = self.answers + [run.answers[i, split] for i in done for split in range(len(splits))]
-            if found:
-                kept = [*self.candidates, *(candidates[i] for i in done)]
-                search.partial_results_ = search._format_results(kept, search.n_splits_, found)
-            raise
+        self.current = run, candidates, more_results or {}
+        answers = run.follow()
         if not answers:
             raise ValueError("No fits were performed. Was the CV iterator empty? Were there no candidates?")
         _warn_or_raise_about_fit_failures(answers, search.error_score)
@@ -192,8 +201,25 @@ class _Rounds:
         self.answers += answers
         for name, values in (more_results or {}).items():
             self.more[name] += values
+        self.current = None
         self.results = search._format_results(self.candidates, search.n_splits_, self.answers, self.more)
         return self.results
+
+    def partial(self) -> dict[str, Any] | None:
+        """Results of the candidates that have been through all folds, if there are any."""
+        candidates, answers, more = list(self.candidates), list(self.answers), {**self.more}
+        if self.current is not None:
+            run, those, told = self.current
+            splits = range(self.search.n_splits_)
+            done = [i for i in range(len(those)) if all((i, split) in run.answers for split in splits)]
+            candidates += [those[i] for i in done]
+            answers += [run.answers[i, split] for i in done for split in splits]
+            more = {name: [*more.get(name, []), *(values[i] for i in done)] for name, values in told.items()} or more
+        if not answers:
+            return None
+        if callable(self.search.scoring):
+            _insert_error_scores(answers, self.search.error_score)
+        return self.search._format_results(candidates, self.search.n_splits_, answers, more)
 
 
 def _has_callbacks(search: SharedSearch) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from joblib.logger import short_format_time
+from sklearn.base import BaseEstimator
 from sklearn.metrics._scorer import _BaseScorer, _MultimetricScorer, _PassthroughScorer
 from sklearn.model_selection._validation import _score
 from sklearn.utils import _safe_indexing
@@ -52,18 +53,22 @@ class Task:
     def taken(self, values: Any, rows: Any) -> Any:
         return None if values is None else _safe_indexing(values, rows)
 
-    def routed(self, entry: Entry, train: Any) -> dict[str, dict[str, Any]]:
-        """What fit is given, by the names of steps ("" for an estimator alone), of the rows of a fold."""
+    def routed(self, entry: Entry, train: Any) -> dict[str, dict[str, dict[str, Any]]]:
+        """What the methods of steps ("" for an estimator alone) are given when a fold is fitted, by their names."""
         params = _check_method_params(self.X, params=self.fit_params, indices=train)
         if not entry.steps and not entry.final_name:
-            return {"": params}
+            return {"": {"fit": params}}
         routed = entry.estimator._check_method_params(method="fit", props=params) if params else {}
-        return {name: dict(told.get("fit") or told.get("fit_transform") or {}) for name, told in routed.items()}
+        found = {}
+        for name, told in routed.items():
+            found[name] = {method: dict(given) for method, given in told.items()}
+            found[name].setdefault("fit", found[name].get("fit_transform", {}))  # of scalers, which are only fitted
+        return found
 
     def sides(self, entry: Entry, split: int, held_out: Any, again: Any) -> list[Side]:
         """What a model is scored on: rows held out, as steps made them or as they came; those trained on too."""
         sides = []
-        whole = self.scores_whole and entry.final_name
+        whole = self.scores_whole
         train, test = self.splits[split]
         for rows, indices in ((held_out, test), (again, train))[: 1 + self.return_train_score]:
             params = _check_method_params(self.X, params=self.score_params, indices=indices)
@@ -124,6 +129,9 @@ def fitted_and_scored(
     error_score: Any,
 ) -> tuple[float, Scores | Exception]:
     """(seconds for the fit, scores of the estimator or of the pipeline that it ends; or why it cannot be fitted)."""
+    if may_write(estimator):  # others are fitted on the same rows, and in other processes they cannot be written to
+        X, y = copied(X), copied(y)
+        sides = [side._replace(rows=copied(side.rows)) for side in sides]
     start = time.perf_counter()
     try:
         estimator.fit(X, **params) if y is None else estimator.fit(X, y, **params)
@@ -132,6 +140,23 @@ def fitted_and_scored(
     seconds = time.perf_counter() - start
     scored = estimator if pipeline is None else ended(pipeline, estimator)
     return seconds, scores_of(scored, sides, scorer, error_score)
+
+
+def may_write(estimator: Any) -> bool:
+    """Whether it might change the rows that it is given: of scikit-learn and our own, where it is told that it may."""
+    if not type(estimator).__module__.startswith(("sklearn.", "featx.")):
+        return True
+    for name, value in estimator.get_params().items():
+        last = name.rpartition("__")[2].lower()
+        if value is False and last in ("copy", "copy_x", "copy_x_train") or value is True and "overwrite" in last:
+            return True
+        if isinstance(value, BaseEstimator) and not type(value).__module__.startswith(("sklearn.", "featx.")):
+            return True
+    return False
+
+
+def copied(rows: Any) -> Any:
+    return rows.copy() if hasattr(rows, "copy") else deepcopy(rows)
 
 
 def scores_of(estimator: Any, sides: Sequence[Side], scorer: Any, error_score: Any) -> Scores:

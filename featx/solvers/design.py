@@ -10,6 +10,7 @@ square of the same coordinates (`affine`).
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
 
@@ -32,6 +33,7 @@ class Design(Protocol):
     spectrum : (D,) mean squares of the working columns, and 1
     penalised : (D,) 1, and 0 for the free intercept
     affine : shifts and scales of problems that differ from the rows', or None
+    squares : (F, W, W) the penalty of each of these, `affine.which`; None where it is |U|^2
     """
 
     n: int
@@ -40,6 +42,9 @@ class Design(Protocol):
     spectrum: Tensor
     penalised: Tensor
     affine: Affine | None
+
+    @property
+    def squares(self) -> Tensor | None: ...
 
     def rows(self, start: int, stop: int) -> Tensor:
         """(m, W) in the working type."""
@@ -52,9 +57,6 @@ class Design(Protocol):
 
     def own(self, G: Tensor) -> Tensor:
         """The transpose of `shared`, for gradients."""
-
-    def squares(self) -> Tensor | None:
-        """(F, W, W) the penalty of each of the problems' shifts and scales, `affine.which`; None where it is |U|^2."""
 
     def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
         """(b, k, D) of some problems (b,) -> their own W (b, k, d) and intercepts (b, k)."""
@@ -129,6 +131,7 @@ class Primal:
     def own(self, G: Tensor) -> Tensor:
         return G if self.resident is not None else _turned(G, self.Q.T)
 
+    @cached_property
     def squares(self) -> Tensor | None:
         return None if self.affine is None else self.affine.squares(self.Q)
 
@@ -159,6 +162,7 @@ class Dual:
     """
 
     affine: Affine | None = None
+    squares: Tensor | None = None
 
     def __init__(self, columns: Columns, weights: np.ndarray, free: bool, low: torch.dtype | None) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
@@ -186,9 +190,6 @@ class Dual:
 
     def own(self, G: Tensor) -> Tensor:
         return G
-
-    def squares(self) -> Tensor | None:
-        return None
 
     def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
         r = self.back.shape[1]

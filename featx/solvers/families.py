@@ -11,9 +11,7 @@ from featx.errors import FeatxError
 from featx.solvers.affine import equal, values_of
 from featx.solvers.problems import FREE, NONE, Loss, Problem
 
-# Scales of problems that share rows differ by no more than this; those of few columns, rarely more than a constant, may
-# differ by more.
-_MOST_APART, _FEW, _FEW_APART = 2.0, 0.02, 100.0
+_MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,19 +41,24 @@ def members_of(number: int, problem: Problem, y: np.ndarray, loss: Loss, dtype: 
         yield from (Member(number, problem, live, positive) for positive in live)
 
 
-def families_of(members: list[Member], shape: tuple[int, ...]) -> list[list[Member]]:
-    """Members that one design serves well, and that have the same form."""
+def families_of(members: list[Member], shape: tuple[int, ...], most_scales: int) -> list[list[Member]]:
+    """Members that one design serves well, and that have the same form; `most_scales` different shifts and scales."""
     families: list[list[Member]] = []
     for member in members:
         for family in families:
             first = family[0]
             same_form = member.k == first.k and (member.k == 1 or member.live == first.live)
-            if same_form and _share(member.problem, first.problem, shape):
+            if same_form and _share(member.problem, first.problem, shape) and _has_room(family, member, most_scales):
                 family.append(member)
                 break
         else:
             families.append([member])
     return families
+
+
+def _has_room(family: list[Member], member: Member, most_scales: int) -> bool:
+    scales = {(id(other.problem.shift), id(other.problem.scale)) for other in family}
+    return len(scales) < most_scales or (id(member.problem.shift), id(member.problem.scale)) in scales
 
 
 def _share(a: Problem, b: Problem, shape: tuple[int, ...]) -> bool:
@@ -68,8 +71,7 @@ def _share(a: Problem, b: Problem, shape: tuple[int, ...]) -> bool:
     if n < d:  # the span of the rows is only exact for one shift and scale
         return a.intercept == FREE and equal(a.scale, b.scale)
     ratio = values_of(a.scale, 1.0, d) / values_of(b.scale, 1.0, d)
-    apart = np.maximum(ratio, 1 / ratio)
-    if ratio.min() <= 0 or apart.max() > _FEW_APART or (apart > _MOST_APART).mean() > _FEW:
+    if not 1 / _MOST_APART <= ratio.min() <= ratio.max() <= _MOST_APART:
         return False
     if a.intercept == FREE or equal(a.shift, b.shift):
         return True

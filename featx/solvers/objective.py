@@ -102,7 +102,7 @@ class Objective:
         B, k, n, D = len(batch), batch.k, design.n, len(design.spectrum)
         like = design.spectrum
         self.width = D - design.free
-        self.squares = design.squares()
+        self.squares = design.squares
         if self.squares is not None:
             free = like.new_zeros(len(self.squares), int(design.free))
             self.stretch = torch.cat([self.squares.diagonal(dim1=1, dim2=2), free], 1)  # (F, D)

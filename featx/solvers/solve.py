@@ -76,7 +76,9 @@ def solve(
     members = [m for number, problem in enumerate(problems) for m in members_of(number, problem, y, loss, X.dtype)]
     pieces: dict[int, list[_Piece]] = {number: [] for number in range(len(problems))}
     with torch.no_grad(), torch.autocast(where.type, enabled=False), full_precision():
-        for family in families_of(members, X.shape):
+        # of scales apart each needs a square of d columns
+        most_scales = max(1, budget // 4 // (X.itemsize * (X.shape[1] + 1) ** 2))
+        for family in families_of(members, X.shape, most_scales):
             for piece in _solve_family(X, y, family, loss, tol, max_iter, where, budget):
                 pieces[piece.number].append(piece)
     return [_joined(pieces[number]) for number in range(len(problems))]
