@@ -110,7 +110,12 @@ def _heard(run: Callable[[], Any]) -> tuple[list[tuple[str, str]], Exception | N
         except Exception as error:
             raised = error
     seconds = time.perf_counter() - started
-    told = [warning for warning in heard if not issubclass(warning.category, ConvergenceWarning)]
+    told = [
+        warning
+        for warning in heard
+        if not issubclass(warning.category, ConvergenceWarning)
+        and not str(warning.message).startswith("A worker stopped")  # joblib's, of busy machines
+    ]
     return (
         sorted({(warning.category.__name__, without_traces(str(warning.message))) for warning in told}),
         raised,
