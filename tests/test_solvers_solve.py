@@ -26,6 +26,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from featx.errors import FeatxError
 from featx.solvers import FREE, NONE, Loss, Problem, Status
+from featx.solvers.families import families_of, members_of
 
 
 @SHAPES
@@ -179,6 +180,28 @@ def test_an_affine_problem_is_one_on_transformed_columns(far, k, loss, intercept
         objective, gradient_norm = certificate(X, y, problem, loss, ours)
         assert_allclose(ours.objective, objective, rtol=1e-9)
         assert gradient_norm < 1e-8
+
+
+@INTERCEPTS
+@LOSSES
+@CLASSES
+@pytest.mark.parametrize(("n", "budget"), [(200, None), (2000, 3_000_000)], ids=["resident", "streamed"])
+def test_few_columns_scaled_far_apart_keep_their_scales_and_share_the_rows(n, budget, k, loss, intercept):
+    """Nearly constant columns with an outlier, which one fold lacks."""
+    X, y = labelled((n, 100), k)
+    X[:, [3, 40]] *= 0.1
+    X[0, 3], X[1, 40] = n**0.5 / 4, -(n**0.5) / 5
+    problems = []
+    for s in folds(len(y), y):
+        mean = s @ X / s.sum()
+        problems.append(Problem(10.0, s, mean, np.sqrt(s @ (X - mean) ** 2 / s.sum()), intercept))
+    members = [m for i, problem in enumerate(problems) for m in members_of(i, problem, y, loss, X.dtype)]
+    forms = {(m.positive, m.live) if m.k > 1 else () for m in members}
+    assert intercept == NONE or len(families_of(members, X.shape, 99)) == len(forms)
+    for ours, problem in zip(solved(X, y, problems, loss, budget_bytes=budget), problems, strict=True):
+        (theirs,) = solved((X - problem.shift) / problem.scale, y, [replace(problem, shift=None, scale=None)], loss)
+        assert_same(ours, theirs, 1e-4)
+        assert_allclose(ours.objective, theirs.objective, rtol=1e-8)
 
 
 @SHAPES

@@ -5,7 +5,9 @@ With v the coefficients of the shared columns (x - shift) / scale and of the con
     v_j = w_j r_j,   v_0 = w_0 + sum_j w_j o_j,    r = scale / own scale,   o = (shift - own shift) / own scale / c
 
 give the same scores (without the constant, a free intercept takes up the shift). So the rows, and all products with
-them, are the same for all; only |w|^2 is another square in v, of which there are as many as there are folds.
+them, are the same for all; only |w|^2 is another square in v, of which there are as many as there are folds. In the
+odd columns, where scales are far apart (a fold may lack a rare outlier), w_j itself is the coordinate and products are
+taken with w_j r_j: in v_j the problem would look quite another way than it is.
 """
 
 from __future__ import annotations
@@ -16,13 +18,18 @@ from torch import Tensor
 
 from featx.solvers.problems import FREE, Intercept, Problem
 
+MOST_APART = 2.0  # scales of problems that share rows differ by no more than this, but for those of the odd columns
+
 
 class Affine:
     """B problems on d shared columns.
 
     which : (B,) number of the problem's own shift and scale among the F different ones
     ratios : (F, d) r
+        r, and 1 for the odd columns
     offsets : (F, d) o, or None where all are 0
+    odd : (c,) numbers of the odd columns
+    odd_ratios : (F, c) r of these
     """
 
     def __init__(
@@ -41,6 +48,9 @@ class Affine:
             which.append(kinds[key])
         self.which = torch.tensor(which, device=like.device)
         self.ratios = torch.from_numpy(np.stack(ratios)).to(like)
+        self.odd = (self.ratios.amax(0) > MOST_APART * self.ratios.amin(0)).nonzero()[:, 0]
+        self.odd_ratios = self.ratios[:, self.odd].clone()
+        self.ratios[:, self.odd] = 1
         self.offsets = None
         if intercept != FREE and np.any(offsets):
             self.offsets = torch.from_numpy(np.stack(offsets) / float(intercept)).to(like)
@@ -48,7 +58,7 @@ class Affine:
     @property
     def trivial(self) -> bool:
         """All have the shared shift and scale."""
-        return self.offsets is None and bool((self.ratios == 1).all())
+        return self.offsets is None and not len(self.odd) and bool((self.ratios == 1).all())
 
     def squares(self, Q: Tensor) -> Tensor:
         """(F, W, W): U S U^T = |w|^2 for coordinates U = v Q of the shared columns."""

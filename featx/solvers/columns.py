@@ -50,9 +50,12 @@ class Columns:
             return torch.from_numpy(block).to(self.like.device)
         return out.copy_(torch.from_numpy(block)) if out.is_cuda else out
 
-    def strip(self, columns: slice) -> Tensor:
+    def strip(self, columns: slice | np.ndarray) -> Tensor:
         """(n, c) float64, of all rows."""
-        held = self.X[:, columns] if self.kept is None else self.X[self.kept, columns]
+        if self.kept is None:
+            held = self.X[:, columns]
+        else:
+            held = self.X[self.kept, columns] if isinstance(columns, slice) else self.X[np.ix_(self.kept, columns)]
         strip = held - self.shift[columns].astype(np.float64)
         if self.scale is not None:
             strip /= self.scale[columns]

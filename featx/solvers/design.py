@@ -52,10 +52,10 @@ class Design(Protocol):
     def low_rows(self, start: int, stop: int) -> Tensor:
         """(m, W), the same rows in the low type."""
 
-    def shared(self, U: Tensor) -> Tensor:
-        """(b, k, W) coordinates -> coefficients of the rows; linear."""
+    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
+        """(b, k, W) coordinates of some problems (b,) -> coefficients of the rows; linear."""
 
-    def own(self, G: Tensor) -> Tensor:
+    def own(self, G: Tensor, problems: Tensor) -> Tensor:
         """The transpose of `shared`, for gradients."""
 
     def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,6 +74,7 @@ class Primal:
     columns : Columns
     weights : (n,) what rows weigh over all problems, for the second moments
     affine : of the problems, or None where all have the columns' shift and scale
+    odd_squares : (c,) mean squares of the odd columns, each problem's in its own scale
     """
 
     def __init__(
@@ -82,11 +83,12 @@ class Primal:
         weights: np.ndarray,
         free: bool,
         affine: Affine | None,
+        odd_squares: Tensor,
         resident: bool,
         low: torch.dtype | None,
     ) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
-        self.affine = affine
+        self.affine, self.odd_squares = affine, odd_squares
         like = columns.like
         width = columns.width
         self.resident = like.new_empty(self.n, width) if resident else None
@@ -105,7 +107,7 @@ class Primal:
         moments = _finite(_mirrored(moments) / (self.n if even else 1), like)
         sizes = moments.diagonal().clamp_min(0).sqrt()
         uneven = bool((sizes > 0).any()) and float(sizes.max()) > _UNEVEN * float(sizes[sizes > 0].min())
-        spectrum, Q = torch.linalg.eigh(moments if uneven else moments.to(like))
+        spectrum, Q = self._basis(moments if uneven else moments.to(like))
         self.Q = Q.to(like)
         self.spectrum = torch.cat([spectrum.clamp_min(0), spectrum.new_ones(int(free))]).to(like)
         self.penalised = torch.ones_like(self.spectrum)
@@ -118,6 +120,20 @@ class Primal:
                 if self.low is not None:
                     self.low[block] = rows
 
+    def _basis(self, moments: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squares and eigenvectors, the odd columns themselves last: there, the mean over their own scales."""
+        if self.affine is None or not len(odd := self.affine.odd):
+            spectrum, Q = torch.linalg.eigh(moments)
+            return spectrum, Q
+        rest = torch.ones(len(moments), dtype=torch.bool, device=moments.device)
+        rest[odd] = False
+        even = rest.nonzero()[:, 0]
+        spectrum, inner = torch.linalg.eigh(moments[even][:, even])
+        Q = moments.new_zeros(moments.shape)
+        Q[even, : len(even)] = inner
+        Q[odd, torch.arange(len(even), len(Q), device=odd.device)] = 1
+        return torch.cat([spectrum, self.odd_squares.to(moments)]), Q
+
     def rows(self, start: int, stop: int) -> Tensor:
         return self.columns.block(start, stop) if self.resident is None else self.resident[start:stop]
 
@@ -125,11 +141,20 @@ class Primal:
         assert self.low is not None
         return self.low[start:stop]
 
-    def shared(self, U: Tensor) -> Tensor:
+    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
+        U = self._stretched(U, problems)
         return U if self.resident is not None else _turned(U, self.Q)
 
-    def own(self, G: Tensor) -> Tensor:
-        return G if self.resident is not None else _turned(G, self.Q.T)
+    def own(self, G: Tensor, problems: Tensor) -> Tensor:
+        return self._stretched(G if self.resident is not None else _turned(G, self.Q.T), problems)
+
+    def _stretched(self, U: Tensor, problems: Tensor) -> Tensor:
+        """The odd columns, which come last, brought to the rows' scale."""
+        if self.affine is None or not len(self.affine.odd):
+            return U
+        c = len(self.affine.odd)
+        odd = U[..., -c:] * self.affine.odd_ratios[self.affine.which[problems]][:, None]
+        return torch.cat([U[..., :-c], odd], -1)
 
     @cached_property
     def squares(self) -> Tensor | None:
@@ -185,10 +210,10 @@ class Dual:
         assert self.low is not None
         return self.low[start:stop]
 
-    def shared(self, U: Tensor) -> Tensor:
+    def shared(self, U: Tensor, problems: Tensor) -> Tensor:
         return U
 
-    def own(self, G: Tensor) -> Tensor:
+    def own(self, G: Tensor, problems: Tensor) -> Tensor:
         return G
 
     def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from featx.errors import FeatxError
-from featx.solvers.affine import equal, values_of
+from featx.solvers.affine import MOST_APART, equal, values_of
 from featx.solvers.problems import FREE, NONE, Loss, Problem
 
-_MOST_APART = 2.0  # scales of problems that share rows differ by no more than this
+_ODD = 0.02  # of the columns may be scaled far apart in problems that share rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ def _share(a: Problem, b: Problem, shape: tuple[int, ...]) -> bool:
     if n < d:  # the span of the rows is only exact for one shift and scale
         return a.intercept == FREE and equal(a.scale, b.scale)
     ratio = values_of(a.scale, 1.0, d) / values_of(b.scale, 1.0, d)
-    if not 1 / _MOST_APART <= ratio.min() <= ratio.max() <= _MOST_APART:
+    if ratio.min() <= 0 or (np.abs(np.log(ratio)) > np.log(MOST_APART)).mean() > _ODD:
         return False
     if a.intercept == FREE or equal(a.shift, b.shift):
         return True

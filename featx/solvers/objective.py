@@ -136,9 +136,9 @@ class Objective:
 
     def exact(self, U: Tensor, problems: Tensor) -> Point:
         """(b, k, D) coordinates of some problems, and which they are (b,)."""
-        design, sums = self.batch.design, self._sums(len(U))
+        design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
         inner, intercept = self._split(U)
-        V = design.shared(inner)  # (b, k, W)
+        V = design.shared(inner, members)  # (b, k, W)
         G, low_G = torch.zeros_like(V), torch.zeros_like(V)
         for chosen, blocks in self._parts(problems):
             theirs, constant = problems[chosen], _of(intercept, chosen)
@@ -161,18 +161,18 @@ class Objective:
                     part_low_G += lowered @ design.low_rows(block.start, block.stop)
             _put(G, chosen, part_G)
             _put(low_G, chosen, part_low_G)
-        gradient = design.own(G)
+        gradient = design.own(G, members)
         if self.anchored:
-            gap = gradient - design.own(low_G)
+            gap = gradient - design.own(low_G, members)
             self.gap[problems], self.gap_start[problems] = gap, (gap * inner).sum((1, 2))
             self.coordinates[problems], self.gradient[problems] = inner, gradient
         return self._point(U, problems, sums, gradient)
 
     def low(self, U: Tensor, problems: Tensor) -> Point:
         """The same, with products in low precision, from where the problems were evaluated last."""
-        design, sums = self.batch.design, self._sums(len(U))
+        design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
         inner, intercept = self._split(U)
-        step = design.shared(inner - _of(self.coordinates, problems))
+        step = design.shared(inner - _of(self.coordinates, problems), members)
         change, step = torch.zeros_like(step), step.to(self.low_work.dtype)
         for chosen, blocks in self._parts(problems):
             theirs, constant = problems[chosen], _of(intercept, chosen)
@@ -193,7 +193,7 @@ class Objective:
                     held.copy_(residuals[mine])
                 part_change += moved.flatten(0, 1) @ rows
             _put(change, chosen, part_change)
-        gradient = _of(self.gradient, problems) + design.own(change)
+        gradient = _of(self.gradient, problems) + design.own(change, members)
         sums.value.add_((_of(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
         self.coordinates[problems], self.gradient[problems] = inner, gradient
         return self._point(U, problems, sums, gradient)

@@ -148,7 +148,10 @@ def _solve_family(
     if wide:
         design = Dual(columns, weights, free, low)
     else:
-        design = Primal(columns, weights, free, affine, resident, low)
+        odd_squares = columns.like.new_zeros(0)
+        if affine is not None and len(affine.odd):
+            odd_squares = _odd_squares(columns, family, affine)
+        design = Primal(columns, weights, free, affine, odd_squares, resident, low)
     form: BlockLoss = softmax if k > 1 else logistic if loss is Loss.LOGISTIC else squared_hinge
     classes = np.searchsorted(family[0].live, y).clip(max=k - 1) if k > 1 else y
     targets = torch.tensor(classes, dtype=torch.int64, device=device)
@@ -162,6 +165,20 @@ def _solve_family(
         start = _start(members, null, batch, moves)
         minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
         yield from _pieces(members, every, minimum, design, totals, moves)
+
+
+def _odd_squares(columns: Columns, family: list[Member], affine: Affine) -> Tensor:
+    """(c,) mean squares of the odd columns, each problem's with its own weights and scale."""
+    odd = affine.odd.cpu().numpy()
+    squares = columns.strip(odd).square()  # (n, c)
+    found: dict[int, Tensor] = {}
+    for which, member in zip(affine.which.tolist(), family, strict=True):
+        if which not in found:
+            held = member.problem.weights
+            rows = np.ones(len(columns.X)) if held is None else np.asarray(held, np.float64)
+            rows = rows if columns.kept is None else rows[columns.kept]
+            found[which] = torch.from_numpy(rows / rows.sum()).to(squares) @ squares * affine.odd_ratios[which] ** 2
+    return torch.stack(list(found.values())).mean(0).to(columns.like)
 
 
 def _batch(
