@@ -376,8 +376,15 @@ def search(
     from featx.report import nested_table, protocol_table, ranking_table, search_progress, selection_text
     from featx.store import FeatureStore
 
+    inputs = {given.resolve() for given in (*stores, labels, test_store) if given is not None}
     for path in (output, figure, results):
         _refuse_unwritable(path)
+        if path is not None and path.resolve() in inputs:
+            raise FeatxError(f"{path} is read by this search and would be written over; choose another name")
+    if figure is not None and figure.suffix.lower() not in (".png", ".pdf", ".svg"):
+        raise FeatxError(f"a figure is a .png, .pdf or .svg file; got {figure}")
+    if labels is None and (label_column != "label" or target is not Target.class_):
+        raise FeatxError("--label-column and --target are about the file of --labels; give it too")
     if results is not None and results.suffix not in (".csv", ".json"):
         raise FeatxError(f"results are a .csv or .json file; got {results}")
     chooses = protocol in (Protocol.linear_probe, Protocol.knn)  # on validation images

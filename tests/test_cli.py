@@ -276,6 +276,21 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("option", ["--output", "--figure", "--results"])
+def test_search_writes_over_nothing_that_it_reads(store: Path, option: str) -> None:
+    before = store.read_bytes()
+    assert "would be written over" in _refused(
+        "search", store, option, store.parent / ".." / store.parent.name / store.name
+    )
+    assert store.read_bytes() == before
+
+
+def test_search_refuses_what_has_no_part_in_it(store: Path, tmp_path: Path) -> None:
+    assert ".png, .pdf or .svg" in _refused("search", store, "--figure", tmp_path / "x.foo")
+    for words in (("--label-column", "age"), ("--target", "numeric")):
+        assert "--labels; give it too" in _refused("search", store, *words)
+
+
 def test_one_class_and_one_image_of_a_class_are_refused_by_search(photos: Path, tmp_path: Path) -> None:
     _run("extract", photos / "dark", "-o", tmp_path / "loose.h5", *PIXELS)
     for path in sorted((photos / "light").iterdir())[1:]:
