@@ -125,6 +125,14 @@ def test_two_processes(model):
 
 @pytest.mark.parametrize("model", [LOGISTIC, SCALED])
 @pytest.mark.filterwarnings("ignore:The estimator .* does not support callbacks")
+def test_a_plan_says_that_callbacks_leave_nothing_to_share(model):
+    grid = {name: CS for name in model.get_params() if name.split("__")[-1] == "C"}
+    search = GridSearchCV(model, grid, cv=2).set_callbacks(RecordingCallback())
+    assert "the stock way: callbacks are set" in (plan := str(search.plan(X, Y))) and "solve:" not in plan
+
+
+@pytest.mark.parametrize("model", [LOGISTIC, SCALED])
+@pytest.mark.filterwarnings("ignore:The estimator .* does not support callbacks")
 def test_callbacks_of_the_search_go_their_way(model):
     records = []
     grid = {name: CS for name in model.get_params() if name.split("__")[-1] == "C"}

@@ -113,8 +113,6 @@ def _taken_apart(index: int, params: Mapping[str, Any], estimator: Any, fit_para
     if getattr(get_tags(estimator).input_tags, "pairwise", False):
         return left("X is a matrix of distances or a kernel")
     if type(estimator) is not Pipeline:
-        if not _is_batched(estimator):
-            return left(f"{type(estimator).__name__} is neither a Pipeline nor solved together")
         if fit_params.keys() - {"sample_weight"}:
             return left("fit is given more than sample_weight")
         return Entry(index, params, estimator, final=estimator)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +36,10 @@ class Root:
     solves: list[tuple[Step | None, list[Entry]]] = field(default_factory=list)
     folded: list[Entry] = field(default_factory=list)
 
+    @property
+    def entries(self) -> list[Entry]:
+        return [entry for _, entries in self.solves for entry in entries] + self.folded
+
     def rest(self, entry: Entry) -> tuple[Step, ...]:
         return entry.steps[len(self.steps) :]
 
@@ -47,7 +51,7 @@ class Plan:
     roots : candidates that share
     stock : those left to scikit-learn, with the reason
     n_splits : folds
-    nbytes : largest amount of rows and kernels held at once, beside X and what the solvers take of their budget
+    nbytes : largest amount of rows held at once, beside X and what the solvers take of their budget
     budget_bytes : which the solvers may take
     """
 
@@ -92,14 +96,15 @@ def plan_of(
     """
     from featx.solvers.machine import budget_of, device_of  # torch, which takes seconds to import
 
+    every = np.arange(_num_samples(X))
     starts: dict[Any, int] = {}
     for entry in entries:
         if entry.steps:
             starts[entry.steps[0].key] = starts.get(entry.steps[0].key, 0) + 1
     roots: dict[Any, Root] = {}
     stock = []
-    n_train, n_test = (max((len(np.arange(_num_samples(X))[s[i]]) for s in splits), default=0) for i in (0, 1))
-    if any(not len(np.arange(_num_samples(X))[part]) for split in splits for part in split):
+    n_train, n_test = (max((len(every[split[side]]) for split in splits), default=0) for side in (0, 1))
+    if any(not len(every[part]) for split in splits for part in split):
         entries = [entry if entry.stock else _left(entry, "a fold has no rows") for entry in entries]
     once = all(len(np.unique(train)) == len(train) for train, _ in splits)
     for entry in entries:
@@ -121,10 +126,16 @@ def plan_of(
                 root.solves.append((affine, [entry]))
         else:
             root.folded.append(entry)
-    n = max(1, _num_samples(X))
+    n = max(1, len(every))
     of_fold = n_train / n, n_test / n, scores_train * n_train / n
     nbytes = max((_root_bytes(root, X, of_fold) for root in roots.values()), default=0)
     return Plan(list(roots.values()), stock, len(splits), nbytes, budget_of(device_of("auto"), None))
+
+
+def all_stock(plan: Plan, reason: str) -> Plan:
+    """The plan with nothing shared."""
+    entries = [*plan.stock, *(entry for root in plan.roots for entry in root.entries)]
+    return replace(plan, roots=[], stock=[_left(entry, reason) for entry in entries], nbytes=0)
 
 
 _AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)

@@ -40,7 +40,7 @@ class Run:
     def __init__(self, task: Task, plan: Plan, told: Callable[[int, int], None]) -> None:
         self.task, self.plan, self.told = task, plan, told
         self.answers: dict[tuple[int, int], Answer] = {}
-        self.n_candidates = len(plan.stock) + sum(len(_entries(root)) for root in plan.roots)
+        self.n_candidates = len(plan.stock) + sum(len(root.entries) for root in plan.roots)
         self._left: list[tuple[Entry, str]] = [(entry, "") for entry in plan.stock]
 
     def follow(self) -> list[Answer]:
@@ -53,7 +53,7 @@ class Run:
         return [self.answers[index, split] for index in range(self.n_candidates) for split in range(n_splits)]
 
     def _follow(self, root: Root) -> None:
-        task, entries = self.task, _entries(root)
+        task, entries = self.task, root.entries
         start, rows, fitted = time.perf_counter(), task.X, {}
         try:
             for step in root.steps:
@@ -81,7 +81,7 @@ class Run:
         task = self.task
         if not isinstance(rows, np.ndarray) or rows.ndim != 2:
             raise TypeError(f"rows of all folds are an array of two dimensions; got {type(rows).__name__}")
-        positions = [tuple(np.arange(len(rows))[np.asarray(part)] for part in split) for split in task.splits]
+        positions = [tuple(np.arange(len(rows))[part] for part in split) for split in task.splits]
         used = np.zeros(len(rows), bool)
         for train, test in positions:
             used[train] = used[test] = True
@@ -307,7 +307,3 @@ def _weights(entry: Entry, routed: Mapping[str, Mapping[str, Any]], n: int) -> n
     if weights.ndim and weights.shape != (n,):
         raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(n,)}!")
     return np.broadcast_to(weights, n)
-
-
-def _entries(root: Root) -> list[Entry]:
-    return [entry for _, entries in root.solves for entry in entries] + root.folded

@@ -22,7 +22,7 @@ from sklearn.utils import indexable
 from sklearn.utils.validation import _check_method_params
 
 from featx.learn.entries import entries_of
-from featx.learn.plans import Plan, plan_of
+from featx.learn.plans import Plan, all_stock, plan_of
 from featx.learn.runs import Run
 from featx.learn.tasks import Answer, Task
 from featx.progress import counted
@@ -55,7 +55,7 @@ class SharedSearch(BaseSearchCV):
         try:
             planner.fit(X, y, **params)
         except _Planned as planned:
-            return planned.plan
+            return all_stock(planned.plan, "callbacks are set") if _has_callbacks(self) else planned.plan
         finally:
             np.random.set_state(drawn)
         raise AssertionError("a search that asks for no candidates")

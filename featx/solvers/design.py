@@ -123,8 +123,7 @@ class Primal:
     def _basis(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squares and eigenvectors, the odd columns themselves last: there, the mean over their own scales."""
         if self.affine is None or not len(odd := self.affine.odd):
-            spectrum, Q = torch.linalg.eigh(moments)
-            return spectrum, Q
+            return torch.linalg.eigh(moments)
         rest = torch.ones(len(moments), dtype=torch.bool, device=moments.device)
         rest[odd] = False
         even = rest.nonzero()[:, 0]

@@ -121,9 +121,8 @@ def _solve_family(
     problems = [member.problem for member in family]
     scale = common_scale(problems, d)
     columns = Columns(X, kept, shift, scale, first.intercept, device)
-    affine: Affine | None = Affine(problems, shift, scale, first.intercept, columns.like)
-    if affine is not None and affine.trivial:
-        affine = None
+    own = Affine(problems, shift, scale, first.intercept, columns.like)
+    affine = None if own.trivial else own
     wide = n < d and affine is None
     low = low_type(device) if X.size >= _LOW_FROM else None
     D = (n if wide else columns.width) + free
