@@ -10,9 +10,9 @@ of a problem's, where the budget has room for them.
 Low precision pays since it only carries differences. From where a problem was evaluated last, at U' with scores Z',
 residuals R' and gradient G', it goes on with
 
-    Z = Z' + X (U - U')        G = G' + X^T (R - R')
+    Z = Z' + X (U - U')        G = G' + X^T (R - R')        U S = U' S + (U - U') + (U - U') (S - 1)
 
-where both products may be wrong by a part in a few hundred: of a step, not of the whole. From time to time an exact
+where the last products may be wrong by a part in a few hundred: of a step, not of the whole. From time to time an exact
 pass takes the errors out that have added up: an *anchor*. In between, G is the gradient of the loss at Z plus gap . U,
 where gap = G - X^T R at the anchor is 0 but for the low X; the value has this term too, or no line search could trust
 it.
@@ -35,7 +35,8 @@ from featx.solvers.losses import BlockLoss, Sums
 from featx.solvers.products import product
 
 _LEAST_ROWS = 256  # of a block
-_STATE = ("scores", "residuals", "coordinates", "gradient", "gap", "gap_start")  # where problems were evaluated last
+# where problems were evaluated last
+_STATE = ("scores", "residuals", "coordinates", "gradient", "gap", "gap_start", "penalised")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,11 @@ class Objective:
             self.scores, self.residuals = like.new_empty(B, k, n), like.new_empty(B, k, n)  # without the free intercept
             self.coordinates, self.gradient, self.gap = (like.new_zeros(B, k, self.width) for _ in range(3))
             self.gap_start = like.new_zeros(B)
+            self.penalised = like.new_zeros(B, k, 0 if self.squares is None else self.width)
+            if self.squares is not None:  # what they are more than the identity, which carries most, takes no digits
+                self.low_squares = torch.empty_like(self.squares, dtype=self.low_work.dtype)
+                for low, square in zip(self.low_squares, self.squares, strict=True):
+                    low.copy_(square - torch.eye(self.width, dtype=square.dtype, device=square.device))
 
     @property
     def penalty(self) -> Tensor:
@@ -166,13 +172,22 @@ class Objective:
             gap = gradient - design.own(low_G, members)
             self.gap[problems], self.gap_start[problems] = gap, (gap * inner).sum((1, 2))
             self.coordinates[problems], self.gradient[problems] = inner, gradient
-        return self._point(U, problems, sums, gradient)
+        shrink = inner if self.squares is None else self._squared(inner, problems, self.squares)
+        if self.anchored and self.squares is not None:
+            self.penalised[problems] = shrink
+        return self._point(U, problems, sums, gradient, shrink)
 
     def low(self, U: Tensor, problems: Tensor) -> Point:
         """The same, with products in low precision, from where the problems were evaluated last."""
         design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
         inner, intercept = self._split(U)
-        step = design.shared(inner - _of(self.coordinates, problems), members)
+        step = inner - _of(self.coordinates, problems)
+        shrink = inner
+        if self.squares is not None:
+            more = self._squared(step.to(self.low_work.dtype), problems, self.low_squares)
+            shrink = _of(self.penalised, problems) + step + more
+            self.penalised[problems] = shrink
+        step = design.shared(step, members)
         change, step = torch.zeros_like(step), step.to(self.low_work.dtype)
         for chosen, blocks in self._parts(problems):
             theirs, constant = problems[chosen], _of(intercept, chosen)
@@ -196,7 +211,7 @@ class Objective:
         gradient = _of(self.gradient, problems) + design.own(change, members)
         sums.value.add_((_of(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
         self.coordinates[problems], self.gradient[problems] = inner, gradient
-        return self._point(U, problems, sums, gradient)
+        return self._point(U, problems, sums, gradient, shrink)
 
     def adopt(self, problems: Tensor, others: Tensor) -> None:
         """Put problems where others of the same rows and classes were evaluated last."""
@@ -240,19 +255,15 @@ class Objective:
         for held, more in zip(sums, batch.loss(scores, y, weights, positive, residuals), strict=True):
             held.index_add_(0, chosen, more)
 
-    def _shrink(self, U: Tensor, problems: Tensor) -> Tensor:
-        """The penalty's gradient."""
-        l2 = self.batch.l2[problems][:, None, None]
-        if self.squares is None:
-            return l2 * self.batch.design.penalised * U
-        shrink, start = torch.zeros_like(U), 0
+    def _squared(self, U: Tensor, problems: Tensor, squares: Tensor) -> Tensor:
+        """(b, k, W) times the square (F, W, W) of each problem's shift and scale."""
+        found, start = torch.empty_like(U), 0
         numbers, counts = self._which(problems).unique_consecutive(return_counts=True)
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
             mine = slice(start, start + count)  # problems of the same shift and scale are neighbours
-            part = product(U[mine, :, : self.width].flatten(0, 1), self.squares[number])
-            shrink[mine, :, : self.width] = part.view(count, U.shape[1], self.width)
+            found[mine] = product(U[mine].flatten(0, 1), squares[number]).view(count, *U.shape[1:])
             start += count
-        return shrink.mul_(l2)
+        return found
 
     def _which(self, problems: Tensor) -> Tensor:
         affine = self.batch.design.affine
@@ -263,11 +274,14 @@ class Objective:
         like = self.batch.design.spectrum
         return Sums(like.new_zeros(b, dtype=torch.float64), *like.new_zeros(2, b, self.batch.k))
 
-    def _point(self, U: Tensor, problems: Tensor, sums: Sums, gradient: Tensor) -> Point:
+    def _point(self, U: Tensor, problems: Tensor, sums: Sums, gradient: Tensor, shrink: Tensor) -> Point:
+        """`gradient` of the loss and `shrink`, that of |w|^2 / 2, both (b, k, W)."""
+        shrink = shrink * self.batch.l2[problems][:, None, None]
+        value = sums.value + 0.5 * (shrink * U[..., : self.width]).sum((1, 2)).double()
+        gradient = gradient + shrink
         if self.batch.design.free:
             gradient = torch.cat([gradient, sums.slope[..., None]], -1)
-        shrink = self._shrink(U, problems)
-        return Point(sums.value + 0.5 * (shrink * U).sum((1, 2)).double(), gradient + shrink, sums.curvature)
+        return Point(value, gradient, sums.curvature)
 
 
 def _of(held: Tensor, which: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ def _solve_family(
     resident = wide or resident_bytes + low_bytes <= budget / 2
     if not resident and low_bytes > budget / 2:
         low, low_bytes = None, 0
-    square_bytes = D * D * (8 if wide else X.itemsize * (1 + (0 if affine is None else len(affine.ratios))))
+    n_scales = 0 if affine is None else len(affine.ratios)
+    square_bytes = D * D * (8 if wide else X.itemsize * (1 + n_scales) + (2 * n_scales if low else 0))
     left = max(0, budget - low_bytes - resident * resident_bytes - square_bytes)
     state_bytes = (2 * PAIRS + 30) * k * D * X.itemsize  # vectors, of which some come and go
     anchor_bytes = 2 * k * n * X.itemsize if low else 0
