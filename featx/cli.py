@@ -1,16 +1,17 @@
 """The command line: arguments in, printed results out; what is done is done elsewhere. Long, being mostly options.
 
 Exit codes: 0 done; 1 done, but some images could not be read; 2 something asked for is not there or does not fit;
-130 interrupted.
+130 interrupted. Messages are the library's; `_spoken` turns its parameters into options.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +19,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featx import __version__
-from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
+from featx.errors import (
+    ContradictionWarning,
+    FeatxError,
+    NonFiniteWarning,
+    StoreError,
+    UnreadableImagesWarning,
+    listed,
+    nearest,
+)
 
 if TYPE_CHECKING:
     from featx.learn import ProtocolResult, Selection
@@ -73,22 +82,48 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
         try:
             code = function(*args, **kwargs)
         except FeatxError as error:
-            typer.echo(f"featx: {error}", err=True)
+            typer.echo(f"featx: {_spoken(str(error), kwargs)}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            from featx.store import discard, is_unfinished
-
-            output = kwargs.get("output")
-            kept = output is not None and is_unfinished(output)
-            if output is not None and not kept:  # an empty file, if the run had just begun
-                with contextlib.suppress(FeatxError):
-                    discard(output)
-            left = "what is done is kept, the same command goes on" if kept else "nothing half-written is left"
-            typer.echo(f"featx: interrupted; {left}", err=True)
+            left = _what_is_left(kwargs["output"]) if "discard" in kwargs else ""
+            typer.echo(f"featx: interrupted{left}", err=True)
             raise typer.Exit(130) from None
         raise typer.Exit(code or 0)
 
     return run
+
+
+def _what_is_left(output: Path) -> str:
+    """Of an interrupted run that writes a store."""
+    from featx.store import discard, is_unfinished
+
+    if is_unfinished(output):
+        return "; what is done is kept, the same command goes on"
+    with contextlib.suppress(FeatxError):  # an empty file, if the run had just begun
+        discard(output)
+    return "; nothing half-written is left"
+
+
+_OPTIONS = {"random_state": "seed", "n_jobs": "jobs", "estimators": "estimator", "layers": "layer"}
+
+
+def _option(parameter: str) -> str:
+    """ "--test-size" for "test_size" """
+    return "--" + _OPTIONS.get(parameter, parameter).replace("_", "-")
+
+
+def _spoken(message: str, options: Iterable[str]) -> str:
+    """The library's words as the command line has them: --test-size 0 for `test_size=0`, --seed for `random_state`.
+
+    Where both are named, as in "--replace it (replace=True)", the option stays.
+    """
+    names = [*options, *_OPTIONS]
+    begin, end = r"(?<![-\w./'\"])", r"(?![-\w./'\"=])"  # not inside a path or a quoted name
+    message = re.sub(rf" \((?:{'|'.join(names)})=True\)", "", message).replace("weights=None", "--weights random")
+    given = re.compile(rf"{begin}({'|'.join(names)})='?([^\s,;:)']+)'?")
+    message = given.sub(lambda found: f"{_option(found[1])} {found[2]}", message)
+    word = re.compile(rf"{begin}({'|'.join(name for name in names if '_' in name)}){end}")  # others are any sentence's
+    return word.sub(lambda found: _option(found[1]), message)
 
 
 def _print(*things: object) -> None:
@@ -327,7 +362,8 @@ def search(
     scoring: Annotated[
         str | None,
         typer.Option(
-            help="accuracy, balanced_accuracy, f1_macro, matthews_corrcoef; of numbers r2, neg_mean_absolute_error.",
+            help="accuracy, balanced_accuracy, f1_macro, matthews_corrcoef, roc_auc; of numbers r2, "
+            "neg_mean_absolute_error.",
             show_default="accuracy; of numbers r2",
         ),
     ] = None,
@@ -338,42 +374,48 @@ def search(
         bool, typer.Option("--nested", help="Nested cross-validation too: what searching itself is worth.")
     ] = False,
     labels: Annotated[Path | None, typer.Option(help="A CSV file of labels by image id (columns: id, label).")] = None,
-    label_column: Annotated[str, typer.Option(help="The column of labels in it.")] = "label",
+    label_column: Annotated[
+        str | None, typer.Option(help="Its column of labels; without --labels, one of the store.", show_default="label")
+    ] = None,
     target: Annotated[
-        Target, typer.Option(help="Whether the labels in it are class names or numbers.")
-    ] = Target.class_,
+        Target | None, typer.Option(help="Whether these labels are class names or numbers.", show_default="class")
+    ] = None,
     groups: Annotated[
         str | None, typer.Option(help="A column of the manifest: images alike in it are never parted by a split.")
     ] = None,
     allow_duplicates: Annotated[
         bool, typer.Option("--allow-duplicates", help="Let images of the same content be parted by a split.")
     ] = False,
-    test_size: Annotated[float, typer.Option(help="Share of images held out; 0 for none.")] = 0.2,
+    test_size: Annotated[
+        float | None, typer.Option(help="Share of images held out; 0 for none.", show_default="0.2")
+    ] = None,
     split_column: Annotated[
         str | None, typer.Option(help="Hold out by a column of the manifest instead of at random.")
     ] = None,
-    test_value: Annotated[str, typer.Option(help="Its value for the images to hold out.")] = "test",
+    test_value: Annotated[
+        str | None, typer.Option(help="Its value for the images to hold out.", show_default="test")
+    ] = None,
     validation_value: Annotated[
         str | None, typer.Option(help="Its value for those to choose C or k on, of linear-probe and knn.")
     ] = None,
     test_store: Annotated[Path | None, typer.Option(help="Hold out nothing; score on this store.")] = None,
-    folds: Annotated[int, typer.Option(min=2, help="Of the cross-validation.")] = 5,
+    folds: Annotated[int | None, typer.Option(help="Of the cross-validation.", show_default="5")] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Of it, with other folds; or draws.", show_default="1; few-shot 10, 5")
+        int | None, typer.Option(help="Of it, with other folds; or draws.", show_default="1; few-shot 10, 5")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the split and the folds.")] = 0,
-    jobs: Annotated[int, typer.Option(help="Processes; -1 is one a core.")] = -1,
+    seed: Annotated[int, typer.Option(help="Of the split, the folds and the draws.")] = 0,
+    jobs: Annotated[int | None, typer.Option(help="Processes.", show_default="-1: one a core")] = None,
     results: Annotated[Path | None, typer.Option(help="Write every score into this .csv or .json.")] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the result into this .png, .pdf or .svg.")] = None,
-    top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 12,
+    top: Annotated[int, typer.Option(help="Rows of the table.")] = 12,
 ) -> int:
     """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
 
     Images of the same content are never parted by a split, nor are --groups. Labels that are numbers are predicted as
     numbers. Interrupted, it shows and writes what was done.
     """
-    from featx.learn import Interrupted, save, select_model
-    from featx.report import nested_table, protocol_table, ranking_table, search_progress, selection_text
+    from featx.learn import Interrupted, Selection, save
+    from featx.report import model_text, nested_table, protocol_table, ranking_table, search_progress, selection_text
     from featx.store import FeatureStore
 
     inputs = {given.resolve() for given in (*stores, labels, test_store) if given is not None}
@@ -383,86 +425,78 @@ def search(
             raise FeatxError(f"{path} is read by this search and would be written over; choose another name")
     if figure is not None and figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise FeatxError(f"a figure is a .png, .pdf or .svg file; got {figure}")
-    if labels is None and (label_column != "label" or target is not Target.class_):
-        raise FeatxError("--label-column and --target are about the file of --labels; give it too")
     if results is not None and results.suffix not in (".csv", ".json"):
         raise FeatxError(f"results are a .csv or .json file; got {results}")
-    chooses = protocol in (Protocol.linear_probe, Protocol.knn)  # on validation images
-    _refuse_unused(
-        protocol,
-        {
-            "--output": output is not None and protocol is not Protocol.linear_probe,
-            "--estimator": estimator,
-            "--l2": l2,
-            "--power": power,
-            "--pca": pca is not None,
-            "--scoring": scoring,
-            "--one-se": one_se,
-            "--nested": nested,
-            "--repeats": repeats is not None and chooses,
-        },
+    for name, number, least in (("folds", folds, 2), ("repeats", repeats, 1), ("pca", pca, 1), ("top", top, 1)):
+        if number is not None and number < least:
+            raise FeatxError(f"--{name} is {least} or more; got {number}")
+    if jobs == 0:
+        raise FeatxError("--jobs is 1 or more, or -1 for one a core; got 0")
+    of_grid = _given(
+        estimators=[name.value for name in estimator] if estimator else None,
+        l2=l2,
+        power=power,
+        pca=pca,
+        scoring=scoring,
+        one_se=one_se,
+        nested=nested,
+        folds=folds,
+        n_jobs=jobs,
     )
-    if validation_value is not None and (split_column is None or not chooses):
-        raise FeatxError(
-            "--validation-value is a value of --split-column, for --protocol linear-probe or knn; give both"
-        )
+    chooses = protocol in (Protocol.linear_probe, Protocol.knn)  # on validation images
+    unused = [*(of_grid if protocol is not Protocol.grid else ())]
+    unused += ["output"] if output is not None and protocol not in (Protocol.grid, Protocol.linear_probe) else []
+    unused += ["repeats"] if repeats is not None and chooses else []
+    unused += ["validation_value"] if validation_value is not None and not chooses else []
+    if unused:
+        them = "it" if len(unused) == 1 else "them"
+        raise FeatxError(f"--protocol {protocol} has no {', '.join(map(_option, unused))}; leave {them} out")
+    held_out_by = [*_given(test_size=test_size, split_column=split_column, test_store=test_store)]
+    if len(held_out_by) > 1:
+        raise FeatxError(f"images are held out in one way; got {' and '.join(map(_option, held_out_by))}")
+    for name in _given(test_value=test_value, validation_value=validation_value):
+        if split_column is None:
+            raise FeatxError(f"{_option(name)} is a value of --split-column; give that too")
     opened = [FeatureStore(path) for path in stores]
-    images: dict[str, Any] = {
-        "y": None if labels is None else opened[0].align(labels, label_column, target=target.value),
-        "layers": [name.split("+") if "+" in name else name for name in layer] if layer else None,
-        "groups": groups,
-        "allow_duplicates": allow_duplicates,
-        "test_size": test_size,
-        "test_rows": None if split_column is None else _split_rows(opened[0], split_column, test_value),
-        "test_store": None if test_store is None else FeatureStore(test_store),
-        "random_state": seed,
-    }
-    if protocol is not Protocol.grid:
-        if validation_value is not None and split_column is not None:
-            images["validation_rows"] = _split_rows(opened[0], split_column, validation_value)
-        if repeats is not None:
-            images["repeats"] = repeats
-        with search_progress() as on_progress:
-            result = _protocol(protocol)(opened, **images, on_progress=on_progress)
-        _print(protocol_table(result, top), selection_text(result))
-        if output is not None:
-            save(result.best_estimator, output)
-            _print(f"{output}: {result.curves[0].layer}, fitted; featx predict {output} IMAGES... uses it")
-        _keep(result, results, figure)
-        return 0
+    test_rows = validation_rows = None
+    if split_column is not None:
+        test_rows = _split_rows(opened[0], split_column, "test" if test_value is None else test_value)
+        if validation_value is not None:
+            validation_rows = _split_rows(opened[0], split_column, validation_value)
+    asked = of_grid | _given(
+        y=_labels(opened[0], labels, label_column, target),
+        layers=[[part.strip() for part in name.split("+")] for name in layer] if layer else None,
+        groups=groups,
+        allow_duplicates=allow_duplicates,
+        test_size=test_size,
+        test_rows=test_rows,
+        test_store=None if test_store is None else FeatureStore(test_store),
+        validation_rows=validation_rows,
+        repeats=repeats,
+        random_state=seed,
+    )
     is_whole = True
     try:
-        with search_progress() as on_progress:
-            selection = select_model(
-                opened,
-                **images,
-                estimators=[name.value for name in estimator] if estimator else None,
-                l2=l2,
-                power=power,
-                pca=pca,
-                scoring=scoring,
-                folds=folds,
-                repeats=repeats or 1,
-                one_se=one_se,
-                nested=nested,
-                n_jobs=jobs,
-                on_progress=on_progress,
-            )
+        with search_progress(scoring or "accuracy") as on_progress:
+            result = _searcher(protocol)(opened, **asked, on_progress=on_progress)
     except Interrupted as stopped:
-        selection, is_whole = stopped.selection, False
-    _print(ranking_table(selection, top))
-    if selection.nested is not None:
-        _print(nested_table(selection.nested))
-    _print(selection_text(selection))
-    if output is not None and selection.best_estimator is not None:
-        save(selection.best_estimator, output)
-        chosen = selection.chosen
-        setting = f", {chosen.parameter} = {chosen.value:g}" if chosen.parameter else ""
-        _print(f"{output}: {chosen.layer}, {chosen.estimator}{setting}, fitted on the {selection.n_train:,} training "
-               f"images; featx predict {output} IMAGES... uses it")  # fmt: skip
-    _keep(selection, results, figure)
+        result, is_whole = stopped.result, False
+    except KeyboardInterrupt:
+        typer.echo("featx: interrupted before the first layer was done; nothing was written", err=True)
+        return 130
+    if isinstance(result, Selection):
+        _print(ranking_table(result, top), *([nested_table(result.nested)] if result.nested is not None else []))
+    else:
+        _print(protocol_table(result, top))
+    _print(selection_text(result))
+    is_saved = output is not None and result.best_estimator is not None and not result.is_partial
+    if output is not None and is_saved:
+        save(result.best_estimator, output)
+        _print(f"{output}: {model_text(result)}; featx predict {output} IMAGES... uses it")
+    _keep(result, results, figure)
     if not is_whole:
-        typer.echo("featx: interrupted; this is what was done until then", err=True)
+        left = "" if output is None or is_saved else f", and {output} was not written"
+        typer.echo(f"featx: interrupted; this is what was done until then{left}", err=True)
     return 0 if is_whole else 130
 
 
@@ -508,37 +542,51 @@ def demo(
     run(folder, _print)
 
 
-def _split_rows(store: FeatureStore, name: str, value: str) -> Any:
-    from featx.errors import StoreError, listed, nearest
+def _given(**values: Any) -> dict[str, Any]:
+    """Those that are; the others have the library's defaults."""
+    return {name: value for name, value in values.items() if value is not None and value is not False}
 
+
+def _labels(store: FeatureStore, file: Path | None, name: str | None, target: Target | None) -> Any:
+    """Labels of a file, or of a column of the store; None for the store's own."""
+    kind = (target or Target.class_).value
+    if file is not None:
+        return store.align(file, name or "label", target=kind)
+    if name is None and target is not None:
+        raise FeatxError("--target says what the labels of --labels or --label-column are; give one of them")
+    if name is None or target is not Target.numeric:
+        return name
+    return store.align(dict(zip(store.ids.tolist(), _cells(store, name).tolist(), strict=True)), target=kind)
+
+
+def _split_rows(store: FeatureStore, name: str, value: str) -> Any:
+    cells = _cells(store, name)
+    rows = cells == value
+    if not rows.any():
+        raise StoreError(f"no image has {name} = {value!r}; there are {listed(sorted(set(cells.tolist())))}")
+    return rows
+
+
+def _cells(store: FeatureStore, name: str) -> Any:
     if name not in store.columns:
         raise StoreError(
             f"{store.path.name} has no column {name!r}{nearest(name, store.columns)}; it has "
             f"{', '.join(store.columns) or 'none'}"
         )
-    rows = store.columns[name] == value
-    if not rows.any():
-        raise StoreError(f"no image has {name} = {value!r}; there are {listed(sorted(set(store.columns[name])))}")
-    return rows
+    return store.columns[name]
 
 
-def _protocol(protocol: Protocol) -> Callable[..., ProtocolResult]:
-    from featx.learn import few_shot, knn_probe, learning_curves, linear_probe
+def _searcher(protocol: Protocol) -> Callable[..., Selection | ProtocolResult]:
+    from featx import learn
 
-    found: dict[Protocol, Callable[..., ProtocolResult]] = {
-        Protocol.linear_probe: linear_probe,
-        Protocol.knn: knn_probe,
-        Protocol.few_shot: few_shot,
-        Protocol.learning_curve: learning_curves,
+    found: dict[Protocol, Callable[..., Selection | ProtocolResult]] = {
+        Protocol.grid: learn.select_model,
+        Protocol.linear_probe: learn.linear_probe,
+        Protocol.knn: learn.knn_probe,
+        Protocol.few_shot: learn.few_shot,
+        Protocol.learning_curve: learn.learning_curves,
     }
     return found[protocol]
-
-
-def _refuse_unused(protocol: Protocol, given: dict[str, object]) -> None:
-    """Options of the grid have no part in a protocol."""
-    unused = [name for name, value in given.items() if value]
-    if protocol is not Protocol.grid and unused:
-        raise FeatxError(f"--protocol {protocol} has no {', '.join(unused)}; leave it out, or search the grid")
 
 
 def _keep(result: Selection | ProtocolResult, results: Path | None, figure: Path | None) -> None:

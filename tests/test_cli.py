@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import featx
-from featx.cli import app
+import featx.learn
+from featx.cli import _spoken, app
 
 PIXELS = ["-b", "bundled:pixels", "-q"]
 CLASSES = {"dark": 60, "light": 190}
@@ -219,6 +224,39 @@ def test_an_interrupted_search_shows_and_writes_what_was_done(
     assert done.exit_code == 130 and "interrupted" in done.stderr, done.output
     assert "nearest_centroid" in done.stdout and len((tmp_path / "r.csv").read_text().splitlines()) == 2
     assert (tmp_path / "m.skops").exists() == nested == ("held out: " in done.stdout)
+    assert ("m.skops was not written" in done.stderr) != nested
+
+
+@pytest.mark.parametrize("protocol", ["grid", "linear-probe", "few-shot"])
+def test_what_was_interrupted_before_the_first_layer_says_so(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("select_model", "linear_probe", "few_shot"):
+        monkeypatch.setattr(featx.learn, name, stopped)
+    before = sorted(tmp_path.iterdir())
+    words = ["-o", tmp_path / "m.skops"] if protocol != "few-shot" else []
+    done = _run("search", store, "--protocol", protocol, *words, "--results", tmp_path / "r.csv")
+    assert done.exit_code == 130 and sorted(tmp_path.iterdir()) == before
+    assert done.stderr.strip() == "featx: interrupted before the first layer was done; nothing was written"
+
+
+def test_an_interrupted_protocol_shows_and_writes_what_was_done_and_saves_no_model(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = featx.learn.linear_probe(featx.FeatureStore(store), C=[0.1, 1.0])
+
+    def stopped(*args: object, **kwargs: object) -> None:
+        raise featx.learn.Interrupted(replace(done, is_partial=True))
+
+    monkeypatch.setattr(featx.learn, "linear_probe", stopped)
+    words = ["--protocol", "linear-probe", "-o", tmp_path / "m.skops", "--results", tmp_path / "r.csv"]
+    said = _run("search", store, *words)
+    assert said.exit_code == 130 and "interrupted" in said.stdout and "m.skops was not written" in said.stderr
+    assert {row["partial"] for row in csv.DictReader((tmp_path / "r.csv").read_text().splitlines())} == {"1"}
+    assert not (tmp_path / "m.skops").exists()
 
 
 def test_labels_can_come_later(photos: Path, tmp_path: Path) -> None:
@@ -236,6 +274,8 @@ def test_labels_can_come_later(photos: Path, tmp_path: Path) -> None:
 
 
 def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "labels.csv"
+    manifest.write_text("id,kind\na.png,x\n")
     before = sorted(tmp_path.iterdir())
     out = tmp_path / "out.h5"
     text = tmp_path / "photos" / "notes.txt"
@@ -252,20 +292,37 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
         (("extract", photos, "-o", out, *PIXELS, "--pool", "average"), "avg"),
         (("extract", photos, "-o", out, *PIXELS, "--precision", "half"), "bfloat16"),
         (("extract", photos, "-o", out, *PIXELS, "--device", "tpu"), "cuda"),
-        (("extract", photos, "-o", out, *PIXELS, "--batch-size", 0), "batch_size"),
+        (("extract", photos, "-o", out, *PIXELS, "--batch-size", 0), "--batch-size is 'auto' or"),
         (("extract", photos, "-o", store, *PIXELS, "--dtype", "float16"), "dtype: 'float32' there, 'float16' here"),
         (("info", tmp_path / "photo.h5"), "close: 'photos.h5'"),
         (("info", text), "not a featx store"),
         (("layers", "nothing"), "no backbone"),
         (("search", store, "-l", "layer3"), "There are: flatten:none"),
-        (("search", store, "--test-size", 2), "test_size"),
+        (("search", store, "--test-size", 1.5), "--test-size is the share"),
+        (("search", store, "--seed", -1), "(--seed) is a whole number from 0"),
+        (("search", store, "--seed", 2**31), "(--seed) is a whole number from 0"),
+        (("search", store, "--jobs", 0), "--jobs is 1 or more, or -1"),
+        (("search", store, "--top", 0), "--top is 1 or more"),
+        (("search", store, "--folds", 1), "--folds is 2 or more"),
+        (("search", store, "--repeats", 0), "--repeats is 1 or more"),
+        (("search", store, "--pca", 0), "--pca is 1 or more"),
+        (("search", text), "not a featx store"),
+        (("search", photos), "not a file"),
+        (("search", store, "--labels", tmp_path / "no.csv"), "cannot read the CSV file"),
+        (("search", store, "--labels", manifest), "with --label-column"),
+        (("search", store, "--label-column", "age"), "labels are a column of photos.h5; it has no 'age'"),
+        (("search", store, "--label-column", "age", "--target", "numeric"), "has no column 'age'"),
+        (("search", store, "--target", "numeric"), "--labels or --label-column"),
+        (("search", store, "--figure", tmp_path / "x.foo"), ".png, .pdf or .svg"),
+        (("search", store, "--figure", tmp_path / "no" / "x.png"), "no such folder"),
+        (("search", store, "--protocol", "knn", "--test-size", 0), "a test size above 0"),
         (("search", store, "--groups", "patient"), "it has none"),
         (("search", store, "--scoring", "acuracy"), "close: 'accuracy'"),
         (("search", store, "-e", "ridge"), "ridge predicts numbers"),
         (("search", store, "--results", tmp_path / "r.txt"), "a .csv or .json file"),
         (("search", store, "--results", tmp_path / "no" / "r.csv"), "no such folder"),
-        (("search", store, "--protocol", "knn", "--nested", "-o", tmp_path / "m"), "has no --output, --nested"),
-        (("search", store, "--protocol", "few-shot", "--validation-value", "val"), "--split-column"),
+        (("search", store, "--protocol", "knn", "--nested", "-o", tmp_path / "m"), "has no --nested, --output"),
+        (("search", store, "--protocol", "knn", "--validation-value", "val"), "--split-column"),
         (("search", store, "--folds", 20), "20 training images of each class"),
         (("search", store, "-o", tmp_path / "no" / "m.skops"), "no such folder"),
         (("predict", text, photos), "not a featx model"),
@@ -285,10 +342,166 @@ def test_search_writes_over_nothing_that_it_reads(store: Path, option: str) -> N
     assert store.read_bytes() == before
 
 
-def test_search_refuses_what_has_no_part_in_it(store: Path, tmp_path: Path) -> None:
-    assert ".png, .pdf or .svg" in _refused("search", store, "--figure", tmp_path / "x.foo")
-    for words in (("--label-column", "age"), ("--target", "numeric")):
-        assert "--labels; give it too" in _refused("search", store, *words)
+PROTOCOLS = ("grid", "linear-probe", "knn", "few-shot", "learning-curve")
+VALUES = {  # of every option a value that is not its default, and the options that it needs
+    "--output": "m.skops",
+    "--protocol": "",
+    "--layer": "penultimate",
+    "--estimator": "knn",
+    "--l2": "",
+    "--power": "",
+    "--pca": "3",
+    "--scoring": "f1_macro",
+    "--one-se": "",
+    "--nested": "",
+    "--labels": "labels.csv",
+    "--label-column": "patient",
+    "--target": "numeric --label-column age",
+    "--groups": "patient",
+    "--allow-duplicates": "",
+    "--test-size": "0.4",
+    "--split-column": "split",
+    "--test-value": "val --split-column split",
+    "--validation-value": "val --split-column split",
+    "--test-store": "other.h5",
+    "--folds": "3",
+    "--repeats": "2",
+    "--seed": "1",
+    "--jobs": "1",
+    "--results": "r.csv",
+    "--figure": "f.png",
+    "--top": "1",
+}
+GRID_ONLY = ("--estimator", "--l2", "--power", "--pca", "--scoring", "--one-se", "--nested", "--folds", "--jobs")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with what VALUES name, and what each protocol finds in it."""
+    folder = tmp_path_factory.mktemp("found")
+    rng = np.random.default_rng(0)
+    lines, labels = ["path,label,split,patient,age"], ["id,label"]
+    for i in range(60):
+        name = list(CLASSES)[i % 2]
+        _picture(folder / f"{i}.png", CLASSES[name], rng)
+        lines.append(f"{i}.png,{name},{['train', 'train', 'val', 'test'][i // 2 % 4]},p{i // 3},{i}")
+        labels.append(f"{i}.png,{'ab'[i // 2 % 2]}")
+    _picture(folder / "other" / "dark" / "x.png", 60, rng)
+    _picture(folder / "other" / "light" / "x.png", 190, rng)
+    (folder / "all.csv").write_text("\n".join(lines))
+    (folder / "labels.csv").write_text("\n".join(labels))
+    store = featx.extract(folder / "all.csv", folder / "all.h5", "bundled:pixels", progress=False)
+    featx.extract(folder / "other", folder / "other.h5", "bundled:pixels", progress=False)
+    done = {
+        "select_model": featx.learn.select_model(store, estimators=["nearest_centroid", "ridge_classifier"], n_jobs=1),
+        "linear_probe": featx.learn.linear_probe(store, C=[0.1, 1.0]),
+        "knn_probe": featx.learn.knn_probe(store),
+        "few_shot": featx.learn.few_shot(store, repeats=2),
+        "learning_curves": featx.learn.learning_curves(store, C=0.1, repeats=2),
+    }
+    for name in list(done)[1:]:  # two rows of every table, for --top
+        done[name] = replace(done[name], curves=done[name].curves * 2)
+    return folder, done
+
+
+def test_every_option_of_search_has_a_value_to_try() -> None:
+    options = {max(p.opts, key=len) for p in get_command(app).commands["search"].params if p.name != "stores"}  # type: ignore
+    assert options - {"--help"} == set(VALUES)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("option", VALUES)
+def test_every_option_has_an_effect_or_is_refused(
+    found: tuple[Path, dict[str, Any]], protocol: str, option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, results = found
+
+    def run(*words: str) -> tuple[int, list[str]]:
+        """Exit code, and all that it does: what the library is asked, what is printed and written."""
+        asked: list[str] = []
+        for name, result in results.items():
+
+            def answer(*args: Any, name: str = name, result: Any = result, **kwargs: Any) -> Any:
+                del kwargs["on_progress"]
+                asked.append(f"{name} {sorted((key, str(value)) for key, value in kwargs.items())}")
+                return result
+
+            monkeypatch.setattr(featx.learn, name, answer)
+        (tmp_path / "run").mkdir()
+        written = {name: str(tmp_path / "run" / name) for name in ("m.skops", "r.csv", "f.png")}
+        read = {name: str(folder / name) for name in ("labels.csv", "other.h5")}
+        all_words = [(written | read).get(word, word) for word in words]
+        done = _run("search", folder / "all.h5", "--protocol", protocol, *all_words)
+        files = sorted(path.name for path in (tmp_path / "run").iterdir())
+        (tmp_path / "run").rename(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
+        return done.exit_code, [*asked, done.output, *files]
+
+    if option == "--protocol":
+        return
+    words = VALUES[option].split()
+    rest = words[1:] if VALUES[option] else []
+    code, did = run(option, *words)
+    plain_code, plain = run(*rest)
+    assert plain_code == 0 and len(plain) == 2
+    has_none = {
+        **dict.fromkeys(GRID_ONLY, PROTOCOLS[1:]),
+        "--output": PROTOCOLS[2:],
+        "--repeats": ("linear-probe", "knn"),
+        "--validation-value": ("grid", "few-shot", "learning-curve"),
+    }
+    if protocol in has_none.get(option, ()):
+        assert code == 2 and f"--protocol {protocol} has no {option}; leave it out" in did[0]
+    else:
+        assert code == 0 and did != plain
+
+
+def test_images_are_held_out_in_one_way(found: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = found
+    ways = [("--test-size", "0.4"), ("--split-column", "split"), ("--test-store", folder / "other.h5")]
+    for one, other in itertools.combinations(ways, 2):
+        assert f"one way; got {one[0]} and {other[0]}" in _refused("search", folder / "all.h5", *one, *other)
+    for name in ("--test-value", "--validation-value"):
+        words = ["--protocol", "knn", name, "val"]
+        assert f"{name} is a value of --split-column" in _refused("search", folder / "all.h5", *words)
+
+
+def test_a_column_of_the_store_holds_the_labels(found: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = found
+    words = ["-e", "nearest_centroid", "--jobs", 1, "--results", tmp_path / "r.json", "--label-column"]
+    assert _run("search", folder / "all.h5", *words, "split").exit_code == 0
+    assert json.loads((tmp_path / "r.json").read_text())["classes"] == ["test", "train", "val"]
+    words[1] = "ridge"
+    assert _run("search", folder / "all.h5", *words, "age", "--target", "numeric").exit_code == 0
+    said = json.loads((tmp_path / "r.json").read_text())
+    assert said["classes"] is None and said["scoring"] == "r2"
+    assert "--target numeric needs a finite number as label, got 'p0'" in _refused(
+        "search", folder / "all.h5", "--label-column", "patient", "--target", "numeric"
+    )
+    assert "--target numeric" in _refused("search", folder / "all.h5", "--label-column", "age")
+    done = _run("search", folder / "all.h5", "--protocol", "learning-curve", *words[4:], "age", "--target", "numeric")
+    assert done.exit_code == 0 and "R² by training images" in done.stdout
+
+
+def test_layers_side_by_side_are_named_with_spaces_or_without(photos: Path, tmp_path: Path) -> None:
+    words = ["-b", "resnet18", "--weights", "random", "-l", "layer1", "-l", "layer2", "-q", "--precision", "float32"]
+    assert _run("extract", photos, "-o", tmp_path / "r.h5", *words).exit_code == 0
+    said = [
+        _run(
+            "search",
+            tmp_path / "r.h5",
+            "-e",
+            "nearest_centroid",
+            "--jobs",
+            1,
+            "-l",
+            name,
+            "--results",
+            tmp_path / "r.csv",
+        )
+        for name in ("layer1+layer2", "layer1 + layer2")
+    ]
+    assert [done.exit_code for done in said] == [0, 0], said[1].output
+    assert "layer1:avg+layer2:avg" in (tmp_path / "r.csv").read_text()
 
 
 def test_one_class_and_one_image_of_a_class_are_refused_by_search(photos: Path, tmp_path: Path) -> None:
@@ -330,6 +543,19 @@ def test_ctrl_c_before_64_images_leaves_nothing(tmp_path: Path) -> None:
     assert running.returncode == 130, told
     assert "Traceback" not in told and "interrupted" in told
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+
+
+def test_messages_speak_of_options_and_leave_names_of_files_alone() -> None:
+    for message, said in {
+        "add images, or test_size=0": "add images, or --test-size 0",
+        "folds=1, random_state and n_jobs=0": "--folds 1, --seed and --jobs 0",
+        "target='numeric' needs a number": "--target numeric needs a number",
+        "--replace it (replace=True): as above": "--replace it: as above",
+        "give weights='a/b.pth', or weights=None": "give --weights a/b.pth, or --weights random",
+        "cannot open /tmp/test_size=2/test_size.h5, test_size.csv or 'test_size'": None,
+        "folds and groups are words": None,
+    }.items():
+        assert _spoken(message, ["test_size", "folds", "groups", "target", "replace", "weights"]) == (said or message)
 
 
 def test_help_and_version_load_no_torch() -> None:

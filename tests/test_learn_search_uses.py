@@ -286,3 +286,6 @@ def test_a_plan_tells_what_is_shared():
     for words in ("8 fits of LogisticRegression", "StandardScaler", "8 fits", "stock way", "memory"):
         assert words in text
     assert not [name for name in vars(search) if name.endswith("_") and not name.startswith("_")]
+    reduced = Pipeline([("pca", PCA()), ("model", LOGISTIC)])
+    text = str(GridSearchCV(reduced, {"pca__n_components": [2, 3], "model__C": CS}, cv=4).plan(X, Y))
+    assert "PCA(n_components=2)," in text and "PCA(n_components=3)," in text

@@ -207,6 +207,21 @@ def test_stores_of_the_same_images_compete(store, pixels):
     np.testing.assert_array_equal(found.X_test, alone.X_test)
 
 
+def test_a_layer_that_one_of_several_stores_lacks_names_that_store(store, pixels):
+    with pytest.raises(LayerError, match="named; pixels.h5: layer 'features.3' is not stored") as error:
+        select_model([store, pixels], layers=["features.3"], **QUICK)
+    message(error)
+
+
+def test_one_layer_and_one_estimator_need_no_list(pixels, store):
+    one, listed = (
+        select_model(store, layers=layers, estimators=estimators, **QUICK)
+        for layers, estimators in [("penultimate", "linear_svm"), (["penultimate"], ["linear_svm"])]
+    )
+    assert [c.scores for c in one.candidates] == [c.scores for c in listed.candidates]
+    assert {c.layer for c in one.candidates} == {"features.12.cat:avg"}
+
+
 def test_stores_of_other_images_are_refused(root, store):
     later = extracted(root, "later", "later-pixels.h5", "bundled:pixels")
     with pytest.raises(KeysError, match="are not in later-pixels.h5"):
@@ -334,8 +349,15 @@ def test_every_mean_has_an_interval_around_it(store, selection):
         ({"pca": 0}, FeatxError, "pca is how many components are kept, 1 or more; got 0"),
         ({"estimators": ["knn"], "C": {"knn": [500]}}, FeatxError, "n_neighbors is at most the 32 images"),
         ({"estimators": ["ridge"]}, FeatxError, "the labels are classes, and ridge predicts numbers"),
-        ({"y": ["a"] * 59 + ["b"]}, FeatxError, "'b' has 1: add images, or test_size=0"),
+        ({"y": ["a"] * 59 + ["b"]}, FeatxError, "'b' has 1: add images, or hold none out"),
         ({"y": ["a"] * 59 + ["b"], "test_size": 0}, FeatxError, "needs 3 training images of each class; 'b' has 1"),
+        ({"random_state": -1}, FeatxError, r"the seed \(random_state\) is a whole number from 0 to .*; got -1"),
+        ({"random_state": None}, FeatxError, "the seed .* got None"),
+        ({"random_state": 0.5}, FeatxError, "the seed .* got 0.5"),
+        ({"estimators": "rbf_swm"}, FeatxError, "there is no estimator 'rbf_swm'; close: 'rbf_svm'"),
+        ({"layers": "featurs.3"}, LayerError, "layer 'featurs.3' is not stored; close: 'features.3:max'"),
+        ({"y": "species"}, StoreError, "labels are a column of photos.h5; it has no 'species'; it has none"),
+        ({"y": np.arange(60)}, FeatxError, "to predict numbers, give them as floats"),
         ({"y": ["a"] * 30 + ["b"] * 30, "test_rows": np.arange(60) >= 30}, FeatxError, "two classes"),
     ],
 )

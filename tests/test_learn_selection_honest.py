@@ -13,9 +13,10 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_sco
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, StoreError
 from featx.learn import Interrupted, LogisticRegression, StoredFeatures, select_model
 from featx.learn import selection as selection_module
+from featx.learn.intervals import wilson
 
 LINEAR = {"estimators": ["logistic_regression"], "folds": 3, "n_jobs": 1, "C": {"logistic_regression": [1e-3, 1e-1]}}
 
@@ -124,6 +125,36 @@ def test_repeats_add_splits(tmp_path):
     assert all(c.scores[:3] == scores[c.layer, c.value] for c in twice.candidates)
 
 
+def test_scores_without_a_spread_have_the_images_interval(tmp_path):
+    store = separable_store(tmp_path / "a.h5", 90, noise={"good:avg": 0.01})
+    found = select_model(store, nested=True, repeats=2, **LINEAR)
+    n = found.n_train
+    assert found.best.scores == (1.0,) * 6 and found.best.interval == pytest.approx(wilson(1.0, n))
+    assert found.nested.interval == pytest.approx(wilson(1.0, n))
+    by_f1 = select_model(store, scoring="f1_macro", nested=True, **LINEAR)
+    assert np.isnan(by_f1.best.interval).all() and np.isnan(by_f1.nested.interval).all()
+    assert "1.000 over 3 splits" in str(by_f1)
+
+
+def test_what_is_printed_is_read_by_a_person(tmp_path):
+    store = separable_store(tmp_path / "a.h5", 90)
+    found = select_model(store, nested=True, **LINEAR)
+    best = found.best
+    low, high = best.interval
+    setting = f"good:avg of torchvision:resnet18, logistic_regression, C = {best.value:g}"
+    assert str(best) == repr(best) == f"{setting}: {best.mean:.3f} [{low:.3f}, {high:.3f}]"
+    lines = str(found).splitlines()
+    assert lines[0] == "4 candidates by 3-fold accuracy on 72 training images (chance 0.333)"
+    assert lines[1] == f"best: {best}" and repr(found) == str(found)
+    (low, high), score = found.nested.interval, found.nested.mean
+    assert lines[2] == f"nested: {score:.3f} [{low:.3f}, {high:.3f}] over 3 splits"
+    (low, high), score = found.held_out_interval, found.held_out
+    assert lines[3:] == [f"held out: {score:.3f} [{low:.3f}, {high:.3f}] on 18 images"]
+    bare = replace(found, nested=None, y_test=None, chosen=found.candidates[-1], is_partial=True)
+    first, *rest = str(bare).splitlines()
+    assert first.endswith("interrupted") and rest == [f"chosen: {bare.chosen}"]
+
+
 # --- numbers, steps, estimators, scores ---
 
 
@@ -166,7 +197,44 @@ def test_steps_between_features_and_scaler_are_fitted_in_each_fold(tmp_path):
 
 def test_a_pca_keeps_as_many_components_as_there_are(tmp_path):
     store = separable_store(tmp_path / "a.h5", 30, noise={"one:avg": 1.0}, d=80)
-    assert select_model(store, pca=256, **LINEAR).best_estimator["pca"].n_components == 16  # of 24 in 3 folds
+    found = select_model(store, pca=256, **LINEAR)
+    assert found.best_estimator["pca"].n_components == 16  # of 24 in 3 folds
+    assert found.steps == ("pca 256 (16 kept, all there are)",)
+
+
+def test_what_a_pca_kept_of_narrower_layers_is_said_and_is_what_costs(tmp_path):
+    store = separable_store(tmp_path / "a.h5", 90, noise={"one:avg": 1.0, "two:avg": 1.0})
+    found = select_model(store, layers=["one", ["one", "two"]], pca=8, **LINEAR)
+    assert found.steps == ("pca 8 (6 to 8 kept, all there are)",)
+    assert {(c.d, c.cost[0]) for c in found.candidates} == {(6, 6), (12, 8)}
+
+
+def test_labels_may_be_a_column(tmp_path):
+    columns = {
+        "species": np.array(list("xyz") * 30),
+        "age": np.arange(90).astype(str),
+        "gaps": np.array(["", "b"] * 45),
+    }
+    store = separable_store(tmp_path / "a.h5", 90, columns=columns)
+    later = separable_store(
+        tmp_path / "b.h5", 30, contents=np.arange(90, 120), columns={"species": columns["species"][:30]}
+    )
+    by_name, by_hand = (
+        select_model(store, y, test_store=test, **LINEAR)
+        for y, test in [("species", later), (columns["species"], None)]
+    )
+    assert by_name.classes.tolist() == by_hand.classes.tolist() == ["x", "y", "z"]
+    np.testing.assert_array_equal(by_name.y_test, later.columns["species"])
+    for y, text in [
+        ("specie", "labels are a column of a.h5; it has no 'specie'; close: 'species'; it has species, age, gaps"),
+        ("gaps", "every image needs a label; column 'gaps' is empty for 45 of 90"),
+    ]:
+        with pytest.raises(StoreError, match=text):
+            select_model(store, y, **LINEAR)
+    with pytest.raises(FeatxError, match="to predict numbers, give them as floats"):
+        select_model(store, "age", **LINEAR)
+    ages = store.columns["age"].astype(float)
+    assert select_model(store, ages, folds=3, n_jobs=1, estimators="ridge").classes is None
 
 
 def test_other_estimators_compete_when_they_are_named(tmp_path):
@@ -218,7 +286,7 @@ def test_an_interrupted_search_keeps_the_layers_that_were_done(tmp_path, interru
     interrupted(1)
     with pytest.raises(Interrupted) as raised:
         select_model(store, nested=True, **LINEAR)
-    left = raised.value.selection
+    left = raised.value.result
     assert left.is_partial and left.best_estimator is None and left.held_out is None and left.nested is None
     assert len({c.layer for c in left.candidates}) == 1 and len(left.candidates) == 2
     scores = {(c.layer, c.value): c.scores for c in whole.candidates}
@@ -229,7 +297,14 @@ def test_candidates_of_the_layer_that_was_on_are_kept_too(tmp_path, interrupted)
     interrupted(1, keep=True)
     with pytest.raises(Interrupted) as raised:
         select_model(separable_store(tmp_path / "a.h5"), **LINEAR)
-    assert len(raised.value.selection.candidates) == 3
+    assert len(raised.value.result.candidates) == 3
+
+
+def test_interrupted_while_the_winner_is_scored_the_candidates_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(selection_module, "_held_out", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(Interrupted) as raised:
+        select_model(separable_store(tmp_path / "a.h5"), **LINEAR)
+    assert raised.value.result.is_partial and len(raised.value.result.candidates) == 4
 
 
 def test_interrupted_before_anything_was_done_there_is_nothing_to_keep(tmp_path, interrupted):
@@ -243,6 +318,6 @@ def test_interrupted_in_the_nested_part_the_selection_is_whole(tmp_path, interru
     interrupted(2 + 2)  # two layers, and both in the first outer split
     with pytest.raises(Interrupted) as raised:
         select_model(separable_store(tmp_path / "a.h5"), nested=True, **LINEAR)
-    left = raised.value.selection
+    left = raised.value.result
     assert not left.is_partial and left.held_out is not None and left.best_estimator is not None
     assert len(left.nested.scores) == 1 and left.nested.folds == 3

@@ -151,6 +151,20 @@ def test_a_fold_without_a_class_is_refused_by_name(labels, numbers, text):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("kind", [str, int])
+def test_labels_that_look_like_numbers_to_predict_are_said_to_be_taken_as_classes(kind):
+    labels = np.arange(30).astype(kind).astype(str)
+    for refused in (lambda y: cv_splits(y, None, 3, 1, 0), lambda y: hold_out(y, None, 0.5, 0)):
+        with pytest.raises(FeatxError, match="are taken as classes: to predict numbers, give them as floats") as raised:
+            refused(labels)
+        assert "--target numeric" in str(raised.value) and "\n" not in str(raised.value)
+        for names in (np.char.add("site ", labels), labels.astype(int) // 5 * 1.0, np.r_[["1", "2"], labels[:1]]):
+            try:
+                refused(names)
+            except FeatxError as error:
+                assert "floats" not in str(error)
+
+
 def test_folds_that_whole_groups_leave_without_a_class_are_refused():
     """ "a" is in two groups, and both have so much of "b" that the spread of "b" brings them into one fold."""
     rng = np.random.default_rng(0)
@@ -176,7 +190,7 @@ def test_a_share_is_below_one(share):
 def test_a_class_that_cannot_be_on_both_sides_is_refused(numbers):
     labels = np.array(["a", "a", "a", "a", "b", "b"]) if numbers is not None else np.array(list("aaaaab"))
     tied = None if numbers is None else Tied(numbers, "groups")
-    with pytest.raises(FeatxError, match="'b' has 1: add images, or test_size=0"):
+    with pytest.raises(FeatxError, match="'b' has 1: add images, or hold none out"):
         hold_out(labels, tied, 0.34, 0)
 
 

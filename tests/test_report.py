@@ -154,7 +154,7 @@ def test_the_table_has_the_best_setting_of_each_layer_and_estimator_best_first(s
         best = max(c.mean for c in selection.candidates if c.estimator == name)
         assert f"{best:.3f}" in _text(table)
     first = _text(table).split("│ ")[1:4]
-    assert first[0].strip() == "1" and first[2].strip() == selection.best.estimator
+    assert first[0].strip() == "* 1" and first[2].strip() == selection.best.estimator
 
 
 def test_every_mean_has_its_interval_beside_it(selection: Selection) -> None:
@@ -165,7 +165,7 @@ def test_every_mean_has_its_interval_beside_it(selection: Selection) -> None:
     best = {(c.layer, c.estimator): c for c in reversed(candidates)}
     for candidate in best.values():
         low, high = candidate.interval
-        assert any(f"{candidate.mean:.3f} │ [{low:.3f}, {high:.3f}]" in line for line in lines)
+        assert any(f"{candidate.mean:.3f} [{low:.3f}, {high:.3f}]" in line for line in lines)
     bare = [replace(c, interval=cv_interval(c.scores[:1], 1, 1, 0, 1)) for c in candidates]
     assert "nan" not in _text(ranking_table(searched(selection, bare)))
 
@@ -178,7 +178,7 @@ def test_what_is_cheaper_and_within_noise_is_named_and_nothing_else(selection: S
     assert isinstance(said, str) and "cheaper, and within one standard error of the best: small:avg, " in said
     assert "3 features" in said
     far = replace(cheap, mean=best.mean - 0.5)
-    assert ranking_table(searched(selection, [best, far])).caption is None
+    assert ranking_table(searched(selection, [best, far])).caption == "* chosen, being the best"
     chosen = ranking_table(replace(searched(selection, [best, cheap]), chosen=cheap))
     assert "chosen, being the cheapest within one standard error" in str(chosen.caption)
     assert [row.style for row in chosen.rows] == [None, "bold"]
@@ -204,7 +204,7 @@ def test_numbers_have_their_own_words(selection: Selection) -> None:
     errors = of_numbers(selection, "neg_mean_absolute_error")
     text = _text(ranking_table(errors))
     low, high = (f"{-end:,.0f}" for end in errors.best.interval[::-1])
-    assert re.search(rf" {-errors.best.mean:,.0f} │ +\[{low}, {high}\] ", text)
+    assert f" {-errors.best.mean:,.0f} [{low}, {high}] " in text
     assert "-" not in text.replace("5-fold", "") and "MAE" not in text
 
 
@@ -226,17 +226,152 @@ def test_the_answer_puts_the_flattered_score_before_the_one_that_is_not(selectio
 def test_a_protocol_table_and_its_answer(selection: Selection, name: str) -> None:
     result = protocol(selection, name, *PROTOCOLS[name])
     text, best = _text(protocol_table(result)), result.curves[0]
-    rows = [line for line in text.splitlines() if "layer" in line and "│" in line]
-    assert [row.split("│")[2].strip() for row in rows] == [curve.layer for curve in result.curves]
+    assert re.findall(r"layer\d:avg", text) == [curve.layer for curve in result.curves]
     if best.chosen is not None:
-        shown = [best.chosen.mean, best.test, *best.test_interval]  # type: ignore[misc]
+        shown = [best.chosen.mean, *best.chosen.interval, best.test, *best.test_interval]  # type: ignore[misc]
     else:
-        shown = [point.mean for curve in result.curves for point in curve.points]
+        points = [point for curve in result.curves for point in curve.points]
+        shown = [end for point in points for end in (point.mean, *point.interval)]
     assert all(f"{score:.3f}" in text for score in shown)
     said = selection_text(result)
     assert best.layer in said and f"{best.test or best.points[-1].mean:.3f}" in said and "flatter" in said
     few = protocol_table(result, most=3)
-    assert few.row_count == 3 and few.caption == "and 1 more layers"
+    assert few.row_count == 3 and "and 1 more layers" in str(few.caption)
+
+
+def test_what_was_chosen_has_a_row_and_a_star_of_its_own_beside_the_best(selection: Selection) -> None:
+    """Of a layer and an estimator the best C has a row; what --one-se chose may be another C of the same."""
+    found = searched(selection, made(LAYERS))
+    best = found.best
+    other = next(c for c in found.candidates if (c.layer, c.estimator) == (best.layer, best.estimator) and c != best)
+    rows = _text(ranking_table(replace(found, chosen=other), most=1)).splitlines()
+    starred = [line for line in rows if re.match("│ +[*] ", line)]
+    assert len(starred) == 1 and f"{other.parameter} = {other.value:g} │" in starred[0]
+    assert any(re.match("│ +1 ", line) and f"{best.mean:.3f} [" in line for line in rows)
+    assert any("* chosen" in line for line in rows)
+
+
+def test_features_are_those_that_are_left_of_a_pca(selection: Selection) -> None:
+    first, second, *_ = made(LAYERS)
+    kept = replace(first, cost=(32.0, *first.cost[1:]))
+    assert ranking_table(searched(selection, [kept, second])).columns[3].cells.__next__() == f"32 of {first.d}"
+
+
+def test_a_choice_flatters_where_there_was_one(selection: Selection) -> None:
+    one = searched(selection, made(LAYERS)[:1])
+    assert "flatter" not in selection_text(one) and "best of" not in selection_text(one)
+    bare = {"predicted": None, "y_test": None}
+    assert "flatter" not in selection_text(replace(one, **bare))  # type: ignore[arg-type]
+    result = protocol(selection, "knn", "k", [5.0], n_layers=1)
+    assert "flatter" not in selection_text(result)
+    assert "best of 4 in validation" in selection_text(protocol(selection, "knn", "k", [5.0, 9.0], n_layers=2))
+
+
+def test_draws_are_counted_where_they_were_drawn(selection: Selection) -> None:
+    few = protocol(selection, "few-shot", "images a class", [1.0, 4.0])
+    assert "best with 4 images a class, over 5 draws: " in selection_text(few)
+    curves = protocol(selection, "learning-curve", "training images", [50.0, 100.0])
+    points = [(*curve.points[:-1], replace(curve.points[-1], scores=(0.5,))) for curve in curves.curves]
+    whole = [replace(curve, points=those) for curve, those in zip(curves.curves, points, strict=True)]
+    said = selection_text(replace(curves, curves=tuple(whole)))
+    assert "best with 100 training images, all there are: " in said and "draws" not in said
+    assert ", 5 draws of fewer than all (" in str(protocol_table(replace(curves, curves=tuple(whole))).title)
+    assert ", 5 draws (" in str(protocol_table(few).title)
+
+
+def of_r2(selection: Selection) -> ProtocolResult:
+    """A learning curve of numbers, with scores below zero."""
+    found = protocol(selection, "learning-curve", "training images", [12.0, 24.0, 48.0])
+    curves = []
+    for curve in found.curves:
+        points = [replace(p, mean=p.mean - 0.9, interval=Interval(*np.subtract(p.interval, 0.9))) for p in curve.points]
+        curves.append(replace(curve, points=tuple(points)))
+    return replace(found, curves=tuple(curves), classes=None, chance=0.0, scoring="r2")
+
+
+def test_a_learning_curve_of_numbers_speaks_of_r2(selection: Selection) -> None:
+    result = of_r2(selection)
+    assert "R² by training images" in _text(protocol_table(result)) and "accuracy" not in _text(protocol_table(result))
+    assert {row["scoring"] for row in json.loads(results_json(result))["results"]} == {"r2"}
+    figure = protocol_figure(result)
+    assert any("test R²" in text for text in _shown(figure)) and not any("accuracy" in text for text in _shown(figure))
+    _assert_legible(figure)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_what_was_interrupted_says_so_everywhere(selection: Selection, name: str) -> None:
+    whole = protocol(selection, name, *PROTOCOLS[name])
+    assert "interrupted" not in " ".join([_text(protocol_table(whole)), selection_text(whole), results_csv(whole)])
+    part = replace(whole, is_partial=True)
+    shown = [_text(protocol_table(part)), selection_text(part), " ".join(_shown(protocol_figure(part)))]
+    assert all("interrupted" in text for text in shown)
+    _assert_legible(protocol_figure(part))
+    for result, partial in ((whole, 0), (part, 1)):
+        said = json.loads(results_json(result))
+        assert {row["partial"] for row in said["results"]} == {partial} and said["is_partial"] == bool(partial)
+
+
+def test_an_interrupted_search_says_so_in_its_figure_and_its_rows(selection: Selection) -> None:
+    part = replace(searched(selection, made(LAYERS)), is_partial=True, predicted=None, confidence=None)
+    figure = selection_figure(part)
+    assert any("interrupted" in text for text in _shown(figure))
+    _assert_legible(figure)
+    rows = csv.DictReader(io.StringIO(results_csv(part)))
+    assert {row["partial"] for row in rows} == {"1"}
+    nested = nested_of(part.candidates)
+    assert {row["partial"] for row in json.loads(results_json(nested))["results"]} == {1}
+    done = json.loads(results_json(nested_of(part.candidates, folds=3)))
+    assert {row["partial"] for row in done["results"]} == {0}
+
+
+LONG = ["features.denseblock4.denselayer32.conv2:avg", "blocks.3.1.conv_pwl:max", "layer3:avg+layer4:avg"]
+FIVE = tuple(f"timm:convnext_{size}.fb_in22k_ft_in1k_384" for size in ("tiny", "small", "base", "large", "xlarge"))
+
+
+def tables(selection: Selection) -> dict[str, Any]:
+    """(table, numbers that it shows) of every kind, of long names."""
+    candidates = made(LONG, FIVE)
+    found = searched(selection, candidates)
+    errors = of_numbers(selection, "neg_mean_absolute_error")
+    wide = replace(errors, candidates=[replace(c, layer=LONG[0]) for c in errors.candidates])
+    curves = {}
+    for name, (varied, xs) in {**PROTOCOLS, "few-shot": ("images a class", [1.0, 2.0, 4.0, 8.0, 16.0])}.items():
+        result = protocol(selection, name, varied, xs)
+        named = [replace(c, backbone=b, layer=LONG[0]) for c, b in zip(result.curves, FIVE, strict=False)]
+        curves[name] = protocol_table(replace(result, curves=tuple(named)))
+    labels = [Prediction(f"/a/long/way/to/a/picture/of/{i}.png", 1234.5 + i, None, "value", "") for i in range(3)]
+    names = [Prediction(f"/a/long/way/to/{i}.png", f"Genus speciosus {i}", 0.25, "probability", "") for i in range(3)]
+    return {
+        "ranking": ranking_table(found),
+        "numbers": ranking_table(of_numbers(selection)),
+        "errors": ranking_table(wide),
+        "nested": nested_table(nested_of(candidates)),
+        "leaders": progress.leaders_table(candidates),
+        "numbers predicted": predictions_table(labels),
+        "names predicted": predictions_table(names),
+        **curves,
+    }
+
+
+@pytest.mark.parametrize("width", [200, 140, 100, 80, 60, 50])
+def test_no_number_is_ever_cut(selection: Selection, width: int) -> None:
+    for name, table in tables(selection).items():
+        text = _text(table, width)
+        assert "…" not in text and max(map(len, text.splitlines())) <= width, (name, text)
+        left_out = set(" ".join(text.split()).partition("left out for want of room: ")[2].split(", ")) - {""}
+        seen = {word.strip("[],") for word in text.split()}
+        for column in table.columns:
+            if column.no_wrap and column.header not in left_out:
+                words = {word.strip("[],") for cell in column.cells for word in cell.split()}
+                assert words <= seen, (name, column.header, words - seen, text)
+        if width >= 80:
+            assert left_out <= {"fit s", "features", "MAE", "inside"}
+        assert not left_out or width < 200
+
+
+def test_a_table_with_room_for_all_has_a_frame_and_one_line_a_row(selection: Selection) -> None:
+    found = searched(selection, made(LAYERS[:3]))
+    assert sum(line.startswith("│") for line in _text(ranking_table(found, most=5), 140).splitlines()) == 5
 
 
 # --- CSV and JSON ---
@@ -266,7 +401,7 @@ def test_csv_and_json_hold_every_score_exactly_in_the_same_columns(selection: Se
         else:
             scored = [point for curve in result.curves for point in curve.points]
         assert len(rows) == len(said["results"]) == len(scored)
-        assert list(rows[0])[:3] == ["kind", "rank", "chosen"] and list(rows[0])[-1].startswith("score_")
+        assert list(rows[0])[:4] == ["kind", "rank", "chosen", "partial"] and list(rows[0])[-1].startswith("score_")
         for row, values, of in zip(rows, said["results"], scored, strict=True):
             splits = [float(row[column]) for column in row if column.startswith("score_") and row[column]]
             assert tuple(splits) == of.scores == tuple(values.pop("scores"))
@@ -346,7 +481,7 @@ def test_the_figure_shows_every_accuracy_the_confusion_and_the_mistakes(selectio
     assert selection.confusion is not None
     assert {str(count) for count in selection.confusion.ravel()} <= set(shown)
     wrong = int(selection.confusion.sum() - np.trace(selection.confusion))
-    assert wrong > 0 and sum("\nnot " in text for text in shown) == min(wrong, 8)
+    assert wrong > 0 and sum("\nsaid: " in text for text in shown) == min(wrong, 8)
     _assert_legible(figure)
 
 
@@ -360,6 +495,7 @@ def test_many_estimators_long_names_and_layers_side_by_side_stay_legible(selecti
     cells = sorted(f"{c.mean:.2f}".lstrip("0") for c in found.candidates)
     assert sorted(text for text in shown if text[:1] == "." or text == "1.00") == cells
     assert "pixels  layer3:avg+layer4:avg" in shown and "nearest\ncentroid" in shown
+    assert len({text for text in shown if re.match("….* var. minor$", text)}) == 22  # cut, and still told apart
     _assert_legible(figure)
 
 
@@ -370,7 +506,7 @@ def test_numbers_are_drawn_against_what_was_predicted(selection: Selection, scor
     (scatter,) = [artist for axis in figure.axes for artist in axis.collections]
     np.testing.assert_allclose(scatter.get_offsets(), np.column_stack([found.y_test, found.predicted]))  # type: ignore
     largest = found.mistakes()[0]
-    assert f"{found.y_test[largest]:,.0f}\nnot {found.predicted[largest]:,.0f}" in _shown(figure)  # type: ignore
+    assert f"true: {found.y_test[largest]:,.0f}\nsaid: {found.predicted[largest]:,.0f}" in _shown(figure)  # type: ignore
     _assert_legible(figure)
 
 
@@ -381,7 +517,7 @@ def test_shown_mistakes_are_the_images_that_were_wrong(selection: Selection) -> 
     pictures = {name: np.asarray(Image.open(Path(store.recipe.origin, name))) for name in wrong}
     for picture, said in mistake_pictures(selection):
         names = [name for name, pixels in pictures.items() if np.array_equal(pixels, np.asarray(picture))]
-        true, predicted = said.split("\nnot ")
+        true, predicted = re.findall("(?:true|said): (.*)", said)
         assert names and names[0].split("/")[0] == true != predicted
 
 
@@ -449,7 +585,7 @@ def test_the_live_table_shows_how_far_it_is_and_what_leads(screen: io.StringIO) 
     for (layer, estimator), best in leaders:
         assert any(f"{layer} " in line and f"{estimator} " in line and f"{best.mean:.3f}" in line
                    for line in table.splitlines())  # fmt: skip
-    assert len(table.strip().splitlines()) == 6
+    assert len(table.strip().splitlines()) == 2 + 5
 
 
 def test_the_live_table_ends_with_an_error_too(screen: io.StringIO) -> None:

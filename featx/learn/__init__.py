@@ -8,10 +8,10 @@ from featx.learn.draws import few_shot, learning_curves
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.fits import Fit
 from featx.learn.halving import HalvingGridSearchCV, HalvingRandomSearchCV
-from featx.learn.intervals import one_se
 from featx.learn.linear_svc import LinearSVC
 from featx.learn.logistic import LogisticRegression
 from featx.learn.neighbors import KNeighborsClassifier
+from featx.learn.parsimony import one_se
 from featx.learn.persistence import load, save
 from featx.learn.prediction import Prediction, predict_images
 from featx.learn.protocols import knn_probe, linear_probe

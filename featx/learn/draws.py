@@ -1,26 +1,30 @@
-"""Stores in, accuracy against the number of images out: a few of each class, and the learning curve."""
+"""Stores in, the score against the number of images out: a few of each class, and the learning curve."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import accuracy_score
+from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx.errors import FeatxError
 from featx.learn.features import StoredFeatures
 from featx.learn.fits import Fit
-from featx.learn.grids import ESTIMATORS, stored_features
-from featx.learn.intervals import mean_interval, wilson
+from featx.learn.grids import ESTIMATORS, Layers, stored_features
+from featx.learn.intervals import drawn_interval
 from featx.learn.logistic import LogisticRegression
-from featx.learn.protocols import Labels, Layers, Progress, Stores, asked_classes, result_of, told
-from featx.learn.questions import Question
+from featx.learn.metrics import METRICS
+from featx.learn.protocols import Progress, asked_classes, asked_held_out, layer_by_layer, result_of
+from featx.learn.questions import Labels, Question, Stores
 from featx.learn.ranking import Curve, Point, ProtocolResult
+from featx.learn.ridge import Ridge
 from featx.learn.search import GridSearchCV
 from featx.learn.splits import Split, cv_splits
+
+_FEWEST_NUMBERS = 2  # images to learn a number from
 
 
 def few_shot(
@@ -52,7 +56,8 @@ def few_shot(
     Returns
     -------
     ProtocolResult
-        Points are on the images held out; their intervals tell how much the draw matters.
+        Points are on the images held out; their intervals are of both draws, of those to learn from and of the test
+        images.
     """
     asked = asked_classes(stores, y, random_state, test)
     _at_least_one(repeats)
@@ -68,13 +73,14 @@ def few_shot(
         of_each = [order[asked.y[order] == name] for name in names]
         for shot, drawn in draws.items():
             drawn.append(np.concatenate([rows[:shot] for rows in of_each]))
-    curves = []
-    for features in told(stored_features(asked.stores, layers), on_progress):
+
+    def measure(features: StoredFeatures) -> Curve:
         X, X_test = _both(features, asked)
         scaler = StandardScaler().fit(X)
-        curves.append(_drawn(features, scaler.transform(X), scaler.transform(X_test), asked, draws, C, scaled=False))
-    curves.sort(key=lambda curve: -curve.points[-1].mean)
-    return result_of("few-shot", "images a class", curves, asked, len(asked.y), repeats)
+        estimator = LogisticRegression(C=C, max_iter=1000)
+        return _drawn(features, scaler.transform(X), scaler.transform(X_test), asked, draws, estimator, scaled=False)
+
+    return _curves("few-shot", "images a class", asked, layers, measure, repeats, on_progress)
 
 
 def learning_curves(
@@ -89,37 +95,43 @@ def learning_curves(
     on_progress: Progress = None,
     **test: Any,
 ) -> ProtocolResult:
-    """Accuracy of standardised logistic regression against the number of training images, for each layer.
+    """The score of a standardised linear model against the number of training images, for each layer.
 
-    What more images would bring. The images of a smaller draw are among those of a larger one, classes keep their
-    shares, and each class has an image in all.
+    What more images would bring: of classes the accuracy of logistic regression; where the labels are numbers, R^2 of
+    ridge regression. The images of a smaller draw are among those of a larger one; classes keep their shares, and each
+    has an image in all.
 
     Parameters
     ----------
     sizes : sequence of int, optional
-        Training images; by default all there are, a half, a quarter ... down to two a class.
+        Training images; by default all there are, a half, a quarter ... down to two a class, or of numbers to ten.
     repeats : int
         Draws of each size; of all images there is one.
     C : float, optional
-        By default chosen for each layer by cross-validation on the training images.
+        Of logistic regression; by default chosen for each layer by cross-validation on the training images, as alpha
+        of ridge regression always is.
 
-    The others and Raises as of `linear_probe`.
+    The others and Raises as of `linear_probe`, but labels may be numbers.
 
     Returns
     -------
     ProtocolResult
-        Points are on the images held out; their intervals tell how much the draw matters.
+        Points are on the images held out; their intervals are of both draws, of those to learn from and of the test
+        images.
     """
-    asked = asked_classes(stores, y, random_state, test)
+    asked = asked_held_out(stores, y, random_state, test)
     _at_least_one(repeats)
-    names, strata, counts = np.unique(asked.y, return_inverse=True, return_counts=True)
+    if asked.is_numeric and C is not None:
+        raise FeatxError(f"C is of logistic regression, and these labels are numbers; leave it out, got C={C}")
     n = len(asked.y)
-    sizes = [n // 2**i for i in range(6) if n // 2**i >= 2 * len(names)] or [n] if sizes is None else sizes
-    if not len(sizes) or min(sizes) < len(names) or max(sizes) > n:
-        raise FeatxError(
-            f"sizes are numbers of training images, from one for each of the {len(names)} classes to all {n:,}; got "
-            f"{list(sizes)}"
-        )
+    kinds = np.zeros(n) if asked.is_numeric else asked.y  # of numbers, any draw will do
+    _, strata, counts = np.unique(kinds, return_inverse=True, return_counts=True)
+    fewest = _FEWEST_NUMBERS if asked.is_numeric else len(counts)
+    usual = 5 * fewest if asked.is_numeric else 2 * fewest
+    sizes = [n // 2**i for i in range(6) if n // 2**i >= usual] or [n] if sizes is None else sizes
+    if not len(sizes) or min(sizes) < fewest or max(sizes) > n:
+        least = f"{fewest}" if asked.is_numeric else f"one for each of the {fewest} classes"
+        raise FeatxError(f"sizes are numbers of training images, from {least} to all {n:,}; got {list(sizes)}")
     draws: dict[int, list[np.ndarray]] = {size: [] for size in sorted(sizes)}
     for seed in range(repeats):
         order = np.random.default_rng([random_state, seed]).permutation(n)
@@ -129,21 +141,50 @@ def learning_curves(
         for size, drawn in draws.items():
             if size < n or not drawn:
                 drawn.append(order[:size])
-    splits = [] if C is not None else cv_splits(asked.y, asked.tied, min(5, *counts.tolist()), 1, random_state)
-    curves = []
-    for features in told(stored_features(asked.stores, layers), on_progress):
+    family = ESTIMATORS["ridge" if asked.is_numeric else "logistic_regression"]
+    values = family.values if C is None else (C,)
+    splits = cv_splits(asked.y, asked.tied, min(5, *counts.tolist()), 1, random_state) if C is None else []
+
+    def measure(features: StoredFeatures) -> Curve:
         X, X_test = _both(features, asked)
-        chosen = _chosen_C(X, asked.y, splits) if C is None else C
-        curves.append(_drawn(features, X, X_test, asked, draws, chosen, scaled=True))
-    curves.sort(key=lambda curve: -curve.points[-1].mean)
-    return result_of("learning-curve", "training images", curves, asked, n, repeats)
+        estimator = clone(family.estimator).set_params(**{family.parameter: values[0]})
+        if len(values) > 1:
+            estimator = _best(estimator, {family.parameter: list(values)}, X, asked.y, splits)
+        return _drawn(features, X, X_test, asked, draws, estimator, scaled=True)
+
+    return _curves("learning-curve", "training images", asked, layers, measure, repeats, on_progress)
 
 
-def _chosen_C(X: np.ndarray, y: np.ndarray, splits: Sequence[Split]) -> float:
-    pipeline = Pipeline([("scaler", StandardScaler()), ("estimator", LogisticRegression(max_iter=1000))])
-    grid = {"estimator__C": list(ESTIMATORS["logistic_regression"].values)}
-    search = GridSearchCV(pipeline, grid, cv=splits, refit=False, error_score="raise").fit(X, y)
-    return search.best_params_["estimator__C"]
+def _best(
+    estimator: Ridge | LogisticRegression,
+    grid: Mapping[str, list[float]],
+    X: np.ndarray,
+    y: np.ndarray,
+    splits: Sequence[Split],
+) -> Ridge | LogisticRegression:
+    """The estimator of the grid that cross-validates best on standardised columns, not fitted."""
+    pipeline = Pipeline([("scaler", StandardScaler()), ("estimator", estimator)])
+    values = {f"estimator__{name}": those for name, those in grid.items()}
+    search = GridSearchCV(pipeline, values, cv=splits, refit=False, error_score="raise").fit(X, y)
+    return clone(pipeline).set_params(**search.best_params_)["estimator"]
+
+
+def _curves(
+    protocol: str,
+    varied: str,
+    asked: Question,
+    layers: Layers,
+    measure: Callable[[StoredFeatures], Curve],
+    repeats: int,
+    on_progress: Progress,
+) -> ProtocolResult:
+    """What is measured of each layer, by the score with most images."""
+
+    def result(curves: list[Curve]) -> ProtocolResult:
+        curves = sorted(curves, key=lambda curve: -curve.points[-1].mean)
+        return result_of(protocol, varied, curves, asked, len(asked.y), repeats)
+
+    return layer_by_layer(stored_features(asked.stores, layers), measure, result, on_progress)
 
 
 def _both(features: StoredFeatures, asked: Question) -> tuple[np.ndarray, np.ndarray]:
@@ -158,11 +199,12 @@ def _drawn(
     X_test: np.ndarray,
     asked: Question,
     draws: dict[int, list[np.ndarray]],
-    C: float,
+    estimator: Ridge | LogisticRegression,
     scaled: bool,
 ) -> Curve:
     """A curve over draws, {x: rows of each draw}, all fitted at once; `scaled`: each standardised by itself."""
     assert asked.y_test is not None
+    metric = METRICS["r2" if asked.is_numeric else "accuracy"]
     used = np.unique(np.concatenate([rows for drawn in draws.values() for rows in drawn]))
     X, y = X[used], asked.y[used]
     fits = []
@@ -171,18 +213,18 @@ def _drawn(
         scaler = StandardScaler().fit(X[chosen]) if scaled else None
         affine = (None, None) if scaler is None else (scaler.mean_, scaler.scale_)
         fits.append(Fit({}, chosen.astype(float), *affine))
-    models = iter(LogisticRegression(C=C, max_iter=1000).fit_many(X, y, fits))
+    models = iter(estimator.fit_many(X, y, fits))
     waiting = iter(fits)
     points = []
     for x, drawn in draws.items():
-        scores = []
+        predictions = []
         for _ in drawn:
             fit, model = next(waiting), next(models)
             rows = X_test if fit.shift is None or fit.scale is None else (X_test - fit.shift) / fit.scale
-            scores.append(float(accuracy_score(asked.y_test, model.predict(rows))))
-        mean = float(np.mean(scores))
-        interval = mean_interval(scores, 0, 1) if len(scores) > 1 else wilson(mean, len(asked.y_test))
-        points.append(Point(x, mean, interval, tuple(scores)))
+            predictions.append(model.predict(rows))
+        scores = tuple(metric.score(asked.y_test, predicted) for predicted in predictions)
+        interval = drawn_interval(metric, asked.y_test, predictions, asked.test_groups)
+        points.append(Point(x, float(np.mean(scores)), interval, scores))
     return Curve(features.recipe_.backbone, features.layer_, features.n_features_out_, tuple(points))
 
 

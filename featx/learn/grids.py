@@ -12,10 +12,10 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
-from featx.errors import FeatxError, listed, nearest
+from featx.errors import FeatxError, LayerError, listed, nearest
 from featx.learn.centroid import NearestCentroid
 from featx.learn.features import StoredFeatures
-from featx.learn.intervals import cv_interval
+from featx.learn.intervals import splits_interval
 from featx.learn.linear_svc import LinearSVC
 from featx.learn.logistic import LogisticRegression
 from featx.learn.metrics import METRICS
@@ -25,6 +25,8 @@ from featx.learn.ridge import Ridge, RidgeClassifier
 from featx.learn.splits import Split
 from featx.learn.svm import SVC, SVR
 from featx.store import FeatureStore
+
+Layers = str | Sequence[str | Sequence[str]] | None
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,13 @@ class LayerGrid:
     def features(self) -> StoredFeatures:
         return self.pipeline["features"]
 
+    @property
+    def kept(self) -> int:
+        """Features that the estimator is fitted on: the layer's, or the components of the PCA."""
+        if "pca" in self.pipeline.named_steps:
+            return self.pipeline["pca"].n_components
+        return self.features.n_features_out_
+
     def param_grid(self) -> list[dict[str, list[Any]]]:
         grids = []
         for name, estimator, values in self.families:
@@ -101,28 +110,26 @@ class LayerGrid:
         """
         names = {type(estimator): name for name, estimator, _ in self.families}
         metric = METRICS[scoring]
-        n_train, n_test = (float(np.mean([len(side) for side in sides])) for sides in zip(*splits, strict=True))
         found = []
         for i, params in enumerate(results["params"]):
             name = names[type(params["estimator"])]
             family = ESTIMATORS[name]
             value = params[f"estimator__{family.parameter}"] if family.parameter else None
             scores = tuple(float(results[f"split{split}_test_score"][i]) for split in range(len(splits)))
-            d = self.features.n_features_out_
             strength = 0.0 if value is None else family.strength * float(value)
             candidate = Candidate(
                 backbone=self.features.recipe_.backbone,
                 layer=self.features.layer_,
-                d=d,
+                d=self.features.n_features_out_,
                 estimator=name,
                 parameter=family.parameter,
                 value=value,
                 mean=float(np.mean(scores)),
                 std=float(np.std(scores)),
-                interval=cv_interval(scores, n_train, n_test, metric.low, metric.high),
+                interval=splits_interval(metric, scores, splits),
                 scores=scores,
                 fit_seconds=float(results["mean_fit_time"][i]),
-                cost=(d, list(ESTIMATORS).index(name), strength),
+                cost=(self.kept, list(ESTIMATORS).index(name), strength),
                 mae=-float(results["mean_test_mae"][i]) if metric.is_numeric else None,
             )
             found.append((candidate, clone(self.pipeline).set_params(**clone(params, safe=False))))
@@ -134,8 +141,8 @@ def layer_grids(
     y: np.ndarray,
     n_fit: int,
     *,
-    layers: Sequence[str | Sequence[str]] | None,
-    estimators: Sequence[str] | None,
+    layers: Layers,
+    estimators: str | Sequence[str] | None,
     values: Mapping[str, Sequence[Any]] | None,
     l2: bool,
     power: bool,
@@ -164,22 +171,26 @@ def layer_grids(
     return found
 
 
-def stored_features(
-    stores: Sequence[FeatureStore], layers: Sequence[str | Sequence[str]] | None
-) -> list[StoredFeatures]:
+def stored_features(stores: Sequence[FeatureStore], layers: Layers) -> list[StoredFeatures]:
     """Fitted StoredFeatures of the layers, or of all, of every store, small layers first.
 
     Raises
     ------
     LayerError
-        A layer is not stored.
+        A layer is not stored; of several stores, in which.
     FeatxError
         Rows hold inf or NaN.
     """
     found: dict[tuple[int, str], StoredFeatures] = {}
     for number, store in enumerate(stores):
-        for layer in layers or store.layers:
-            features = StoredFeatures(store, layer if isinstance(layer, str) else list(layer)).fit()
+        for layer in [layers] if isinstance(layers, str) else layers or store.layers:
+            features = StoredFeatures(store, layer if isinstance(layer, str) else list(layer))
+            try:
+                features.fit()
+            except LayerError as error:
+                if len(stores) == 1:
+                    raise
+                raise LayerError(f"every store needs every layer that is named; {store.path.name}: {error}") from error
             found[number, features.layer_] = features
             bad = sorted({row.id for row in store.nonfinite if row.layer in features.layers_})
             if bad:
@@ -192,7 +203,7 @@ def stored_features(
 
 def _families(
     is_numeric: bool,
-    estimators: Sequence[str] | None,
+    estimators: str | Sequence[str] | None,
     values: Mapping[str, Sequence[Any]],
     y: np.ndarray,
     n_fit: int,
@@ -201,6 +212,7 @@ def _families(
     choices = [name for name, family in ESTIMATORS.items() if family.is_numeric == is_numeric]
     if estimators is None:
         estimators = [name for name in choices if ESTIMATORS[name].is_default]
+    estimators = [estimators] if isinstance(estimators, str) else estimators
     for name in [*estimators, *values]:
         if name not in ESTIMATORS:
             raise FeatxError(f"there is no estimator {name!r}{nearest(name, choices)}; choose {', '.join(choices)}")

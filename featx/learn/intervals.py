@@ -1,24 +1,27 @@
-"""Scores in; their uncertainty, and which candidates it cannot tell apart, out."""
+"""Scores in; their uncertainty, and which of them it cannot tell from the best, out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from featx.errors import FeatxError
 from featx.learn.metrics import Metric
 
 _RESAMPLES = 1000
+_ROUNDING = 1e-12  # relative: what adding up the same scores in another order may change
 
 
 class Interval(NamedTuple):
-    """A 95 % confidence interval; nan, nan where one score is all there is."""
+    """A 95 % confidence interval; nan, nan where the scores do not tell."""
 
     low: float
     high: float
+
+
+_UNKNOWN = Interval(float("nan"), float("nan"))
 
 
 def standard_error(scores: Sequence[float]) -> float:
@@ -26,7 +29,28 @@ def standard_error(scores: Sequence[float]) -> float:
     return float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else 0.0
 
 
-def cv_interval(scores: Sequence[float], n_train: float, n_test: float, low: float, high: float) -> Interval:
+def within_one_se(means: Sequence[float] | np.ndarray, scores: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """Which candidates are within one standard error of the best: (c,) bool.
+
+    Their mean is at least the best mean less the standard error of the best's scores; of equal best ones, less the
+    largest of theirs, so that the order of candidates decides nothing. (L. Breiman et al., Classification and
+    Regression Trees, 1984, section 3.4.3; T. Hastie et al., The Elements of Statistical Learning, section 7.10.)
+
+    Parameters
+    ----------
+    means : (c,), nan for what has no score
+    scores : (c, J), one a split
+    """
+    means = np.asarray(means, float)
+    best = np.nanmax(means)
+    slack = _ROUNDING * abs(best)
+    error = max(standard_error(scores[i]) for i in np.flatnonzero(means >= best - slack).tolist())
+    return means >= best - error - slack
+
+
+def cv_interval(
+    scores: Sequence[float], n_train: float, n_test: float, low: float, high: float, n_images: int | None = None
+) -> Interval:
     """Of a cross-validated mean: the corrected resampled t interval, clipped to [low, high].
 
     Training sets of different splits overlap, so J scores are less than J measurements; the variance of their mean is
@@ -34,24 +58,42 @@ def cv_interval(scores: Sequence[float], n_train: float, n_test: float, low: flo
     for the generalization error, Machine Learning 52, 2003, section 4.1; for repeated cross-validation R. Bouckaert and
     E. Frank, PAKDD 2004.)
 
+    A few scores may be alike by chance. An accuracy's interval holds Wilson's of the images too; of other scores that
+    are all equal there is none, as they say nothing of the spread.
+
     Parameters
     ----------
     scores : one a split
     n_train, n_test : images of a split, on average
     low, high : bounds of the score
+    n_images : of an accuracy, the images that were held out in turn, each counted once, whatever the repeats
     """
-    count = len(scores)
-    if count < 2:
-        return Interval(float("nan"), float("nan"))
+    count, mean = len(scores), float(np.mean(scores))
+    if count < 2 or n_images is None and np.ptp(scores) <= _ROUNDING * abs(mean):
+        return _UNKNOWN
     variance = float(np.var(scores, ddof=1)) * (1 / count + n_test / n_train)
-    return _around(float(np.mean(scores)), variance, count, low, high)
+    over_splits = _around(mean, variance, count, low, high)
+    if n_images is None:
+        return over_splits
+    of_images = wilson(min(mean, 1.0), n_images)  # the mean of ones may be rounded up
+    return Interval(min(over_splits.low, of_images.low), max(over_splits.high, of_images.high))
+
+
+def splits_interval(
+    metric: Metric, scores: Sequence[float], splits: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Interval:
+    """`cv_interval` of the scores of these splits, (positions to train on, positions to test on) each."""
+    n_train, n_test = (float(np.mean([len(side) for side in sides])) for sides in zip(*splits, strict=True))
+    tested = len(np.unique(np.concatenate([test for _, test in splits])))
+    n_images = tested if metric.name == "accuracy" else None
+    return cv_interval(scores, n_train, n_test, metric.low, metric.high, n_images)
 
 
 def mean_interval(scores: Sequence[float], low: float, high: float) -> Interval:
     """Of the mean of independent draws: Student's t, clipped to [low, high]."""
     count = len(scores)
     if count < 2:
-        return Interval(float("nan"), float("nan"))
+        return _UNKNOWN
     return _around(float(np.mean(scores)), float(np.var(scores, ddof=1)) / count, count, low, high)
 
 
@@ -73,7 +115,11 @@ def wilson(share: float, n: int) -> Interval:
 
 
 def held_out_interval(
-    metric: Metric, y: np.ndarray, predicted: np.ndarray, groups: np.ndarray | None = None
+    metric: Metric,
+    y: np.ndarray,
+    said: np.ndarray,
+    groups: np.ndarray | None = None,
+    classes: np.ndarray | None = None,
 ) -> Interval:
     """Of a score on images held out: Wilson's for an accuracy of ungrouped images, else the percentile bootstrap.
 
@@ -83,86 +129,72 @@ def held_out_interval(
     Parameters
     ----------
     metric : Metric
-    y, predicted : (m,)
+    y : (m,)
+    said, classes : as of `Metric.scores`
     groups : (m,) numbers of groups, optional
     """
+    return _over_images(metric, y, [said], groups, classes)
+
+
+def drawn_interval(
+    metric: Metric, y: np.ndarray, predictions: Sequence[np.ndarray], groups: np.ndarray | None = None
+) -> Interval:
+    """Of the mean score of R models, each of another draw of training images, on the same images held out.
+
+    It covers both: which images were drawn to learn from, and which are tested. With (l, u) the interval over the
+    images (`held_out_interval`, of the mean over the models) and s the standard deviation of the R scores,
+
+        low = mean - sqrt((mean - l)^2 + (t s)^2 / R),    high = mean + sqrt((u - mean)^2 + (t s)^2 / R),
+
+    t being Student's of R - 1 degrees of freedom, clipped to the bounds of the score; (l, u) where R = 1. The two
+    errors add up and are nearly independent, so their half-widths add as squares; where the models are not wrong on
+    the same images, this is wider than it need be. (Method of variance estimates
+    recovery: G. Y. Zou and A. Donner, Construction of confidence limits about effect measures: a general approach,
+    Statistics in Medicine 27, 2008.)
+
+    Parameters
+    ----------
+    metric : Metric
+    y : (m,)
+    predictions : R times (m,)
+    groups : (m,) numbers of groups, optional
+    """
+    low, high = _over_images(metric, y, predictions, groups)
+    if len(predictions) == 1:
+        return Interval(low, high)
+    scores = [metric.score(y, predicted) for predicted in predictions]
+    mean = float(np.mean(scores))
+    half = mean_interval(scores, -np.inf, np.inf).high - mean
+    below, above = np.hypot(max(0.0, mean - low), half), np.hypot(max(0.0, high - mean), half)
+    return Interval(max(metric.low, float(mean - below)), min(metric.high, float(mean + above)))
+
+
+def _over_images(
+    metric: Metric,
+    y: np.ndarray,
+    said: Sequence[np.ndarray],
+    groups: np.ndarray | None,
+    classes: np.ndarray | None = None,
+) -> Interval:
+    """Of the mean over what several models said of the same images."""
     if metric.name == "accuracy" and groups is None:
-        return wilson(metric.score(y, predicted), len(y))
+        return wilson(min(1.0, float(np.mean([metric.score(y, one) for one in said]))), len(y))
     members = np.arange(len(y))[:, None] if groups is None else _members(groups)
     if len(members) < 2:
-        return Interval(float("nan"), float("nan"))
+        return _UNKNOWN
     generator = np.random.default_rng(0)
     samples = []
     for _ in range(_RESAMPLES):
         drawn = generator.integers(len(members), size=len(members))
         samples.append(drawn if groups is None else np.concatenate([members[i] for i in drawn]))
-    low, high = np.percentile(metric.scores(y, predicted, samples), [2.5, 97.5])
+    values = np.mean([metric.scores(y, one, samples, classes) for one in said], axis=0)
+    values = values[np.isfinite(values)]  # a resample without a class has no ROC
+    if not len(values):
+        return _UNKNOWN
+    low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high))
 
 
 def _members(groups: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(groups, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-
-
-_STRONGER = {"C": 1, "alpha": -1, "n_neighbors": -1, "n_components": 1}  # less of it (1) or more (-1) is simpler
-
-
-def one_se(cv_results: Mapping[str, Any]) -> int:
-    """The cheapest candidate within one standard error of the best; a callable for GridSearchCV's `refit`.
-
-    Within one standard error: its mean is at least the best mean less std / sqrt(J) of the best's J scores, std over
-    J - 1. (L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3; T. Hastie et al., The Elements
-    of Statistical Learning, section 7.10.)
-
-    Cheapest: candidates that differ in nothing but C, alpha, n_neighbors or n_components are a family; the family whose
-    mean fit and score time is least; in it the strongest penalty: the smallest n_components, the smallest C, the
-    largest alpha, the most neighbours; at last the first in the grid. The same `cv_results`, the same candidate.
-
-    Parameters
-    ----------
-    cv_results : mapping, GridSearchCV's `cv_results_` of one metric
-
-    Returns
-    -------
-    index of the candidate
-
-    Raises
-    ------
-    FeatxError
-        There are several metrics, or no candidate has a score.
-
-    Examples
-    --------
-    >>> GridSearchCV(pipe, grid, refit=one_se).fit(store.X, store.y)    # doctest: +SKIP
-    """
-    if "mean_test_score" not in cv_results:
-        raise FeatxError("one_se compares one score, 'mean_test_score'; this search has several: give scoring one name")
-    means = np.asarray(cv_results["mean_test_score"], float)
-    if not np.isfinite(means).any():
-        raise FeatxError("one_se needs a candidate that has a score, and every fit failed; see error_score='raise'")
-    best = int(np.nanargmax(means))
-    splits = sum(key.startswith("split") and key.endswith("_test_score") for key in cv_results)
-    lowest = means[best] - standard_error([cv_results[f"split{i}_test_score"][best] for i in range(splits)])
-    seconds = np.asarray(cv_results["mean_fit_time"], float) + np.asarray(cv_results["mean_score_time"], float)
-    families: dict[str, list[float]] = {}
-    names = []
-    for params, time in zip(cv_results["params"], seconds, strict=True):
-        names.append(repr(sorted((key, repr(value)) for key, value in params.items() if _last(key) not in _STRONGER)))
-        families.setdefault(names[-1], []).append(time)
-
-    def cost(i: int) -> tuple[Any, ...]:
-        params = cv_results["params"][i]
-        strength = {_last(key): _STRONGER[_last(key)] * value for key, value in params.items() if _is_strength(key)}
-        ordered = tuple(strength.get(name, 0) for name in ("n_components", "C", "alpha", "n_neighbors"))
-        return float(np.mean(families[names[i]])), names[i], ordered, i
-
-    return min((i for i in range(len(means)) if means[i] >= lowest), key=cost)
-
-
-def _last(key: str) -> str:
-    return key.rsplit("__", 1)[-1]
-
-
-def _is_strength(key: str) -> bool:
-    return _last(key) in _STRONGER

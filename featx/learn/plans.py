@@ -11,11 +11,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn import get_config
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, RobustScaler, StandardScaler
+from sklearn.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    PowerTransformer,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.utils.validation import _num_samples
 
 from featx.errors import readable
@@ -79,7 +87,8 @@ class Plan:
         for entry in self.stock:
             by_reason.setdefault(entry.stock, []).append(entry)
         lines += [f"{_fits(entries, self.n_splits)} the stock way: {reason}" for reason, entries in by_reason.items()]
-        memory = f"memory: {readable(self.nbytes)} of rows at once, and up to {readable(self.budget_bytes)} for solving"
+        most = readable(self.budget_bytes)
+        memory = f"memory: {readable(self.nbytes)} of rows at once; for solving what it needs, at most {most}"
         return "\n".join([*lines, memory])
 
 
@@ -138,6 +147,26 @@ def all_stock(plan: Plan, reason: str) -> Plan:
     return replace(plan, roots=[], stock=[_left(entry, reason) for entry in entries], nbytes=0)
 
 
+def widths_of(entries: Sequence[Entry], X: Any) -> np.ndarray:
+    """(c,) features that the last estimator of each candidate is fitted on; nan where only the rows would tell."""
+    return np.array([_width(entry, X) for entry in entries], float)
+
+
+def _width(entry: Entry, X: Any) -> float:
+    shape: tuple[int, ...] = getattr(X, "shape", ())
+    width = float(shape[1]) if len(shape) == 2 and entry.final is not None else float("nan")
+    for step in entry.steps:
+        kept = getattr(step.transformer, "n_components", None)
+        if isinstance(step.transformer, StoredFeatures):
+            width = step.transformer.n_features_out_
+        elif isinstance(kept, Integral) and type(step.transformer).__module__.startswith("sklearn."):
+            width = int(kept)
+        elif type(step.transformer) not in (*_AFFINE, Normalizer, PowerTransformer):
+            width = float("nan")
+    return width
+
+
+_LONGEST_NAME = 60
 _AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 
@@ -234,4 +263,5 @@ def _class(entries: Sequence[Entry]) -> str:
 def _named(step: Step) -> str:
     if isinstance(step.transformer, StoredFeatures):
         return step.transformer.layer_
-    return type(step.transformer).__name__
+    text = " ".join(repr(step.transformer).split()).removesuffix("()")  # with what is not its default
+    return text if len(text) <= _LONGEST_NAME else f"{type(step.transformer).__name__}(...)"

@@ -5,9 +5,9 @@ Each measures a representation, a layer at a time, on images held out, and looks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.metrics import accuracy_score
@@ -16,18 +16,16 @@ from sklearn.pipeline import Pipeline
 from featx.errors import FeatxError
 from featx.learn.features import StoredFeatures
 from featx.learn.fits import Fit
-from featx.learn.grids import stored_features
-from featx.learn.intervals import wilson
+from featx.learn.grids import Layers, stored_features
+from featx.learn.intervals import held_out_interval, wilson
 from featx.learn.logistic import LogisticRegression
-from featx.learn.questions import Question, ask
-from featx.learn.ranking import Curve, Point, ProtocolResult
+from featx.learn.metrics import METRICS
+from featx.learn.questions import Labels, Question, Stores, ask
+from featx.learn.ranking import Curve, Interrupted, Point, ProtocolResult
 from featx.learn.splits import Split, hold_out
-from featx.store import FeatureStore
 
-Stores = FeatureStore | Sequence[FeatureStore]
-Layers = Sequence[str | Sequence[str]] | None
-Labels = Sequence[object] | np.ndarray | None
 Progress = Callable[[int, int, list], None] | None
+Measured = TypeVar("Measured")
 
 _TEMPERATURE = 0.07
 _BLOCK_ROWS = 1024
@@ -73,13 +71,15 @@ def linear_probe(
     ------
     FeatxError
         Labels are numbers, nothing is held out, or what `select_model` refuses.
+    Interrupted
+        Ctrl-C; it holds the curves of the layers that were done.
     """
     if not len(C) or min(C) <= 0:
         raise FeatxError(f"C is one or more positive numbers; got {list(C)}")
     asked = asked_classes(stores, y, random_state, test)
     learn, validate = _validation(asked, validation_size, validation_rows, random_state)
-    curves: list[tuple[Curve, Pipeline]] = []
-    for features in told(stored_features(asked.stores, layers), on_progress):
+
+    def measure(features: StoredFeatures) -> tuple[Curve, Pipeline]:
         X = features.transform(asked.X)
         estimator = LogisticRegression(max_iter=1000)
         models = estimator.fit_many(X[learn], asked.y[learn], [Fit({"C": float(value)}) for value in sorted(C)])
@@ -89,10 +89,14 @@ def linear_probe(
         pipeline = Pipeline([("features", features), ("estimator", estimator.set_params(C=float(chosen.x)))])
         pipeline.fit(asked.X, asked.y)
         predicted = asked.reading_test(pipeline).predict(asked.X_test)
-        curves.append((_tested(features, points, chosen, predicted, asked), pipeline))
-    curves.sort(key=lambda found: -found[0].chosen.mean if found[0].chosen else 0)
-    result = result_of("linear-probe", "C", [curve for curve, _ in curves], asked, len(learn), 1)
-    return replace(result, best_estimator=curves[0][1])
+        return _tested(features, points, chosen, predicted, asked), pipeline
+
+    def result(found: list[tuple[Curve, Pipeline]]) -> ProtocolResult:
+        found = sorted(found, key=lambda one: -one[0].chosen.mean if one[0].chosen else 0)
+        curves = [curve for curve, _ in found]
+        return replace(result_of("linear-probe", "C", curves, asked, len(learn), 1), best_estimator=found[0][1])
+
+    return layer_by_layer(stored_features(asked.stores, layers), measure, result, on_progress)
 
 
 def knn_probe(
@@ -124,8 +128,8 @@ def knn_probe(
     usable = sorted(value for value in k if value <= len(learn))
     if not usable or usable[0] < 1:
         raise FeatxError(f"k is 1 or more, and at most the {len(learn):,} images to learn from; got {list(k)}")
-    curves = []
-    for features in told(stored_features(asked.stores, layers), on_progress):
+
+    def measure(features: StoredFeatures) -> Curve:
         X = features.transform(asked.X)
         votes = _votes(X[learn], asked.y[learn], X[validate], usable)
         scores = [accuracy_score(asked.y[validate], predicted) for predicted in votes]
@@ -133,17 +137,29 @@ def knn_probe(
         chosen = max(points, key=lambda point: (point.mean, point.x))
         X_test = asked.reading_test(Pipeline([("features", features)])).transform(asked.X_test)
         (predicted,) = _votes(X, asked.y, X_test, [int(chosen.x)])
-        curves.append(_tested(features, points, chosen, predicted, asked))
-    curves.sort(key=lambda curve: -curve.chosen.mean if curve.chosen else 0)
-    return result_of("knn", "k", curves, asked, len(learn), 1)
+        return _tested(features, points, chosen, predicted, asked)
+
+    def result(curves: list[Curve]) -> ProtocolResult:
+        curves = sorted(curves, key=lambda curve: -curve.chosen.mean if curve.chosen else 0)
+        return result_of("knn", "k", curves, asked, len(learn), 1)
+
+    return layer_by_layer(stored_features(asked.stores, layers), measure, result, on_progress)
 
 
 def asked_classes(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Question:
-    asked = ask(stores, y, random_state=random_state, **test)
+    asked = asked_held_out(stores, y, random_state, test)
     if asked.is_numeric:
-        raise FeatxError("a protocol tells classes apart, and these labels are numbers; search the grid instead")
+        raise FeatxError(
+            "this protocol tells classes apart, and these labels are numbers; take learning curves "
+            "(featx.learn.learning_curves, or --protocol learning-curve) or the grid (select_model, or no --protocol)"
+        )
+    return asked
+
+
+def asked_held_out(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Question:
+    asked = ask(stores, y, random_state=random_state, **test)
     if asked.X_test is None:
-        raise FeatxError("a protocol is scored on images held out; give a test_size above 0")
+        raise FeatxError("a protocol is scored on images held out; give a test size above 0")
     return asked
 
 
@@ -190,13 +206,15 @@ def _tested(
     assert asked.y_test is not None
     test = float(accuracy_score(asked.y_test, predicted))
     place = (features.recipe_.backbone, features.layer_, features.n_features_out_)
-    return Curve(*place, points, chosen, test, wilson(test, len(asked.y_test)))
+    interval = held_out_interval(METRICS["accuracy"], asked.y_test, predicted, asked.test_groups)
+    return Curve(*place, points, chosen, test, interval)
 
 
 def result_of(
     protocol: str, varied: str, curves: Sequence[Curve], asked: Question, n_train: int, repeats: int
 ) -> ProtocolResult:
-    assert asked.classes is not None and asked.y_test is not None
+    assert asked.y_test is not None
+    scoring = "r2" if asked.is_numeric else "accuracy"
     return ProtocolResult(
         protocol=protocol,
         varied=varied,
@@ -205,16 +223,36 @@ def result_of(
         n_validation=len(asked.y) - n_train,
         n_test=len(asked.y_test),
         classes=asked.classes,
-        chance=asked.most_frequent,
+        chance=asked.chance(METRICS[scoring]),
         repeats=repeats,
         stores=asked.stores,
+        scoring=scoring,
     )
 
 
-def told(all_features: Sequence[StoredFeatures], on_progress: Progress) -> Iterable[StoredFeatures]:
-    for done, features in enumerate(all_features):
+def layer_by_layer(
+    all_features: Sequence[StoredFeatures],
+    measure: Callable[[StoredFeatures], Measured],
+    result: Callable[[list[Measured]], ProtocolResult],
+    on_progress: Progress,
+) -> ProtocolResult:
+    """The result of what is measured of each layer; interrupted, of those that were done.
+
+    Raises
+    ------
+    Interrupted
+        Ctrl-C, after the first layer; before that, KeyboardInterrupt.
+    """
+    found: list[Measured] = []
+    try:
+        for features in all_features:
+            if on_progress:
+                on_progress(len(found), len(all_features), [])
+            found.append(measure(features))
         if on_progress:
-            on_progress(done, len(all_features), [])
-        yield features
-    if on_progress:
-        on_progress(len(all_features), len(all_features), [])
+            on_progress(len(found), len(all_features), [])
+    except KeyboardInterrupt:
+        if not found:
+            raise
+        raise Interrupted(replace(result(found), is_partial=True)) from None
+    return result(found)

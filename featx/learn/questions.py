@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import numpy as np
 from sklearn.pipeline import Pipeline
 
 from featx.errors import FeatxError, StoreError, listed
 from featx.learn.features import StoredFeatures
-from featx.learn.splits import Split, Tied, group_numbers, hold_out, is_numeric, refuse_parted, tie
+from featx.learn.metrics import Metric
+from featx.learn.splits import Split, Tied, column_of, group_numbers, hold_out, is_numeric, refuse_parted, tie
 from featx.store import FeatureStore
+
+Stores = FeatureStore | Sequence[FeatureStore]
+Labels = str | Sequence[object] | np.ndarray | None
+_SEEDS = 2**31  # one more for each repeat, and still what scikit-learn takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +52,17 @@ class Question:
     def classes(self) -> np.ndarray | None:
         return None if self.is_numeric else np.unique(self.y)
 
-    @property
-    def most_frequent(self) -> float:
-        """Share of the most frequent class among the images to learn from."""
-        counts = np.unique(self.y, return_counts=True)[1]
-        return float(counts.max() / counts.sum())
+    def chance(self, metric: Metric) -> float:
+        """What a guess scores among the images to learn from: the most frequent class; for decision scores, all equal;
+        for R^2 the mean, and for the mean absolute error the median."""
+        if metric.is_ranked:
+            return 0.5
+        if self.is_numeric:
+            guess = np.mean(self.y) if metric.name == "r2" else np.median(self.y)
+        else:
+            names, counts = np.unique(self.y, return_counts=True)
+            guess = names[counts.argmax()]
+        return metric.score(self.y, np.full(len(self.y), guess))
 
     def reading_test(self, pipeline: Pipeline) -> Pipeline:
         """A fitted pipeline as it reads the rows of X_test: from the test store, if there is one.
@@ -96,8 +108,8 @@ class Question:
 
 
 def ask(
-    stores: FeatureStore | Sequence[FeatureStore],
-    y: Sequence[object] | np.ndarray | None,
+    stores: Stores,
+    y: Labels,
     *,
     random_state: int,
     groups: str | Sequence[object] | np.ndarray | None = None,
@@ -109,6 +121,8 @@ def ask(
     """Parameters and errors as of `select_model`."""
     stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
     store = stores[0]
+    if not isinstance(random_state, Integral) or not 0 <= random_state < _SEEDS:
+        raise FeatxError(f"the seed (random_state) is a whole number from 0 to {_SEEDS - 1}; got {random_state!r}")
     labels = labels_of(store, y)
     if not is_numeric(labels) and len(np.unique(labels)) < 2:
         raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
@@ -128,7 +142,7 @@ def ask(
         train, test = hold_out(labels, tied, test_size, random_state)
     X_test, y_test = (store.X[test], labels[test]) if len(test) else (None, None)
     if test_store is not None:
-        X_test, y_test = test_store.X, labels_of(test_store, None)
+        X_test, y_test = test_store.X, labels_of(test_store, y if isinstance(y, str) else None)
         _refuse_unlike(store, labels, test_store, y_test, allow_duplicates)
     if is_numeric(labels) and np.ptp(labels[train]) == 0:
         raise FeatxError(f"the training images need labels that differ; they are all {labels[train][0]:g}")
@@ -148,8 +162,10 @@ def ask(
     )
 
 
-def labels_of(store: FeatureStore, y: Sequence[object] | np.ndarray | None) -> np.ndarray:
-    """(n,) class names, or float64 where the labels are floats."""
+def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
+    """(n,) class names, the store's own or those of a column; or float64 where the labels are floats."""
+    if isinstance(y, str):
+        return column_of(store, y, "label").astype(str)
     labels = store.y if y is None else np.asarray(y)
     if labels is None:
         raise StoreError(f"{store.path.name} has no labels; give them: y=store.align('labels.csv'), or --labels")

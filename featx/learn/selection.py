@@ -16,10 +16,10 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from featx.errors import FeatxError, nearest
-from featx.learn.grids import LayerGrid, layer_grids
-from featx.learn.intervals import cv_interval
-from featx.learn.metrics import METRICS, Metric
-from featx.learn.questions import Question, ask
+from featx.learn.grids import LayerGrid, Layers, layer_grids
+from featx.learn.intervals import splits_interval
+from featx.learn.metrics import METRICS, Metric, decisions_of
+from featx.learn.questions import Labels, Question, Stores, ask
 from featx.learn.ranking import Candidate, Interrupted, Nested, Selection, cheapest_within_noise
 from featx.learn.search import GridSearchCV
 from featx.learn.splits import Split, Tied, cv_splits
@@ -29,11 +29,11 @@ Found = list[tuple[Candidate, Pipeline]]
 
 
 def select_model(
-    stores: FeatureStore | Sequence[FeatureStore],
-    y: Sequence[object] | np.ndarray | None = None,
+    stores: Stores,
+    y: Labels = None,
     *,
-    layers: Sequence[str | Sequence[str]] | None = None,
-    estimators: Sequence[str] | None = None,
+    layers: Layers = None,
+    estimators: str | Sequence[str] | None = None,
     C: Mapping[str, Sequence[float]] | None = None,
     l2: bool = False,
     power: bool = False,
@@ -61,11 +61,12 @@ def select_model(
     Parameters
     ----------
     stores : FeatureStore, or several of the same images (from several backbones)
-    y : (n,) class names, or floats for numbers to predict, optional
-        By default the first store's own.
-    layers : sequence of names, or of lists of names for layers side by side, optional
+    y : (n,) class names, or floats for numbers to predict; or a column of the store, optional
+        By default the first store's own. The cells of a column are class names; numbers to predict are
+        `store.columns["age"].astype(float)`.
+    layers : a name, or sequence of names, or of lists of names for layers side by side, optional
         By default each that is stored.
-    estimators : keys of ESTIMATORS, optional
+    estimators : a key of ESTIMATORS or several, optional
         By default "logistic_regression", "linear_svm" and "rbf_svm"; of numbers "ridge" and "svr". There are
         "nearest_centroid", "ridge_classifier" and "knn" too.
     C : {estimator: values}, optional
@@ -74,10 +75,10 @@ def select_model(
         Bring rows to length 1; make columns normal (Yeo-Johnson; of 2,000 images some 10 ms a column and fold). In
         this order, before the PCA.
     pca : int, optional
-        Components to keep, of as many as there are.
+        Components to keep, or as many as there are.
     scoring : a key of METRICS, optional
-        "accuracy" by default, or "balanced_accuracy", "f1_macro", "matthews_corrcoef"; of numbers "r2", or
-        "neg_mean_absolute_error".
+        "accuracy" by default, or "balanced_accuracy", "f1_macro", "matthews_corrcoef", "roc_auc" (of decision
+        scores; of several classes each against the rest, averaged); of numbers "r2", or "neg_mean_absolute_error".
     folds, repeats : int
         Of the cross-validation, which is repeated with other folds.
     groups : a column of the first store, or (n,) values, optional
@@ -154,8 +155,8 @@ def select_model(
             repeats=repeats,
             scoring=metric.name,
             classes=asked.classes,
-            chance=_chance(metric, asked),
-            steps=(*(["l2"] if l2 else []), *(["power"] if power else []), *([f"pca {pca}"] if pca else [])),
+            chance=asked.chance(metric),
+            steps=(*(["l2"] if l2 else []), *(["power"] if power else []), *(_pca_step(pca, grids) if pca else [])),
             n_duplicates=asked.n_duplicates,
             n_groups=asked.n_groups,
             **rest,
@@ -166,11 +167,11 @@ def select_model(
         search.follow(asked.X, asked.y, splits, found)
         best = selection(found).chosen
         fitted = dict(found)[best].fit(asked.X, asked.y)
+        whole = selection(found, best_estimator=fitted, **_held_out(fitted, asked, metric))
     except KeyboardInterrupt:
         if not found:
             raise
         raise Interrupted(selection(found, is_partial=True)) from None
-    whole = selection(found, best_estimator=fitted, **_held_out(fitted, asked))
     if not nested:
         return whole
     scores: list[tuple[float, Candidate]] = []
@@ -180,7 +181,8 @@ def select_model(
             search.follow(asked.X[train], asked.y[train], those, found)
             chosen = selection(found).chosen
             pipeline = dict(found)[chosen].fit(asked.X[train], asked.y[train])
-            scores.append((metric.score(asked.y[test], pipeline.predict(asked.X[test])), chosen))
+            said = metric.said(pipeline, asked.X[test])
+            scores.append((metric.score(asked.y[test], said, asked.classes), chosen))
     except KeyboardInterrupt:
         so_far = _nested(scores, outer, metric) if scores else None
         raise Interrupted(replace(whole, nested=so_far)) from None
@@ -217,7 +219,7 @@ class _Search:
 
     def follow(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], found: Found) -> None:
         """Layer by layer; `found` grows, and has what was done if this is interrupted."""
-        scoring: Any = self.metric.name
+        scoring: Any = self.metric.scorer
         if self.metric.is_numeric:
             scoring = {"score": self.metric.name, "mae": "neg_mean_absolute_error"}
         self.progress(0)
@@ -257,18 +259,14 @@ def _subset(asked: Question, rows: np.ndarray) -> tuple[np.ndarray, Tied | None]
     return asked.y[rows], None if asked.tied is None else asked.tied.of(rows)
 
 
-def _chance(metric: Metric, asked: Question) -> float:
-    """What the most frequent class, or for R^2 the mean and for the mean absolute error the median, would score."""
-    if metric.name == "accuracy":
-        return asked.most_frequent
-    if metric.is_numeric:
-        guess = np.mean(asked.y) if metric.name == "r2" else np.median(asked.y)
-        return metric.score(asked.y, np.full(len(asked.y), guess))
-    names, counts = np.unique(asked.y, return_counts=True)
-    return metric.score(asked.y, np.full(len(asked.y), names[counts.argmax()]))
+def _pca_step(asked_for: int, grids: Sequence[LayerGrid]) -> list[str]:
+    """In words, with what was kept where there is less."""
+    few, many = min(grid.kept for grid in grids), max(grid.kept for grid in grids)
+    kept = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+    return [f"pca {asked_for}" + (f" ({kept} kept, all there are)" if few < asked_for else "")]
 
 
-def _held_out(fitted: Pipeline, asked: Question) -> dict[str, Any]:
+def _held_out(fitted: Pipeline, asked: Question, metric: Metric) -> dict[str, Any]:
     """What the winner says of the test set, the one time it is looked at."""
     if asked.X_test is None:
         return {}
@@ -284,6 +282,7 @@ def _held_out(fitted: Pipeline, asked: Question) -> dict[str, Any]:
         "X_test": asked.X_test,
         "y_test": asked.y_test,
         "predicted": last.predict(matrix),
+        "decisions": decisions_of(last, matrix) if metric.is_ranked else None,
         "confidence": confidence,
         "test_groups": asked.test_groups,
         "test_store": asked.test_store,
@@ -291,7 +290,6 @@ def _held_out(fitted: Pipeline, asked: Question) -> dict[str, Any]:
 
 
 def _nested(scores: Sequence[tuple[float, Candidate]], outer: Sequence[Split], metric: Metric) -> Nested:
-    n_train, n_test = (float(np.mean([len(side) for side in sides])) for sides in zip(*outer, strict=True))
     values = tuple(score for score, _ in scores)
-    interval = cv_interval(values, n_train, n_test, metric.low, metric.high)
+    interval = splits_interval(metric, values, outer[: len(scores)])
     return Nested(values, interval, tuple(chosen for _, chosen in scores), len(outer), metric.name)

@@ -17,6 +17,7 @@ from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 from featx.errors import FeatxError, StoreError, listed, nearest
 from featx.store import FeatureStore
 
+_MANY_CLASSES = 10
 Split = tuple[np.ndarray, np.ndarray]  # positions to train on, positions to test on, in order
 
 
@@ -48,17 +49,7 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
     if groups is None:
         return None
     if isinstance(groups, str):
-        if groups not in store.columns:
-            raise StoreError(
-                f"groups are a column of {store.path.name}; it has no {groups!r}{nearest(groups, store.columns)}; it "
-                f"has {', '.join(store.columns) or 'none'}"
-            )
-        values = store.columns[groups]
-        if (empty := values == "").any():
-            raise StoreError(
-                f"every image needs a group; column {groups!r} is empty for {empty.sum():,} of {len(store):,}: "
-                f"{listed(store.ids[empty])}"
-            )
+        values = column_of(store, groups, "group")
     else:
         values = np.asarray(groups)
         if values.shape != (len(store),):
@@ -67,6 +58,22 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
     if len(found) < 2:
         raise FeatxError(f"groups part the images, so there are two or more; all have {str(found[0])!r}")
     return numbers
+
+
+def column_of(store: FeatureStore, name: str, noun: str) -> np.ndarray:
+    """(n,) cells of a column of the store, none of them empty; an error says what they are wanted for."""
+    if name not in store.columns:
+        raise StoreError(
+            f"{noun}s are a column of {store.path.name}; it has no {name!r}{nearest(name, store.columns)}; it has "
+            f"{', '.join(store.columns) or 'none'}"
+        )
+    values = store.columns[name]
+    if (empty := values == "").any():
+        raise StoreError(
+            f"every image needs a {noun}; column {name!r} is empty for {empty.sum():,} of {len(store):,}: "
+            f"{listed(store.ids[empty])}"
+        )
+    return values
 
 
 def tie(store: FeatureStore, groups: np.ndarray | None, allow_duplicates: bool) -> Tied | None:
@@ -161,7 +168,8 @@ def hold_out(labels: np.ndarray, tied: Tied | None, share: float, random_state: 
     of_each, has = _said(labels, names, counts)
     raise FeatxError(
         f"holding out {share:.0%} of {len(rows):,} images needs two or more {'images' if tied is None else tied.noun}"
-        f"{of_each}, and one on both sides; {has}: add images, or test_size=0"
+        f"{of_each}, and one on both sides; {has}: add images, or hold none out (a test size of 0)"
+        f"{_if_numbers(labels)}"
     )
 
 
@@ -221,8 +229,23 @@ def _refuse_too_few(labels: np.ndarray, tied: Tied | None, folds: int) -> None:
         of_each, has = _said(labels, names, counts)
         raise FeatxError(
             f"{folds}-fold cross-validation needs {folds} {noun}{of_each}; {has}: add images, or take fewer folds or a "
-            "smaller test share"
+            f"smaller test share{_if_numbers(labels)}"
         )
+
+
+def _if_numbers(labels: np.ndarray) -> str:
+    """What to do where class names look like numbers to predict: many different ones, all of them numbers."""
+    names = np.unique(labels)
+    if is_numeric(labels) or len(names) <= _MANY_CLASSES:
+        return ""
+    try:
+        names.astype(float)
+    except ValueError:
+        return ""
+    return (
+        f"; these labels, {listed(names, 2)}, are taken as classes: to predict numbers, give them as floats "
+        "(y.astype(float), or --labels with --target numeric)"
+    )
 
 
 def _deal(strata: np.ndarray, tied: np.ndarray, shares: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featx.report.answers import selection_text
+from featx.report.answers import model_text, selection_text
 from featx.report.curves import protocol_figure
 from featx.report.extractions import ExtractionLines, plan_table
 from featx.report.figures import selection_figure
@@ -21,6 +21,7 @@ __all__ = [
     "ExtractionLines",
     "difference_table",
     "layers_table",
+    "model_text",
     "nested_table",
     "notes_text",
     "plan_table",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from featx.report.scores import amount, bracket, named, number, score_name, value_text
+from featx.report.scores import amount, named, score_name, scored, value_text
 
 if TYPE_CHECKING:
     from featx.learn.ranking import Nested, ProtocolResult, Selection
@@ -17,6 +17,20 @@ def selection_text(result: Selection | ProtocolResult) -> str:
     return "\n".join(_search_lines(result) if isinstance(result, Selection) else _protocol_lines(result))
 
 
+def model_text(result: Selection | ProtocolResult) -> str:
+    """What a fitted model is, for the line that says where it was saved."""
+    from featx.learn.ranking import Selection
+
+    if isinstance(result, Selection):
+        return f"{named(result.chosen)}, fitted on the {result.n_train:,} training images"
+    best = result.curves[0]
+    assert best.chosen is not None
+    images = result.n_train + result.n_validation
+    return (
+        f"{best.layer}, {result.varied} = {value_text(best.chosen.x)}, fitted on {images:,} images, all but the test's"
+    )
+
+
 def _search_lines(selection: Selection) -> list[str]:
     scoring, chosen = selection.scoring, selection.chosen
     lines = []
@@ -26,49 +40,56 @@ def _search_lines(selection: Selection) -> list[str]:
         lines.append(f"{selection.n_groups:,} groups of images were never parted")
     if selection.n_duplicates:
         lines.append(f"{selection.n_duplicates:,} images are there more than once; copies were kept on one side")
-    score = _with_interval(number(chosen.mean, scoring), bracket(chosen.interval, scoring))
-    which = "best" if chosen == selection.best else "chosen"
-    lines.append(
-        f"{which} of {len(selection.candidates):,} in cross-validation: {score}, flattered by the choice: "
-        f"{named(chosen)}"
-    )
+    n = len(selection.candidates)
+    among = f"{'best' if chosen == selection.best else 'chosen'} of {n:,} " if n > 1 else ""
+    score = scored(chosen.mean, chosen.interval, scoring)
+    lines.append(f"{among}in cross-validation: {score}{_flattered(n)}: {named(chosen)}")
     if selection.nested is not None and selection.nested.scores:
         lines.append(_nested_line(selection.nested))
     if selection.held_out is not None and selection.y_test is not None:
-        score = _with_interval(number(selection.held_out, scoring), bracket(selection.held_out_interval, scoring))
+        score = scored(selection.held_out, selection.held_out_interval, scoring)
         mae = selection.held_out_mae if scoring != "neg_mean_absolute_error" else None
         error = "" if mae is None else f", {score_name('neg_mean_absolute_error')} {amount(mae)},"
         lines.append(f"held out: {score}{error} on {len(selection.y_test):,} images that played no part in it")
     elif selection.is_partial:
         lines.append("interrupted: nothing was fitted, and nothing scored on images held out")
-    elif selection.nested is None:
+    elif selection.nested is None and n > 1:
         lines.append("held out: nothing, so there is no score that the choice has not flattered")
     return lines
 
 
 def _nested_line(nested: Nested) -> str:
-    score = _with_interval(number(nested.mean, nested.scoring), bracket(nested.interval, nested.scoring))
+    score = scored(nested.mean, nested.interval, nested.scoring)
     done = len(nested.scores)
     splits = f"{done} outer splits" if done == nested.folds else f"{done} of {nested.folds} outer splits, interrupted"
     return f"nested cross-validation: {score}, what searching and taking the winner is worth, over {splits}"
 
 
 def _protocol_lines(result: ProtocolResult) -> list[str]:
-    best = result.curves[0]
+    best, scoring = result.curves[0], result.scoring
+    lines = []
     if best.chosen is not None and best.test is not None:
-        score = _with_interval(number(best.test), bracket(best.test_interval))
-        return [
-            f"best in validation: {number(best.chosen.mean)}, flattered by the choice: {best.layer}, "
+        score = scored(best.chosen.mean, best.chosen.interval, scoring)
+        choices = sum(len(curve.points) for curve in result.curves)
+        best_of = f"best of {choices:,} " if choices > 1 else ""
+        lines += [
+            f"{best_of}in validation: {score}{_flattered(choices)}: {best.layer}, "
             f"{result.varied} = {value_text(best.chosen.x)}",
-            f"test: {score} on {result.n_test:,} images that played no part in it",
+            f"test: {scored(best.test, best.test_interval, scoring)} on {result.n_test:,} images that played no part "
+            "in it",
         ]
-    last = best.points[-1]
-    score = _with_interval(number(last.mean), bracket(last.interval))
-    lines = [f"best with {last.x:,g} {result.varied}: {best.layer}, {score}, over {result.repeats:,} draws"]
-    if len(result.curves) > 1:
-        lines.append(f"of {len(result.curves):,} layers; being the best of them flatters it")
+    else:
+        last = best.points[-1]
+        draws = f"over {len(last.scores):,} draws" if len(last.scores) > 1 else "of one draw"
+        draws = "all there are" if last.x == result.n_train else draws
+        score = scored(last.mean, last.interval, scoring)
+        lines.append(f"best with {last.x:,g} {result.varied}, {draws}: {best.layer}, {score}")
+        if len(result.curves) > 1:
+            lines.append(f"of {len(result.curves):,} layers; being the best of them flatters it")
+    if result.is_partial:
+        lines.append("interrupted: these are the layers that were done")
     return lines
 
 
-def _with_interval(score: str, interval: str) -> str:
-    return f"{score} {interval}".strip()
+def _flattered(choices: int) -> str:
+    return ", flattered by the choice" if choices > 1 else ""

@@ -1,4 +1,4 @@
-"""A protocol's result in, one picture out: a curve a layer with its interval as a band, and what was chosen on test."""
+"""A protocol's result in, one picture out: a curve a layer, the best with its interval, and the chosen on test."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from featx.report.canvas import FAINT, INK, blank
+from featx.report.canvas import FAINT, INK, INTERRUPTED, blank
 from featx.report.rankings import protocol_title
-from featx.report.scores import backbone_names, short
+from featx.report.scores import backbone_names, score_name, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ _COLOURED = 7  # curves that can be told apart; the others are grey
 
 
 def protocol_figure(result: ProtocolResult, title: str = "") -> Figure:
-    """Draw a protocol: accuracy by what it varies, a curve a layer, the best ones in colour with 95 % bands.
+    """Draw a protocol: the score by what it varies, a curve a layer, the best ones in colour, a band of 95 % on one.
 
     Where something is chosen on validation images ("linear-probe", "knn"), its point has a ring, and a second panel
     shows the test accuracy of every layer with its interval.
@@ -43,17 +43,17 @@ def protocol_figure(result: ProtocolResult, title: str = "") -> Figure:
     height = max(4.6, 0.27 * len(result.curves) * tested + 1.6)
     figure = blank(13 if tested else 10, height)
     parts = figure.subfigures(1, 2 if tested else 1, width_ratios=[1.5, 1] if tested else None, squeeze=False)[0]
-    _draw_curves(parts[0].subplots(), result, "validation accuracy" if tested else "test accuracy")
+    _draw_curves(parts[0].subplots(), result, "validation" if tested else "test")
     if tested:
         _draw_tests(parts[1].subplots(), result)
     else:
         _add_legend(parts[0].axes[0])
-    heading = protocol_title(result)
+    heading = protocol_title(result) + (INTERRUPTED if result.is_partial else "")
     figure.suptitle(f"{title}\n{heading}" if title else heading, fontsize=11, color=INK)
     return figure
 
 
-def _draw_curves(axis: Axes, result: ProtocolResult, label: str) -> None:
+def _draw_curves(axis: Axes, result: ProtocolResult, images: str) -> None:
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     names = _names(result)
@@ -63,12 +63,14 @@ def _draw_curves(axis: Axes, result: ProtocolResult, label: str) -> None:
         x, means = [point.x for point in curve.points], np.array([point.mean for point in curve.points])
         axis.plot(x, means, "o-", ms=3.5, lw=1.6, color=colour, label=names[place], zorder=3 - place / 100)
         if place < _COLOURED:
-            ends = np.array([point.interval for point in curve.points]).T  # (2, m)
-            if len(x) == 1:
-                axis.errorbar(x, means, np.abs(ends - means), fmt="none", color=colour, capsize=3)
-            axis.fill_between(x, *ends, color=colour, alpha=0.13, linewidth=0)
             if curve.chosen is not None:
                 axis.plot(curve.chosen.x, curve.chosen.mean, "o", mfc="none", mec=colour, ms=10, mew=1.6, zorder=4)
+    best = result.curves[0]  # more bands than one hide one another
+    x, means = [point.x for point in best.points], np.array([point.mean for point in best.points])
+    ends = np.array([point.interval for point in best.points]).T  # (2, m)
+    if len(x) == 1:
+        axis.errorbar(x, means, np.abs(ends - means), fmt="none", color=_colour(0), capsize=3)
+    axis.fill_between(x, *ends, color=_colour(0), alpha=0.13, linewidth=0)
     if xs[0] > 0 and len(xs) > 1:
         axis.set_xscale("log")
     if len(xs) <= 12:
@@ -77,10 +79,10 @@ def _draw_curves(axis: Axes, result: ProtocolResult, label: str) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.axhline(result.chance, color=FAINT, linewidth=1, linestyle=":")
-    axis.text(0.995, result.chance, "chance", transform=axis.get_yaxis_transform(), ha="right", va="bottom",
-              fontsize=8, color=FAINT)  # fmt: skip
+    axis.text(1.005, result.chance, "chance", transform=axis.get_yaxis_transform(), va="center", fontsize=8,
+              color=FAINT)  # fmt: skip
     axis.set_xlabel(result.varied)
-    axis.set_ylabel(label)
+    axis.set_ylabel(f"{images} {score_name(result.scoring)} (band: 95 % of the best)")
     _clean(axis, "y")
 
 
@@ -89,8 +91,9 @@ def _add_legend(axis: Axes) -> None:
     found, labels = axis.get_legend_handles_labels()
     handles, names = found[::-1], labels[::-1]
     if len(names) > _COLOURED:
-        names[_COLOURED] = f"{len(names) - _COLOURED} more layers"
-    axis.legend(handles[: _COLOURED + 1], names[: _COLOURED + 1], loc="upper left", bbox_to_anchor=(1.01, 1),
+        more = len(names) - _COLOURED
+        names[_COLOURED] = f"{more} more layer{'s' if more > 1 else ''}"
+    axis.legend(handles[: _COLOURED + 1], names[: _COLOURED + 1], loc="upper left", bbox_to_anchor=(1.06, 1),
                 frameon=False, fontsize=8)  # fmt: skip
 
 
@@ -106,7 +109,7 @@ def _draw_tests(axis: Axes, result: ProtocolResult) -> None:
     axis.set_yticks(range(len(result.curves)), _names(result), fontsize=8)
     axis.set_ylim(len(result.curves) - 0.4, -0.6)
     axis.margins(x=0.12)
-    axis.set_xlabel("test accuracy")
+    axis.set_xlabel(f"test {score_name(result.scoring)}")
     _clean(axis, "x")
 
 
@@ -125,4 +128,5 @@ def _names(result: ProtocolResult) -> list[str]:
     backbones = backbone_names(curve.backbone for curve in result.curves)
     several = len(backbones) > 1
     names = [f"{backbones[curve.backbone]}  {curve.layer}" if several else curve.layer for curve in result.curves]
-    return [short(name, 44) for name in names]
+    cut = shortened(names, 44)
+    return [cut[name] for name in names]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from featx.learn.ranking import Selection
 
-_WIDTH, _MISTAKES_HEIGHT = 13.0, 2.6
+_WIDTH, _MISTAKES_HEIGHT = 13.0, 2.4
 
 
 def selection_figure(selection: Selection, title: str = "") -> Figure:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featx.report.canvas import INK
-from featx.report.scores import backbone_names, score_name, short
+from featx.report.canvas import INK, INTERRUPTED
+from featx.report.scores import backbone_names, score_name, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,12 +60,13 @@ class Grid:
             for axis, name in zip(axes, line, strict=False):
                 self._draw_estimator(axis, name, low, high)
             inner.align_xlabels(axes[: len(line)])
-            axes[0].set_yticks(range(len(names)), [short(name, 44) for name in names], fontsize=8)
+            axes[0].set_yticks(range(len(names)), list(shortened(names, 44).values()), fontsize=8)
         times = f" x {selection.repeats}" if selection.repeats > 1 else ""
         chance = _cell(selection.chance, selection.scoring)
         part.suptitle(
             f"{selection.folds}-fold{times} {score_name(selection.scoring)} by layer and setting, "
-            f"{selection.n_train:,} training images (chance {chance})",
+            f"{selection.n_train:,} training images (chance {chance})"
+            f"{INTERRUPTED if selection.is_partial else ''}",
             fontsize=11,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from featx.errors import ImageError
 from featx.report.canvas import FAINT, INK
-from featx.report.scores import amount, bracket, number, score_name, short
+from featx.report.scores import amount, score_name, scored, shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,10 +30,9 @@ def draw_held_out(axis: Axes, selection: Selection) -> None:
         _draw_scatter(axis, selection)
     else:
         _draw_confusion(axis, selection)
-    score = number(selection.held_out, selection.scoring)
-    interval = bracket(selection.held_out_interval, selection.scoring)
+    score = scored(selection.held_out, selection.held_out_interval, selection.scoring)
     images = f"on {len(selection.y_test):,} images held out"
-    axis.set_title(f"{score_name(selection.scoring)} {score} {interval}\n{images}", fontsize=11)
+    axis.set_title(f"{score_name(selection.scoring)} {score}\n{images}", fontsize=11)
 
 
 def _draw_confusion(axis: Axes, selection: Selection) -> None:
@@ -45,7 +45,7 @@ def _draw_confusion(axis: Axes, selection: Selection) -> None:
         for (row, column), count in np.ndenumerate(confusion):
             color = "white" if share[row, column] > 0.6 else INK if count else FAINT
             axis.text(column, row, str(count), ha="center", va="center", fontsize=10 if k < 8 else 7, color=color)
-    names = [short(name, 15) for name in selection.classes] if k <= 30 else []
+    names = list(shortened(selection.classes, 15).values()) if k <= 30 else []
     if k <= 15:
         axis.set_xticks(range(len(names)), names, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
     else:
@@ -85,14 +85,16 @@ def mistake_pictures(selection: Selection) -> list[tuple[Any, str]]:
         return []
     rows = store.rows(selection.X_test)
     worst = selection.mistakes().tolist()
+    words: Callable[[Any], str] = amount
     if selection.classes is not None:
         worst = _by_turns(worst, [(selection.y_test[i], selection.predicted[i]) for i in worst])
+        words = shortened(selection.classes, 17).__getitem__
     found: list[tuple[Any, str]] = []
     for i in worst:
         with contextlib.suppress(ImageError):  # moved or gone since
             picture, _digest = decode(Path(store.recipe.origin, str(store.ids[rows[i]])))
             picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            found.append((picture, _said(selection.y_test[i], selection.predicted[i])))
+            found.append((picture, f"true: {words(selection.y_test[i])}\nsaid: {words(selection.predicted[i])}"))
         if len(found) == MISTAKES:
             break
     return found
@@ -108,17 +110,11 @@ def _by_turns(worst: list[int], kinds: list[tuple[Any, Any]]) -> list[int]:
     return [i for _, _, i in sorted(ordered)]
 
 
-def _said(true: Any, predicted: Any) -> str:
-    if isinstance(true, float):
-        return f"{amount(true)}\nnot {amount(predicted)}"
-    return f"{short(true, 20)}\nnot {short(predicted, 16)}"
-
-
 def draw_mistakes(part: Any, selection: Selection, mistakes: list[tuple[Any, str]]) -> None:
     part.suptitle("the largest errors" if selection.classes is None else "the most confident mistakes", fontsize=11)
     axes = part.subplots(1, MISTAKES)
     for axis in axes:
         axis.axis("off")
-    for axis, (picture, said) in zip(axes, mistakes, strict=False):
+    for axis, (picture, said) in zip(axes[(MISTAKES - len(mistakes)) // 2 :], mistakes, strict=False):
         axis.imshow(picture)
         axis.set_title(said, fontsize=8, color=INK)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from featx.report.scores import number, setting
+from featx.report.columns import FittedTable
+from featx.report.scores import backbone_names, number, setting
 
 if TYPE_CHECKING:
     from featx.learn.ranking import Candidate
@@ -20,13 +20,13 @@ _LEADERS = 5
 
 
 @contextmanager
-def search_progress() -> Iterator[Callable[[int, int, list[Candidate]], None]]:
+def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[int, int, list[Candidate]], None]]:
     """A bar and the best few layers and estimators so far, for the time of a `with`.
 
     Gives what `select_model` takes as `on_progress`. Where stderr is no terminal, nothing is shown; on one, the bar
     stays when all is done, and the table, which the result repeats, goes.
     """
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal or console.is_dumb_terminal:
         yield lambda done, total, ranked: None
         return
@@ -46,7 +46,7 @@ def search_progress() -> Iterator[Callable[[int, int, list[Candidate]], None]]:
             bar.reset(task)
             live.start()
         bar.update(task, completed=done, total=total)
-        live.update(Group(bar, leaders_table(ranked)) if ranked else bar)
+        live.update(Group(bar, leaders_table(ranked, scoring)) if ranked else bar)
 
     try:
         yield show
@@ -56,17 +56,20 @@ def search_progress() -> Iterator[Callable[[int, int, list[Candidate]], None]]:
             live.stop()
 
 
-def leaders_table(ranked: list[Candidate]) -> Table:
+def leaders_table(ranked: list[Candidate], scoring: str = "accuracy") -> FittedTable:
     """The best few layers and estimators, each with its best setting."""
-    table = Table(box=None, padding=(0, 2))
     leaders: dict[tuple[str, str, str], Candidate] = {}
     for candidate in ranked:
         leaders.setdefault((candidate.backbone, candidate.layer, candidate.estimator), candidate)
         if len(leaders) == _LEADERS:
             break
-    for name in ("layer", "estimator", "best"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis")
-    table.add_column("score", justify="right")
+    backbones = backbone_names(candidate.backbone for candidate in leaders.values())
+    several = len(backbones) > 1
+    table = FittedTable()
+    table.box = None
+    table.add_names(*(["backbone"] if several else []), "layer", "estimator")
+    table.add_numbers("best", "score")
     for candidate in leaders.values():
-        table.add_row(candidate.layer, candidate.estimator, setting(candidate), number(candidate.mean))
+        cells = [*([backbones[candidate.backbone]] if several else []), candidate.layer, candidate.estimator]
+        table.add_row(*cells, setting(candidate), number(candidate.mean, scoring))
     return table

@@ -5,6 +5,7 @@ One row a candidate, an outer split of a nested cross-validation, or a point of 
 kind : "cross-validation", "nested", or the protocol: "linear-probe", "knn", "few-shot", "learning-curve"
 rank : from 1, best first; the number of the outer split; the rank of the layer, by the protocol's own order
 chosen : 1 for what was chosen: the candidate that was fitted, an outer split's winner, a layer's best x; else 0
+partial : 1 where the search, the nested cross-validation or the protocol was interrupted and these are not all; else 0
 backbone, layer, features : what was read
 estimator, parameter, value : how it was learned; for protocols, parameter is what x is and value is x
 scoring : what the scores are, named as scikit-learn's scorers: more is better
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from featx.learn.ranking import Candidate, Nested, ProtocolResult, Selection
 
 _COLUMNS = (
-    *("kind", "rank", "chosen", "backbone", "layer", "features", "estimator", "parameter", "value", "scoring"),
-    *("mean", "std", "low", "high", "mae", "fit_seconds", "held_out", "held_out_low", "held_out_high"),
+    *("kind", "rank", "chosen", "partial", "backbone", "layer", "features", "estimator", "parameter", "value"),
+    *("scoring", "mean", "std", "low", "high", "mae", "fit_seconds", "held_out", "held_out_low", "held_out_high"),
 )
 
 
@@ -78,12 +79,13 @@ def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
         return {
             "kind": result.protocol,
             "varied": result.varied,
-            "scoring": "accuracy",
+            "scoring": result.scoring,
             "repeats": result.repeats,
             "chance": _finite(result.chance),
             "n_train": result.n_train,
             "n_validation": result.n_validation,
             "n_test": result.n_test,
+            "is_partial": result.is_partial,
             "classes": classes,
             "stores": stores,
         }
@@ -121,7 +123,10 @@ def _rows(result: Selection | Nested | ProtocolResult) -> Iterator[dict[str, Any
         yield from _nested_rows(result)
     elif isinstance(result, Selection):
         for rank, candidate in enumerate(result.candidates, start=1):
-            row = _of_candidate(candidate, result.scoring) | {"kind": "cross-validation", "rank": rank}
+            row = _of_candidate(candidate, result.scoring, result.is_partial) | {
+                "kind": "cross-validation",
+                "rank": rank,
+            }
             if candidate == result.chosen:
                 row |= {"chosen": 1} | _held_out(result.held_out, result.held_out_interval)
             yield row
@@ -132,8 +137,9 @@ def _rows(result: Selection | Nested | ProtocolResult) -> Iterator[dict[str, Any
 
 
 def _nested_rows(nested: Nested) -> Iterator[dict[str, Any]]:
+    is_partial = len(nested.scores) < nested.folds
     for split, (score, chosen) in enumerate(zip(nested.scores, nested.chosen, strict=True), start=1):
-        row = _of_candidate(chosen, nested.scoring) | {"kind": "nested", "rank": split, "chosen": 1}
+        row = _of_candidate(chosen, nested.scoring, is_partial) | {"kind": "nested", "rank": split, "chosen": 1}
         yield row | _held_out(score, None)
 
 
@@ -145,12 +151,13 @@ def _protocol_rows(result: ProtocolResult) -> Iterator[dict[str, Any]]:
                 "kind": result.protocol,
                 "rank": rank,
                 "chosen": int(curve.chosen == point),
+                "partial": int(result.is_partial),
                 "backbone": curve.backbone,
                 "layer": curve.layer,
                 "features": curve.d,
                 "parameter": result.varied,
                 "value": point.x,
-                "scoring": "accuracy",
+                "scoring": result.scoring,
                 "mean": _finite(point.mean),
                 "std": float(np.std(point.scores)) if len(point.scores) > 1 else None,
                 "low": low,
@@ -160,10 +167,11 @@ def _protocol_rows(result: ProtocolResult) -> Iterator[dict[str, Any]]:
             yield row | (_held_out(curve.test, curve.test_interval) if row["chosen"] else {})
 
 
-def _of_candidate(candidate: Candidate, scoring: str) -> dict[str, Any]:
+def _of_candidate(candidate: Candidate, scoring: str, is_partial: bool) -> dict[str, Any]:
     low, high = _ends(candidate.interval)
     return dict.fromkeys(_COLUMNS) | {
         "chosen": 0,
+        "partial": int(is_partial),
         "backbone": candidate.backbone,
         "layer": candidate.layer,
         "features": candidate.d,

@@ -14,6 +14,7 @@ _WORDS = {
     "balanced_accuracy": "balanced accuracy",
     "f1_macro": "macro F1",
     "matthews_corrcoef": "Matthews correlation",
+    "roc_auc": "ROC AUC",
     "r2": "R²",
     "neg_mean_absolute_error": "mean absolute error",
 }
@@ -45,6 +46,11 @@ def bracket(interval: Interval | None, scoring: str = "accuracy") -> str:
     return f"[{number(low, scoring)}, {number(high, scoring)}]"
 
 
+def scored(score: float, interval: Interval | None, scoring: str = "accuracy") -> str:
+    """ "0.812 [0.781, 0.852]" """
+    return f"{number(score, scoring)} {bracket(interval, scoring)}".strip()
+
+
 def setting(candidate: Candidate) -> str:
     """ "C = 0.01", or "" for an estimator without a parameter."""
     return "" if candidate.value is None else f"{candidate.parameter} = {value_text(candidate.value)}"
@@ -72,8 +78,15 @@ def stacked(layer: str) -> str:
     return layer.replace("+", " +\n")
 
 
-def short(name: object, most: int) -> str:
-    """A name cut in its middle: what tells two apart is often at the end."""
-    text = str(name)
-    head = most // 2
+def shortened(names: Iterable[object], most: int) -> dict[str, str]:
+    """Each cut in its middle or, where two would look the same, at its beginning or its end."""
+    full = list(dict.fromkeys(map(str, names)))
+    for head in (most // 2, 0, most - 1):
+        cut = [_cut(name, most, head) for name in full]
+        if len(set(cut)) == len(full):
+            break
+    return dict(zip(full, cut, strict=True))
+
+
+def _cut(text: str, most: int, head: int) -> str:
     return text if len(text) <= most else f"{text[:head]}…{text[len(text) - (most - head - 1) :]}"

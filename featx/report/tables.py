@@ -9,27 +9,24 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-
 from featx.errors import readable
+from featx.report.columns import FittedTable
 
 if TYPE_CHECKING:  # each table needs one of these, and none should wait for the others' torch or scikit-learn
     from featx.backbones import Backbone
     from featx.learn import Prediction
 
 
-def layers_table(backbone: Backbone) -> Table:
+def layers_table(backbone: Backbone) -> FittedTable:
     """The tree of a backbone's layers: what each gives for one image, and how much that is after pooling."""
     from featx.backbones import describe
 
     height, width = backbone.preprocessing.size
-    table = Table(title=f"{backbone.name}, images of {height} x {width} px", title_justify="left")
-    table.add_column("layer", overflow="fold")
-    table.add_column("output of one image")
-    table.add_column("avg or max", justify="right")
-    table.add_column("flatten", justify="right")
-    table.add_column("bytes an image", justify="right")
-    table.add_column("")
+    table = FittedTable(f"{backbone.name}, images of {height} x {width} px", spare=("bytes an image",))
+    table.add_names("layer")
+    table.add_words("output of one image")
+    table.add_numbers("avg or max", "flatten", "bytes an image")
+    table.add_words("")
     for layer in describe(backbone):
         flat = math.prod(layer.shape)
         sizes = readable(4 * layer.pooled)
@@ -45,13 +42,14 @@ def layers_table(backbone: Backbone) -> Table:
     return table
 
 
-def predictions_table(predictions: Iterable[Prediction]) -> Table:
+def predictions_table(predictions: Iterable[Prediction]) -> FittedTable:
     rows = list(predictions)
     kinds = {row.kind for row in rows} - {""}
-    table = Table()
-    table.add_column("image", overflow="fold")
-    table.add_column("label")
-    table.add_column("/".join(sorted(kinds)) or "", justify="right")
+    table = FittedTable()
+    table.add_names("image")
+    add_labels = table.add_numbers if any(isinstance(row.label, float) for row in rows) else table.add_names
+    add_labels("label")
+    table.add_numbers("/".join(sorted(kinds)))
     for row in rows:
         confidence = "" if row.confidence is None else f"{row.confidence:.3f}"
         label = f"{row.label:g}" if isinstance(row.label, float) else str(row.label)
