@@ -64,15 +64,18 @@ def logistic(z: Tensor, y: Tensor, s: Tensor, positive: Tensor, out: Tensor) -> 
 
 def squared_hinge(z: Tensor, y: Tensor, s: Tensor, positive: Tensor, out: Tensor) -> Sums:
     """l = max(0, 1 - t z)^2, t = 1 where y is `positive` (B,), else -1; one column."""
-    t = _signs(y, positive, z.dtype)
-    slack = torch.mul(z.squeeze(1), t, out=out.squeeze(1)).neg_().add_(1).clamp_min_(0)
-    value = torch.linalg.vecdot(slack * slack, s).double()
+    z = z.squeeze(1)
+    slope = _signs(y, positive, z.dtype).mul_(-2)  # of l by z, for each unit of slack
+    slack = torch.addcmul(z.new_ones(()), z, slope, value=0.5, out=z).clamp_min_(0)
+    weighted = torch.mul(slack, s, out=out.squeeze(1))
+    value = torch.linalg.vecdot(weighted, slack).double()
     # where no row is short of its margin there is no curvature; a step must not be endless for that
-    curvature = 2 * torch.linalg.vecdot((slack > 0).to(s.dtype).clamp_min_(_LEAST), s)[:, None]
-    slack.mul_(t.mul_(s)).mul_(-2)
+    curvature = 2 * torch.linalg.vecdot(slack.sign_().clamp_min_(_LEAST), s)[:, None]
+    weighted.mul_(slope)
     return Sums(value, out.sum(2), curvature)
 
 
 def _signs(y: Tensor, positive: Tensor, dtype: torch.dtype) -> Tensor:
     """(B, m)"""
-    return (y == positive[:, None]).to(dtype).mul_(2).sub_(1)
+    one = torch.ones((), dtype=dtype, device=y.device)
+    return torch.where(y == positive[:, None], one, -one)
