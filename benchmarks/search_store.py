@@ -1,6 +1,6 @@
 """Cell "store" of benchmarks/search.py: a store of five layers, and a search of it in a process of its own.
 
-    python benchmarks/search_store.py STORE HOW_MANY_C_OF_SVC
+    python benchmarks/search_store.py STORE
 
 Prints a line of JSON: the time, the best of each estimator, and the proportional set size.
 """
@@ -53,7 +53,7 @@ def write_layers(path: Path, X: np.ndarray, y: np.ndarray) -> None:
         writer.finish()
 
 
-def searched_store(path: Path, n_svc: int) -> dict[str, Any]:
+def searched_store(path: Path) -> dict[str, Any]:
     """The search of cell "store", and how much memory it took: printed by a process of its own."""
     store = FeatureStore(path)
     model = Pipeline([("features", StoredFeatures(store)), ("scale", StandardScaler()), ("model", None)])
@@ -62,7 +62,7 @@ def searched_store(path: Path, n_svc: int) -> dict[str, Any]:
         for estimator, values in (
             (LogisticRegression(), grid(-5, 2, 8)),
             (LinearSVC(), grid(-5, 2, 8)),
-            (SVC(), grid(-1, 2, 8)[:: -(-8 // n_svc)][:n_svc]),
+            (SVC(), grid(-1, 2, 8)),
         )
     ]
     cv = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
@@ -85,7 +85,6 @@ def searched_store(path: Path, n_svc: int) -> dict[str, Any]:
     return {
         "rows": len(store.X),
         "fits": len(scores) * FOLDS,
-        "n_svc": n_svc,
         "seconds": {"ours": [seconds]},
         "ours": seconds,
         "best": best,
@@ -119,4 +118,4 @@ def _pss() -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps(searched_store(Path(sys.argv[1]), int(sys.argv[2]))))
+    print(json.dumps(searched_store(Path(sys.argv[1]))))

@@ -451,18 +451,22 @@ def search(
     if unused:
         them = "it" if len(unused) == 1 else "them"
         raise FeatxError(f"--protocol {protocol} has no {', '.join(map(_option, unused))}; leave {them} out")
-    held_out_by = [*_given(test_size=test_size, split_column=split_column, test_store=test_store)]
+    only_validates = test_store is not None and validation_value is not None and test_value is None
+    tests_by_column = None if only_validates else split_column
+    held_out_by = [*_given(test_size=test_size, split_column=tests_by_column, test_store=test_store)]
     if len(held_out_by) > 1:
         raise FeatxError(f"images are held out in one way; got {' and '.join(map(_option, held_out_by))}")
     for name in _given(test_value=test_value, validation_value=validation_value):
         if split_column is None:
             raise FeatxError(f"{_option(name)} is a value of --split-column; give that too")
+    if test_store is not None and labels is None and label_column is not None and target is Target.numeric:
+        raise FeatxError("--label-column reads numbers of the searched store only; give both stores labels by extracting")
     opened = [FeatureStore(path) for path in stores]
     test_rows = validation_rows = None
-    if split_column is not None:
-        test_rows = _split_rows(opened[0], split_column, "test" if test_value is None else test_value)
-        if validation_value is not None:
-            validation_rows = _split_rows(opened[0], split_column, validation_value)
+    if tests_by_column is not None:
+        test_rows = _split_rows(opened[0], tests_by_column, "test" if test_value is None else test_value)
+    if split_column is not None and validation_value is not None:
+        validation_rows = _split_rows(opened[0], split_column, validation_value)
     asked = of_grid | _given(
         y=_labels(opened[0], labels, label_column, target),
         layers=[[part.strip() for part in name.split("+")] for name in layer] if layer else None,
