@@ -119,7 +119,8 @@ def _spoken(message: str, options: Iterable[str]) -> str:
     """
     names = [*options, *_OPTIONS]
     begin, end = r"(?<![-\w./'\"])", r"(?![-\w./'\"=])"  # not inside a path or a quoted name
-    message = re.sub(rf" \((?:{'|'.join(names)})=True\)", "", message).replace("weights=None", "--weights random")
+    message = re.sub(rf" \((?:{'|'.join(names)})=True\)", "", message)
+    message = re.sub(rf"{begin}weights=None{end}", "--weights random", message)
     given = re.compile(rf"{begin}({'|'.join(names)})='?([^\s,;:)']+)'?")
     message = given.sub(lambda found: f"{_option(found[1])} {found[2]}", message)
     word = re.compile(rf"{begin}({'|'.join(name for name in names if '_' in name)}){end}")  # others are any sentence's
@@ -423,6 +424,9 @@ def search(
         _refuse_unwritable(path)
         if path is not None and path.resolve() in inputs:
             raise FeatxError(f"{path} is read by this search and would be written over; choose another name")
+    outputs = [path.resolve() for path in (output, figure, results) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise FeatxError("--output, --figure and --results are files of their own; give them different names")
     if figure is not None and figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise FeatxError(f"a figure is a .png, .pdf or .svg file; got {figure}")
     if results is not None and results.suffix not in (".csv", ".json"):
@@ -460,7 +464,9 @@ def search(
         if split_column is None:
             raise FeatxError(f"{_option(name)} is a value of --split-column; give that too")
     if test_store is not None and labels is None and label_column is not None and target is Target.numeric:
-        raise FeatxError("--label-column reads numbers of the searched store only; give both stores labels by extracting")
+        raise FeatxError(
+            "--label-column reads numbers of the searched store only; give both stores labels by extracting"
+        )
     opened = [FeatureStore(path) for path in stores]
     test_rows = validation_rows = None
     if tests_by_column is not None:
@@ -489,7 +495,10 @@ def search(
         typer.echo("featx: interrupted before the first layer was done; nothing was written", err=True)
         return 130
     if isinstance(result, Selection):
-        _print(ranking_table(result, top), *([nested_table(result.nested)] if result.nested is not None else []))
+        _print(
+            ranking_table(result, top),
+            *([nested_table(result.nested)] if result.nested and result.nested.scores else []),
+        )
     else:
         _print(protocol_table(result, top))
     _print(selection_text(result))

@@ -178,3 +178,23 @@ def test_many_layers_are_counted(tmp_path):
     store = separable_store(tmp_path / "a.h5", noise={f"l{i}:avg": 1.0 for i in range(8)})
     lines = str(knn_probe(store, k=[1])).splitlines()
     assert len(lines) == 7 and lines[-1] == "and 3 more layers"
+
+
+def test_one_group_of_test_images_tells_no_interval(store):
+    groups = np.arange(150) // 10
+    result = learning_curves(store, layers="good", groups=groups, test_rows=groups == 0, C=0.1, repeats=2)
+    assert all(np.isnan(point.interval.low) for point in result.curves[0].points)
+
+
+def test_few_groups_make_few_folds(store):
+    groups = np.arange(150) % 4
+    result = learning_curves(store, layers="good", groups=groups, test_rows=groups == 0, repeats=2)
+    assert len(result.curves[0].points) > 1
+
+
+@pytest.mark.parametrize("sizes", [[10.5], [2.0]])
+def test_images_are_counted_in_whole_numbers(store, sizes):
+    with pytest.raises(FeatxError, match="sizes are numbers of training images"):
+        learning_curves(store, sizes=sizes)
+    with pytest.raises(FeatxError, match="shots are images a class"):
+        few_shot(store, shots=sizes)

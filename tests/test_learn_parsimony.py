@@ -21,6 +21,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from featx.errors import FeatxError
 from featx.learn import (
+    SVC,
     GridSearchCV,
     LinearSVC,
     LogisticRegression,
@@ -141,7 +142,7 @@ def told_by(search: object, X: object, y: object) -> np.ndarray:
         return 0
 
     search.set_params(refit=refit).fit(X, y)
-    assert seen.keys() - search.cv_results_.keys() == {"n_features"}
+    assert seen.keys() - search.cv_results_.keys() == {"n_features", "estimators"}
     return seen["n_features"]
 
 
@@ -217,3 +218,32 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(FeatxError, match="every fit failed"):
         one_se(results(({"C": 1}, [np.nan, np.nan])))
     assert one_se(results(({"C": 1}, [np.nan, 0.9]), ({"C": 2}, [0.5, 0.4]))) == 1
+
+
+def test_what_an_estimator_holds_counts_as_what_the_grid_says():
+    weak, strong = LogisticRegression(C=100.0), LogisticRegression(C=0.01)
+    assert one_se(results(({"clf": weak}, BEST), ({"clf": strong}, NEAR))) == 1
+    assert one_se(results(({"clf": strong, "clf__C": 100.0}, BEST), ({"clf": LogisticRegression(C=1.0)}, NEAR))) == 1
+
+
+@pytest.mark.parametrize("written_out", [False, True])
+def test_the_estimator_of_the_pipeline_counts_as_one_of_the_grid(written_out):
+    X, y = load_iris(return_X_y=True)
+    own = {"clf": [LogisticRegression()]} if written_out else {}
+    grid = [{"clf__C": [1.0]} | own, {"clf": [SVC()], "clf__C": [1.0]}]
+    search = GridSearchCV(Pipeline([("clf", LogisticRegression())]), grid, cv=3, refit=one_se).fit(X, y)
+    means = search.cv_results_["mean_test_score"]
+    assert abs(means[0] - means[1]) < 0.02 and search.best_index_ == 0
+
+
+def test_the_width_inside_a_pipeline_that_comes_last_is_not_known():
+    X, y = load_iris(return_X_y=True)
+    seen = {}
+
+    def first(found):
+        seen.update(found)
+        return 0
+
+    last = Pipeline([("pca", PCA(2)), ("model", LogisticRegression())])
+    GridSearchCV(Pipeline([("clf", last)]), {"clf__pca__n_components": [2, 3]}, cv=3, refit=first).fit(X, y)
+    assert np.isnan(seen["n_features"]).all() and len(seen["estimators"]) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from featx.errors import FeatxError, StoreError
 from featx.learn import Interrupted, LogisticRegression, StoredFeatures, select_model
 from featx.learn import selection as selection_module
 from featx.learn.intervals import wilson
+from featx.report import results_json, selection_text
 
 LINEAR = {"estimators": ["logistic_regression"], "folds": 3, "n_jobs": 1, "C": {"logistic_regression": [1e-3, 1e-1]}}
 
@@ -320,4 +322,41 @@ def test_interrupted_in_the_nested_part_the_selection_is_whole(tmp_path, interru
         select_model(separable_store(tmp_path / "a.h5"), nested=True, **LINEAR)
     left = raised.value.result
     assert not left.is_partial and left.held_out is not None and left.best_estimator is not None
-    assert len(left.nested.scores) == 1 and left.nested.folds == 3
+    assert len(left.nested.scores) == 1 and left.nested.folds == 3 and left.nested.is_partial
+    assert json.loads(results_json(left))["is_partial"]
+    interrupted(2)  # in the first outer split
+    with pytest.raises(Interrupted) as raised:
+        select_model(separable_store(tmp_path / "b.h5"), nested=True, **LINEAR)
+    left = raised.value.result
+    assert left.held_out is not None and left.nested.scores == () and json.loads(results_json(left))["is_partial"]
+    assert "interrupted in the first of 3 outer splits" in selection_text(left)
+
+
+def test_groups_of_a_test_store_are_other_ones_and_count_as_groups(tmp_path):
+    def made(name, first_patient, seed):
+        patients = np.array([f"p{first_patient + i // 6}" for i in range(60)])
+        contents = 1000 * seed + np.arange(60)
+        return separable_store(
+            tmp_path / name, contents=contents, columns={"patient": patients}, noise={"good:avg": 2.0}
+        )
+
+    store, other, same = made("a.h5", 0, 0), made("b.h5", 10, 1), made("c.h5", 5, 2)
+    few = {"groups": "patient", "estimators": ["nearest_centroid"], "n_jobs": 1}
+    assert len(np.unique(select_model(store, test_store=other, **few).test_groups)) == 10
+    with pytest.raises(FeatxError, match="5 of column 'patient' are in both stores"):
+        select_model(store, test_store=same, **few)
+
+
+def test_a_fold_of_one_image_has_no_r2(tmp_path):
+    y = np.random.default_rng(0).normal(size=12)
+    store = separable_store(tmp_path / "n.h5", 12, y=y)
+    with pytest.raises(FeatxError, match="a fold has two or more; 12 folds of 12 are too many"):
+        select_model(store, folds=12, test_size=0)
+    assert np.isfinite(select_model(store, folds=6, test_size=0, estimators=["ridge"]).best.mean)
+
+
+def test_seeds_of_few_bits_do(tmp_path):
+    store = separable_store(tmp_path / "a.h5")
+    few = {"estimators": ["nearest_centroid"], "folds": 2, "repeats": 8, "n_jobs": 1}
+    scores = [select_model(store, random_state=seed, **few).best.scores for seed in (np.uint8(250), 250)]
+    assert scores[0] == scores[1]

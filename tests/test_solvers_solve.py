@@ -204,6 +204,22 @@ def test_few_columns_scaled_far_apart_keep_their_scales_and_share_the_rows(n, bu
         assert_allclose(ours.objective, theirs.objective, rtol=1e-8)
 
 
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("intercept", [FREE, 1.0])
+def test_a_column_scaled_far_apart_is_measured_in_each_problems_own_scale(k, intercept):
+    """Else the gap to the minimum, which ends a squared hinge, is thought to be small."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(1500, 10)) @ rng.normal(size=(10, 80)) + 0.3 * rng.normal(size=(1500, 80))
+    y = (X[:, :k] + rng.normal(size=(1500, k))).argmax(axis=1)
+    near, far = X.std(axis=0), X.std(axis=0)
+    far[3] *= 1000
+    problems = [Problem(l2, None, X.mean(axis=0), scale, intercept) for scale in (near, far) for l2 in (1.0, 100.0)]
+    found = solved(X, y, problems, Loss.SQUARED_HINGE, tol=1e-4)
+    for ours, problem in zip(found, problems, strict=True):
+        (theirs,) = solved(X, y, [problem], Loss.SQUARED_HINGE)
+        assert ours.objective <= theirs.objective * (1 + 1e-6)
+
+
 @SHAPES
 @LOSSES
 @CLASSES

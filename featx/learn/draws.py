@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from featx.learn.questions import Labels, Question, Stores
 from featx.learn.ranking import Curve, Point, ProtocolResult
 from featx.learn.ridge import Ridge
 from featx.learn.search import GridSearchCV
-from featx.learn.splits import Split, cv_splits
+from featx.learn.splits import Split, cv_splits, units
 
 _FEWEST_NUMBERS = 2  # images to learn a number from
 
@@ -62,7 +63,7 @@ def few_shot(
     asked = asked_classes(stores, y, random_state, test)
     _at_least_one(repeats)
     names, counts = np.unique(asked.y, return_counts=True)
-    if not len(shots) or min(shots) < 1 or max(shots) > counts.min():
+    if not _are_counts(shots, 1, counts.min()):
         raise FeatxError(
             f"shots are images a class, 1 or more, and at most the {counts.min():,} training images of "
             f"{str(names[counts.argmin()])!r}; got {list(shots)}"
@@ -129,7 +130,7 @@ def learning_curves(
     fewest = _FEWEST_NUMBERS if asked.is_numeric else len(counts)
     usual = 5 * fewest if asked.is_numeric else 2 * fewest
     sizes = [n // 2**i for i in range(6) if n // 2**i >= usual] or [n] if sizes is None else sizes
-    if not len(sizes) or min(sizes) < fewest or max(sizes) > n:
+    if not _are_counts(sizes, fewest, n):
         least = f"{fewest}" if asked.is_numeric else f"one for each of the {fewest} classes"
         raise FeatxError(f"sizes are numbers of training images, from {least} to all {n:,}; got {list(sizes)}")
     draws: dict[int, list[np.ndarray]] = {size: [] for size in sorted(sizes)}
@@ -143,7 +144,8 @@ def learning_curves(
                 drawn.append(order[:size])
     family = ESTIMATORS["ridge" if asked.is_numeric else "logistic_regression"]
     values = family.values if C is None else (C,)
-    splits = cv_splits(asked.y, asked.tied, min(5, *counts.tolist()), 1, random_state) if C is None else []
+    folds = max(2, min(5, *units(asked.y, asked.tied)[1].tolist()))
+    splits = cv_splits(asked.y, asked.tied, folds, 1, random_state) if C is None else []
 
     def measure(features: StoredFeatures) -> Curve:
         X, X_test = _both(features, asked)
@@ -226,6 +228,10 @@ def _drawn(
         interval = drawn_interval(metric, asked.y_test, predictions, asked.test_groups)
         points.append(Point(x, float(np.mean(scores)), interval, scores))
     return Curve(features.recipe_.backbone, features.layer_, features.n_features_out_, tuple(points))
+
+
+def _are_counts(values: Sequence[int], least: int, most: int) -> bool:
+    return len(values) > 0 and all(isinstance(value, Integral) and least <= value <= most for value in values)
 
 
 def _at_least_one(repeats: int) -> None:

@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     high: float
 
 
-_UNKNOWN = Interval(float("nan"), float("nan"))
+UNKNOWN = Interval(float("nan"), float("nan"))
 
 
 def standard_error(scores: Sequence[float]) -> float:
@@ -70,7 +70,7 @@ def cv_interval(
     """
     count, mean = len(scores), float(np.mean(scores))
     if count < 2 or n_images is None and np.ptp(scores) <= _ROUNDING * abs(mean):
-        return _UNKNOWN
+        return UNKNOWN
     variance = float(np.var(scores, ddof=1)) * (1 / count + n_test / n_train)
     over_splits = _around(mean, variance, count, low, high)
     if n_images is None:
@@ -93,7 +93,7 @@ def mean_interval(scores: Sequence[float], low: float, high: float) -> Interval:
     """Of the mean of independent draws: Student's t, clipped to [low, high]."""
     count = len(scores)
     if count < 2:
-        return _UNKNOWN
+        return UNKNOWN
     return _around(float(np.mean(scores)), float(np.var(scores, ddof=1)) / count, count, low, high)
 
 
@@ -160,7 +160,7 @@ def drawn_interval(
     groups : (m,) numbers of groups, optional
     """
     low, high = _over_images(metric, y, predictions, groups)
-    if len(predictions) == 1:
+    if len(predictions) == 1 or np.isnan(low):
         return Interval(low, high)
     scores = [metric.score(y, predicted) for predicted in predictions]
     mean = float(np.mean(scores))
@@ -181,7 +181,7 @@ def _over_images(
         return wilson(min(1.0, float(np.mean([metric.score(y, one) for one in said]))), len(y))
     members = np.arange(len(y))[:, None] if groups is None else _members(groups)
     if len(members) < 2:
-        return _UNKNOWN
+        return UNKNOWN
     generator = np.random.default_rng(0)
     samples = []
     for _ in range(_RESAMPLES):
@@ -190,7 +190,7 @@ def _over_images(
     values = np.mean([metric.scores(y, one, samples, classes) for one in said], axis=0)
     values = values[np.isfinite(values)]  # a resample without a class has no ROC
     if not len(values):
-        return _UNKNOWN
+        return UNKNOWN
     low, high = np.percentile(values, [2.5, 97.5])
     return Interval(float(low), float(high))
 

@@ -30,10 +30,10 @@ def one_se(cv_results: Mapping[str, Any]) -> int:
 
     - the fewest features: `cv_results["n_features"]`, which the searches of featx.learn add for a callable `refit`;
       without it, or where it is nan, an integer n_components; what is unknown comes last
-    - the simplest estimator among the values of the grid: the order of `grids.ESTIMATORS` by name of the class,
-      whosever it is; others after them, by their first place in the grid
+    - the simplest estimator, `cv_results["estimators"]` of these searches, else those among the values of the grid: the
+      order of `grids.ESTIMATORS` by name of the class, whosever it is; others after them, by their first place
     - the strongest penalty: the smallest n_components, the smallest C, the largest alpha, the most n_neighbors, the
-      smallest gamma; what is no number comes last
+      smallest gamma, in the grid or the estimator; what is no number comes last
     - the better mean, and at last the first in the grid
 
     Times decide nothing: the same scores, the same candidate. scikit-learn sets no `best_score_` where `refit` is a
@@ -65,17 +65,28 @@ def one_se(cv_results: Mapping[str, Any]) -> int:
     scores = np.array([cv_results[f"split{i}_test_score"] for i in range(splits)]).T  # (c, J)
     all_params = cv_results["params"]
     widths = cv_results.get("n_features", np.full(len(means), np.nan))
-    names = [type(value).__name__ for params in all_params for value in params.values() if hasattr(value, "predict")]
-    order = list(dict.fromkeys([*_SIMPLEST_FIRST, *names]))
+    told = cv_results.get("estimators", [None] * len(means))
+    estimators = [
+        [value for value in params.values() if hasattr(value, "predict")] if one is None else [one]
+        for params, one in zip(all_params, told, strict=True)
+    ]
+    order = list(dict.fromkeys([*_SIMPLEST_FIRST, *(type(one).__name__ for those in estimators for one in those)]))
 
     def cost(i: int) -> tuple[Any, ...]:
-        params = all_params[i]
-        estimators = [type(value).__name__ for value in params.values() if hasattr(value, "predict")]
-        given = {key.rsplit("__", 1)[-1]: value for key, value in params.items()}
+        given: dict[str, Any] = {}
+        for one in estimators[i]:
+            given |= one.get_params(deep=False) if hasattr(one, "get_params") else {}
+        given |= {key.rsplit("__", 1)[-1]: value for key, value in all_params[i].items()}
         strengths = [_number(given[name], sign) if name in given else 0.0 for name, sign in _STRONGEST_FIRST.items()]
         components = _number(given.get("n_components"))
         width = widths[i] if np.isfinite(widths[i]) else components if components >= 1 else np.inf
-        return width, max(map(order.index, estimators), default=len(order)), strengths, -means[i], i
+        return (
+            width,
+            max((order.index(type(one).__name__) for one in estimators[i]), default=len(order)),
+            strengths,
+            -means[i],
+            i,
+        )
 
     return min(np.flatnonzero(within_one_se(means, scores)).tolist(), key=cost)
 

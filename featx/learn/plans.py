@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from sklearn import get_config
+from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
@@ -154,12 +155,14 @@ def widths_of(entries: Sequence[Entry], X: Any) -> np.ndarray:
 
 def _width(entry: Entry, X: Any) -> float:
     shape: tuple[int, ...] = getattr(X, "shape", ())
-    width = float(shape[1]) if len(shape) == 2 and entry.final is not None else float("nan")
+    if entry.final is None or isinstance(entry.final, Pipeline):
+        return float("nan")
+    width = float(shape[1]) if len(shape) == 2 else float("nan")
     for step in entry.steps:
         kept = getattr(step.transformer, "n_components", None)
         if isinstance(step.transformer, StoredFeatures):
             width = step.transformer.n_features_out_
-        elif isinstance(kept, Integral) and type(step.transformer).__module__.startswith("sklearn."):
+        elif isinstance(kept, Integral) and type(step.transformer).__module__.startswith("sklearn.decomposition."):
             width = int(kept)
         elif type(step.transformer) not in (*_AFFINE, Normalizer, PowerTransformer):
             width = float("nan")

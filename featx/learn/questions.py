@@ -141,9 +141,12 @@ def ask(
     else:
         train, test = hold_out(labels, tied, test_size, random_state)
     X_test, y_test = (store.X[test], labels[test]) if len(test) else (None, None)
+    test_groups = None if numbers is None or not len(test) else numbers[test]
     if test_store is not None:
         X_test, y_test = test_store.X, labels_of(test_store, y if isinstance(y, str) else None)
         _refuse_unlike(store, labels, test_store, y_test, allow_duplicates)
+        if isinstance(groups, str) and groups in test_store.columns:
+            test_groups = _other_groups(store, test_store, groups)
     if is_numeric(labels) and np.ptp(labels[train]) == 0:
         raise FeatxError(f"the training images need labels that differ; they are all {labels[train][0]:g}")
     if not is_numeric(labels) and len(np.unique(labels[train])) < 2:
@@ -155,7 +158,7 @@ def ask(
         tied=None if tied is None else tied.of(train),
         X_test=X_test,
         y_test=y_test,
-        test_groups=None if numbers is None or not len(test) else numbers[test],
+        test_groups=test_groups,
         test_store=test_store,
         n_duplicates=0 if allow_duplicates else sum(map(len, store.duplicates)),
         n_groups=None if numbers is None else int(numbers.max()) + 1,
@@ -183,6 +186,17 @@ def _mask(rows: np.ndarray, n: int, name: str) -> np.ndarray:
     if rows.shape != (n,):
         raise FeatxError(f"{name} says of each of the {n:,} images whether it is held out; got {rows.shape}")
     return rows
+
+
+def _other_groups(store: FeatureStore, test_store: FeatureStore, name: str) -> np.ndarray:
+    """(m,) numbers of the test images' groups, none of which is a group of the training images."""
+    found = column_of(test_store, name, "group")
+    if shared := sorted(set(found) & set(store.columns[name])):
+        raise FeatxError(
+            f"test images are of other groups than the training images; {len(shared):,} of column {name!r} are in both "
+            f"stores: {listed(shared)}"
+        )
+    return np.unique(found, return_inverse=True)[1]
 
 
 def _refuse_unlike(

@@ -75,6 +75,10 @@ class Nested:
     scoring: str
 
     @property
+    def is_partial(self) -> bool:
+        return len(self.scores) < self.folds
+
+    @property
     def mean(self) -> float:
         return float(np.mean(self.scores))
 
@@ -211,8 +215,8 @@ def cheapest_within_noise(candidates: Sequence[Candidate]) -> Candidate:
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C in the middle of a search or a protocol; `result` holds what was done until then, with `is_partial`.
 
-    Where only the nested part of a search was broken off, the selection is whole but for `nested`, fewer scores or
-    None.
+    Where only the nested part of a search was broken off, the selection is whole but for `nested`, which has fewer
+    scores, or none.
     """
 
     def __init__(self, result: Selection | ProtocolResult) -> None:

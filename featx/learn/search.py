@@ -109,7 +109,8 @@ class SharedSearch(BaseSearchCV):
             self._check_refit_for_multimetric(first)
             refit_metric = self.refit
         if self.refit or not self.multimetric_:
-            told = {**results, "n_features": np.array(rounds.widths)} if callable(self.refit) else results
+            more = {"n_features": np.array(rounds.widths), "estimators": rounds.finals}
+            told = {**results, **more} if callable(self.refit) else results
             self.best_index_ = self._select_best_index(self.refit, refit_metric, told)
             if not callable(self.refit):
                 self.best_score_ = results[f"mean_test_{refit_metric}"][self.best_index_]
@@ -151,6 +152,7 @@ class _Rounds:
         self.current: tuple[Run, list[Mapping[str, Any]], Mapping[str, list[Any]]] | None = None
         self.candidates: list[Mapping[str, Any]] = []
         self.widths: list[float] = []  # features of each candidate
+        self.finals: list[Any] = []  # and its last estimator
         self.answers: list[Answer] = []
         self.more: dict[str, list[Any]] = defaultdict(list)
         self.results: dict[str, Any] = {}
@@ -201,6 +203,7 @@ class _Rounds:
             _insert_error_scores(answers, search.error_score)
         self.candidates += candidates
         self.widths += widths_of(entries, self.X).tolist()
+        self.finals += [None if entry.final is None else clone(entry.final, safe=False) for entry in entries]
         self.answers += answers
         for name, values in (more_results or {}).items():
             self.more[name] += values
@@ -246,9 +249,9 @@ class GridSearchCV(_search.GridSearchCV, SharedSearch):
       scikit-learn's way, in `n_jobs` processes; all of it where callbacks are set.
     - Times of shared work are apportioned: `mean_fit_time` is a share, and the shares add up to the whole.
     - A parameter or a layer that is not there is an error before anything is fitted, whatever `error_score` is.
-    - A callable `refit` is given one key more than `cv_results_` has, "n_features": (c,) float, the features that each
-      candidate's last estimator is fitted on, as StoredFeatures and an integer n_components tell them; nan where only
-      the rows would tell. Not where callbacks are set.
+    - A callable `refit` is given two keys more than `cv_results_` has: "estimators", each candidate's last one, not
+      fitted, or None; and "n_features": (c,) float, the features that it is fitted on, as StoredFeatures and an integer
+      n_components tell them; nan where only the rows would tell. Not where callbacks are set.
     - `progress`; after an interrupt `partial_results_`.
 
     Parameters

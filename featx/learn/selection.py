@@ -17,7 +17,7 @@ from sklearn.pipeline import Pipeline
 
 from featx.errors import FeatxError, nearest
 from featx.learn.grids import LayerGrid, Layers, layer_grids
-from featx.learn.intervals import splits_interval
+from featx.learn.intervals import UNKNOWN, splits_interval
 from featx.learn.metrics import METRICS, Metric, decisions_of
 from featx.learn.questions import Labels, Question, Stores, ask
 from featx.learn.ranking import Candidate, Interrupted, Nested, Selection, cheapest_within_noise
@@ -127,6 +127,10 @@ def select_model(
     )
     splits = cv_splits(asked.y, asked.tied, folds, repeats, random_state)
     metric = _metric(scoring, asked.is_numeric)
+    if metric.name == "r2" and min(len(test) for _, test in splits) < 2:
+        raise FeatxError(
+            f"R^2 compares images, so a fold has two or more; {folds} folds of {len(asked.y):,} are too many"
+        )
     outer = cv_splits(asked.y, asked.tied, folds, 1, random_state) if nested else []
     inner = [cv_splits(*_subset(asked, train), folds, repeats, random_state) for train, _ in outer]
     grids = layer_grids(
@@ -184,8 +188,7 @@ def select_model(
             said = metric.said(pipeline, asked.X[test])
             scores.append((metric.score(asked.y[test], said, asked.classes), chosen))
     except KeyboardInterrupt:
-        so_far = _nested(scores, outer, metric) if scores else None
-        raise Interrupted(replace(whole, nested=so_far)) from None
+        raise Interrupted(replace(whole, nested=_nested(scores, outer, metric))) from None
     return replace(whole, nested=_nested(scores, outer, metric))
 
 
@@ -291,5 +294,5 @@ def _held_out(fitted: Pipeline, asked: Question, metric: Metric) -> dict[str, An
 
 def _nested(scores: Sequence[tuple[float, Candidate]], outer: Sequence[Split], metric: Metric) -> Nested:
     values = tuple(score for score, _ in scores)
-    interval = splits_interval(metric, values, outer[: len(scores)])
+    interval = splits_interval(metric, values, outer[: len(scores)]) if scores else UNKNOWN
     return Nested(values, interval, tuple(chosen for _, chosen in scores), len(outer), metric.name)

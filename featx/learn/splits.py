@@ -123,7 +123,7 @@ def cv_splits(labels: np.ndarray, tied: Tied | None, folds: int, repeats: int, r
         raise FeatxError(f"cross-validation is done once or more; got repeats={repeats}")
     _refuse_too_few(labels, tied, folds)
     found: list[Split] = []
-    for seed in range(random_state, random_state + repeats):
+    for seed in range(int(random_state), int(random_state) + repeats):
         if tied is None:
             stock = KFold if is_numeric(labels) else StratifiedKFold
             found += stock(folds, shuffle=True, random_state=seed).split(labels[:, None], labels)
@@ -154,7 +154,7 @@ def hold_out(labels: np.ndarray, tied: Tied | None, share: float, random_state: 
     if not 0 < share < 1:
         raise FeatxError(f"test_size is the share of images held out, from 0 to below 1; got {share}")
     strata = _strata(labels)
-    names, counts = _units(labels, tied)
+    names, counts = units(labels, tied)
     n_test = int(np.ceil(share * len(rows)))
     if counts.min() >= 2 and min(n_test, len(rows) - n_test) >= len(names):
         if tied is None:
@@ -207,7 +207,7 @@ def _strata(labels: np.ndarray) -> np.ndarray:
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _units(labels: np.ndarray, tied: Tied | None) -> tuple[np.ndarray, np.ndarray]:
+def units(labels: np.ndarray, tied: Tied | None) -> tuple[np.ndarray, np.ndarray]:
     """(names of the classes, how many images, or groups, have each); of numbers one class."""
     numbers = np.arange(len(labels)) if tied is None else tied.numbers
     strata = _strata(labels)
@@ -223,7 +223,7 @@ def _said(labels: np.ndarray, names: np.ndarray, counts: np.ndarray) -> tuple[st
 
 
 def _refuse_too_few(labels: np.ndarray, tied: Tied | None, folds: int) -> None:
-    names, counts = _units(labels, tied)
+    names, counts = units(labels, tied)
     if counts.min() < folds:
         noun = "training images" if tied is None else f"{tied.noun} among the training images"
         of_each, has = _said(labels, names, counts)

@@ -44,7 +44,7 @@ def _search_lines(selection: Selection) -> list[str]:
     among = f"{'best' if chosen == selection.best else 'chosen'} of {n:,} " if n > 1 else ""
     score = scored(chosen.mean, chosen.interval, scoring)
     lines.append(f"{among}in cross-validation: {score}{_flattered(n)}: {named(chosen)}")
-    if selection.nested is not None and selection.nested.scores:
+    if selection.nested is not None:
         lines.append(_nested_line(selection.nested))
     if selection.held_out is not None and selection.y_test is not None:
         score = scored(selection.held_out, selection.held_out_interval, scoring)
@@ -59,9 +59,11 @@ def _search_lines(selection: Selection) -> list[str]:
 
 
 def _nested_line(nested: Nested) -> str:
-    score = scored(nested.mean, nested.interval, nested.scoring)
     done = len(nested.scores)
-    splits = f"{done} outer splits" if done == nested.folds else f"{done} of {nested.folds} outer splits, interrupted"
+    if not done:
+        return f"nested cross-validation: interrupted in the first of {nested.folds} outer splits"
+    score = scored(nested.mean, nested.interval, nested.scoring)
+    splits = f"{done} of {nested.folds} outer splits, interrupted" if nested.is_partial else f"{done} outer splits"
     return f"nested cross-validation: {score}, what searching and taking the winner is worth, over {splits}"
 
 

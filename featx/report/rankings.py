@@ -85,7 +85,7 @@ def nested_table(nested: Nested) -> FittedTable:
         cells = [str(split), *([backbones[chosen.backbone]] if several else [])]
         cells += [stacked(chosen.layer), chosen.estimator, setting(chosen)]
         table.add_row(*cells, number(chosen.mean, scoring), number(score, scoring))
-    if len(nested.scores) < nested.folds:
+    if nested.is_partial:
         table.caption = f"interrupted after {len(nested.scores)} of {nested.folds} outer splits"
     return table
 

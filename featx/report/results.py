@@ -26,6 +26,7 @@ import io
 import json
 import math
 from collections.abc import Iterator
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,7 +63,7 @@ def results_csv(result: Selection | Nested | ProtocolResult) -> str:
 def results_json(result: Selection | Nested | ProtocolResult) -> str:
     """One JSON object: what the run was, and under "results" the rows of the CSV, with "scores" as a list."""
     said = {**_run(result), "results": list(_rows(result))}
-    return json.dumps(said, ensure_ascii=False, indent=1, allow_nan=False)
+    return json.dumps(said, ensure_ascii=False, indent=1, allow_nan=False, default=methodcaller("item"))
 
 
 def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
         "n_test": 0 if result.y_test is None else len(result.y_test),
         "n_duplicates": result.n_duplicates,
         "n_groups": result.n_groups,
-        "is_partial": result.is_partial,
+        "is_partial": result.is_partial or result.nested is not None and result.nested.is_partial,
         "held_out": _finite(result.held_out),
         "held_out_low": low,
         "held_out_high": high,
@@ -137,9 +138,8 @@ def _rows(result: Selection | Nested | ProtocolResult) -> Iterator[dict[str, Any
 
 
 def _nested_rows(nested: Nested) -> Iterator[dict[str, Any]]:
-    is_partial = len(nested.scores) < nested.folds
     for split, (score, chosen) in enumerate(zip(nested.scores, nested.chosen, strict=True), start=1):
-        row = _of_candidate(chosen, nested.scoring, is_partial) | {"kind": "nested", "rank": split, "chosen": 1}
+        row = _of_candidate(chosen, nested.scoring, nested.is_partial) | {"kind": "nested", "rank": split, "chosen": 1}
         yield row | _held_out(score, None)
 
 

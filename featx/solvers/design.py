@@ -30,7 +30,8 @@ _UNEVEN = 1e5  # columns whose sizes differ by more are rotated in float64: in f
 class Design(Protocol):
     """n rows of W working columns; with the free intercept, if there is one, problems have D = W + 1 coordinates.
 
-    spectrum : (D,) mean squares of the working columns, and 1
+    spectrum : (D,) mean squares of the working columns, and 1; of odd columns the mean over the problems' scales
+    odd_squares : (F, c) those of the last c working columns in each of these scales; c is 0 where none is odd
     penalised : (D,) 1, and 0 for the free intercept
     affine : shifts and scales of problems that differ from the rows', or None
     squares : (F, W, W) the penalty of each of these, `affine.which`; None where it is |U|^2
@@ -40,6 +41,7 @@ class Design(Protocol):
     most_rows: int  # to ask for at once
     free: bool
     spectrum: Tensor
+    odd_squares: Tensor
     penalised: Tensor
     affine: Affine | None
 
@@ -74,7 +76,7 @@ class Primal:
     columns : Columns
     weights : (n,) what rows weigh over all problems, for the second moments
     affine : of the problems, or None where all have the columns' shift and scale
-    odd_squares : (c,) mean squares of the odd columns, each problem's in its own scale
+    odd_squares : (F, c) mean squares of the odd columns, each problem's in its own scale
     """
 
     def __init__(
@@ -131,7 +133,7 @@ class Primal:
         Q = moments.new_zeros(moments.shape)
         Q[even, : len(even)] = inner
         Q[odd, torch.arange(len(even), len(Q), device=odd.device)] = 1
-        return torch.cat([spectrum, self.odd_squares.to(moments)]), Q
+        return torch.cat([spectrum, self.odd_squares.mean(0).to(moments)]), Q
 
     def rows(self, start: int, stop: int) -> Tensor:
         return self.columns.block(start, stop) if self.resident is None else self.resident[start:stop]
@@ -200,6 +202,7 @@ class Dual:
         self.low = self.resident.to(low) if low else None
         shares = torch.from_numpy(weights / weights.sum()).to(m)
         self.spectrum = torch.cat([m * (shares @ E.square()), one]).to(columns.like)
+        self.odd_squares = columns.like.new_zeros(1, 0)
         self.penalised = torch.cat([torch.ones_like(m), 0 * one]).to(columns.like)
 
     def rows(self, start: int, stop: int) -> Tensor:

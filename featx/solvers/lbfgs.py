@@ -118,7 +118,7 @@ class _Run:
 
     def _metric(self) -> Tensor:
         """(b, k, D), and nowhere 0"""
-        spectrum, penalty = self.objective.batch.design.spectrum, self.objective.penalty
+        spectrum, penalty = self.objective.spectrum, self.objective.penalty
         columns = (
             spectrum * self.objective.batch.design.penalised
         ).max()  # not the free intercept, which may be larger

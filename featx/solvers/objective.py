@@ -127,8 +127,18 @@ class Objective:
         """(B, 1, D) second derivatives of the penalty, as far as they are diagonal."""
         stretch = self.batch.design.penalised.expand(len(self.batch), -1)
         if self.squares is not None:
-            stretch = self.stretch[self._which(torch.arange(len(self.batch), device=stretch.device))]
+            stretch = self.stretch[self._which(self._every)]
         return self.batch.l2[:, None, None] * stretch[:, None]
+
+    @property
+    def spectrum(self) -> Tensor:
+        """(1 or B, 1, D) mean squares of the columns, of the odd ones in each problem's scale."""
+        design = self.batch.design
+        found = design.spectrum[None, None]
+        if c := design.odd_squares.shape[1]:
+            found = found.repeat(len(self.batch), 1, 1)
+            found[:, 0, self.width - c : self.width] = design.odd_squares[self._which(self._every)]
+        return found
 
     def keep(self, which: Tensor) -> None:
         """Only these of the problems, from now on."""
@@ -264,6 +274,10 @@ class Objective:
             found[mine] = product(U[mine].flatten(0, 1), squares[number]).view(count, *U.shape[1:])
             start += count
         return found
+
+    @property
+    def _every(self) -> Tensor:
+        return torch.arange(len(self.batch), device=self.batch.l2.device)
 
     def _which(self, problems: Tensor) -> Tensor:
         affine = self.batch.design.affine

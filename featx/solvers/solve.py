@@ -148,7 +148,7 @@ def _solve_family(
     if wide:
         design = Dual(columns, weights, free, low)
     else:
-        odd_squares = columns.like.new_zeros(0)
+        odd_squares = columns.like.new_zeros(1, 0)
         if affine is not None and len(affine.odd):
             odd_squares = _odd_squares(columns, family, affine)
         design = Primal(columns, weights, free, affine, odd_squares, resident, low)
@@ -168,7 +168,7 @@ def _solve_family(
 
 
 def _odd_squares(columns: Columns, family: list[Member], affine: Affine) -> Tensor:
-    """(c,) mean squares of the odd columns, each problem's with its own weights and scale."""
+    """(F, c) mean squares of the odd columns, with the weights and in the scale of the first problem of each."""
     odd = affine.odd.cpu().numpy()
     squares = columns.strip(odd).square()  # (n, c)
     found: dict[int, Tensor] = {}
@@ -178,7 +178,7 @@ def _odd_squares(columns: Columns, family: list[Member], affine: Affine) -> Tens
             rows = np.ones(len(columns.X)) if held is None else np.asarray(held, np.float64)
             rows = rows if columns.kept is None else rows[columns.kept]
             found[which] = torch.from_numpy(rows / rows.sum()).to(squares) @ squares * affine.odd_ratios[which] ** 2
-    return torch.stack(list(found.values())).mean(0).to(columns.like)
+    return torch.stack([found[which] for which in sorted(found)]).to(columns.like)
 
 
 def _batch(
@@ -207,7 +207,10 @@ def _batch(
     total = np.array(totals)[fold]
     l2 = np.array([float(member.problem.l2) for member in members]) / total
     factors = [factor_of(member) for member in members]
-    keys = [(id(m.problem.weights), m.positive, factor) for m, factor in zip(members, factors, strict=True)]
+    keys = [
+        (id(m.problem.weights), id(m.problem.shift), id(m.problem.scale), m.positive, factor)
+        for m, factor in zip(members, factors, strict=True)
+    ]
     alike = [keys.index(key) for key in keys]
     batch = Batch(
         design=design,
