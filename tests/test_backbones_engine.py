@@ -181,7 +181,9 @@ def test_pixels_and_what_their_normalisation_gives_are_the_same_to_it(small):
 
 
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
-def test_compiled_is_the_same_function_and_gives_the_same_bytes_each_time(small, precision, tolerance, capfd):
+def test_compiled_is_the_same_function_and_gives_the_same_bytes_each_time(
+    small, precision, tolerance, three_threads, capfd
+):
     eager = TappedNetwork(*small, CPU, precision)(pixels())
     compiled = TappedNetwork(*small, CPU, precision, COMPILED)
     first = compiled(pixels())

@@ -65,7 +65,7 @@ NARROW = {
     "narrow vgg11": (numbered("features.", (2, 5, 10, 15, 20)), "classifier.6", 8),
     "narrow vit_b_32": (evens("encoder.layers.encoder_layer_", 12), "heads", 16),
 }
-SLOW = {"vgg16", "vit_b_16", *OTHERS}
+SLOW = {"vgg16", "vit_b_16", "convnext_tiny", "swin_t", *OTHERS}  # of these two, test_backbones_taps asks the same
 FAMILIES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in [*NARROW, *BOLD, *OTHERS]]
 
 

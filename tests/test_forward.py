@@ -116,7 +116,7 @@ def test_rows_follow_the_images_when_these_are_permuted(network):
         np.testing.assert_allclose(moved[at][layer], rows[i][layer], rtol=1e-4, atol=1e-6)
 
 
-def test_a_recipe_alone_gives_the_rows_again(network):
+def test_a_recipe_alone_gives_the_rows_again(network, three_threads):
     from featx.store import Recipe
 
     images = arrays(3)

@@ -119,14 +119,19 @@ def _applying(
     return dict(sorted(found.items()))
 
 
-def _borrowed(modules: dict[str, ModuleType], name: str, without: Reasons, classes: dict[str, type]) -> type:
+def _borrowed(
+    modules: dict[str, ModuleType], name: str, without: Reasons, classes: dict[str, type], *more: pytest.MarkDecorator
+) -> type:
     tests = {name: staticmethod(test) for name, test in _applying(modules, name, without, classes).items()}
-    marks = [pytest.mark.filterwarnings(warning) for warning in _WARNINGS]
+    marks = [*(pytest.mark.filterwarnings(warning) for warning in _WARNINGS), *more]
     return type(f"Test{name}", (Borrowed,), {**tests, "modules": modules, "pytestmark": marks})
 
 
 TestSearch, TestHalving = (_borrowed(THEIRS, name, CANNOT_APPLY, SEARCHES) for name in _NAMES)
-TestSearchOfOurs, TestHalvingOfOurs = (_borrowed(OURS, name, CANNOT_APPLY_TO_OURS, ESTIMATORS) for name in _NAMES)
+# Whether candidates solved together score as those of scikit-learn's search is what test_learn_search_equality asks.
+TestSearchOfOurs, TestHalvingOfOurs = (
+    _borrowed(OURS, name, CANNOT_APPLY_TO_OURS, ESTIMATORS, pytest.mark.slow) for name in _NAMES
+)
 
 
 @pytest.mark.parametrize(

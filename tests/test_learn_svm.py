@@ -137,7 +137,7 @@ SPLITS = (StratifiedKFold(3), ShuffleSplit(2, train_size=0.3, test_size=0.2, ran
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "computed-again"])
 @pytest.mark.parametrize("scaled", [False, True], ids=["as-is", "scaled"])
 @pytest.mark.parametrize("cv", SPLITS, ids=lambda cv: type(cv).__name__)
-def test_machines_fitted_together_are_those_fitted_alone(cv, scaled, kept):
+def test_machines_fitted_together_are_those_fitted_alone(cv, scaled, kept, three_threads):
     X, y = data(3)
     # two classes' distances and kernels have room; those of all rows only if they are to be kept
     budget = None if kept else 20 * 175**2 + 8 * X.size

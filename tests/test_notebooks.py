@@ -10,9 +10,9 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-# A tenth of the images, and no processes that take longer to start than to work.
+# A twentieth of the images, and no processes that take longer to start than to work.
 LESS = {
-    '("nominal", 400), ("local", 200), ("global", 200)': '("nominal", 40), ("local", 20), ("global", 20)',
+    '("nominal", 400), ("local", 200), ("global", 200)': '("nominal", 20), ("local", 10), ("global", 10)',
     "n_jobs=2": "n_jobs=1",
 }
 

@@ -95,7 +95,9 @@ def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_in_two_to_
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_process_that_is_killed_is_told_with_its_place_and_the_run_goes_on(two, images, monkeypatch, tmp_path):
+def test_a_process_that_is_killed_is_told_with_its_place_and_the_run_goes_on(
+    two, three_threads, images, monkeypatch, tmp_path
+):
     output, flag = tmp_path / "a.h5", tmp_path / "flag"
     network = faulty(flag, kills=True)
     flag.touch()

@@ -163,7 +163,7 @@ def test_an_affine_problem_is_one_on_transformed_columns(far, k, loss, intercept
     X, y = labelled(shape, k)
     rng = np.random.default_rng(0)
     problems = []
-    for s in folds(len(y), y):
+    for s in folds(len(y), y)[1:]:
         mean = s @ X / s.sum()
         std = np.sqrt(s @ (X - mean) ** 2 / s.sum())
         if far:

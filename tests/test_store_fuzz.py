@@ -1,4 +1,4 @@
-"""8,000 mutated stores are opened and read in processes of their own: each reads well or raises a FeatxError.
+"""5,000 mutated stores are opened and read in processes of their own: each reads well or raises a FeatxError.
 
 No crash, no hang, no other exception, nothing read outside of the file, little memory. See `fuzz_child.py`.
 """
@@ -63,9 +63,9 @@ def assert_reached(found: Counter[str], total: int) -> None:
 
 
 def test_mutated_stores_are_read_or_refused(folder):
-    found = fuzz(folder, [("plain", 1, 4_800), ("gzip", 2, 1_600), ("zstd", 3, 1_600)])
-    assert_reached(found, 8_000)
-    assert found["pieces: refused, further in"] > 120
+    found = fuzz(folder, [("plain", 1, 3_000), ("gzip", 2, 1_000), ("zstd", 3, 1_000)])
+    assert_reached(found, 5_000)
+    assert found["pieces: refused, further in"] > 75
 
 
 @pytest.mark.slow

@@ -41,21 +41,21 @@ def private_bytes() -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
 
 
-def with_all(folder: Path, what: str) -> None:
-    """Wait until all four workers are here, so that each of them has one task."""
+def with_all(folder: Path, what: str, workers: int) -> None:
+    """Wait until all workers are here, so that each of them has one task."""
     (folder / f"{what} {os.getpid()}").touch()
     until = time.monotonic() + 100
-    while len(list(folder.glob(f"{what} *"))) < 4:
+    while len(list(folder.glob(f"{what} *"))) < workers:
         assert time.monotonic() < until, "the other workers did not come"
         time.sleep(0.01)
 
 
-def at_rest(folder: Path) -> tuple[int, int]:
-    with_all(folder, "here")
+def at_rest(folder: Path, workers: int) -> tuple[int, int]:
+    with_all(folder, "here", workers)
     return os.getpid(), private_bytes()
 
 
-def passed_over(thing: Any, folder: Path) -> tuple[int, float, int]:
+def passed_over(thing: Any, folder: Path, workers: int) -> tuple[int, float, int]:
     """Read all of a layer; measure when all have read it, and none let go of it."""
     parts: Iterator[tuple[int, np.ndarray]]
     if isinstance(thing, FeatureStore):
@@ -63,15 +63,18 @@ def passed_over(thing: Any, folder: Path) -> tuple[int, float, int]:
     else:
         parts = ((start, thing[start : start + 4096]) for start in range(0, len(thing), 4096))
     total = sum(float(rows.sum(dtype=np.float64)) for _, rows in parts)
-    with_all(folder, "read")
+    with_all(folder, "read", workers)
     held = private_bytes()
-    with_all(folder, "measured")
+    with_all(folder, "measured", workers)
     return os.getpid(), total, held
 
 
 @on_linux
-@pytest.mark.parametrize("nbytes", [200 * 10**6, pytest.param(2 * 10**9, marks=pytest.mark.slow)], ids=["200MB", "2GB"])
-def test_workers_share_the_pages_of_a_layer(tmp_path, nbytes):
+@pytest.mark.parametrize(
+    ("nbytes", "workers"),
+    [pytest.param(200 * 10**6, 2, id="200MB"), pytest.param(2 * 10**9, 4, id="2GB", marks=pytest.mark.slow)],
+)
+def test_workers_share_the_pages_of_a_layer(tmp_path, nbytes, workers):
     large = large_store(tmp_path / "large.h5", nbytes)
     layer = large["large"]
     expected = float(layer.sum(dtype=np.float64))
@@ -80,11 +83,11 @@ def test_workers_share_the_pages_of_a_layer(tmp_path, nbytes):
         for i, thing in enumerate((large, layer[64:], np.asarray(layer))):
             (folder := tmp_path / str(i)).mkdir()
             get_reusable_executor().shutdown(wait=True)  # new workers, which have nothing mapped
-            parallel = joblib.Parallel(n_jobs=4, batch_size=1, pre_dispatch="all")
-            before = dict(parallel([joblib.delayed(at_rest)(folder)] * 4))
-            found = parallel([joblib.delayed(passed_over)(thing, folder)] * 4)
+            parallel = joblib.Parallel(n_jobs=workers, batch_size=1, pre_dispatch="all")
+            before = dict(parallel([joblib.delayed(at_rest)(folder, workers)] * workers))
+            found = parallel([joblib.delayed(passed_over)(thing, folder, workers)] * workers)
             added = [held - before[pid] for pid, _, held in found]
-            assert len(added) == len(before) == 4 and max(added) < 0.05 * layer.nbytes, added
+            assert len(added) == len(before) == workers and max(added) < 0.05 * layer.nbytes, added
             part = float(layer[:64].sum(dtype=np.float64)) if i == 1 else 0.0
             assert all(abs(total - (expected - part)) < 1e-6 * expected for _, total, _ in found)
     finally:

@@ -41,7 +41,7 @@ def old_rows() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def stores(tmp_path) -> Iterator[tuple[FeatureStore, Callable[[], None]]]:
+def stores(tmp_path) -> tuple[FeatureStore, Callable[[], None]]:
     """A store, and what replaces it by one that looks the same."""
     y = np.array(["even", "odd"])[np.arange(N) % 2]
     rng = np.random.default_rng(1)
@@ -49,8 +49,14 @@ def stores(tmp_path) -> Iterator[tuple[FeatureStore, Callable[[], None]]]:
     old, new = written(tmp_path / "a.h5", old_rows(), y=y), written(tmp_path / "new.h5", new_rows, y=y)
     assert np.array_equal(old.X, new.X) and old.path.stat().st_size == new.path.stat().st_size
     shutil.copy(old.path, tmp_path / "old.h5")
-    yield old, lambda: os.replace(tmp_path / "new.h5", old.path)
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)  # one that failed to unpickle is of no more use
+    return old, lambda: os.replace(tmp_path / "new.h5", old.path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_workers_are_left() -> Iterator[None]:
+    """They serve all tests of this file; one that failed to unpickle is replaced by joblib itself."""
+    yield
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 def things_of(store: FeatureStore) -> dict[str, Any]:

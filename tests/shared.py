@@ -1,0 +1,146 @@
+"""What is made once for many tests: a small store for all who only read, a small network, a run that is broken off."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from crash_child import RUN
+from helpers import class_folders
+from runs import extract, pictures
+from threadpoolctl import threadpool_limits
+from torch import nn
+
+import featx
+from featx import extraction
+from featx.store import closing, writer
+
+# Matrices of tests are small: a second thread only waits, and takes the core from who shares it.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: a million objects that garbage need not be looked for among."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session")
+def pixel_store(tmp_path_factory: pytest.TempPathFactory) -> featx.FeatureStore:
+    """12 images of three classes through "bundled:pixels"; not to be changed."""
+    folder = tmp_path_factory.mktemp("pixels")
+    photos = class_folders(folder / "photos", ("ant", "bee", "cat"), n=4)
+    return featx.extract(photos, folder / "photos.h5", "bundled:pixels", progress=False)
+
+
+@pytest.fixture(scope="session")
+def small_network() -> featx.Backbone:
+    """A seeded network of three layers "first", "second", "last", quick enough for hundreds of images."""
+    parts = OrderedDict(
+        first=nn.Conv2d(3, 8, 3, 2), second=nn.Conv2d(8, 16, 3, 2), pooled=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten()
+    )
+    generator = torch.Generator().manual_seed(0)
+    network = nn.Sequential(OrderedDict(**parts, last=nn.Linear(16, 5)))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(0, 0.2, generator=generator)
+    return featx.Backbone(network, preprocessing=featx.Preprocessing(crop=(32, 32), resize=32))
+
+
+@pytest.fixture
+def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`break_off(run, after=3)`: the run gets an error in place of its fourth block; the next one does not."""
+
+    def broken(run: Callable[[], object], after: int, error: BaseException | None = None) -> None:
+        raised = KeyboardInterrupt() if error is None else error
+
+        def blocks(*args: object, **options: object) -> Iterator[object]:
+            for number, block in enumerate(stream(*args, **options)):
+                if number == after:
+                    raise raised
+                yield block
+
+        stream = extraction.stream
+        with monkeypatch.context() as patched, pytest.raises(type(raised)):
+            patched.setattr(extraction, "stream", blocks)
+            run()
+
+    return broken
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], list[int]]]:
+    """(layers, positions of the images to do) of each pass through the network from now on."""
+    found: list[tuple[tuple[str, ...], list[int]]] = []
+    stream = extraction.stream
+
+    def recorded(images, recipe, *, todo, **options):  # type: ignore[no-untyped-def]
+        found.append((recipe.layers, todo.nonzero()[0].tolist()))
+        return stream(images, recipe, todo=todo, **options)
+
+    monkeypatch.setattr(extraction, "stream", recorded)
+    return found
+
+
+@pytest.fixture
+def run(small_network: featx.Backbone) -> Callable[..., featx.FeatureStore]:
+    """`run(output, names, layers)`: the pictures of these names through the small network, four at a time."""
+
+    def extracted(output: Path, names: Iterable[object], layers: str | list[str] = "first", **options: Any):
+        ids = list(map(str, names))
+        known = {"backbone": small_network, "batch_size": 4, "precision": "float32", "layers": layers, "ids": ids}
+        return extract(pictures(ids), output, **(known | options))
+
+    return extracted
+
+
+@pytest.fixture
+def never(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """`never()`: from now on nothing may be computed."""
+
+    def computed(*_: object, **__: object) -> None:
+        raise AssertionError("nothing is to be computed")
+
+    return lambda: monkeypatch.setattr(extraction, "stream", computed)
+
+
+@pytest.fixture
+def many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run asks the disk for much, in small parts."""
+    monkeypatch.setattr(writer, "_SYNC_BYTES", 0)
+    monkeypatch.setattr(closing, "_MOVE_BYTES", 15_000)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What an unbroken `RUN` writes."""
+    output = tmp_path_factory.mktemp("whole") / "a.h5"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(closing, "_MOVE_BYTES", 15_000)
+        RUN(output)
+    return output.read_bytes()
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    """For torch, where elsewhere there is one."""
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Of NumPy, SciPy and scikit-learn too."""
+    with threadpool_limits(1):
+        yield
