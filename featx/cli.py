@@ -399,7 +399,9 @@ def search(
     validation_value: Annotated[
         str | None, typer.Option(help="Its value for those to choose C or k on, of linear-probe and knn.")
     ] = None,
-    test_store: Annotated[Path | None, typer.Option(help="Hold out nothing; score on this store.")] = None,
+    test_store: Annotated[
+        Path | None, typer.Option(help="Hold out nothing; score on this store, by its own labels.")
+    ] = None,
     folds: Annotated[int | None, typer.Option(help="Of the cross-validation.", show_default="5")] = None,
     repeats: Annotated[
         int | None, typer.Option(help="Of it, with other folds; or draws.", show_default="1; few-shot 10, 5")
