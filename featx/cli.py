@@ -496,6 +496,12 @@ def search(
     except KeyboardInterrupt:
         typer.echo("featx: interrupted before the first layer was done; nothing was written", err=True)
         return 130
+    is_saved = output is not None and result.best_estimator is not None and not result.is_partial
+    kept = []  # written before anything is printed: who reads may go away
+    if output is not None and is_saved:
+        save(result.best_estimator, output)
+        kept.append(f"{output}: {model_text(result)}; featx predict {output} IMAGES... uses it")
+    kept += _keep(result, results, figure)
     if isinstance(result, Selection):
         _print(
             ranking_table(result, top),
@@ -503,12 +509,7 @@ def search(
         )
     else:
         _print(protocol_table(result, top))
-    _print(selection_text(result))
-    is_saved = output is not None and result.best_estimator is not None and not result.is_partial
-    if output is not None and is_saved:
-        save(result.best_estimator, output)
-        _print(f"{output}: {model_text(result)}; featx predict {output} IMAGES... uses it")
-    _keep(result, results, figure)
+    _print(selection_text(result), *kept)
     if not is_whole:
         left = "" if output is None or is_saved else f", and {output} was not written"
         typer.echo(f"featx: interrupted; this is what was done until then{left}", err=True)
@@ -604,18 +605,21 @@ def _searcher(protocol: Protocol) -> Callable[..., Selection | ProtocolResult]:
     return found[protocol]
 
 
-def _keep(result: Selection | ProtocolResult, results: Path | None, figure: Path | None) -> None:
+def _keep(result: Selection | ProtocolResult, results: Path | None, figure: Path | None) -> list[str]:
+    """Write what was asked for; lines that say so."""
     from featx.learn import Selection
     from featx.report import protocol_figure, results_csv, results_json, selection_figure
 
+    lines = []
     if results is not None:
         text = results_csv(result) if results.suffix == ".csv" else results_json(result)
         results.write_text(text + "\n", encoding="utf-8")
-        _print(f"{results}: every score")
+        lines.append(f"{results}: every score")
     if figure is not None:
         drawn = selection_figure(result) if isinstance(result, Selection) else protocol_figure(result)
         drawn.savefig(figure, dpi=110)
-        _print(f"{figure}: the picture")
+        lines.append(f"{figure}: the picture")
+    return lines
 
 
 def _refuse_unwritable(path: Path | None) -> None:

@@ -175,9 +175,6 @@ def test_protocols_print_a_table_draw_and_write(described: Path, tmp_path: Path,
     if protocol == "linear-probe":
         words += ["-o", tmp_path / "m.skops"]
     done = _run("search", described, *words)
-    if protocol == "few-shot":  # of up to 16 images a class
-        assert done.exit_code == 2 and "at most the 12 training images" in done.stderr
-        return
     assert done.exit_code == 0, done.output
     assert "flatten:none" in done.stdout and "r.json" in done.stdout and "p.png" in done.stdout
     assert json.loads((tmp_path / "r.json").read_text())["kind"] == protocol
@@ -468,6 +465,19 @@ def test_images_are_held_out_in_one_way(found: tuple[Path, dict[str, Any]]) -> N
     assert done.exit_code == 0 and "46 training, 14 validation and 2 test images" in done.stdout
     numbers = ["--label-column", "age", "--target", "numeric", "--test-store", folder / "other.h5"]
     assert "numbers of the searched store only" in _refused("search", folder / "all.h5", *numbers)
+
+
+def test_files_are_written_though_nobody_reads_what_is_printed(
+    found: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*things: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("featx.cli._print", gone)
+    words = ["-e", "nearest_centroid", "--jobs", 1, "-o", tmp_path / "m.skops", "--results", tmp_path / "r.csv"]
+    done = _run("search", found[0] / "all.h5", *words, "--figure", tmp_path / "f.png")
+    assert isinstance(done.exception, BrokenPipeError)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.png", "m.skops", "r.csv"]
 
 
 def test_a_column_of_the_store_holds_the_labels(found: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

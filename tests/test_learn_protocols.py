@@ -83,6 +83,12 @@ def test_validation_and_test_images_may_be_those_of_a_column(store):
         assert (found.n_train, found.n_validation, found.n_test) == (180, 60, 60)
 
 
+def test_by_default_as_many_shots_as_the_rarest_class_has(tmp_path):
+    y = np.array(["ant"] * 40 + ["bee"] * 9)
+    curve = few_shot(separable_store(tmp_path / "a.h5", 49, y=y), repeats=1).curves[0]
+    assert [point.x for point in curve.points] == [1, 2, 4]  # 7 bees are learned from
+
+
 def test_few_shots_are_logistic_regressions_on_so_many_images_of_each_class(store, split, monkeypatch):
     from featx.learn import draws
 

@@ -25,6 +25,7 @@ from featx.learn.ridge import Ridge
 from featx.learn.search import GridSearchCV
 from featx.learn.splits import Split, cv_splits, units
 
+_SHOTS = (1, 2, 4, 8, 16)
 _FEWEST_NUMBERS = 2  # images to learn a number from
 
 
@@ -33,7 +34,7 @@ def few_shot(
     y: Labels = None,
     *,
     layers: Layers = None,
-    shots: Sequence[int] = (1, 2, 4, 8, 16),
+    shots: Sequence[int] | None = None,
     repeats: int = 10,
     C: float = 0.1,
     random_state: int = 0,
@@ -47,8 +48,8 @@ def few_shot(
 
     Parameters
     ----------
-    shots : sequence of int
-        Images a class; those above what the rarest class has are refused.
+    shots : sequence of int, optional
+        Images a class, no more than the rarest class has; by default those of 1, 2, 4, 8, 16.
     repeats : int
     C : float
 
@@ -63,6 +64,7 @@ def few_shot(
     asked = asked_classes(stores, y, random_state, test)
     _at_least_one(repeats)
     names, counts = np.unique(asked.y, return_counts=True)
+    shots = [shot for shot in _SHOTS if shot <= counts.min()] if shots is None else shots
     if not _are_counts(shots, 1, counts.min()):
         raise FeatxError(
             f"shots are images a class, 1 or more, and at most the {counts.min():,} training images of "

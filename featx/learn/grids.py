@@ -164,7 +164,8 @@ def layer_grids(
         steps: list[tuple[str, Any]] = [("features", features)]
         steps += [("l2", Normalizer())] if l2 else []
         steps += [("power", PowerTransformer())] if power else []
-        kept = min(pca or 0, features.n_features_out_, n_fit)
+        # centred, n rows span n - 1 directions: one more is rounding, which the scaler would blow up to noise
+        kept = min(pca or 0, features.n_features_out_, n_fit - 1)
         steps += [("pca", PCA(kept, random_state=0))] if pca else []
         pipeline = Pipeline([*steps, ("scaler", StandardScaler()), ("estimator", clone(families[0][1]))])
         found.append(LayerGrid(pipeline, families))

@@ -111,7 +111,7 @@ class Selection:
     test_groups : (m,) numbers of the groups of images held out, or None
     test_store : where X_test are, if not in `stores`
     nested : Nested, or None if that was not asked for
-    is_partial : the search was interrupted; candidates are those of the layers that were done
+    is_partial : the search was interrupted; candidates are those that were done
     """
 
     candidates: list[Candidate]

@@ -89,7 +89,7 @@ def _protocol_lines(result: ProtocolResult) -> list[str]:
         if len(result.curves) > 1:
             lines.append(f"of {len(result.curves):,} layers; being the best of them flatters it")
     if result.is_partial:
-        lines.append("interrupted: these are the layers that were done")
+        lines.append("interrupted: this is what was done until then")
     return lines
 
 

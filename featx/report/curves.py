@@ -62,9 +62,8 @@ def _draw_curves(axis: Axes, result: ProtocolResult, images: str) -> None:
         colour = _colour(place)
         x, means = [point.x for point in curve.points], np.array([point.mean for point in curve.points])
         axis.plot(x, means, "o-", ms=3.5, lw=1.6, color=colour, label=names[place], zorder=3 - place / 100)
-        if place < _COLOURED:
-            if curve.chosen is not None:
-                axis.plot(curve.chosen.x, curve.chosen.mean, "o", mfc="none", mec=colour, ms=10, mew=1.6, zorder=4)
+        if curve.chosen is not None:
+            axis.plot(curve.chosen.x, curve.chosen.mean, "o", mfc="none", mec=colour, ms=10, mew=1.6, zorder=4)
     best = result.curves[0]  # more bands than one hide one another
     x, means = [point.x for point in best.points], np.array([point.mean for point in best.points])
     ends = np.array([point.interval for point in best.points]).T  # (2, m)

@@ -48,7 +48,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
     if table.row_count < len(ranked):
         notes.append(f"and {len(ranked) - table.row_count:,} more layers and estimators")
     if selection.is_partial:
-        notes.append("interrupted: these are the layers that were done")
+        notes.append("interrupted: this is what was done until then")
     if chosen != selection.best:
         notes.append(f"* chosen, being the cheapest within one standard error of the best: {named(chosen)}")
     else:
@@ -126,7 +126,7 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
     if len(result.curves) > most:
         notes.append(f"and {len(result.curves) - most:,} more layers")
     if result.is_partial:
-        notes.append("interrupted: these are the layers that were done")
+        notes.append("interrupted: this is what was done until then")
     if saved is not None:
         notes.append("* fitted on training and validation images, and what -o saves")
     table.caption = "\n".join(notes) or None
