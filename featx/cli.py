@@ -431,6 +431,8 @@ def search(
         raise FeatxError("--output, --figure and --results are files of their own; give them different names")
     if figure is not None and figure.suffix.lower() not in (".png", ".pdf", ".svg"):
         raise FeatxError(f"a figure is a .png, .pdf or .svg file; got {figure}")
+    if output is not None and output.suffix != ".skops":
+        raise FeatxError(f"a model is a .skops file; got {output}")
     if results is not None and results.suffix not in (".csv", ".json"):
         raise FeatxError(f"results are a .csv or .json file; got {results}")
     for name, number, least in (("folds", folds, 2), ("repeats", repeats, 1), ("pca", pca, 1), ("top", top, 1)):

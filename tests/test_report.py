@@ -619,3 +619,5 @@ def test_predictions_read_the_same_in_every_form() -> None:
     ]
     assert '"label": "cat"' in predictions_json(rows) and '"confidence": null' in predictions_json(rows)
     assert "cannot be read: there is no such file" in _text(predictions_table(rows))
+    number = _text(predictions_table(rows[2:]))
+    assert "value" in number and "2.5" in number and "label" not in number

@@ -48,12 +48,14 @@ def predictions_table(predictions: Iterable[Prediction]) -> FittedTable:
     table = FittedTable()
     table.add_names("image")
     add_labels = table.add_numbers if any(isinstance(row.label, float) for row in rows) else table.add_names
-    add_labels("label")
-    table.add_numbers("/".join(sorted(kinds)))
+    has_confidence = kinds != {"value"}  # of a number there is nothing else to say
+    add_labels("label" if has_confidence else "value")
+    if has_confidence:
+        table.add_numbers("/".join(sorted(kinds)))
     for row in rows:
-        confidence = "" if row.confidence is None else f"{row.confidence:.3f}"
+        confidence = ["" if row.confidence is None else f"{row.confidence:.3f}"] if has_confidence else []
         label = f"{row.label:g}" if isinstance(row.label, float) else str(row.label)
-        table.add_row(row.image, f"cannot be read: {row.error}" if row.error else label, confidence)
+        table.add_row(row.image, f"cannot be read: {row.error}" if row.error else label, *confidence)
     return table
 
 
