@@ -177,7 +177,10 @@ def wait_for_the_end_of(children: list[int]) -> None:
     end = time.monotonic() + 20
     for child in children:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # or it is there until somebody asks after it
-            while Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+            while (
+                Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+                or len(os.listdir(f"/proc/{child}/task")) > 1  # its other threads have the files still
+            ):
                 assert time.monotonic() < end
                 time.sleep(0.05)
 
@@ -205,14 +208,20 @@ def test_ctrl_c_ends_all_processes_and_keeps_what_is_done(photos, monkeypatch, t
 @pytest.mark.slow
 def test_while_a_process_is_left_of_a_run_that_was_killed_no_other_run_begins(photos, tmp_path):
     run, children = begin(photos)
-    os.kill(children[0], signal.SIGSTOP)  # what notices nothing
-    run.kill()
-    run.communicate()
-    wait_for_the_end_of(children[1:])
-    with pytest.raises(StoreError, match="another run is writing"):
-        finished(photos)
-    os.kill(children[0], signal.SIGCONT)
-    wait_for_the_end_of(children)
+    # beside it, a child of ours: a stopped process that nobody's children are beside is woken as its parent dies
+    beside = subprocess.Popen(["sleep", "600"], process_group=children[0])
+    try:
+        os.kill(children[0], signal.SIGSTOP)  # what notices nothing
+        run.kill()
+        run.communicate()
+        wait_for_the_end_of(children[1:])
+        with pytest.raises(StoreError, match="another run is writing"):
+            finished(photos)
+        os.kill(children[0], signal.SIGCONT)
+        wait_for_the_end_of(children)
+    finally:
+        beside.kill()
+        beside.wait()
     assert finished(photos)
 
 
