@@ -79,7 +79,8 @@ class Metric:
         of_each = np.empty((len(names), len(samples)))
         for c, (name, column) in enumerate(zip(names, columns.T, strict=True)):
             values, places = np.unique(column, return_inverse=True)
-            of_each[c] = [self.function((y == name)[rows], places[rows], len(values)) for rows in samples]
+            is_one = y == name
+            of_each[c] = [self.function(is_one[rows], places[rows], len(values)) for rows in samples]
         counted = np.isfinite(of_each)
         with np.errstate(invalid="ignore"):
             return (np.where(counted, of_each, 0).sum(axis=0) / counted.sum(axis=0)).tolist()
