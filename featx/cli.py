@@ -523,6 +523,13 @@ def search(
 def predict(
     model: Annotated[Path, typer.Argument(help="A model that featx search or featx.save made.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The network's weights where they are not on this disk as they were: a state dict, a .pt2 program "
+            "that you trust, or a name to download, DEFAULT for example."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> int:
@@ -538,7 +545,11 @@ def predict(
         raise FeatxError("choose one of --json and --csv")
     paths = files(images)
     bar = Console(stderr=True)
-    predictions = list(track(predict_images(load(model), paths), "predicting", len(paths), console=bar, transient=True))
+    predictions = list(
+        track(
+            predict_images(load(model, weights=weights), paths), "predicting", len(paths), console=bar, transient=True
+        )
+    )
     if as_json or as_csv:
         typer.echo(predictions_json(predictions) if as_json else predictions_csv(predictions))
     else:

@@ -88,6 +88,10 @@ class ContradictionWarning(UserWarning):
     """Images of the same content have different labels; the store lists them in `contradictions`."""
 
 
+class ProgramWarning(UserWarning):
+    """A file that is about to be opened is a program: it can run code of whoever wrote it."""
+
+
 class KeysError(FeatxError):
     """Image keys that a store does not hold."""
 

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, choose, recall, resolve_taps
-from featx.errors import FeatxError, ImageError
+from featx.errors import FeatxError, ImageError, RecipeError
 from featx.images import DECODER, Batch, batches
 from featx.passes import Passes, Rows, forget, keep, network_of, pinned
 from featx.store import Recipe
@@ -124,7 +124,9 @@ def settle(
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in libraries},
         origin=None if origin is None else str(origin.absolute()),
+        weights_file_sha256=backbone.weights_file_sha256,
     )
+    recipe.check()
     n_batches = -(-len(images) // recipe.batch_size)
     if "auto" in (precision, engine) and n_batches >= _PROBE_BATCHES:
         pixels, n_rows = _sample(images, backbone.preprocessing, recipe.batch_size)
@@ -196,6 +198,11 @@ def stream(
     """
     workers = decoders(workers)
     place = _device(device)
+    recipe.check()
+    if recipe.decoder != DECODER:
+        raise RecipeError(
+            f"the recipe's images were decoded by another rule, {recipe.decoder!r}; here it is {DECODER!r}"
+        )
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     # predicting one image costs one image: a few are not padded to a batch, and no network is compiled for them
     rows = recipe.batch_size if todo is not None else min(recipe.batch_size, len(images))

@@ -99,8 +99,15 @@ def network_of(recipe: Recipe, place: torch.device) -> TappedNetwork:
 
     From the very backbone that is recalled: two modules of a class with the same weights may compute different things.
     """
+    recipe.check()
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    backbone = recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing)
+    backbone = recall(
+        recipe.backbone,
+        recipe.weights,
+        recipe.weights_sha256,
+        preprocessing,
+        weights_file_sha256=recipe.weights_file_sha256,
+    )
     key = _key(recipe, place.type)
     if key not in _networks or _networks[key][0] is not backbone:
         taps = [Tap.from_dict(tap) for tap in recipe.taps.values()]

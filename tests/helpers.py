@@ -45,12 +45,9 @@ def recipe(taps: Mapping[str, Sequence[int]], **changes: Any) -> Recipe:
         weights_sha256="0" * 64,
         preprocessing={"crop": [32, 32], "resize": 32},
         decoder="none",
-        taps={
-            name: {"node": name.split(":")[0], "pool": name.split(":")[1], "layout": "bchw", "shape": list(shape)}
-            for name, shape in taps.items()
-        },
+        taps={name: _tap(*name.split(":"), list(shape)) for name, shape in taps.items()},
         aliases={},
-        engine="none",
+        engine="eager",
         precision="float32",
         precision_error=None,
         batch_size=4,
@@ -62,6 +59,11 @@ def recipe(taps: Mapping[str, Sequence[int]], **changes: Any) -> Recipe:
         collection=None,
     )
     return Recipe(**(values | changes))
+
+
+def _tap(node: str, pool: str, shape: list[int]) -> dict[str, Any]:
+    layout = {1: "bd", 2: "btc", 3: "bchw"}[len(shape)] if pool == "none" else "bchw"
+    return {"node": node, "pool": pool, "layout": layout, "shape": shape}
 
 
 TAPS = {"layer1:avg": [3], "layer2:none": [2, 5, 7], "fc:flatten": [2000]}

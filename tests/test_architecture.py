@@ -13,10 +13,11 @@ from helpers import fresh_python
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-LOW = {"errors", "manifest", "progress"}
+LOW = {"errors", "grammar", "manifest", "progress"}
 MIDDLE = {"images", "backbones", "store", "solvers"}
 MAY_IMPORT = {
     "errors": set(),
+    "grammar": set(),
     "manifest": {"errors"},
     "progress": set(),
     **{room: LOW for room in MIDDLE},
@@ -33,6 +34,7 @@ MAY_IMPORT = {
 }
 LEFT_SIDE = {
     "errors",
+    "grammar",
     "manifest",
     "images",
     "backbones",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import os
 import socket
 import sys
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -363,12 +366,56 @@ def test_a_recalled_backbone_with_other_weights_is_refused(tmp_path):
     state = made.module.state_dict()
     file = tmp_path / "weights.pth"
     torch.save({key: value + 1 for key, value in state.items()}, file)
+    file_sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(BackboneError, match="the recorded network is torchvision:squeezenet1_1") as error:
-        recall(made.name, str(file), made.weights_sha256, SMALL)
+        recall(made.name, str(file), made.weights_sha256, SMALL, weights_file_sha256=file_sha256)
     assert made.weights_sha256[:12] in message(error)
     file.unlink()
-    with pytest.raises(BackboneError, match=r"weights\.pth is gone; say where it is: featx\.load\(path, backbone="):
-        recall(made.name, str(file), made.weights_sha256, SMALL)
+    with pytest.raises(BackboneError, match=r"weights\.pth' is gone; say where it is: featx predict --weights"):
+        recall(made.name, str(file), made.weights_sha256, SMALL, weights_file_sha256=file_sha256)
+
+
+def test_weights_that_a_recipe_names_are_parsed_only_if_they_are_the_recorded_bytes(tmp_path, monkeypatch):
+    made = Backbone("squeezenet1_1", weights=None)
+    file = tmp_path / "weights.pth"
+    torch.save(made.module.state_dict(), file)
+    given = Backbone("squeezenet1_1", file)
+    recorded = given.name, given.weights, given.weights_sha256, SMALL
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("it was parsed"))
+    with pytest.raises(BackboneError, match="whose SHA-256 was not recorded; say where it is"):
+        recall(*recorded)
+    with pytest.raises(BackboneError, match="is not the weights file that was recorded: its SHA-256 begins with"):
+        recall(*recorded, weights_file_sha256="0" * 64)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(BackboneError, match="is not a file"):
+        recall(*recorded, weights_file_sha256=given.weights_file_sha256)
+    monkeypatch.undo()
+    file.unlink()
+    torch.save(made.module.state_dict(), file)
+    assert recall(*recorded, weights_file_sha256=given.weights_file_sha256).weights_sha256 == given.weights_sha256
+
+
+@pytest.mark.parametrize(
+    "name", ["evil.pt2", "./evil.pt2", "resnet18", "timm:hf-hub:evil/x", "timm:local-dir:/tmp/x", "timm:nothing_of_it"]
+)
+def test_a_recipe_is_built_of_nothing_but_a_name_in_a_librarys_list(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("evil.pt2").write_bytes(b"")
+    monkeypatch.setattr(torch.export, "load", lambda *args, **options: pytest.fail("it was opened"))
+    with pytest.raises(BackboneError) as error:
+        recall(name, None, "0" * 64, SMALL)
+    message(error)
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18.a1_in1k"])
+def test_a_recipe_alone_downloads_nothing(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: pytest.fail("it asked for a host"))
+    with pytest.raises(BackboneError, match="a recipe alone downloads nothing; allow it with featx predict") as error:
+        recall(name, "DEFAULT", "0" * 64, SMALL)
+    message(error)
 
 
 def test_weights_that_moved_are_handed_back(tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import os
+import zipfile
+
 import narrow
 import pytest
 import torch
@@ -12,12 +16,14 @@ from torchvision.models import resnet18
 
 import featx
 from featx.backbones import Backbone, Preprocessing, TappedNetwork, backbone, describe, recall, resolve_taps
+from featx.backbones.programs import load_program
 from featx.backbones.trace import trace_of
-from featx.errors import BackboneError, LayerError
+from featx.errors import BackboneError, LayerError, ProgramWarning
 
 SMALL = Preprocessing(crop=(64, 64), resize=64)
 CPU = torch.device("cpu")
 ANY = {0: Dim("batch")}
+pytestmark = pytest.mark.filterwarnings("ignore::featx.errors.ProgramWarning")  # every file here is our own
 
 
 @pytest.fixture(autouse=True)
@@ -252,11 +258,36 @@ def test_a_program_is_handed_back_never_opened_because_a_recipe_names_it(constan
     ):
         with pytest.raises(BackboneError) as error:
             recall(made.name, made.weights, made.weights_sha256, SMALL)
-        assert_tells(
-            error.value, "hand it back, if you trust it", f"featx.Backbone({str(named)!r}" if named is file else ""
-        )
+        assert_tells(error.value, "hand it over, if you trust it", f"(it was {str(named)!r})" if named is file else "")
         assert recall(made.name, made.weights, made.weights_sha256, SMALL, made) is made
         assert recall(made.name, made.weights, made.weights_sha256, SMALL) is made
+
+
+def test_opening_a_program_warns_and_unpickles_nothing_but_tensors(file, tmp_path, monkeypatch):
+    marker = tmp_path / "it ran"
+    payload = io.BytesIO()
+    torch.save(_Runs(marker), payload)
+    evil = tmp_path / "evil.pt2"
+    with zipfile.ZipFile(file) as good, zipfile.ZipFile(evil, "w") as written:
+        names = [name for name in good.namelist() if "sample_inputs" in name]
+        assert names
+        for name in good.namelist():
+            written.writestr(name, payload.getvalue() if name in names else good.read(name))
+    with pytest.warns(ProgramWarning, match="can run code of whoever wrote it"), pytest.raises(BackboneError):
+        load_program(str(evil))
+    assert not marker.exists()
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
+    with pytest.warns(ProgramWarning):
+        load_program(str(file))
+    assert os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] == "0"
+
+
+class _Runs:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
 
 
 def test_a_renamed_file_is_the_same_program_and_another_is_refused(file, tmp_path):

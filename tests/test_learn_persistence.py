@@ -298,11 +298,15 @@ def test_weights_that_moved_are_handed_back(root, new, tmp_path):
     save(model, tmp_path / "model.skops")
     file.rename(moved)
     forget()
-    with pytest.raises(BackboneError, match=r"weights\.pth is gone; say where it is"):
+    with pytest.raises(BackboneError, match=r"weights\.pth' is gone; say where it is"):
         load(tmp_path / "model.skops").predict(new)
     given = Backbone("squeezenet1_1", moved, preprocessing=SMALL)
-    found = load(tmp_path / "model.skops", backbone=given).decision_function(new)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for handed in ({"backbone": given}, {"weights": moved}):
+        found = load(tmp_path / "model.skops", **handed).decision_function(new)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        forget()
+    with pytest.raises(ModelError, match="give backbone= or weights=, not both"):
+        load(tmp_path / "model.skops", backbone=given, weights=moved)
 
 
 # --- what is refused ---

@@ -14,11 +14,11 @@ from torch.export import ExportedProgram
 
 from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.programs import constants, load_program, module_of, program_name
-from featx.backbones.sources import SOURCES, canonical, is_file_name, load_weights
+from featx.backbones.sources import SOURCES, canonical, load_weights
 from featx.errors import BackboneError
+from featx.grammar import PROGRAM_FILE, is_weights_file
 
 SEED = 0  # of weights=None
-_PROGRAM = ".pt2"
 
 
 class Backbone:
@@ -57,6 +57,8 @@ class Backbone:
     ) -> None:
         self._own = network if isinstance(network, nn.Module | ExportedProgram) else None
         self._preprocessing = preprocessing
+        self._fetch = True
+        self._expected_sha256: str | None = None
         self.weights: str | None = "its own"
         if isinstance(network, nn.Module):
             self.name = f"module:{type(network).__name__}"
@@ -64,17 +66,36 @@ class Backbone:
         elif isinstance(network, ExportedProgram):
             self.name = f"export:{program_name(network)}"
             self._needs_preprocessing("program")
-        elif isinstance(network, str | os.PathLike) and os.fspath(network).endswith(_PROGRAM):
+        elif isinstance(network, str | os.PathLike) and os.fspath(network).endswith(PROGRAM_FILE):
             self.weights = str(Path(network).absolute())
             self.name = f"export:{Path(network).stem}"
             self._needs_preprocessing(repr(os.fspath(network)))
         elif isinstance(network, str):
             self.name = canonical(network)
             self.weights = None if weights is None else str(weights)
-            if is_file_name(self.weights):
+            if is_weights_file(self.weights):
                 self.weights = str(Path(str(self.weights)).absolute())
         else:
             raise BackboneError(f"a backbone is a name, a module or a featx.Backbone; got {type(network).__name__}")
+
+    @classmethod
+    def of_recipe(
+        cls, name: str, weights: str | None, weights_file_sha256: str | None, preprocessing: Preprocessing
+    ) -> Backbone:
+        """The network that a recipe names, which may be somebody else's: nothing but a name in a library's own list is
+        built, nothing is downloaded, and a weights file is parsed only if it has the recorded SHA-256.
+        """
+        source, _, model = name.partition(":")
+        if source not in SOURCES or canonical(name) != name:
+            raise BackboneError(f"a recipe's backbone is torchvision:NAME, timm:NAME or bundled:NAME; got {name!r}")
+        if is_weights_file(weights) and weights_file_sha256 is None:
+            raise BackboneError(
+                f"the weights of {name} were the file {weights!r}, whose SHA-256 was not recorded; say where it is: "
+                "featx predict --weights, featx.load(path, weights=...)"
+            )
+        backbone = cls(name, weights, preprocessing=preprocessing)
+        backbone._fetch, backbone._expected_sha256 = False, weights_file_sha256
+        return backbone
 
     def _needs_preprocessing(self, network: str) -> None:
         if self._preprocessing is None:
@@ -93,29 +114,29 @@ class Backbone:
         return SEED if self.weights is None else None
 
     @cached_property
-    def _built(self) -> tuple[nn.Module, Preprocessing]:
+    def _built(self) -> tuple[nn.Module, Preprocessing, str | None]:
         if isinstance(self._own, nn.Module):
             assert self._preprocessing is not None
             # a copy: the user's module stays in its mode, and what it learns later changes nothing here
-            return copy.deepcopy(self._own).eval(), self._preprocessing
+            return copy.deepcopy(self._own).eval(), self._preprocessing, None
         if self.name.startswith("export:"):
             assert self._preprocessing is not None
             program = self._own or load_program(str(self.weights))
             try:
-                return module_of(program, self._preprocessing), self._preprocessing
+                return module_of(program, self._preprocessing), self._preprocessing, None
             except BackboneError as error:
                 raise BackboneError(f"{self.name}: {error}") from error
         source, _, name = self.name.partition(":")
-        file = self.weights if is_file_name(self.weights) else None
+        file = self.weights if is_weights_file(self.weights) else None
         try:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(SEED)
-                module, preprocessing = SOURCES[source](name, None if file else self.weights, self._preprocessing)
+                own = None if file else self.weights
+                module, preprocessing = SOURCES[source](name, own, self._preprocessing, self._fetch)
         except BackboneError as error:
             raise BackboneError(f"{self.name}: {error}") from error
-        if file:
-            load_weights(module, file, self.name)
-        return module.eval().requires_grad_(False), preprocessing
+        file_sha256 = load_weights(module, file, self.name, self._expected_sha256) if file else None
+        return module.eval().requires_grad_(False), preprocessing, file_sha256
 
     @property
     def module(self) -> nn.Module:
@@ -125,6 +146,11 @@ class Backbone:
     @property
     def preprocessing(self) -> Preprocessing:
         return self._built[1]
+
+    @property
+    def weights_file_sha256(self) -> str | None:
+        """SHA-256 of the bytes of the state dict on disk; None where the weights are no such file."""
+        return self._built[2]
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -151,15 +177,18 @@ def recall(
     weights_sha256: str,
     preprocessing: Preprocessing,
     known: Backbone | None = None,
+    *,
+    weights_file_sha256: str | None = None,
 ) -> Backbone:
     """The backbone of a recipe, built once a process.
 
-    A `known` one (a module, or weights that moved) is checked against the fingerprint and remembered.
+    A `known` one, which a user handed over (a module, a program, weights that moved or may be downloaded), is checked
+    against the fingerprint and remembered. Without it, see `Backbone.of_recipe`.
 
     Raises
     ------
     BackboneError
-        The weights are not the recorded ones, or a module was not handed back.
+        The weights are not the recorded ones, or have to be handed over.
     """
     key = (name, weights_sha256)
     if key not in _recalled or known is not None:
@@ -170,17 +199,18 @@ def recall(
             )
         if known is None and name.startswith("export:"):
             # a recipe may be another's, and opening a program can run code: the file is for the user to name
-            file = repr(weights) if str(weights).endswith(_PROGRAM) else "program"
+            file = f" (it was {weights!r})" if str(weights).endswith(PROGRAM_FILE) else ""
             raise BackboneError(
-                f"the features came from an exported program, {name.removeprefix('export:')}; hand it back, "
-                f"if you trust it: featx.load(path, backbone=featx.Backbone({file}, preprocessing=...))"
+                f"the features came from an exported program, {name.removeprefix('export:')}{file}; hand it over, if "
+                "you trust it: featx predict --weights FILE.pt2, "
+                "featx.load(path, backbone=featx.Backbone(program, preprocessing=...))"
             )
-        if known is None and is_file_name(weights) and not Path(str(weights)).exists():
+        if known is None and is_weights_file(weights) and not Path(str(weights)).exists():
             raise BackboneError(
-                f"the weights file {weights} is gone; say where it is: "
-                f"featx.load(path, backbone=featx.Backbone({name!r}, weights='...'))"
+                f"the weights file {weights!r} is gone; say where it is: featx predict --weights FILE, "
+                "featx.load(path, weights='...')"
             )
-        found = known or Backbone(name, weights, preprocessing=preprocessing)
+        found = known or Backbone.of_recipe(name, weights, weights_file_sha256, preprocessing)
         renamed = name.startswith("export:") and found.name.startswith("export:")  # a program is named by its file
         if found.weights_sha256 != weights_sha256 or (found.name != name and not renamed):
             raise BackboneError(

@@ -14,7 +14,7 @@ from featx.backbones.backbone import Backbone
 from featx.backbones.pools import Pool, Tap
 from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.trace import trace_of
-from featx.errors import BackboneError
+from featx.errors import BackboneError, FeatxError
 
 EAGER, COMPILED = "eager, batch norms folded", "compiled, batch norms folded"
 
@@ -34,7 +34,8 @@ class TappedNetwork:
     Raises
     ------
     BackboneError
-        In the first call: the network cannot be compiled here.
+        In a call: the network cannot be compiled here, does not run on such images, or gives rows of another shape
+        than the taps say.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class TappedNetwork:
         preprocessing: Preprocessing | None = None,
     ) -> None:
         self.precision, self.engine = precision, engine
-        self._names = [tap.name for tap in taps]
+        self._name, self._taps = backbone.name, list(taps)
         self._device, self._type = device, getattr(torch, precision)
         network = trace_of(backbone).tapped([tap.node for tap in taps], [Pool(tap) for tap in taps])
         self._network = network.to(device, self._type).requires_grad_(False)
@@ -61,13 +62,26 @@ class TappedNetwork:
         """(b, h, w, 3) uint8, or (b, 3, h, w) float, normalised -> {tap name: (b, *shape) float32, on the device}."""
         pixels = pixels.to(self._device, non_blocking=True)
         with torch.no_grad() if self.engine == COMPILED else torch.inference_mode(), _exact(self._device):
-            if pixels.is_floating_point():
-                rows = self._network(pixels.to(self._type))
-            elif self.engine == COMPILED and not self._compiled:
-                rows = self._compile(pixels)
-            else:
-                rows = self._normalised(pixels)
-        return dict(zip(self._names, rows, strict=True))
+            try:
+                if pixels.is_floating_point():
+                    rows = self._network(pixels.to(self._type))
+                elif self.engine == COMPILED and not self._compiled:
+                    rows = self._compile(pixels)
+                else:
+                    rows = self._normalised(pixels)
+            except (FeatxError, torch.OutOfMemoryError):  # smaller passes may fit
+                raise
+            except Exception as error:  # whatever the network's own code raises
+                cause = str(error).strip().split("\n")[0] or type(error).__name__
+                size = " x ".join(map(str, pixels.shape[1:]))
+                raise BackboneError(f"{self._name} does not run on images of {size}: {cause}") from error
+        for tap, got in zip(self._taps, rows, strict=True):
+            if tuple(got.shape[1:]) != tap.shape:
+                raise BackboneError(
+                    f"layer {tap.name!r} of {self._name} gives rows of {tuple(got.shape[1:])}, and the recipe says "
+                    f"{tap.shape}: it was made with another network, or its file was changed"
+                )
+        return {tap.name: got for tap, got in zip(self._taps, rows, strict=True)}
 
     def _compile(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:

@@ -16,12 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from featx.errors import LayerError, nearest
+from featx.grammar import MOST_PROJECTION_TERMS, POOLS, PROJECTION_SEED
 
-POOLS = ("avg", "max", "gem", "spp", "cls", "tokens", "flatten", "none")
 GEM_POWER = 3
 SPP_SIDES = (1, 2, 4)
-PROJECTION_SEED = 0
-_MOST_TERMS = 2**26  # of a projection's sums, nine bytes each
 _GATHERED = 2**24  # numbers that a projection holds at once
 
 
@@ -43,7 +41,7 @@ class Tap:
     projected: int | None = None
 
     def __post_init__(self) -> None:
-        if self.projected is not None and self.shape[0] * math.isqrt(self.projected) > _MOST_TERMS:
+        if self.projected is not None and self.shape[0] * math.isqrt(self.projected) > MOST_PROJECTION_TERMS:
             raise LayerError(
                 f"a projection of layer {self.node!r} from {self.projected:,} to {self.shape[0]:,} numbers has too "
                 "many terms to hold; project to fewer"
@@ -146,11 +144,21 @@ class Pool(nn.Module):
         super().__init__()
         self._pool, self._layout, self._prefix = tap.pool, tap.layout, tap.prefix
         self._over = {"bchw": (2, 3), "bhwc": (1, 2), "btc": (1,)}.get(tap.layout, ())
+        self._projected = tap.projected
         self._project = None if tap.projected is None else _Projection(tap.projected, tap.shape[0])
 
     def forward(self, output: torch.Tensor) -> torch.Tensor:
+        if self._prefix and output.shape[1] <= self._prefix:
+            raise LayerError(
+                f"the layer gives {output.shape[1]} tokens, and {self._prefix} were to precede the image's"
+            )
         rows = self._pooled(output.float())
-        return rows if self._project is None else self._project(rows.flatten(1))
+        if self._project is None:
+            return rows
+        rows = rows.flatten(1)
+        if rows.shape[1] != self._projected:
+            raise LayerError(f"the layer gives {rows.shape[1]:,} numbers, and the projection takes {self._projected:,}")
+        return self._project(rows)
 
     def _pooled(self, x: torch.Tensor) -> torch.Tensor:
         match self._pool:

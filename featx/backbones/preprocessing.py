@@ -12,17 +12,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from featx.errors import BackboneError
+from featx.errors import BackboneError, ImageError
+from featx.grammar import INTERPOLATIONS, check_preprocessing
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "nearest-exact": Image.Resampling.NEAREST,
-    "box": Image.Resampling.BOX,
-    "bilinear": Image.Resampling.BILINEAR,
-    "hamming": Image.Resampling.HAMMING,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}  # torchvision's names
+# torchvision's names; its two nearest are Pillow's one
+_FILTERS = {name: Image.Resampling[name.removesuffix("-exact").upper()] for name in INTERPOLATIONS}
+_MOST_RESIZED_PIXELS = 2**28
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,11 @@ class Preprocessing:
     interpolation : "nearest", "bilinear", "bicubic", "lanczos" and torchvision's others
     mean, std : one value a channel, for pixels in 0..1
 
+    Raises
+    ------
+    BackboneError
+        A value is of another type, or out of range: sides of 1 to 4,096 pixels, `std` above 0.
+
     Examples
     --------
     >>> Preprocessing(crop=(224, 224), resize=256).size
@@ -49,6 +49,12 @@ class Preprocessing:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        try:
+            check_preprocessing(self.to_dict())
+        except ValueError as error:
+            raise BackboneError(f"a preprocessing's {error}") from error
+
     @property
     def size(self) -> tuple[int, int]:
         """(h, w) of the prepared pixels."""
@@ -57,6 +63,8 @@ class Preprocessing:
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """RGB picture -> (h, w, 3) uint8, pixel for pixel what torchvision's transforms give."""
         wide, tall = self._resized(*picture.size)
+        if wide * tall > _MOST_RESIZED_PIXELS:  # a strip of 1 x 20,000 pixels
+            raise ImageError("too-large", f"resized it would have {wide:,} x {tall:,} pixels; the limit is 268 million")
         height, width = self.crop
         left, top = _offset(wide, width), _offset(tall, height)
         # straight to Pillow: torchvision's functions cost a tenth more. Rows and columns that the crop drops

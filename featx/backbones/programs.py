@@ -5,7 +5,11 @@ Knows what a program must take and give; how its layers are found is `exported.p
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import os
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,23 +18,40 @@ from torch.export import ExportedProgram
 from torch.utils._sympy.value_ranges import bound_sympy
 
 from featx.backbones.preprocessing import Preprocessing
-from featx.errors import BackboneError
+from featx.errors import BackboneError, ProgramWarning
 
 _HOW = "torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
 
 
 def load_program(file: str) -> ExportedProgram:
-    """Open a `.pt2` file.
+    """Open a `.pt2` file that a user handed over, with a warning: it is not data alone.
 
-    It is not data alone: what `torch.export.load` opens may hold pickles, which can run any code of whoever wrote the
-    file. Open only files that you trust as you would trust a script.
+    Pickles of anything but tensors are refused, where `torch.export.load` falls back to unpickling them. It may still
+    hold compiled code and operators of whoever wrote it: open only files that you trust as you would trust a script.
     """
+    warnings.warn(f"{file!r} is an exported program, which can run code of whoever wrote it", ProgramWarning, 2)
     try:
-        return torch.export.load(file)
+        with _without_full_unpickling():
+            return torch.export.load(file)
     except FileNotFoundError as error:
         raise BackboneError(f"there is no file {file}") from error
     except Exception as error:  # zip, JSON and schema errors of many types
         raise BackboneError(f"{file} is not a program that torch.export.save wrote, or of another torch") from error
+
+
+@contextlib.contextmanager
+def _without_full_unpickling() -> Iterator[None]:
+    """`torch.load` takes tensors alone, also where it is called with weights_only=False. The switch is torch's own."""
+    switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(switch)
+    os.environ[switch] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[switch]
+        else:
+            os.environ[switch] = before
 
 
 def program_name(program: ExportedProgram) -> str:

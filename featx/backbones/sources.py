@@ -1,14 +1,18 @@
 """Where networks come from: torchvision, timm, and packages that bundle one; each with its own way to weights.
 
 In: a name of the source and a name of weights. Out: the module, built, and the preprocessing its weights want.
+`fetch` says whether weights that are not on this disk may be downloaded: a user's own words may, a recipe alone not.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import io
 import logging
 import os
 import socket
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,11 +30,6 @@ from featx.errors import BackboneError, nearest
 
 _LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # one package each
 _BUNDLED = (*_LITE, "pixels")
-_WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
-
-
-def is_file_name(weights: str | None) -> bool:
-    return weights is not None and weights.endswith(_WEIGHT_FILES)
 
 
 def canonical(name: str) -> str:
@@ -61,7 +60,9 @@ def canonical(name: str) -> str:
     raise BackboneError(f"there is no backbone {name!r}{nearest(model, choices)}")
 
 
-def _torchvision(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+def _torchvision(
+    name: str, weights: str | None, own: Preprocessing | None, fetch: bool
+) -> tuple[nn.Module, Preprocessing]:
     import torchvision
 
     entries = torchvision.models.get_model_weights(name)
@@ -69,6 +70,9 @@ def _torchvision(name: str, weights: str | None, own: Preprocessing | None) -> t
     if weights is not None and weights not in names:
         raise BackboneError(f"there are no weights {weights!r}; choose {', '.join(names)}, a file or None")
     entry = getattr(entries, weights or "DEFAULT")
+    file, folder = os.path.basename(entry.url), _checkpoints()
+    if weights is not None and not fetch and not os.path.exists(os.path.join(folder, file)):
+        raise BackboneError(_not_here(weights, f"{file} in {folder}"))
     try:
         module = torchvision.models.get_model(
             name, weights=entry if weights else None, **({} if weights else _unspoken(name))
@@ -76,13 +80,23 @@ def _torchvision(name: str, weights: str | None, own: Preprocessing | None) -> t
     except Exception as error:  # of the network, or of the file if it is damaged
         if weights is None:
             raise
-        file = os.path.basename(entry.url)
-        folder = os.path.join(torch.hub.get_dir(), "checkpoints")
         raise BackboneError(
             f"the weights file {file} is not in {folder}, or damaged, and cannot be downloaded ({_cause(error)}); "
             f"put it there, or give weights='path/to/{file}', or weights=None for random ones"
         ) from error
     return module, own or Preprocessing.from_torchvision(entry.transforms())
+
+
+def _checkpoints() -> str:
+    """Where torch keeps the weights that it has downloaded."""
+    return os.path.join(torch.hub.get_dir(), "checkpoints")
+
+
+def _not_here(weights: str, where: str) -> str:
+    return (
+        f"its weights {weights} are not on this disk ({where}), and a recipe alone downloads nothing; allow it with "
+        f"featx predict --weights {weights} or featx.load(path, weights={weights!r}), or give a file there"
+    )
 
 
 def _unspoken(name: str) -> dict[str, Any]:
@@ -100,24 +114,30 @@ def _import_timm() -> ModuleType | None:
             return None
 
 
-def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+def _timm(name: str, weights: str | None, own: Preprocessing | None, fetch: bool) -> tuple[nn.Module, Preprocessing]:
     timm = _import_timm()
     assert timm is not None  # `canonical` has seen to it
     tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
         raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; give a file, or None")
+    config = timm.models.get_pretrained_cfg(tagged)
+    if weights is not None and not fetch and not config.hf_hub_id:
+        file = os.path.basename(urlsplit(config.url or tagged).path)
+        if not os.path.exists(os.path.join(_checkpoints(), file)):
+            raise BackboneError(_not_here(weights, f"{file} in {_checkpoints()}"))
     try:
-        with _quiet_hub():
+        with _quiet_hub(fetch):
             module = timm.create_model(tagged, pretrained=weights is not None)
     except Exception as error:  # the hub's client raises many types when there is no network
         if weights is None:
             raise
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        config = timm.models.get_pretrained_cfg(tagged)
         repository = config.hf_hub_id
         file = f"model.safetensors of {repository}" if repository else os.path.basename(config.url or tagged)
+        if not fetch:
+            raise BackboneError(_not_here(weights, f"{file} in {HF_HUB_CACHE}")) from error
         raise BackboneError(
             f"the weights file {file} is not in {HF_HUB_CACHE} and cannot be downloaded "
             f"({_cause(error)}); give weights='path/to/model.safetensors', or weights=None for random ones"
@@ -126,16 +146,18 @@ def _timm(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn
 
 
 @contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """The Hugging Face hub's client: one answer at the end, not a line for each retry; and where no name is known of
-    the hub's host, at once (it would ask for 45 seconds), from the files that were downloaded before.
+def _quiet_hub(fetch: bool) -> Iterator[None]:
+    """The Hugging Face hub's client: one answer at the end, not a line for each retry; only the files that were
+    downloaded before where `fetch` is false, or where the hub's host has no address (it would ask for 45 seconds).
     """
     from huggingface_hub import constants
 
     log = logging.getLogger("huggingface_hub")
     level, offline = log.level, constants.HF_HUB_OFFLINE
     log.setLevel(logging.ERROR)
-    constants.HF_HUB_OFFLINE = offline or not (getproxies() or _is_known(urlsplit(constants.ENDPOINT).hostname))
+    constants.HF_HUB_OFFLINE = (
+        offline or not fetch or not (getproxies() or _is_known(urlsplit(constants.ENDPOINT).hostname))
+    )
     try:
         yield
     finally:
@@ -151,7 +173,7 @@ def _is_known(host: str | None) -> bool:
     return True
 
 
-def _bundled(name: str, weights: str | None, own: Preprocessing | None) -> tuple[nn.Module, Preprocessing]:
+def _bundled(name: str, weights: str | None, own: Preprocessing | None, fetch: bool) -> tuple[nn.Module, Preprocessing]:
     if name == "pixels":
         return _Pixels(), own or Preprocessing((32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     timm = _import_timm()
@@ -183,15 +205,33 @@ class _Pixels(nn.Module):
 SOURCES = {"torchvision": _torchvision, "timm": _timm, "bundled": _bundled}
 
 
-def load_weights(module: nn.Module, file: str, name: str) -> None:
+def load_weights(module: nn.Module, file: str, name: str, expected_sha256: str | None = None) -> str:
+    """Load a state dict from a file; returns the SHA-256 of its bytes.
+
+    expected_sha256 : other bytes are refused before anything parses them
+    """
+    try:
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:  # a pipe of this name is not waited for
+            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
+                raise BackboneError(f"{file!r} is not a file; weights are a state dict, .safetensors or .pth")
+            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+            if expected_sha256 not in (None, sha256):
+                raise BackboneError(
+                    f"{file!r} is not the weights file that was recorded: its SHA-256 begins with {sha256[:12]}, not "
+                    f"{str(expected_sha256)[:12]}; say where it is: featx predict --weights, featx.load(path, weights=)"
+                )
+            opened.seek(0)
+            content = opened.read()  # what is parsed is what was opened here, even if another takes its name
+    except FileNotFoundError as error:
+        raise BackboneError(f"there is no weights file {file}") from error
+    except OSError as error:
+        raise BackboneError(f"cannot read the weights file {file!r}: {error.strerror}") from error
     state: dict[str, Any]
     try:
         if file.endswith(".safetensors"):
-            state = safetensors.torch.load_file(file)
+            state = safetensors.torch.load(content)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise BackboneError(f"there is no weights file {file}") from error
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and safetensors errors of many types
         raise BackboneError(f"{file} is not a state dict: a .safetensors file, or .pth with tensors only") from error
     if not isinstance(state, dict):
@@ -208,6 +248,7 @@ def load_weights(module: nn.Module, file: str, name: str) -> None:
             f"(needed {own.get(wrong[0], 'nothing')}, got {got.get(wrong[0], 'nothing')})"
         )
     module.load_state_dict(state)
+    return sha256
 
 
 def _cause(error: BaseException) -> str:

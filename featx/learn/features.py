@@ -84,9 +84,11 @@ class _Features(TransformerMixin, BaseEstimator):
         """(n, d) float32, or UnreadableImages naming those that have no row."""
         key = _memo_key(self.recipe_, images)
         if key is None or key not in _memo:
-            matrix = np.empty((len(images), self.n_features_out_), np.float32)
+            matrix = np.empty((0, sum(self._widths.values())), np.float32)
             failures: dict[int, ImageError] = {}
             for block in _forward().stream(images, self.recipe_, device=device):
+                if not len(matrix):  # not before a first batch has shown that rows are as wide as the recipe says
+                    matrix = np.empty((len(images), matrix.shape[1]), np.float32)
                 if len(block.indices):
                     for name, columns in self._blocks(matrix):
                         columns[block.indices] = block.rows[name].reshape(len(block.indices), -1)

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_DEFLATED
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
-from featx.errors import ModelError, listed
+from featx.errors import ModelError, StoreError, listed
+from featx.grammar import is_weights_file
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.store import FeatureStore, Recipe
 
@@ -116,15 +118,22 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     return path
 
 
-def load(path: str | os.PathLike, *, backbone: Backbone | None = None) -> Any:
+def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: str | os.PathLike | None = None) -> Any:
     """Load what `save` wrote. Nothing in the file is executed: types that are not on a fixed list are refused.
+
+    A model file says which network it needs; it does not make featx open, download or import one that you did not
+    name. Weights on disk are read again only if their file is where it was, with the recorded SHA-256. The `memory`
+    of a pipeline, a folder whose files scikit-learn unpickles, is not taken over.
 
     Parameters
     ----------
     path : the model file
     backbone : Backbone, optional
-        The network, where featx cannot find it by itself: a module of your own, or weights from a file that has
-        moved. It must have the recorded fingerprint.
+        The network, where featx cannot find it by itself: a module of your own or an exported program. It must have
+        the recorded fingerprint.
+    weights : str or path, optional
+        The weights of the recorded network: a state dict that has moved, a `.pt2` program, or the name of pretrained
+        weights that may be downloaded, "DEFAULT" for example. They must have the recorded fingerprint.
 
     Returns
     -------
@@ -133,11 +142,14 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None) -> Any:
     Raises
     ------
     ModelError
-        There is no such file, it is not featx's, or it holds other types.
+        There is no such file, it is not featx's, or it holds other types or a recipe that featx does not write.
     BackboneError
-        `backbone` is not the recorded one.
+        `backbone` or `weights` are not the recorded ones.
     """
     import skops.io
+
+    if backbone is not None and weights is not None:
+        raise ModelError("give backbone= or weights=, not both: a backbone has its weights")
 
     path = Path(path)
     if not path.is_file():
@@ -161,16 +173,48 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None) -> Any:
         raise ModelError(f"{path} has format version {model.get('version')}; this featx reads {_VERSION}: update it")
     if "estimator" not in model:
         raise ModelError(f"{path} is damaged: it holds no model")
-    if backbone is not None:
-        _hand_back(model["estimator"], backbone)
-    return model["estimator"]
+    estimator = model["estimator"]
+    try:
+        _check(estimator)
+    except (StoreError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is refused: {error}") from error
+    if backbone is not None or weights is not None:
+        _hand_back(estimator, backbone, weights)
+    return estimator
 
 
 def recipes(estimator: Any) -> list[Recipe]:
     """The different recipes of all StoredFeatures and ImageFeatures in a fitted estimator, wherever they sit."""
+    features = _walked(estimator).features
+    return list({recipe.to_json(): recipe for recipe in (feature.recipe_ for feature in features)}.values())
+
+
+def _walked(estimator: Any) -> _Detacher:
     pickler = _Detacher(io.BytesIO())
     pickler.dump(estimator)
-    return list({recipe.to_json(): recipe for recipe in pickler.recipes}.values())
+    return pickler
+
+
+def _check(estimator: Any) -> None:
+    """Raise StoreError unless all recipes in a loaded estimator are such as featx writes; make inert what names files.
+
+    skops can set the attributes of an object without its constructor: only what lies there now is looked at.
+    """
+    walked = _walked(estimator)
+    for recipe in walked.recipes:
+        recipe.check()
+    for feature in walked.features:
+        recipe = feature.recipe_
+        if not isinstance(recipe, Recipe) or not isinstance(getattr(feature, "store", recipe), Recipe):
+            raise StoreError("it holds features without a recipe")
+        if isinstance(feature, ImageFeatures) and is_weights_file(str(feature.weights)):
+            from featx.backbones import Backbone, Preprocessing  # seconds to import, and rarely needed
+
+            preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+            known = recipe.backbone, recipe.weights, recipe.weights_file_sha256
+            feature.backbone = Backbone.of_recipe(*known, preprocessing)  # so fitting it again checks the file, too
+    for cached in walked.cached:
+        cached.memory = None
 
 
 class _Detacher(pickle.Pickler):
@@ -179,6 +223,8 @@ class _Detacher(pickle.Pickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=5)
         self.recipes: list[Recipe] = []
+        self.features: list[StoredFeatures | ImageFeatures] = []
+        self.cached: list[Any] = []  # pipelines with a `memory`
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, FeatureStore):
@@ -189,8 +235,12 @@ class _Detacher(pickle.Pickler):
             return str, (str(obj),)
         if _is_network(obj):  # the recipe names it; a module of the user's is handed back at load
             return str, (getattr(obj, "name", f"module:{type(obj).__name__}"),)
+        if isinstance(obj, Recipe):
+            self.recipes.append(obj)
         if isinstance(obj, StoredFeatures | ImageFeatures) and hasattr(obj, "recipe_"):
-            self.recipes.append(obj.recipe_)
+            self.features.append(obj)
+        if isinstance(obj, BaseEstimator) and getattr(obj, "memory", None) is not None:
+            self.cached.append(obj)
         return NotImplemented
 
 
@@ -210,11 +260,16 @@ def _detached(estimator: Any) -> Any:
     return pickle.loads(file.getvalue())  # our own bytes, of a moment ago
 
 
-def _hand_back(estimator: Any, backbone: Backbone) -> None:
-    from featx.backbones import Preprocessing, recall
+def _hand_back(estimator: Any, backbone: Backbone | None, weights: str | os.PathLike | None) -> None:
+    from featx.backbones import Backbone, Preprocessing, recall
 
     recorded = recipes(estimator)
-    fitting = [recipe for recipe in recorded if recipe.weights_sha256 == backbone.weights_sha256]
+    fitting = [recipe for recipe in recorded if backbone and recipe.weights_sha256 == backbone.weights_sha256]
     for recipe in fitting or recorded:  # where none fits, recall says what was needed
         preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, backbone)
+        known = backbone
+        if known is None and not recipe.backbone.startswith("module:"):
+            program = recipe.backbone.startswith("export:")
+            network = (weights,) if program else (recipe.backbone, weights)
+            known = Backbone(*network, preprocessing=preprocessing)
+        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, known)

@@ -83,7 +83,7 @@ class Contents:
         try:
             self.recipe = Recipe.from_json(text)
         except StoreError as error:
-            raise hdf5.Malformed("the recipe") from error
+            raise hdf5.Malformed(str(error)) from error
         if self.recipe.to_json() != text:
             raise hdf5.Malformed("the recipe has another form")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}

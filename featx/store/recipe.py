@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -14,9 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featx.errors import LayerError, StoreError, listed, nearest
+from featx.grammar import check_recipe
 
+_OPTIONAL = ("pass_rows", "weights_file_sha256")  # written only where there is something to say
 _RECORDED_ONLY = (
     "weights",
+    "weights_file_sha256",
     "aliases",
     "precision_error",
     "device",
@@ -61,6 +63,7 @@ class Recipe:
     origin : the folder that ids are relative to, or None
     collection : digest of the run's ids, labels and columns, in order; None where no store was made
     pass_rows : the fewest images of a forward pass, where a GPU's memory did not suffice for a whole batch; else None
+    weights_file_sha256 : of the bytes of the file that `weights` names; None where it names no file
     """
 
     backbone: str
@@ -81,15 +84,14 @@ class Recipe:
     origin: str | None
     collection: str | None = None
     pass_rows: int | None = None
+    weights_file_sha256: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # plain constructor arguments: what skops can write and read without trusting any state
         return type(self), astuple(self)
 
     def to_json(self) -> str:
-        said = asdict(self)
-        if self.pass_rows is None:  # as nearly always
-            del said["pass_rows"]
+        said = {name: value for name, value in asdict(self).items() if name not in _OPTIONAL or value is not None}
         return json.dumps(said, ensure_ascii=False)
 
     @classmethod
@@ -97,45 +99,22 @@ class Recipe:
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)
-            recipe = cls(**{field.name: values[field.name] for field in fields(cls) if field.name != "pass_rows"})
-            recipe = replace(recipe, pass_rows=values.get("pass_rows"))
-            recipe._check_types()
+            needed = {field.name: values[field.name] for field in fields(cls) if field.name not in _OPTIONAL}
+            recipe = cls(**needed, **{name: values.get(name) for name in _OPTIONAL})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError("the recipe is damaged: a field is missing, or is not what it should be") from error
+        recipe.check()
         return recipe
 
-    def _check_types(self) -> None:
-        """Raise TypeError unless every field is of its own type: a file may say anything."""
-        kinds: dict[str, tuple[type, ...]] = {
-            **dict.fromkeys(("backbone", "weights_sha256", "decoder", "engine", "precision", "device"), (str,)),
-            **dict.fromkeys(("preprocessing", "taps", "aliases", "versions"), (dict,)),
-            **dict.fromkeys(("weights", "origin", "collection"), (str, type(None))),
-            **dict.fromkeys(("batch_size", "threads"), (int,)),
-            "precision_error": (float, int, type(None)),
-            "pass_rows": (int, type(None)),
-            "dtype": (str,),
-        }
-        wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) not in kind]
-        texts = [*self.aliases.values(), *self.versions.values()]
-        for tap in self.taps.values():
-            texts += [tap["node"], tap["pool"], tap["layout"]]
-            sizes = tap["shape"]
-            if not isinstance(sizes, list) or not all(type(size) is int and 0 < size < 2**40 for size in sizes):
-                wrong.append("taps")
-            if any(
-                type(tap.get(name, 0)) is not int or tap.get(name, 0) < 0 for name in ("prefix", "projected", "seed")
-            ):
-                wrong.append("taps")
-        if wrong or not all(isinstance(text, str) for text in texts) or not self.taps:
-            raise TypeError("a field of another type")
-        if (
-            self.dtype not in ("float32", "float16")
-            or not (0 < self.batch_size < 2**31 and 0 < self.threads < 2**31)
-            or not math.isfinite(self.precision_error or 0)
-            or not (self.pass_rows is None or 0 < self.pass_rows < self.batch_size)
-            or not {*self.aliases.values()} <= {*self.taps}
-        ):
-            raise ValueError("a field of a value that is none")
+    def check(self) -> None:
+        """Raise StoreError unless every field is what featx writes: types, ranges and names of the closed grammar.
+
+        A recipe may come from somebody else's file: this is called when one is opened, and before a network is built.
+        """
+        try:
+            check_recipe(self)
+        except ValueError as error:
+            raise StoreError(f"the recipe is none that featx writes: {error}") from error
 
     @property
     def layers(self) -> tuple[str, ...]:

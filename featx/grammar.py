@@ -1,0 +1,193 @@
+"""What a recipe may say, field by field: a closed grammar over plain values.
+
+In: what a file, or a user, says. Out: nothing, or a ValueError that names the field, what it must be and what it was.
+A recipe may be somebody else's, and decides what is built, read and allocated: it is checked when a file is opened and
+again before a network is built. Knows no network and opens nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+INTERPOLATIONS = ("nearest", "nearest-exact", "box", "bilinear", "hamming", "bicubic", "lanczos")
+NUMBER_TYPES = ("float32", "bfloat16", "float16")
+POOLS = ("avg", "max", "gem", "spp", "cls", "tokens", "flatten", "none")
+PROJECTION_SEED = 0
+PROGRAM_FILE = ".pt2"
+WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+
+MOST_BATCH = 2**16  # images
+MOST_SIDE = 4096  # pixels, of what a network sees
+MOST_RESIZED = 2 * MOST_SIDE
+MOST_BATCH_PIXELS = 2**28
+MOST_PROJECTION_TERMS = 2**26  # of a projection's sums, nine bytes each
+MOST_ROW = 2**28  # numbers in a row
+MOST_THREADS = 1024
+_MOST_PREFIX = 1024
+_MOST_TAPS = 10_000
+
+_DIMENSIONS = {"bchw": 3, "bhwc": 3, "btc": 2, "bd": 1}  # of one image's output
+_BACKBONE = re.compile(r"(torchvision|bundled):[A-Za-z0-9_]{1,100}|timm:[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
+_WEIGHTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+_SHA256, _COLLECTION = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
+_ENGINE = re.compile("(eager|compiled)(, batch norms folded)?")
+
+
+def is_weights_file(weights: str | None) -> bool:
+    """Whether weights are a state dict on disk, rather than a name."""
+    return weights is not None and weights.endswith(WEIGHT_FILES)
+
+
+def check_recipe(recipe: Any) -> None:
+    """Raise ValueError unless every field of a recipe is one that featx writes.
+
+    Parameters
+    ----------
+    recipe : Recipe, or what has its attributes
+    """
+    _check_network(recipe)
+    check_preprocessing(recipe.preprocessing)
+    _require(_is_text(recipe.decoder, 200), "decoder", "a line of text", recipe.decoder)
+    _require(type(recipe.taps) is dict and 0 < len(recipe.taps) <= _MOST_TAPS, "taps", "one layer or more", recipe.taps)
+    for name, tap in recipe.taps.items():
+        _check_tap(name, tap)
+    _check_texts("aliases", recipe.aliases, 1000)
+    missing = [name for name in recipe.aliases.values() if name not in recipe.taps]
+    _require(not missing, "aliases", "names of layers", missing)
+    _require(_matches(_ENGINE, recipe.engine), "engine", "eager or compiled", recipe.engine)
+    _one_of("precision", recipe.precision, NUMBER_TYPES)
+    error = recipe.precision_error
+    _require(error is None or _is_number(error, 0, 1e9), "precision_error", "a number, 0 or more, or null", error)
+    _whole("batch_size", recipe.batch_size, 1, MOST_BATCH)
+    height, width = recipe.preprocessing["crop"]
+    pixels = recipe.batch_size * height * width
+    _require(pixels <= MOST_BATCH_PIXELS, "batch_size x crop", f"at most {MOST_BATCH_PIXELS:,} pixels a batch", pixels)
+    _one_of("dtype", recipe.dtype, ("float32", "float16"))
+    _one_of("device", recipe.device, ("cpu", "cuda"))
+    _whole("threads", recipe.threads, 1, MOST_THREADS)
+    _check_texts("versions", recipe.versions, 10_000)
+    origin = recipe.origin
+    _require(origin is None or (type(origin) is str and len(origin) < 2**16), "origin", "a folder, or null", origin)
+    digest = recipe.collection
+    fits = digest is None or _matches(_COLLECTION, digest)
+    _require(fits, "collection", "32 hexadecimal digits, or null", digest)
+    if recipe.pass_rows is not None:
+        _whole("pass_rows", recipe.pass_rows, 1, recipe.batch_size - 1)
+
+
+def _check_network(recipe: Any) -> None:
+    backbone, weights, file_sha256 = recipe.backbone, recipe.weights, recipe.weights_file_sha256
+    source, _, name = backbone.partition(":") if type(backbone) is str else ("", "", "")
+    own = source in ("module", "export") and _is_text(name, 200) and "/" not in name
+    what = "torchvision:NAME, timm:NAME, bundled:NAME, module:NAME or export:NAME"
+    _require(own or _matches(_BACKBONE, backbone), "backbone", what, backbone)
+    is_file = type(weights) is str and is_weights_file(weights) and not own and _is_absolute(weights)
+    if own:
+        program = source == "export" and type(weights) is str and weights.endswith(PROGRAM_FILE)
+        fits = weights == "its own" or (program and _is_absolute(weights))
+    else:
+        named = _matches(_WEIGHTS, weights) and not is_weights_file(weights) and not weights.endswith(PROGRAM_FILE)
+        fits = weights is None or is_file or named
+    _require(fits, "weights", "a name of weights, the absolute path of a state dict, or null", weights)
+    _require(_matches(_SHA256, recipe.weights_sha256), "weights_sha256", "64 hexadecimal digits", recipe.weights_sha256)
+    fits = file_sha256 is None or (is_file and _matches(_SHA256, file_sha256))
+    _require(fits, "weights_file_sha256", "64 hexadecimal digits, where the weights are a file", file_sha256)
+
+
+def check_preprocessing(said: Mapping[str, Any]) -> None:
+    """Raise ValueError unless this is a preprocessing, as `Preprocessing.to_dict` writes it."""
+    fields = {"crop", "resize"}, {"interpolation", "mean", "std"}  # what must be there, and what has a default
+    fits = type(said) is dict and fields[0] <= said.keys() <= fields[0] | fields[1]
+    _require(fits, "preprocessing", "crop, resize, interpolation, mean and std", said)
+    pair = _is_list(said["crop"]) and len(said["crop"]) == 2
+    fits = pair and all(_is_whole(side, 1, MOST_SIDE) for side in said["crop"])
+    _require(fits, "crop", f"(height, width), pixels from 1 to {MOST_SIDE:,}", said["crop"])
+    resize = said["resize"]
+    sides = resize if _is_list(resize) and len(resize) == 2 else [resize]
+    fits = all(_is_whole(side, 1, MOST_RESIZED) for side in sides)
+    _require(fits, "resize", f"pixels of the shorter edge, or (height, width), from 1 to {MOST_RESIZED:,}", resize)
+    if "interpolation" in said:
+        _one_of("interpolation", said["interpolation"], INTERPOLATIONS)
+    for field, least in (("mean", -1e6), ("std", 1e-6)):
+        values = said.get(field, [1, 1, 1])
+        fits = _is_list(values) and len(values) == 3 and all(_is_number(value, least, 1e6) for value in values)
+        _require(fits, field, f"three numbers from {least:g} to 1e+06, one a channel", values)
+
+
+def _check_tap(name: object, tap: object) -> None:
+    fields = {"node", "pool", "layout", "shape"}, {"prefix", "projected", "seed"}
+    fits = _is_text(name, 2000) and type(tap) is dict and fields[0] <= tap.keys() <= fields[0] | fields[1]
+    _require(fits, "taps", "names of layers, each with node, pool, layout and shape", {name: tap})
+    assert isinstance(tap, dict)
+    node, pool, layout, shape = (tap[key] for key in ("node", "pool", "layout", "shape"))
+    projected = tap.get("projected")
+    _require(_is_text(node, 1000), "node", "the name of a layer", node)
+    _one_of("pool", pool, POOLS)
+    _one_of("layout", layout, tuple(_DIMENSIONS))
+    fits = _is_list(shape) and 1 <= len(shape) <= 3 and all(_is_whole(size, 1, MOST_ROW) for size in shape)
+    _require(fits and math.prod(shape) <= MOST_ROW, "shape", f"sizes of a row of up to {MOST_ROW:,} numbers", shape)
+    dimensions = _DIMENSIONS[layout] if pool == "none" and projected is None else 1
+    _require(len(shape) == dimensions, "shape", f"{dimensions} sizes for {layout} and pool {pool}", shape)
+    prefix = tap.get("prefix", 0)
+    _require(prefix == 0 or layout == "btc", "prefix", "there for tokens (btc) alone", prefix)
+    _whole("prefix", prefix, 0, _MOST_PREFIX)
+    _require(pool != "cls" or prefix > 0, "pool", "'cls' where there is a class token alone", pool)
+    _require(("projected" in tap) == ("seed" in tap), "seed", "there where rows are projected", tap.get("seed"))
+    full = f"{node}:{pool}"
+    if projected is not None:
+        _whole("projected", projected, shape[0] + 1, 2**40)
+        terms = shape[0] * math.isqrt(projected)
+        _require(terms <= MOST_PROJECTION_TERMS, "projected", f"sums of {MOST_PROJECTION_TERMS:,} terms at most", terms)
+        seed = tap["seed"]
+        _require(type(seed) is int and seed == PROJECTION_SEED, "seed", str(PROJECTION_SEED), seed)
+        full += f"~{shape[0]}"
+    _require(name == full, "taps", f"a layer under its own name, {full!r}", name)
+
+
+def _require(fits: bool, field: str, needed: str, got: object) -> None:
+    if not fits:
+        said = ascii(got)  # no control character reaches a message
+        raise ValueError(f"{field} must be {needed}; got {said if len(said) <= 80 else said[:77] + '...'}")
+
+
+def _one_of(field: str, got: object, choices: tuple[str, ...]) -> None:
+    _require(type(got) is str and got in choices, field, f"one of {', '.join(choices)}", got)
+
+
+def _whole(field: str, got: object, least: int, most: int) -> None:
+    _require(_is_whole(got, least, most), field, f"a whole number from {least:,} to {most:,}", got)
+
+
+def _check_texts(field: str, got: object, most: int) -> None:
+    fits = isinstance(got, dict) and len(got) <= _MOST_TAPS
+    texts = [text for pair in got.items() for text in pair] if isinstance(got, dict) else []
+    fits = fits and all(_is_text(text, most) for text in texts)
+    _require(fits, field, "lines of text by their names", got)
+
+
+def _is_whole(value: object, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_number(value: object, least: float, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_list(value: object) -> bool:
+    return type(value) in (list, tuple)
+
+
+def _is_text(value: object, most: int) -> bool:
+    """Whether this is a line of text that a terminal can show: no control and no bidirectional characters."""
+    return type(value) is str and 0 < len(value) <= most and value.isprintable()
+
+
+def _is_absolute(path: str) -> bool:
+    return path.startswith("/") and len(path) <= 4096 and "\0" not in path
+
+
+def _matches(pattern: re.Pattern[str], value: object) -> bool:
+    return type(value) is str and pattern.fullmatch(value) is not None
