@@ -373,6 +373,68 @@ def test_a_forged_recipe_is_refused_in_a_line(store, tmp_path):
     message(error)
 
 
+def forged(model, path: Path, **changes) -> Path:
+    """A model file whose recipes say something else."""
+    for step in model:
+        if hasattr(step, "recipe_"):
+            step.recipe_ = replace(step.recipe_, **changes)
+            if hasattr(step, "store"):
+                step.store = step.recipe_
+    path.write_bytes(skops_file({"format": "featx-model", "version": 1, "estimator": model}))
+    return path
+
+
+@pytest.mark.parametrize(
+    "field, changes",
+    [
+        ("backbone", {"backbone": "evil.pt2"}),
+        ("backbone", {"backbone": "./evil.pt2", "weights": "DEFAULT"}),
+        ("backbone", {"backbone": "timm:hf-hub:evil/x"}),
+        ("weights", {"backbone": "export:evil", "weights": "evil.pt2"}),
+        ("weights", {"weights": "evil.pth"}),
+        ("threads", {"threads": 10**6}),
+        ("batch_size", {"batch_size": 2**31 - 1}),
+        ("resize", {"preprocessing": {"crop": [32, 32], "resize": 10**9}}),
+        ("crop", {"preprocessing": {"crop": [10**6, 10**6], "resize": 32}}),
+    ],
+)
+def test_a_model_whose_recipe_featx_does_not_write_is_refused_when_it_is_opened(
+    store, tmp_path, monkeypatch, field, changes
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("evil.pt2", "evil.pth"):
+        Path(name).write_bytes(b"")
+    path = forged(pipeline(store), tmp_path / "forged.skops", **changes)
+    with pytest.raises(ModelError, match=f"forged.skops is refused: .* {field} must be ") as error:
+        load(path)
+    message(error)
+
+
+def test_a_shape_that_the_network_does_not_give_is_refused_in_a_line(store, new, tmp_path):
+    model = pipeline(store, layer="features.3:max")
+    taps = {"features.3:max": {**model[0].recipe_.taps["features.3:max"], "shape": [2**27]}}
+    path = forged(model, tmp_path / "forged.skops", taps=taps, aliases={})
+    with pytest.raises(BackboneError, match=r"gives rows of \(\d+,\), and the recipe says \(134217728,\)") as error:
+        load(path).predict(new)
+    message(error)
+
+
+def test_a_loaded_model_names_no_file_that_fitting_it_again_would_open(root, tmp_path):
+    file = tmp_path / "weights.pth"
+    torch.save(network().module.state_dict(), file)
+    photos, labels = sorted(map(str, (root / "photos").rglob("*.png"))), ["a", "b"] * 9
+    model = make_pipeline(ImageFeatures("squeezenet1_1", weights=file), StandardScaler(), learn.NearestCentroid())
+    model.fit(photos, labels)
+    model.memory = str(tmp_path / "cache")  # a folder whose files scikit-learn unpickles
+    save(model, tmp_path / "model.skops")
+    loaded = load(tmp_path / "model.skops")
+    assert loaded.memory is None
+    assert loaded.fit(photos, labels).predict(photos).tolist() == model.predict(photos).tolist()
+    torch.save({"other": torch.zeros(1)}, file)
+    with pytest.raises(BackboneError, match="is not the weights file that was recorded"):
+        load(tmp_path / "model.skops").fit(photos, labels)
+
+
 def skops_file(content) -> bytes:
     return skops.io.dumps(content)
 

@@ -166,7 +166,8 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     try:
         model = skops.io.loads(content, trusted=list(_TRUSTED))
     except Exception as error:
-        raise ModelError(f"{path} is damaged, or from other versions: {type(error).__name__}: {error}") from error
+        cause = " ".join(str(error).split())
+        raise ModelError(f"{path} is damaged, or from other versions: {type(error).__name__}: {cause}") from error
     if not isinstance(model, dict) or model.get("format") != _FORMAT:
         raise ModelError(f"{path} is a skops file, but not a featx model; featx.save makes them")
     if model.get("version") != _VERSION:

@@ -1,0 +1,134 @@
+"""Recipes forged field by field, in stores and in models: refused in one line, or of the same effect as a true one.
+
+A child process forges, opens and predicts, watched by an audit hook: it opens no file outside of those it was given and
+the installed libraries, starts no process, asks for no host and unpickles nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import pytest
+from helpers import fresh_python
+
+CHILD = """
+import io, json, os, sys, sysconfig, tempfile, warnings
+from pathlib import Path
+import numpy as np
+import torch
+from sklearn.pipeline import make_pipeline
+import skops.io
+import featx
+from featx.errors import FeatxError
+from featx.learn import NearestCentroid, StoredFeatures, load, save
+from forged_recipes import evil_files, forge, with_recipe
+sys.path.remove(TESTS)
+
+torch.set_num_threads(1)
+warnings.simplefilter("error")
+os.chdir(FOLDER)
+pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
+store = featx.extract(pixels, "good.h5", BACKBONE, LAYERS, weights=WEIGHTS, labels=["ant", "bee"] * 6, progress=False,
+                      device="cpu", batch_size=4)
+layer = store.layers[0]
+good = make_pipeline(StoredFeatures(store, layer), NearestCentroid()).fit(store.X, store.y)
+save(good, "good.skops")
+new = [*pixels[:3]]
+expected = load("good.skops").predict(new).tolist()
+content, text = Path("good.h5").read_bytes(), store.recipe.to_json()
+evil_files(Path(FOLDER))
+
+libraries = tuple({os.path.realpath(path) for path in [*sys.path, *sysconfig.get_paths().values()] if path})
+given = {os.path.join(os.path.realpath(FOLDER), name) for name in ("forged.h5", "forged.skops")}
+seen, watching = [], False
+
+def canary(event, args):
+    if not watching:
+        return
+    if event == "open":
+        path = args[0]
+        if isinstance(path, int):
+            return
+        path = os.path.realpath(os.fsdecode(path))
+        # /proc and /sys tell libraries about this machine; caches of fonts and bytecode lie beside the libraries
+        if path not in given and not path.startswith((*libraries, "/proc/", "/sys/", "/dev/null")):
+            seen.append(f"open {path}")
+    elif event.startswith(("subprocess.", "socket.", "os.system", "os.exec", "os.fork", "os.posix_spawn", "pickle.")):
+        seen.append(event)
+
+sys.addaudithook(canary)
+
+def answer(path):
+    model = load(path) if path.endswith(".skops") else None
+    if model is None:
+        opened = featx.FeatureStore(path)
+        model = make_pipeline(StoredFeatures(opened, opened.layers[0]), good[-1])
+        model[0].fit()
+    return model.predict(new).tolist()
+
+wrong, counts, recorded = [], {"refused": 0, "same": 0, "other": 0}, set(RECORDED)
+for number in range(FIRST, FIRST + TRIES):
+    where, forged = forge(json.loads(text), number)
+    seen.clear()
+    for path in ("forged.h5", "forged.skops")[number % 2 :][:1]:
+        if path.endswith(".h5"):
+            Path(path).write_bytes(with_recipe(content, json.dumps(forged, ensure_ascii=False)))
+        else:
+            try:
+                recipe = featx.store.Recipe(**forged)
+                good[0].store, good[0].recipe_ = recipe, recipe
+                Path(path).write_bytes(skops.io.dumps({"format": "featx-model", "version": 1, "estimator": good}))
+            except Exception:  # not even skops can say it
+                counts["refused"] += 1
+                continue
+        watching = True
+        try:
+            found = answer(path)
+        except FeatxError as error:
+            counts["refused"] += 1
+            if "\\n" in str(error) or not str(error).isprintable() or len(str(error)) > 1000:
+                wrong.append([number, where, "said " + ascii(str(error))[:300]])
+        except BaseException as error:
+            wrong.append([number, where, f"{type(error).__name__}: {error}"[:300]])
+        else:
+            counts["same" if found == expected else "other"] += 1
+            if len(found) != 3 or not set(found) <= {"ant", "bee"} or (found != expected and where[0] in recorded):
+                wrong.append([number, where, f"answered {found}"])
+        finally:
+            watching = False
+        if seen:
+            wrong.append([number, where, "did " + ", ".join(seen)[:300]])
+print(json.dumps([wrong[:20], len(wrong), counts, os.path.exists("it ran")]))
+"""
+# fields that do not decide the rows of a prediction: whatever they say, the answer is the same
+RECORDED = ["weights_sha256", "aliases", "precision_error", "device", "threads", "versions", "origin", "collection"]
+NETWORKS = {
+    "pixels": ("bundled:pixels", ["output:flatten"], "DEFAULT"),
+    "squeezenet": ("torchvision:squeezenet1_1", ["features.3:avg", "features.7:flatten~64"], None),
+}
+
+
+def forging(tmp_path, network: str, first: int, tries: int) -> dict:
+    backbone, layers, weights = NETWORKS[network]
+    tests = str(__import__("pathlib").Path(__file__).parent)
+    names = dict(BACKBONE=backbone, LAYERS=layers, WEIGHTS=weights, FOLDER=str(tmp_path), RECORDED=RECORDED,
+                 TESTS=tests, FIRST=first, TRIES=tries)  # fmt: skip
+    said = "".join(f"{name} = {value!r}\n" for name, value in names.items())
+    wrong, n, counts, ran = fresh_python(f"import sys\n{said}sys.path.insert(0, TESTS)\n" + textwrap.dedent(CHILD), 900)
+    assert not wrong and n == 0, json.dumps(wrong, indent=1)
+    assert not ran, "a file that a recipe named was run"
+    assert sum(counts.values()) == tries
+    print(counts)
+    return counts
+
+
+def test_a_forged_recipe_is_refused_in_one_line_or_answers(tmp_path):
+    counts = forging(tmp_path, "pixels", 0, 400)
+    assert counts["refused"] > 200 and counts["same"] > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network, first, tries", [("pixels", 1000, 5000), ("squeezenet", 10_000, 600)])
+def test_thousands_of_forged_recipes_are_refused_in_one_line_or_answer(tmp_path, network, first, tries):
+    forging(tmp_path, network, first, tries)
