@@ -22,8 +22,8 @@ HOSTILE: list[Any] = [
     "FOLDER/pipe.pth", "/etc/passwd", "export:evil", "export:evil.pt2", "module:evil", "module:os.system",
     "timm:evil.pt2", "timm:hf-hub:evil/x", "timm:local-dir:FOLDER", "timm:resnet18", "torchvision:resnet18",
     "torchvision:evil", "bundled:evil", "bundled:pixels", "hf-hub:evil/x", "http://127.0.0.1:9/evil.pth",
-    "file:///FOLDER/evil.pth", "DEFAULT", "IMAGENET1K_V1", "0" * 64, "f" * 32, [], [1], [32, 32], [10**6, 1], [1, 10**9],
-    [0.5, 0.5, 0.5], [0, 0, 0], [1e-40] * 3, ["x"], [[1]], [1] * 100, {}, {"x": 1}, {"a": {"b": {}}},
+    "file:///FOLDER/evil.pth", "DEFAULT", "IMAGENET1K_V1", "0" * 64, "f" * 32, [], [1], [32, 32], [10**6, 1],
+    [1, 10**9], [0.5, 0.5, 0.5], [0, 0, 0], [1e-40] * 3, ["x"], [[1]], [1] * 100, {}, {"x": 1}, {"a": {"b": {}}},
 ]  # fmt: skip
 
 
