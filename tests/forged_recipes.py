@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import random
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +35,11 @@ def evil_files(folder: Path) -> None:
     """Files of the names that forged recipes say; whoever unpickles one makes a folder "it ran"."""
     payload = io.BytesIO()
     torch.save(_Runs(), payload)
-    (folder / "evil.pth").write_bytes(payload.getvalue())
+    for name in ("evil.pth", "evil.pt2"):
+        (folder / name).write_bytes(payload.getvalue())
     (folder / "evil.safetensors").write_bytes(b"\0" * 100)
     (folder / "evil.py").write_text("import os\nos.mkdir('it ran')\n")
     os.mkfifo(folder / "pipe.pth")
-    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()).eval()
-    program = torch.export.export(
-        network, (torch.zeros(2, 3, 32, 32),), dynamic_shapes=({0: torch.export.Dim("batch")},)
-    )
-    written = io.BytesIO()
-    torch.export.save(program, written)
-    with zipfile.ZipFile(written) as good, zipfile.ZipFile(folder / "evil.pt2", "w") as evil:
-        for name in good.namelist():
-            evil.writestr(name, payload.getvalue() if "sample_inputs" in name else good.read(name))
 
 
 def forge(recipe: dict[str, Any], number: int) -> tuple[list[str | int], dict[str, Any]]:

@@ -411,7 +411,6 @@ def test_a_recipe_is_built_of_nothing_but_a_name_in_a_librarys_list(name, tmp_pa
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18.a1_in1k"])
 def test_a_recipe_alone_downloads_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: pytest.fail("it asked for a host"))
     with pytest.raises(BackboneError, match="a recipe alone downloads nothing; allow it with featx predict") as error:
         recall(name, "DEFAULT", "0" * 64, SMALL)

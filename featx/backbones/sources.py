@@ -122,10 +122,8 @@ def _timm(name: str, weights: str | None, own: Preprocessing | None, fetch: bool
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
         raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; give a file, or None")
     config = timm.models.get_pretrained_cfg(tagged)
-    if weights is not None and not fetch and not config.hf_hub_id:
-        file = os.path.basename(urlsplit(config.url or tagged).path)
-        if not os.path.exists(os.path.join(_checkpoints(), file)):
-            raise BackboneError(_not_here(weights, f"{file} in {_checkpoints()}"))
+    if weights is not None and not fetch and (missing := _missing(config)):
+        raise BackboneError(_not_here(weights, missing))
     try:
         with _quiet_hub(fetch):
             module = timm.create_model(tagged, pretrained=weights is not None)
@@ -136,13 +134,24 @@ def _timm(name: str, weights: str | None, own: Preprocessing | None, fetch: bool
 
         repository = config.hf_hub_id
         file = f"model.safetensors of {repository}" if repository else os.path.basename(config.url or tagged)
-        if not fetch:
-            raise BackboneError(_not_here(weights, f"{file} in {HF_HUB_CACHE}")) from error
         raise BackboneError(
             f"the weights file {file} is not in {HF_HUB_CACHE} and cannot be downloaded "
             f"({_cause(error)}); give weights='path/to/model.safetensors', or weights=None for random ones"
         ) from error
     return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
+
+
+def _missing(config: Any) -> str:
+    """Where the files of timm's pretrained weights would be, if they are not on this disk; else ""."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    repository = config.hf_hub_id
+    if not repository:
+        path = os.path.join(_checkpoints(), os.path.basename(urlsplit(config.url or "").path))
+        return "" if os.path.isfile(path) else path
+    names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    known = any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+    return "" if known else f"{names[0]} of {repository} in {constants.HF_HUB_CACHE}"
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featx.errors import UnreadableImages
+from featx.errors import FeatxError, ModelError, UnreadableImages
 from featx.learn.inputs import as_images
 
 _CHUNK = 256  # images a call: what is shown while a long run goes on, and what a bad image makes run twice
@@ -41,6 +41,11 @@ def predict_images(model: Any, images: Sequence[Any]) -> Iterator[Prediction]:
     Yields
     ------
     Prediction, n of them, in order
+
+    Raises
+    ------
+    ModelError
+        The model's steps do not fit each other, or the features of its network.
     """
     items = as_images(images)
     for start in range(0, len(items), _CHUNK):
@@ -63,6 +68,16 @@ def predict_images(model: Any, images: Sequence[Any]) -> Iterator[Prediction]:
 
 def _predict(model: Any, images: list[Any]) -> list[tuple[str | float, float | None, str]]:
     """(label, confidence, kind) for each image; the features are computed once."""
+    try:
+        return _predicted(model, images)
+    except FeatxError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:  # of scikit-learn, about what a step was given
+        cause = " ".join(str(error).split())
+        raise ModelError(f"{type(model).__name__} cannot predict images: {cause}") from error
+
+
+def _predicted(model: Any, images: list[Any]) -> list[tuple[str | float, float | None, str]]:
     if not hasattr(model, "classes_"):
         return [(float(value), None, "value") for value in model.predict(images)]
     method, kind = ("predict_proba", "probability")
