@@ -138,13 +138,14 @@ def test_other_layers_are_told_how_to_be_added(tmp_path, run):
     refused(lambda: run(store.path, range(3), "last"), store.path, "to add layers, name those that are stored too")
 
 
-@pytest.mark.parametrize("name, field", [("DECODER", "decoder"), ("_ENGINES", "engine")])
-def test_another_way_to_decode_or_to_run_is_another_recipe(tmp_path, run, monkeypatch, name, field):
+@pytest.mark.parametrize(
+    "name, field, other", [("DECODER", "decoder", "as a later version does it"), ("_ENGINES", "engine", "eager")]
+)
+def test_another_way_to_decode_or_to_run_is_another_recipe(tmp_path, run, monkeypatch, name, field, other):
     store = run(tmp_path / "a.h5", range(3))
-    later = "as a later version does it"
-    monkeypatch.setattr(forward, name, {"eager": later} if name == "_ENGINES" else later)
+    monkeypatch.setattr(forward, name, {"eager": other} if name == "_ENGINES" else other)
     for layers in (["first"], ["first", "last"]):
-        words = [f"{field}: ", "'as a later version does it' here"]
+        words = [f"{field}: ", f"'{other}' here"]
         refused(lambda layers=layers: run(store.path, range(3), layers), store.path, *words)
 
 

@@ -34,7 +34,7 @@ class TappedNetwork:
     Raises
     ------
     BackboneError
-        In a call: the network cannot be compiled here, does not run on such images, or gives rows of another shape
+        In a call: the network cannot be compiled here, a library's does not run on such images, or it gives rows of another shape
         than the taps say.
     """
 
@@ -72,6 +72,8 @@ class TappedNetwork:
             except (FeatxError, torch.OutOfMemoryError):  # smaller passes may fit
                 raise
             except Exception as error:  # whatever the network's own code raises
+                if self._name.startswith("module:"):  # a user's own, for whom it is written
+                    raise
                 cause = str(error).strip().split("\n")[0] or type(error).__name__
                 size = " x ".join(map(str, pixels.shape[1:]))
                 raise BackboneError(f"{self._name} does not run on images of {size}: {cause}") from error
