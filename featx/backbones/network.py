@@ -34,8 +34,8 @@ class TappedNetwork:
     Raises
     ------
     BackboneError
-        In a call: the network cannot be compiled here, a library's does not run on such images, or it gives rows of another shape
-        than the taps say.
+        In a call: the network cannot be compiled here, a library's network does not run on such images, or it gives
+        rows of another shape than the taps say.
     """
 
     def __init__(
