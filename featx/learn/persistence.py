@@ -22,6 +22,7 @@ from sklearn.base import BaseEstimator
 from featx.errors import ModelError, StoreError, listed
 from featx.grammar import is_weights_file
 from featx.learn.features import ImageFeatures, StoredFeatures
+from featx.learn.trees import TREE_TYPES, check_trees
 from featx.store import FeatureStore, Recipe
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _VERSION = 1
 # Beside what skops itself trusts (scikit-learn's public estimators, numpy, scipy). All of it is data with methods
 # that only compute; a type is added here after reading what its construction runs.
 _TRUSTED = (
+    *TREE_TYPES,
     "featx.learn.centroid.NearestCentroid",
     "featx.learn.features.ImageFeatures",
     "featx.learn.features.StoredFeatures",
@@ -85,8 +87,8 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     Raises
     ------
     ModelError
-        The estimator holds something that `load` would refuse (a class or a function of your own), or the file cannot
-        be written.
+        The estimator holds something that `load` would refuse (a class or a function of your own, a KDTree, gradient
+        boosting of categorical features or from an estimator of your own), or the file cannot be written.
 
     Examples
     --------
@@ -96,15 +98,17 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
 
     path = Path(path)
     try:
-        model = {"format": _FORMAT, "version": _VERSION, "estimator": _detached(estimator)}
+        detached = _detached(estimator)
+        check_trees(detached)
+        model = {"format": _FORMAT, "version": _VERSION, "estimator": detached}
         content = skops.io.dumps(model, compression=ZIP_DEFLATED)
     except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError) as error:
         raise ModelError(f"{type(estimator).__name__} cannot be saved: {error}") from error
     if foreign := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED)):
-        raise ModelError(
-            f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; use scikit-learn's and "
-            "featx's own classes, and functions of numpy"
-        )
+        instead = "use scikit-learn's and featx's own classes, and functions of numpy"
+        if any(name.startswith("sklearn.neighbors._") for name in foreign):
+            instead = "scikit-learn's neighbours can be saved with algorithm=\"brute\"; so can featx.learn's"
+        raise ModelError(f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; {instead}")
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
         with aside.open("wb") as file:
@@ -142,7 +146,8 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     Raises
     ------
     ModelError
-        There is no such file, it is not featx's, or it holds other types or a recipe that featx does not write.
+        There is no such file, it is not featx's, or it holds other types, a recipe that featx does not write, or decision
+        trees that cannot be followed.
     BackboneError
         `backbone` or `weights` are not the recorded ones.
     """
@@ -166,8 +171,7 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     try:
         model = skops.io.loads(content, trusted=list(_TRUSTED))
     except Exception as error:
-        cause = " ".join(str(error).split())
-        raise ModelError(f"{path} is damaged, or from other versions: {type(error).__name__}: {cause}") from error
+        raise ModelError(f"{path} is damaged, or from other versions: {_in_a_line(error)}") from error
     if not isinstance(model, dict) or model.get("format") != _FORMAT:
         raise ModelError(f"{path} is a skops file, but not a featx model; featx.save makes them")
     if model.get("version") != _VERSION:
@@ -176,12 +180,22 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
         raise ModelError(f"{path} is damaged: it holds no model")
     estimator = model["estimator"]
     try:
+        check_trees(estimator)
+    except ModelError as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # attributes of any type
+        raise ModelError(f"{path} is damaged: {_in_a_line(error)}") from error
+    try:
         _check(estimator)
     except (StoreError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is refused: {error}") from error
     if backbone is not None or weights is not None:
         _hand_back(estimator, backbone, weights)
     return estimator
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def recipes(estimator: Any) -> list[Recipe]:
