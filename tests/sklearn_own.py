@@ -7,7 +7,7 @@ left of each test is what concerns ours:
 - One of the solvers: to ours all names mean the same. One value of what only theirs are told.
 - Dense arrays where sparse ones are made: ours refuse them, and a comparison of both stays a comparison.
 
-Tests of other classes than the linear models are left as they are, but for the rows that `leave_out` is told of.
+Tests of searches are left as they are, but for the rows that `leave_out` is told of.
 """
 
 from __future__ import annotations
@@ -94,10 +94,10 @@ def tests_of(module: ModuleType, classes: Mapping[str, type] = OURS) -> dict[str
     }
 
 
-def narrow(test: Test, without: Iterable[str]) -> None:
+def narrow(test: Test, without: Iterable[str], classes: Mapping[str, type] = OURS) -> None:
     """Leave out the rows of parameters with one of the texts, "solver='sag'" or a part of it; then, as said above."""
     leave_out(test, without)
-    test.pytestmark = [_narrowed(mark) for mark in test.pytestmark]
+    test.pytestmark = [_narrowed(mark, classes) for mark in test.pytestmark]
 
 
 def leave_out(test: Test, without: Iterable[str]) -> None:
@@ -147,9 +147,9 @@ def _keeping(mark: pytest.Mark, keep: Callable[[Any], bool]) -> pytest.Mark:
     return pytest.Mark(mark.name, (mark.args[0], rows), options, _ispytest=True)
 
 
-def _narrowed(mark: pytest.Mark) -> pytest.Mark:
-    if mark.name == "parametrize" and any(map(_uses_ours, mark.args[1])):
-        mark = _keeping(mark, _uses_ours)
+def _narrowed(mark: pytest.Mark, classes: Mapping[str, type]) -> pytest.Mark:
+    if mark.name == "parametrize" and any(_uses_ours(row, classes) for row in mark.args[1]):
+        mark = _keeping(mark, lambda row: _uses_ours(row, classes))
     for i, name in enumerate(names := names_of(mark)):
         values = [_values(names, row)[i] for row in mark.args[1]]
         if name in _CONTAINERS | _OF_THEIRS:

@@ -504,3 +504,28 @@ def test_too_few_iterations_warn_and_enough_do_not(model, data):
         patient = clone(model).set_params(C=100.0).fit(X, y)
     assert not caught
     assert np.max(hasty.n_iter_) <= np.max(patient.n_iter_)
+
+
+@pytest.mark.parametrize("model", [LogisticRegression(), LinearSVC()], ids=name_of)
+def test_a_weight_of_2_is_a_row_twice_as_far_as_tol_goes(model):
+    """At the default tol both objectives are near the least one; with a small tol the coefficients are the same."""
+    rng = np.random.default_rng(0)
+    X, y, weights = rng.random((15, 30)), rng.integers(0, 3, 15), rng.integers(0, 5, 15)
+    repeated = X.repeat(weights, axis=0), y.repeat(weights)
+
+    def objective(fitted):
+        W, b = fitted.coef_, fitted.intercept_
+        if isinstance(fitted, LogisticRegression):
+            losses = -fitted.predict_log_proba(X)[np.arange(15), y]
+        else:
+            signs = np.where(y[:, None] == fitted.classes_, 1, -1)
+            losses = (np.maximum(0, 1 - signs * fitted.decision_function(X)) ** 2).sum(1)
+            W = np.column_stack([W, b])  # liblinear penalises the intercept
+        return (W**2).sum() / 2 + weights @ losses
+
+    tight = clone(model).set_params(tol=1e-10)
+    least, same = clone(tight).fit(X, y, weights), clone(tight).fit(*repeated)
+    assert_allclose(least.coef_, same.coef_, rtol=1e-7, atol=1e-9)
+    for fitted in (clone(model).fit(X, y, weights), clone(model).fit(*repeated)):
+        assert objective(fitted) == pytest.approx(objective(least), rel=1e-5)
+        assert_allclose(fitted.coef_, least.coef_, atol=1e-2)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import product
 
 import numpy as np
 import pytest
 import sklearn.neighbors
 from scipy.sparse import csr_matrix
+from sklearn.base import clone
 from sklearn.datasets import make_classification
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import ShuffleSplit, StratifiedKFold
 
 import featx
 from featx.errors import FeatxError
-from featx.learn import KNeighborsClassifier
+from featx.learn import GridSearchCV, KNeighborsClassifier
 from featx.learn.folds import Fold, Job
 
 SEED = 0
@@ -25,8 +28,7 @@ def data(n=300, d=10, dtype=np.float32):
 
 
 def peer(**params):
-    params = {key: value for key, value in params.items() if key != "device"}
-    return sklearn.neighbors.KNeighborsClassifier(**params, algorithm="brute")
+    return sklearn.neighbors.KNeighborsClassifier(**({"algorithm": "brute"} | params))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -59,6 +61,98 @@ def test_cosine_predictions_are_scikit_learn_s():
         kept = np.arange(200, 300) != 250  # all are as far from it
         np.testing.assert_array_equal(ours.predict(X[200:])[kept], theirs.predict(X[200:])[kept])
         np.testing.assert_allclose(ours.kneighbors(X[[250]])[0], 1)
+
+
+NORMS = [
+    {"p": 1}, {"p": 3}, {"p": np.inf}, {"p": 2.5, "algorithm": "ball_tree"},
+    {"metric": "l1"}, {"metric": "cityblock"}, {"metric": "manhattan"}, {"metric": "l2"}, {"metric": "chebyshev"},
+    {"p": None, "metric_params": {"p": 1}, "algorithm": "kd_tree"}, {"metric": "euclidean", "p": 7},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("params", NORMS, ids=str)
+def test_distances_of_other_norms_are_scikit_learn_s(params):
+    X, y = data(150, dtype=np.float64)
+    ours, theirs = (model.fit(X[:100], y[:100]) for model in (KNeighborsClassifier(7, **params), peer(**params)))
+    theirs.set_params(n_neighbors=7)
+    for a, b in zip(ours.kneighbors(X[100:]), theirs.kneighbors(X[100:]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(ours.predict(X[100:]), theirs.predict(X[100:]))
+    assert ours.effective_metric_ == theirs.effective_metric_
+    assert ours.effective_metric_params_ == theirs.effective_metric_params_
+    graph = ours.kneighbors_graph(X[100:], mode="distance")
+    np.testing.assert_allclose(graph.toarray(), theirs.kneighbors_graph(X[100:], mode="distance").toarray())
+
+
+def told_by(model, X, y):
+    """(type, text) of the error or of the warnings of a fit and a prediction."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            model.fit(X, y).predict(X)
+        except Exception as error:
+            return [(type(error), str(error))]
+    return [(warning.category, str(warning.message)) for warning in caught]
+
+
+WRONG = [
+    *({"p": 0.1, "algorithm": algorithm} for algorithm in ("auto", "brute", "kd_tree", "ball_tree")),
+    {"n_neighbors": 9}, {"n_neighbors": 9, "weights": "distance"}, {"metric": "cosine", "algorithm": "kd_tree"},
+    {"metric_params": {"p": 1}}, {"weights": lambda distances: 0 * distances},
+    {"algorithm": "none"}, {"leaf_size": 0}, {"p": 0}, {"n_jobs": "all"}, {"metric_params": [1]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("params", WRONG, ids=str)
+def test_what_scikit_learn_says_is_said_in_its_words(params):
+    X, y = data(8, dtype=np.float64)
+    expected = told_by(sklearn.neighbors.KNeighborsClassifier(**params), X, y)
+    assert expected and told_by(KNeighborsClassifier(**params), X, y) == expected
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"metric": "haversine"},
+        {"metric": "canberra"},
+        {"metric": "precomputed"},
+        {"metric": lambda a, b: 0.0},
+        {"metric_params": {"w": np.ones(10)}},
+    ],
+    ids=str,
+)
+def test_metrics_that_are_not_there_are_refused_by_name(params):
+    X, y = data(20)
+    with pytest.raises(FeatxError, match="KNeighborsClassifier has no metric=.*, only euclidean") as error:
+        KNeighborsClassifier(**params).fit(X, y)
+    assert "\n" not in str(error.value) and "sklearn.neighbors.KNeighborsClassifier has others" in str(error.value)
+
+
+def test_a_search_over_all_parameters_is_scikit_learn_s():
+    X, y = data(120, dtype=np.float64)
+    grid = [
+        {"n_neighbors": [1, 5], "algorithm": ["auto", "kd_tree"], "p": [1, 2], "weights": ["uniform", "distance"]},
+        {"leaf_size": [5], "n_jobs": [2], "metric": ["euclidean", "chebyshev"]},
+    ]
+    ours = GridSearchCV(KNeighborsClassifier(), grid, cv=3).fit(X, y)
+    theirs = GridSearchCV(sklearn.neighbors.KNeighborsClassifier(), grid, cv=3).fit(X, y)
+    assert "in one solve" in str(ours.plan(X, y))
+    np.testing.assert_allclose(ours.cv_results_["mean_test_score"], theirs.cv_results_["mean_test_score"], rtol=1e-12)
+    assert clone(ours.best_estimator_).get_params() == ours.best_estimator_.get_params()
+
+
+def test_a_model_saved_before_it_had_these_parameters_predicts_the_same():
+    X, y = data()
+    model = KNeighborsClassifier(3, metric="euclidean").fit(X, y)
+    old = KNeighborsClassifier.__new__(KNeighborsClassifier)
+    later = ("algorithm", "leaf_size", "p", "metric_params", "n_jobs", "effective_metric_params_", "outputs_2d_")
+    old.__setstate__({name: value for name, value in model.__getstate__().items() if name not in later})
+    assert old.get_params() == model.get_params()
+    np.testing.assert_array_equal(old.predict(X), model.predict(X))
+    unfitted = KNeighborsClassifier.__new__(KNeighborsClassifier)
+    unfitted.__setstate__({"n_neighbors": 3, "weights": "uniform", "metric": "euclidean", "device": "auto"})
+    with pytest.raises(NotFittedError):
+        unfitted.predict(X)
 
 
 def test_of_rows_at_the_same_distance_the_first_count():

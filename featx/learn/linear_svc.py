@@ -26,6 +26,8 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
 
     - `tol` bounds a norm of each class's gradient relative to that at W = 0, whatever the units of X.
     - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
+    - A row of weight 2 has the same objective as the row twice; the two fits stop at different points within `tol`.
+      scikit-learn's check_sample_weight_equivalence asks for seven digits, and passes with tol=1e-10.
     - X is dense, and a float32 X is computed and answered in float32.
     - `penalty` is "l2", `loss` is "squared_hinge", `multi_class` is "ovr".
 

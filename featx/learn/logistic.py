@@ -28,6 +28,8 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
 
     - `tol` bounds a norm of the gradient relative to that at W = 0, whatever the units of X; `max_iter` is 1000.
     - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
+    - A row of weight 2 has the same objective as the row twice; the two fits stop at different points within `tol`.
+      scikit-learn's check_sample_weight_equivalence asks for seven digits, and passes with tol=1e-10.
     - X is dense; `l1_ratio` is 0; the deprecated `penalty` and `n_jobs` are not there.
 
     Parameters

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from time import perf_counter
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.neighbors import VALID_METRICS
+from sklearn.neighbors import KNeighborsClassifier as TheirKNeighborsClassifier
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
@@ -21,15 +24,19 @@ from featx.learn.folds import Fitted, Fold, Job
 if TYPE_CHECKING:
     from torch import Tensor
 
+# The p of the norm of differences that is the distance.
+_NORMS = {"euclidean": 2.0, "l2": 2.0, "manhattan": 1.0, "cityblock": 1.0, "l1": 1.0, "chebyshev": np.inf}
 _SPARE = 4  # candidates beyond those asked for, so that rounding of the products does not decide who is among them
 
 
 class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
-    """Classifier by the vote of the nearest training rows, all of which are looked at.
+    """Classifier by the vote of the nearest training rows.
 
-    A drop-in for scikit-learn's class with ``algorithm="brute"``, except:
+    All rows are compared, by matrix products. A drop-in for scikit-learn's class, except:
 
-    - `metric` is "euclidean" or "cosine"; there are no `algorithm`, `leaf_size`, `p`, `metric_params` and `n_jobs`.
+    - `algorithm`, `leaf_size` and `n_jobs` are accepted and checked, and have no effect.
+    - `metric` is "cosine", "minkowski" or a name for "minkowski" with some p; scikit-learn's other metrics are refused
+      by name, and so is what `metric_params` holds besides p. p=2 is the quickest: it is a matrix product.
     - X is dense, y has one label a row.
     - Neighbours at the same distance come in the order of the rows.
     - `fit` keeps X as it is, float32 too, and a copy of a memory map.
@@ -37,17 +44,26 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     Parameters
     ----------
     n_neighbors : int, default 5
-    weights : "uniform" or "distance"
-        Whether each neighbour has a vote, or 1 / its distance; neighbours at distance 0 outvote all others.
-    metric : "euclidean" or "cosine"
+    weights : "uniform", "distance", None or callable
+        Whether each neighbour has a vote (also None), or 1 / its distance; neighbours at distance 0 outvote all others.
+        A function makes the weights of the distances, both (m, n_neighbors).
+    algorithm, leaf_size, n_jobs : as of scikit-learn
+        Accepted for compatibility, no effect.
+    p : float, above 0
+        Of metric="minkowski".
+    metric : "minkowski", "euclidean", "l2", "manhattan", "l1", "cityblock", "chebyshev" or "cosine"
         Cosine: 1 - x.a / (|x| |a|), and 1 where a row is 0.
+    metric_params : dict, optional
+        {"p": float}, in place of `p`.
     device : "auto", "cpu" or "cuda"
 
     Attributes
     ----------
     classes_ : (k,) labels
     n_samples_fit_ : int, n
-    effective_metric_ : `metric`
+    effective_metric_ : `metric`, and for "minkowski" with p 1, 2 or inf the other name of that
+    effective_metric_params_ : dict, empty but for "minkowski" with another p
+    outputs_2d_ : False
     n_features_in_ : int, d
     feature_names_in_ : (d,) str, where X has column names
 
@@ -60,19 +76,40 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **TheirKNeighborsClassifier._parameter_constraints,
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
-        "weights": [StrOptions({"uniform", "distance"})],
-        "metric": [StrOptions({"euclidean", "cosine"})],
         "device": [StrOptions({"auto", "cpu", "cuda"})],
     }
 
     def __init__(
-        self, n_neighbors: int = 5, *, weights: str = "uniform", metric: str = "euclidean", device: str = "auto"
+        self,
+        n_neighbors: int = 5,
+        *,
+        weights: Any = "uniform",
+        algorithm: str = "auto",
+        leaf_size: int = 30,
+        p: float | None = 2,
+        metric: Any = "minkowski",
+        metric_params: dict | None = None,
+        n_jobs: int | None = None,
+        device: str = "auto",
     ) -> None:
         self.n_neighbors = n_neighbors
         self.weights = weights
+        self.algorithm = algorithm
+        self.leaf_size = leaf_size
+        self.p = p
         self.metric = metric
+        self.metric_params = metric_params
+        self.n_jobs = n_jobs
         self.device = device
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Models saved before there were these parameters have their defaults."""
+        absent: dict[str, Any] = {"algorithm": "auto", "leaf_size": 30, "p": 2, "metric_params": None, "n_jobs": None}
+        if "effective_metric_" in state:
+            absent["effective_metric_params_"] = {}
+        super().__setstate__(absent | state)
 
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any) -> Self:
@@ -86,17 +123,67 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         self
+
+        Raises
+        ------
+        FeatxError
+            A metric of scikit-learn that is not here.
+        ValueError
+            X or y cannot be used, or `algorithm`, `metric` and `p` do not go together.
         """
         X, y = validate_data(self, dense(self, X), y, dtype=[np.float64, np.float32], order="C")
-        return self._keep(np.array(X) if _is_mapped(X) else X, y)
+        if self.p is not None and "p" in (self.metric_params or {}):
+            warnings.warn(
+                "Parameter p is found in metric_params. The corresponding parameter from __init__ is ignored.",
+                SyntaxWarning,
+                stacklevel=3,
+            )
+        self._keep(np.array(X) if _is_mapped(X) else X, y)
+        if self.effective_metric_params_.get("p", 1) < 1:
+            warnings.warn(
+                "Mind that for 0 < p < 1, Minkowski metrics are not distance metrics. Continuing the execution with "
+                "`algorithm='brute'`.",
+                UserWarning,
+                stacklevel=3,
+            )
+        return self
 
     def _keep(self, X: np.ndarray, y: Any) -> Self:
         check_classification_targets(y)
+        self.effective_metric_, self.effective_metric_params_ = self._metric()
         self.classes_, self._y = np.unique(y, return_inverse=True)
         self._fit_X = X
         self.n_samples_fit_ = len(X)
-        self.effective_metric_ = self.metric
+        self.outputs_2d_ = False
         return self
+
+    def _metric(self) -> tuple[str, dict[str, Any]]:
+        """`effective_metric_` and its parameters."""
+        metric, params = self.metric, dict(self.metric_params or {})
+        algorithm = "brute" if self.algorithm == "auto" else self.algorithm
+        if isinstance(metric, str) and metric not in VALID_METRICS[algorithm]:
+            raise ValueError(
+                f"Metric '{metric}' not valid. Use sorted(sklearn.neighbors.VALID_METRICS['{algorithm}']) to get valid "
+                "options. Metric can also be a callable function."
+            )
+        p = params.pop("p", self.p) if metric == "minkowski" else None
+        if params or metric != "minkowski" and (not isinstance(metric, str) or metric not in {*_NORMS, "cosine"}):
+            given = f"metric={metric!r}" + (f", metric_params={self.metric_params!r}" if params else "")
+            raise FeatxError(
+                f"{type(self).__name__} has no {given}, only {', '.join(_NORMS)}, cosine, and minkowski with p; "
+                "sklearn.neighbors.KNeighborsClassifier has others"
+            )
+        if metric != "minkowski":
+            return metric, {}
+        if p is None or not p > 0:
+            raise ValueError(f"p of the Minkowski metric is a number above 0; got {p!r}")
+        if p < 1 and algorithm != "brute":
+            raise ValueError(
+                f'algorithm="{algorithm}" does not support 0 < p < 1 for the Minkowski metric. To resolve this problem '
+                'either set p >= 1 or algorithm="brute".'
+            )
+        named = {1.0: "manhattan", 2.0: "euclidean", np.inf: "chebyshev"}
+        return (named[float(p)], {}) if float(p) in named else ("minkowski", {"p": p, "w": None})
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
@@ -110,7 +197,8 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         y = column_or_1d(y, warn=True)
         shared: dict[tuple, list[int]] = {}
         for number, (estimator, fold) in enumerate(jobs):
-            shared.setdefault((id(fold), estimator.metric, estimator.device), []).append(number)
+            metric = repr((estimator.metric, estimator.p, estimator.metric_params))
+            shared.setdefault((id(fold), metric, estimator.device), []).append(number)
         rows: tuple[Any, Any] = (None, None)  # of the last fold
         for numbers in shared.values():
             began = perf_counter()
@@ -199,24 +287,28 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         from featx.learn.kernels import Rows, blocks, unit
         from featx.solvers.machine import device_of
 
-        cosine = self.metric == "cosine"
+        metric = self.effective_metric_
+        cosine, p = metric == "cosine", float(self.effective_metric_params_.get("p", _NORMS.get(metric, 2)))
         dtype = torch.float32 if X.dtype == self._fit_X.dtype == np.float32 else torch.float64
         A = torch.from_numpy(np.array(self._fit_X)).to(device_of(self.device), dtype)
-        rows = Rows(unit(A) if cosine else A.clone(), squared=not cosine)
+        A = unit(A) if cosine else A
+        rows = Rows(A if cosine else A.clone(), squared=not cosine) if p == 2 else None
         distances, positions = np.empty((len(X), k)), np.empty((len(X), k), np.int64)
         for part in blocks(len(X), len(A)):
             Y = torch.from_numpy(np.array(X[part])).to(A)
             Y = unit(Y) if cosine else Y
-            block = rows.of(Y.clone())
+            block = torch.cdist(Y, A, p) if rows is None else rows.of(Y.clone())
             block = block.neg_().add_(1).clamp_(0, 2) if cosine else block
             near = _candidates(block, min(len(A), k + _SPARE), k)
-            distance = _exact(Y, rows.Z if cosine else A, near, cosine)
+            distance = _exact(Y, A, near, None if cosine else p)
             # by distance, and by position where two are equal
             near, order = near.sort(dim=1)
             distance, again = distance.gather(1, order).sort(dim=1, stable=True)
             distances[part] = distance[:, :k].cpu().numpy()
             positions[part] = near.gather(1, again)[:, :k].cpu().numpy()
         return distances, positions
+
+    kneighbors_graph = TheirKNeighborsClassifier.kneighbors_graph  # of what `kneighbors` finds
 
     def predict(self, X: Any) -> np.ndarray:
         """The label that has most votes; of those that have as many, the first.
@@ -245,7 +337,14 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         """
         distances, positions = self.kneighbors(X)
         votes = np.zeros((len(positions), len(self.classes_)))
-        if self.weights == "distance":
+        if callable(self.weights):
+            weights = self.weights(distances)
+            if (weights == 0).all(axis=1).any():
+                raise ValueError(
+                    "All neighbors of some sample is getting zero weights. Please modify 'weights' to avoid this case "
+                    "if you are using a user-defined function."
+                )
+        elif self.weights == "distance":
             same = distances == 0
             with np.errstate(divide="ignore"):
                 weights = np.where(same.any(axis=1, keepdims=True), same, 1 / distances)
@@ -286,15 +385,15 @@ def _candidates(block: Tensor, count: int, k: int) -> Tensor:
     return near
 
 
-def _exact(Y: Tensor, A: Tensor, near: Tensor, cosine: bool) -> Tensor:
+def _exact(Y: Tensor, A: Tensor, near: Tensor, p: float | None) -> Tensor:
     """(m, count) float64 distances of rows from the candidates, without what products lose to rounding."""
     import torch
 
     distance = torch.empty(near.shape, dtype=torch.float64, device=Y.device)
     for column in range(near.shape[1]):
         chosen = A[near[:, column]].double()
-        if cosine:
+        if p is None:
             distance[:, column] = (1 - torch.linalg.vecdot(chosen, Y.double())).clamp_(0, 2)
         else:
-            distance[:, column] = torch.linalg.vector_norm(chosen.sub_(Y), dim=1)
+            distance[:, column] = torch.linalg.vector_norm(chosen.sub_(Y), p, dim=1)
     return distance
