@@ -193,9 +193,12 @@ def test_a_test_store_layers_side_by_side_progress_and_several_backbones(store, 
     later = separable_store(tmp_path / "later.h5", 60, noise=noise, d=10, contents=contents)
     told = []
     found = protocol(
-        store, layers=[["good", "poor"]], test_store=later, on_progress=lambda *args: told.append(args[:2])
+        store,
+        layers=[["good", "poor"]],
+        test_store=later,
+        on_progress=lambda now, _: told.append((now.done, now.total, now.seconds_left)),
     )
-    assert told == [(0, 1), (1, 1)] and found.n_test == 60
+    assert told == [(0, 1, None), (1, 1, 0)] and found.n_test == 60
     assert [(curve.layer, curve.d) for curve in found.curves] == [("good:avg+poor:avg", 20)]
     both = protocol([store, other])
     assert {curve.backbone for curve in both.curves} == {"torchvision:resnet18", "torchvision:alexnet"}

@@ -269,13 +269,13 @@ def test_layers_of_a_store(tmp_path, before):
 
 def test_progress_counts_fits():
     told: list[tuple[int, int]] = []
-    search = GridSearchCV(SCALED, GRID, cv=4, progress=lambda done, total: told.append((done, total)))
+    search = GridSearchCV(SCALED, GRID, cv=4, progress=lambda now: told.append((now.done, now.total)))
     search.fit(X, Y)
     assert told and told[-1] == (8, 8) and {total for _, total in told} == {8}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     theirs = make_pipeline(StandardScaler(), sklearn.linear_model.LogisticRegression())
     del told[:]
-    GridSearchCV(theirs, GRID, cv=4, progress=lambda done, total: told.append((done, total))).fit(X, Y)
+    GridSearchCV(theirs, GRID, cv=4, progress=lambda now: told.append((now.done, now.total))).fit(X, Y)
     assert told[-1] == (8, 8)
 
 

@@ -278,7 +278,7 @@ def test_progress_is_told_in_fits_and_with_the_candidates_of_the_layers_that_are
     found = select_model(
         store,
         estimators=["logistic_regression", "rbf_svm"],
-        on_progress=lambda done, total, ranked: told.append((done, total, list(ranked))),
+        on_progress=lambda now, ranked: told.append((now.done, now.total, list(ranked))),
         **QUICK,
     )
     assert {total for _, total, _ in told} == {2 * 4 * 3}  # layers, candidates of each, folds

@@ -21,6 +21,7 @@ import featx
 from featx.learn import Prediction, select_model
 from featx.learn.intervals import Interval, cv_interval, mean_interval, wilson
 from featx.learn.ranking import Candidate, Curve, Nested, Point, ProtocolResult, Selection
+from featx.progress import SearchProgress
 from featx.report import (
     nested_table,
     predictions_csv,
@@ -574,12 +575,13 @@ def test_the_live_table_shows_how_far_it_is_and_what_leads(screen: io.StringIO) 
     candidates = made(LAYERS)
     with search_progress() as show:
         assert screen.getvalue() == ""  # what is refused at once shows no bar
-        show(0, 90, [])
-        show(30, 90, candidates[40:])
-        show(60, 90, candidates)
+        show(SearchProgress(0, 90, 0.0, None), [])
+        assert "left" not in screen.getvalue()
+        show(SearchProgress(30, 90, 60.0, 3725.0), candidates[40:])
+        show(SearchProgress(60, 90, 100.0, 63.4), candidates)
         before = len(screen.getvalue())
     text = screen.getvalue()
-    assert "60/90" in text and before
+    assert "60/90" in text and before and "1:03 left" in text
     leaders = list({(c.layer, c.estimator): c for c in reversed(candidates)}.items())[::-1][:5]
     table = _text(progress.leaders_table(candidates))
     for (layer, estimator), best in leaders:
@@ -590,15 +592,15 @@ def test_the_live_table_shows_how_far_it_is_and_what_leads(screen: io.StringIO) 
 
 def test_the_live_table_ends_with_an_error_too(screen: io.StringIO) -> None:
     with pytest.raises(KeyboardInterrupt), search_progress() as show:
-        show(1, 3, [])
+        show(SearchProgress(1, 3, 1.0, 2.0), [])
         raise KeyboardInterrupt
     assert "1/3" in screen.getvalue() and screen.getvalue().endswith(("\x1b[?25h", "\n"))
 
 
 def test_where_stderr_is_no_terminal_nothing_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
     with search_progress() as show:
-        show(0, 3, [])
-        show(3, 3, made(LAYERS))
+        show(SearchProgress(0, 3, 0.0, None), [])
+        show(SearchProgress(3, 3, 9.0, 0.0), made(LAYERS))
     assert capfd.readouterr() == ("", "")
 
 

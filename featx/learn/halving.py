@@ -9,6 +9,7 @@ import numpy as np
 from sklearn.model_selection import _search_successive_halving as _halving
 
 from featx.learn.search import SharedSearch
+from featx.progress import SearchProgress
 
 
 class HalvingGridSearchCV(_halving.HalvingGridSearchCV, SharedSearch):
@@ -21,7 +22,7 @@ class HalvingGridSearchCV(_halving.HalvingGridSearchCV, SharedSearch):
     estimator, param_grid, factor, resource, max_resources, min_resources, aggressive_elimination, cv, scoring, refit,
     error_score, return_train_score, random_state, n_jobs, verbose
         As of scikit-learn.
-    progress : bool or callable(done, total)
+    progress : bool or callable(SearchProgress)
         Of each round.
 
     Attributes
@@ -58,7 +59,7 @@ class HalvingGridSearchCV(_halving.HalvingGridSearchCV, SharedSearch):
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
-        progress: bool | Callable[[int, int], None] = False,
+        progress: bool | Callable[[SearchProgress], None] = False,
     ) -> None:
         super().__init__(
             estimator,
@@ -90,7 +91,7 @@ class HalvingRandomSearchCV(_halving.HalvingRandomSearchCV, SharedSearch):
     estimator, param_distributions, n_candidates, factor, resource, max_resources, min_resources,
     aggressive_elimination, cv, scoring, refit, error_score, return_train_score, random_state, n_jobs, verbose
         As of scikit-learn.
-    progress : bool or callable(done, total)
+    progress : bool or callable(SearchProgress)
         Of each round.
 
     Attributes
@@ -129,7 +130,7 @@ class HalvingRandomSearchCV(_halving.HalvingRandomSearchCV, SharedSearch):
         random_state: Any = None,
         n_jobs: int | None = None,
         verbose: int = 0,
-        progress: bool | Callable[[int, int], None] = False,
+        progress: bool | Callable[[SearchProgress], None] = False,
     ) -> None:
         super().__init__(
             estimator,

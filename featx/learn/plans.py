@@ -62,6 +62,7 @@ class Plan:
     n_splits : folds
     nbytes : largest amount of rows held at once, beside X and what the solvers take of their budget
     budget_bytes : which the solvers may take
+    amounts : {index of a candidate: how much work one of its fits is, relative to the others}
     """
 
     roots: list[Root]
@@ -69,6 +70,29 @@ class Plan:
     n_splits: int
     nbytes: int
     budget_bytes: int
+    amounts: Mapping[int, float]
+
+    @property
+    def n_fits(self) -> int:
+        return self.n_splits * len(self.amounts)
+
+    @property
+    def work(self) -> dict[str, float]:
+        """{kind: amount} of all that is to do."""
+        work: dict[str, float] = {}
+        groups = [(entries, self.n_splits) for root in self.roots for _, entries in root.solves]
+        groups += [(root.folded, self.n_splits) for root in self.roots if root.folded]
+        groups += [([entry], self.n_splits) for entry in self.stock]
+        for entries, n_splits in groups:
+            kind, amount = self.piece(entries, n_splits)
+            work[kind] = work.get(kind, 0) + amount
+        return work
+
+    def piece(self, entries: Sequence[Entry], n_splits: int) -> tuple[str, float]:
+        """(kind, amount) of the work on candidates in some folds; of a kind is what takes a time of its own."""
+        parts = {type(step.transformer).__name__ for entry in entries for step in entry.steps}
+        parts |= {type(entry.final if entry.final is not None else entry.estimator).__name__ for entry in entries}
+        return " ".join(sorted(parts)), n_splits * sum(self.amounts[entry.index] for entry in entries)
 
     def __str__(self) -> str:
         lines = []
@@ -139,7 +163,11 @@ def plan_of(
     n = max(1, len(every))
     of_fold = n_train / n, n_test / n, scores_train * n_train / n
     nbytes = max((_root_bytes(root, X, of_fold) for root in roots.values()), default=0)
-    return Plan(list(roots.values()), stock, len(splits), nbytes, budget_of(device_of("auto"), None))
+    widths = widths_of(entries, X)
+    amounts = {
+        entry.index: n_train * _amount(entry, width) for entry, width in zip(entries, widths.tolist(), strict=True)
+    }
+    return Plan(list(roots.values()), stock, len(splits), nbytes, budget_of(device_of("auto"), None), amounts)
 
 
 def all_stock(plan: Plan, reason: str) -> Plan:
@@ -169,7 +197,15 @@ def _width(entry: Entry, X: Any) -> float:
     return width
 
 
+def _amount(entry: Entry, width: float) -> float:
+    """What a fit takes a row, in columns."""
+    return (0.0 if math.isnan(width) else width) + _FLAT.get(type(entry.final).__name__, 100)
+
+
 _LONGEST_NAME = 60
+# How many columns take as long as what does not depend on their number, where that is not about 100: a kernel is computed
+# once, and then solved for. Measured on 2,000 rows of 16 to 1,280 columns.
+_FLAT = {"SVC": 1200, "SVR": 1200}
 _AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 

@@ -23,8 +23,9 @@ from featx.learn.metrics import METRICS
 from featx.learn.questions import Labels, Question, Stores, ask
 from featx.learn.ranking import Curve, Interrupted, Point, ProtocolResult
 from featx.learn.splits import Split, hold_out
+from featx.progress import SearchClock, SearchProgress
 
-Progress = Callable[[int, int, list], None] | None
+Progress = Callable[[SearchProgress, list], None] | None
 Measured = TypeVar("Measured")
 
 _TEMPERATURE = 0.07
@@ -57,7 +58,7 @@ def linear_probe(
         Share of the training images to validate on, stratified, by whole groups.
     validation_rows : (n,) bool, optional
         Which images to validate on, instead of a random share.
-    on_progress : callable(done, total, []), optional
+    on_progress : callable(SearchProgress, []), optional
         Called before the first layer and after each.
     **test : test_size, test_rows, test_store, groups, allow_duplicates
         As of `select_model`.
@@ -244,13 +245,14 @@ def layer_by_layer(
         Ctrl-C, after the first layer; before that, KeyboardInterrupt.
     """
     found: list[Measured] = []
+    clock = SearchClock(lambda now: on_progress and on_progress(now, []))
+    widths = [200 + features.n_features_out_ for features in all_features]  # a layer's own time, besides its columns'
+    clock.expect(len(widths), {"layers": sum(widths)})
     try:
-        for features in all_features:
-            if on_progress:
-                on_progress(len(found), len(all_features), [])
-            found.append(measure(features))
-        if on_progress:
-            on_progress(len(found), len(all_features), [])
+        for features, width in zip(all_features, widths, strict=True):
+            with clock.piece("layers", width):
+                found.append(measure(features))
+            clock.fitted()
     except KeyboardInterrupt:
         if not found:
             raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from featx.learn.entries import Entry, Step
 from featx.learn.folds import Fold, Held, Job, scaler_of
 from featx.learn.plans import Plan, Root
 from featx.learn.tasks import Answer, Scores, Task, copied, ended, fitted_and_scored, may_write, pipeline_of, scores_of
+from featx.progress import SearchClock
 
 
 class Rows(NamedTuple):
@@ -34,18 +35,18 @@ class Rows(NamedTuple):
 class Run:
     """Follows a plan; `answers` fill as it goes on, so that they are there when it is interrupted.
 
-    told : called with (fits done, fits in all)
+    clock : expects the plan's work, and is told of it
     """
 
-    def __init__(self, task: Task, plan: Plan, told: Callable[[int, int], None]) -> None:
-        self.task, self.plan, self.told = task, plan, told
+    def __init__(self, task: Task, plan: Plan, clock: SearchClock) -> None:
+        self.task, self.plan, self.clock = task, plan, clock
         self.answers: dict[tuple[int, int], Answer] = {}
         self.n_candidates = len(plan.stock) + sum(len(root.entries) for root in plan.roots)
         self._left: list[tuple[Entry, str]] = [(entry, "") for entry in plan.stock]
 
     def follow(self) -> list[Answer]:
         """Answers, those of a candidate side by side."""
-        self.told(0, self.n_candidates * len(self.task.splits))
+        self.clock.show()
         for root in self.plan.roots:
             self._follow(root)
         self._follow_stock()
@@ -64,15 +65,17 @@ class Run:
             return
         share = (time.perf_counter() - start) / (len(entries) * max(1, len(task.splits)))
         for affine, together in root.solves:
-            try:
-                self._solve(rows, affine, together, fitted, share)
-            except Exception as error:
-                self._leave(together, error)
+            with self.clock.piece(*self.plan.piece(together, len(task.splits))):
+                try:
+                    self._solve(rows, affine, together, fitted, share)
+                except Exception as error:
+                    self._leave(together, error)
         for number, (train, test) in enumerate(task.splits if root.folded else ()):
             mine = task.taken(rows, train)
             held = [Rows(mine, task.taken(rows, test), mine if task.return_train_score else None)]
             del mine  # only `held` holds them now
-            self._descend(root, root.folded, len(root.steps), number, held, fitted, (share, 0.0))
+            with self.clock.piece(*self.plan.piece(root.folded, 1)):
+                self._descend(root, root.folded, len(root.steps), number, held, fitted, (share, 0.0))
 
     def _solve(
         self, rows: Any, affine: Step | None, entries: list[Entry], fitted: dict[str, Any], share: float
@@ -240,7 +243,7 @@ class Run:
 
     def _keep(self, entry: Entry, split: int, answer: Answer) -> None:
         self.answers[entry.index, split] = answer
-        self.told(len(self.answers), self.n_candidates * len(self.task.splits))
+        self.clock.fitted()
         if self.task.verbose > 1 and not entry.stock:
             print(self.task.said(entry, split, answer))
 
@@ -282,7 +285,9 @@ class Run:
             for entry, split, _ in todo
         )
         unshared = {}
-        for (entry, split, error), answer in zip(todo, answers, strict=True):
+        for entry, split, error in todo:
+            with self.clock.piece(*self.plan.piece([entry], 1)):
+                answer = next(answers)
             self._keep(entry, split, answer)
             if error and answer["fit_error"] is None:
                 unshared[entry.index] = error

@@ -25,13 +25,13 @@ from featx.learn.entries import entries_of
 from featx.learn.plans import Plan, all_stock, plan_of, widths_of
 from featx.learn.runs import Run
 from featx.learn.tasks import Answer, Task
-from featx.progress import counted
+from featx.progress import SearchClock, SearchProgress, counted
 
 
 class SharedSearch(BaseSearchCV):
     """What all four searches do otherwise than scikit-learn's: `fit` plans before it fits, and `plan` shows it."""
 
-    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"progress": ["boolean", callable]}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"progress": ["boolean", callable, SearchClock]}
     _only_planned: bool = False
     cv: Any
 
@@ -91,7 +91,9 @@ class SharedSearch(BaseSearchCV):
         self.__dict__.pop("partial_results_", None)
         rounds = _Rounds(self, clone(self.estimator), X, y, routed, scorers)
         try:
-            with counted("searching", self.progress) as rounds.told:
+            outer = self.progress if isinstance(self.progress, SearchClock) else None
+            with counted("searching", outer is None and self.progress) as show:
+                rounds.clock, rounds.is_part = outer or SearchClock(show), outer is not None
                 self._run_search(rounds.evaluate, callback_ctx=context)
             self._conclude(rounds, refit_metric)
         except KeyboardInterrupt:
@@ -148,7 +150,8 @@ class _Rounds:
         scorer: Any,
     ) -> None:
         self.search, self.base, self.X, self.y, self.routed, self.scorer = search, base, X, y, routed, scorer
-        self.told: Callable[[int, int], None] = lambda done, total: None
+        self.clock = SearchClock(lambda _: None)
+        self.is_part = False  # of several searches on one clock, which expects all of them already
         self.current: tuple[Run, list[Mapping[str, Any]], Mapping[str, list[Any]]] | None = None
         self.candidates: list[Mapping[str, Any]] = []
         self.widths: list[float] = []  # features of each candidate
@@ -193,7 +196,10 @@ class _Rounds:
         plan = plan_of(entries, self.X, splits, task.fit_params, task.return_train_score)
         if search._only_planned:
             raise _Planned(plan)
-        run = Run(task, plan, self.told)
+        if not self.is_part:
+            self.clock.restart()
+            self.clock.expect(plan.n_fits, plan.work)
+        run = Run(task, plan, self.clock)
         self.current = run, candidates, more_results or {}
         answers = run.follow()
         if not answers:
@@ -258,8 +264,8 @@ class GridSearchCV(_search.GridSearchCV, SharedSearch):
     ----------
     estimator, param_grid, scoring, n_jobs, refit, cv, verbose, pre_dispatch, error_score, return_train_score
         As of scikit-learn.
-    progress : bool or callable(done, total)
-        A bar on stderr, or who is told how many fits are done.
+    progress : bool or callable(SearchProgress)
+        Show a bar on stderr, or call a function after each fit with `done`, `total`, `seconds` and `seconds_left`.
 
     Attributes
     ----------
@@ -295,7 +301,7 @@ class GridSearchCV(_search.GridSearchCV, SharedSearch):
         pre_dispatch: Any = "2*n_jobs",
         error_score: Any = np.nan,
         return_train_score: bool = False,
-        progress: bool | Callable[[int, int], None] = False,
+        progress: bool | Callable[[SearchProgress], None] = False,
     ) -> None:
         super().__init__(
             estimator,
@@ -322,7 +328,7 @@ class RandomizedSearchCV(_search.RandomizedSearchCV, SharedSearch):
     estimator, param_distributions, n_iter, scoring, n_jobs, refit, cv, verbose, pre_dispatch, random_state,
     error_score, return_train_score
         As of scikit-learn.
-    progress : bool or callable(done, total)
+    progress : bool or callable(SearchProgress)
 
     Attributes
     ----------
@@ -355,7 +361,7 @@ class RandomizedSearchCV(_search.RandomizedSearchCV, SharedSearch):
         random_state: Any = None,
         error_score: Any = np.nan,
         return_train_score: bool = False,
-        progress: bool | Callable[[int, int], None] = False,
+        progress: bool | Callable[[SearchProgress], None] = False,
     ) -> None:
         super().__init__(
             estimator,

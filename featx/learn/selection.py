@@ -8,7 +8,7 @@ interrupts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from featx.learn.questions import Labels, Question, Stores, ask
 from featx.learn.ranking import Candidate, Interrupted, Nested, Selection, cheapest_within_noise
 from featx.learn.search import GridSearchCV
 from featx.learn.splits import Split, Tied, cv_splits
+from featx.progress import SearchClock, SearchProgress
 from featx.store import FeatureStore
 
 Found = list[tuple[Candidate, Pipeline]]
@@ -50,7 +51,7 @@ def select_model(
     test_store: FeatureStore | None = None,
     random_state: int = 0,
     n_jobs: int | None = -1,
-    on_progress: Callable[[int, int, list[Candidate]], None] | None = None,
+    on_progress: Callable[[SearchProgress, list[Candidate]], None] | None = None,
 ) -> Selection:
     """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
 
@@ -100,8 +101,9 @@ def select_model(
         Of the split and the folds.
     n_jobs : int, optional
         Processes for what is left to scikit-learn; -1 is one a core.
-    on_progress : callable(done, total, candidates), optional
-        Called with fits that are done, and the candidates of the layers that are.
+    on_progress : callable(SearchProgress, candidates), optional
+        Called after each fit with `done`, `total`, `seconds` and `seconds_left`, and the candidates of the layers that
+        are done.
 
     Returns
     -------
@@ -144,8 +146,11 @@ def select_model(
         power=power,
         pca=pca,
     )
-    n_fits = sum(grid.n_fits(those) for those in [splits, *inner] for grid in grids)
-    search = _Search(grids, metric, n_jobs, _Progress(n_fits, on_progress))
+    search = _Search(grids, metric, n_jobs, on_progress)
+    if on_progress is not None:
+        search.expect(asked.X, asked.y, splits)
+        for (train, _), those in zip(outer, inner, strict=True):
+            search.expect(asked.X[train], asked.y[train], those)
 
     def selection(found: Found, **rest: Any) -> Selection:
         candidates = ranked(found)
@@ -197,46 +202,31 @@ def ranked(found: Found) -> list[Candidate]:
     return sorted((candidate for candidate, _ in found), key=lambda candidate: (-candidate.mean, candidate.cost))
 
 
-@dataclass
-class _Progress:
-    """Fits over several searches, counted together."""
-
-    total: int
-    tell: Callable[[int, int, list[Candidate]], None] | None
-    before: int = 0
-    candidates: list[Candidate] = field(default_factory=list)
-
-    def __call__(self, done: int, total: int = 0) -> None:
-        if self.tell:
-            self.tell(self.before + done, self.total, self.candidates)
-
-
-@dataclass(frozen=True, eq=False)
 class _Search:
     """The same search, on whatever images it is given."""
 
-    grids: Sequence[LayerGrid]
-    metric: Metric
-    n_jobs: int | None
-    progress: _Progress
+    def __init__(
+        self,
+        grids: Sequence[LayerGrid],
+        metric: Metric,
+        n_jobs: int | None,
+        on_progress: Callable[[SearchProgress, list[Candidate]], None] | None,
+    ) -> None:
+        self.grids, self.metric, self.n_jobs = grids, metric, n_jobs
+        self.candidates: list[Candidate] = []  # of the layers that are done
+        self.clock = SearchClock(lambda now: on_progress and on_progress(now, self.candidates))
+
+    def expect(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split]) -> None:
+        """Have the clock know of a search to come."""
+        for grid in self.grids:
+            plan = self._of(grid, splits).plan(X, y)
+            self.clock.expect(plan.n_fits, plan.work)
 
     def follow(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], found: Found) -> None:
         """Layer by layer; `found` grows, and has what was done if this is interrupted."""
-        scoring: Any = self.metric.scorer
-        if self.metric.is_numeric:
-            scoring = {"score": self.metric.name, "mae": "neg_mean_absolute_error"}
-        self.progress(0)
+        self.clock.show()
         for grid in self.grids:
-            search = GridSearchCV(
-                clone(grid.pipeline),
-                grid.param_grid(),
-                cv=splits,
-                n_jobs=self.n_jobs,
-                refit=False,
-                scoring=scoring,
-                error_score="raise",
-                progress=self.progress,
-            )
+            search = self._of(grid, splits)
             try:
                 search.fit(X, y)
             except KeyboardInterrupt:
@@ -244,9 +234,23 @@ class _Search:
                     found += grid.candidates(search.partial_results_, splits, self.metric.name)
                 raise
             found += grid.candidates(search.cv_results_, splits, self.metric.name)
-            self.progress.before += grid.n_fits(splits)
-            self.progress.candidates = ranked(found)
-            self.progress(0)
+            self.candidates = ranked(found)
+            self.clock.show()
+
+    def _of(self, grid: LayerGrid, splits: Sequence[Split]) -> GridSearchCV:
+        scoring: Any = self.metric.scorer
+        if self.metric.is_numeric:
+            scoring = {"score": self.metric.name, "mae": "neg_mean_absolute_error"}
+        return GridSearchCV(
+            clone(grid.pipeline),
+            grid.param_grid(),
+            cv=splits,
+            n_jobs=self.n_jobs,
+            refit=False,
+            scoring=scoring,
+            error_score="raise",
+            progress=self.clock,  # type: ignore[arg-type]  # which only a caller of several searches gives
+        )
 
 
 def _metric(scoring: str | None, is_numeric: bool) -> Metric:

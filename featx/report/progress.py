@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from featx.progress import SearchProgress, left_column, update
 from featx.report.columns import FittedTable
 from featx.report.scores import backbone_names, number, setting
 
@@ -20,7 +21,7 @@ _LEADERS = 5
 
 
 @contextmanager
-def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[int, int, list[Candidate]], None]]:
+def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[SearchProgress, list[Candidate]], None]]:
     """A bar and the best few layers and estimators so far, for the time of a `with`.
 
     Gives what `select_model` takes as `on_progress`. Where stderr is no terminal, nothing is shown; on one, the bar
@@ -28,24 +29,23 @@ def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[int, int, l
     """
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal or console.is_dumb_terminal:
-        yield lambda done, total, ranked: None
+        yield lambda now, ranked: None
         return
     bar = Progress(
         TextColumn("searching"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        left_column(),
     )
     task = bar.add_task("", total=None)
     live = Live(bar, console=console)
 
-    def show(done: int, total: int, ranked: list[Candidate]) -> None:
+    def show(now: SearchProgress, ranked: list[Candidate]) -> None:
         if not live.is_started:  # not before: what is refused at once shows no bar
             bar.reset(task)
             live.start()
-        bar.update(task, completed=done, total=total)
+        update(bar, task, now)
         live.update(Group(bar, leaders_table(ranked, scoring)) if ranked else bar)
 
     try:
