@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
     from featx.extraction import Plan, extract, plan
     from featx.learn import load, save
-    from featx.progress import Progress
+    from featx.progress import Progress, SearchProgress
     from featx.store import FeatureStore, export, merge
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ __all__ = [
     "Plan",
     "Preprocessing",
     "Progress",
+    "SearchProgress",
     "UnreadableImagesWarning",
     "export",
     "extract",
@@ -44,6 +45,7 @@ _HOMES = {
     "Plan": "featx.extraction",
     "Preprocessing": "featx.backbones",
     "Progress": "featx.progress",
+    "SearchProgress": "featx.progress",
     "UnreadableImagesWarning": "featx.errors",
     "export": "featx.store",
     "extract": "featx.extraction",

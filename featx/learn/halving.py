@@ -22,7 +22,7 @@ class HalvingGridSearchCV(_halving.HalvingGridSearchCV, SharedSearch):
     estimator, param_grid, factor, resource, max_resources, min_resources, aggressive_elimination, cv, scoring, refit,
     error_score, return_train_score, random_state, n_jobs, verbose
         As of scikit-learn.
-    progress : bool or callable(SearchProgress)
+    progress : bool or callable(featx.SearchProgress)
         Of each round.
 
     Attributes
@@ -91,7 +91,7 @@ class HalvingRandomSearchCV(_halving.HalvingRandomSearchCV, SharedSearch):
     estimator, param_distributions, n_candidates, factor, resource, max_resources, min_resources,
     aggressive_elimination, cv, scoring, refit, error_score, return_train_score, random_state, n_jobs, verbose
         As of scikit-learn.
-    progress : bool or callable(SearchProgress)
+    progress : bool or callable(featx.SearchProgress)
         Of each round.
 
     Attributes

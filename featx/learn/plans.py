@@ -203,8 +203,8 @@ def _amount(entry: Entry, width: float) -> float:
 
 
 _LONGEST_NAME = 60
-# How many columns take as long as what does not depend on their number, where that is not about 100: a kernel is computed
-# once, and then solved for. Measured on 2,000 rows of 16 to 1,280 columns.
+# How many columns take as long as what does not depend on their number, where that is not about 100: a kernel is
+# computed once, and then solved for. Measured on 2,000 rows of 16 to 1,280 columns.
 _FLAT = {"SVC": 1200, "SVR": 1200}
 _AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 

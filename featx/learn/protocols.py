@@ -58,7 +58,7 @@ def linear_probe(
         Share of the training images to validate on, stratified, by whole groups.
     validation_rows : (n,) bool, optional
         Which images to validate on, instead of a random share.
-    on_progress : callable(SearchProgress, []), optional
+    on_progress : callable(featx.SearchProgress, []), optional
         Called before the first layer and after each.
     **test : test_size, test_rows, test_store, groups, allow_duplicates
         As of `select_model`.

@@ -264,7 +264,7 @@ class GridSearchCV(_search.GridSearchCV, SharedSearch):
     ----------
     estimator, param_grid, scoring, n_jobs, refit, cv, verbose, pre_dispatch, error_score, return_train_score
         As of scikit-learn.
-    progress : bool or callable(SearchProgress)
+    progress : bool or callable(featx.SearchProgress)
         Show a bar on stderr, or call a function after each fit with `done`, `total`, `seconds` and `seconds_left`.
 
     Attributes
@@ -328,7 +328,7 @@ class RandomizedSearchCV(_search.RandomizedSearchCV, SharedSearch):
     estimator, param_distributions, n_iter, scoring, n_jobs, refit, cv, verbose, pre_dispatch, random_state,
     error_score, return_train_score
         As of scikit-learn.
-    progress : bool or callable(SearchProgress)
+    progress : bool or callable(featx.SearchProgress)
 
     Attributes
     ----------

@@ -101,7 +101,7 @@ def select_model(
         Of the split and the folds.
     n_jobs : int, optional
         Processes for what is left to scikit-learn; -1 is one a core.
-    on_progress : callable(SearchProgress, candidates), optional
+    on_progress : callable(featx.SearchProgress, candidates), optional
         Called after each fit with `done`, `total`, `seconds` and `seconds_left`, and the candidates of the layers that
         are done.
 
