@@ -146,8 +146,8 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     Raises
     ------
     ModelError
-        There is no such file, it is not featx's, or it holds other types, a recipe that featx does not write, or decision
-        trees that cannot be followed.
+        There is no such file, it is not featx's, or it holds other types, a recipe that featx does not write, or
+        decision trees that cannot be followed.
     BackboneError
         `backbone` or `weights` are not the recorded ones.
     """
