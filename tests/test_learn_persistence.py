@@ -419,6 +419,7 @@ def test_a_shape_that_the_network_does_not_give_is_refused_in_a_line(store, new,
     message(error)
 
 
+@pytest.mark.filterwarnings("ignore:self.within_class_std_dev_ has")
 def test_a_loaded_model_names_no_file_that_fitting_it_again_would_open(root, tmp_path):
     file = tmp_path / "weights.pth"
     torch.save(network().module.state_dict(), file)

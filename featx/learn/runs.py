@@ -291,6 +291,7 @@ class Run:
             self._keep(entry, split, answer)
             if error and answer["fit_error"] is None:
                 unshared[entry.index] = error
+        next(answers, None)  # which ends the generator
         if unshared:
             warnings.warn(
                 f"{len(unshared):,} of {self.n_candidates:,} candidates were to share work and went the stock way: "

@@ -7,6 +7,7 @@ interrupts.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -175,7 +176,7 @@ def select_model(
     try:
         search.follow(asked.X, asked.y, splits, found)
         best = selection(found).chosen
-        fitted = dict(found)[best].fit(asked.X, asked.y)
+        fitted = _fitted(dict(found)[best], asked.X, asked.y)
         whole = selection(found, best_estimator=fitted, **_held_out(fitted, asked, metric))
     except KeyboardInterrupt:
         if not found:
@@ -189,7 +190,7 @@ def select_model(
             found = []
             search.follow(asked.X[train], asked.y[train], those, found)
             chosen = selection(found).chosen
-            pipeline = dict(found)[chosen].fit(asked.X[train], asked.y[train])
+            pipeline = _fitted(dict(found)[chosen], asked.X[train], asked.y[train])
             said = metric.said(pipeline, asked.X[test])
             scores.append((metric.score(asked.y[test], said, asked.classes), chosen))
     except KeyboardInterrupt:
@@ -200,6 +201,13 @@ def select_model(
 def ranked(found: Found) -> list[Candidate]:
     """Best first, of equal ones the cheaper."""
     return sorted((candidate for candidate, _ in found), key=lambda candidate: (-candidate.mean, candidate.cost))
+
+
+def _fitted(pipeline: Pipeline, X: np.ndarray, y: np.ndarray) -> Pipeline:
+    """NearestCentroid's warning of columns that do not vary is left out: it says nothing of its predictions here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "self.within_class_std_dev_ has", UserWarning)
+        return pipeline.fit(X, y)
 
 
 class _Search:
