@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone, Preprocessing
-    from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning
+    from featx.errors import (
+        ContradictionWarning,
+        FeatxError,
+        NonFiniteWarning,
+        RowsDifferWarning,
+        UnreadableImagesWarning,
+    )
     from featx.extraction import Plan, extract, plan
     from featx.learn import load, save
     from featx.progress import Progress, SearchProgress
@@ -26,6 +32,7 @@ __all__ = [
     "Plan",
     "Preprocessing",
     "Progress",
+    "RowsDifferWarning",
     "SearchProgress",
     "UnreadableImagesWarning",
     "export",
@@ -45,6 +52,7 @@ _HOMES = {
     "Plan": "featx.extraction",
     "Preprocessing": "featx.backbones",
     "Progress": "featx.progress",
+    "RowsDifferWarning": "featx.errors",
     "SearchProgress": "featx.progress",
     "UnreadableImagesWarning": "featx.errors",
     "export": "featx.store",

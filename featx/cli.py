@@ -11,7 +11,7 @@ import functools
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ from featx.errors import (
     ContradictionWarning,
     FeatxError,
     NonFiniteWarning,
+    RowsDifferWarning,
     StoreError,
     UnreadableImagesWarning,
     listed,
@@ -80,7 +81,8 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            code = function(*args, **kwargs)
+            with _notes():
+                code = function(*args, **kwargs)
         except FeatxError as error:
             typer.echo(f"featx: {_spoken(str(error), kwargs)}", err=True)
             raise typer.Exit(2) from None
@@ -91,6 +93,22 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
         raise typer.Exit(code or 0)
 
     return run
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[None]:
+    """Print a RowsDifferWarning as a line on stderr, when it comes."""
+
+    def note(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
+        if issubclass(category, RowsDifferWarning):
+            typer.echo(f"note: {message}", err=True)
+        else:
+            show(message, category, *where, **rest)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", RowsDifferWarning)
+        show, warnings.showwarning = warnings.showwarning, note
+        yield
 
 
 def _what_is_left(output: Path) -> str:
@@ -104,7 +122,7 @@ def _what_is_left(output: Path) -> str:
     return "; nothing half-written is left"
 
 
-_OPTIONS = {"random_state": "seed", "n_jobs": "jobs", "estimators": "estimator", "layers": "layer"}
+_OPTIONS = {"random_state": "seed", "n_jobs": "jobs", "estimators": "estimator", "layers": "layer", "like": "like"}
 
 
 def _option(parameter: str) -> str:
@@ -252,13 +270,14 @@ def info(
     store: Annotated[Path, typer.Argument(help="A store that featx extract made.")],
     other: Annotated[Path | None, typer.Argument(help="Another one: what made them is compared.")] = None,
 ) -> None:
-    """What a store holds, and what made it; of two, the difference field by field."""
-    from featx.report import difference_table, notes_text, store_table
+    """What a store holds, and what made it; of two, the difference field by field, and what it changes."""
+    from featx.report import difference_table, notes_text, store_table, together_text
     from featx.store import FeatureStore
 
     opened = FeatureStore(store)
     if other is not None:
-        _print(difference_table(opened, FeatureStore(other)))
+        second = FeatureStore(other)
+        _print(difference_table(opened, second), together_text(opened, second))
         return
     _print(store_table(opened))
     if notes := notes_text(opened):

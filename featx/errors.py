@@ -7,6 +7,8 @@ and leaves with exit code 2.
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 
@@ -92,12 +94,24 @@ class ProgramWarning(UserWarning):
     """A file that is about to be opened is a program: it can run code of whoever wrote it."""
 
 
+class RowsDifferWarning(UserWarning):
+    """Rows of two stores are used together that were rounded differently; the message says how far they may differ."""
+
+
 class KeysError(FeatxError):
     """Image keys that a store does not hold."""
 
 
 class ModelError(FeatxError):
     """A model that cannot be saved or opened."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line, outside of featx, that called it."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from helpers import digests_of, recipe
@@ -20,12 +21,13 @@ def separable_store(
     columns: Mapping[str, np.ndarray] | None = None,
     contents: np.ndarray | None = None,
     seed: int = 0,
-    backbone: str = "torchvision:resnet18",
+    **changes: Any,
 ) -> FeatureStore:
     """n images of classes "a", "b", "c" in turn, or of labels y.
 
     noise : {layer: standard deviation of the rows around the label's centre}; a layer has d columns
     contents : (n,) numbers; images of the same number have the same content, and the same rows
+    changes : fields of the recipe
     """
     noise = noise or {"good:avg": 0.5, "poor:avg": 4.0}
     y = np.array(list("abc"))[np.arange(n) % 3] if y is None else y
@@ -36,9 +38,9 @@ def separable_store(
     rows = {}
     for layer, spread in noise.items():
         around = rng.normal(size=(contents.max() + 1, d))[contents]
-        rows[layer] = (centres + spread * around).astype("float32")
+        rows[layer] = (centres + spread * around).astype(changes.get("dtype", "float32"))
     taps = {layer: [d] for layer in noise}
-    with StoreWriter(path, recipe(taps, backbone=backbone), [f"image {i}" for i in range(n)], y, columns) as writer:
+    with StoreWriter(path, recipe(taps, **changes), [f"image {i}" for i in range(n)], y, columns) as writer:
         writer.write(np.arange(n), rows, digests_of(contents))
         writer.finish()
     return FeatureStore(path)

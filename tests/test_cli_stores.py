@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import class_folders, left_in, save_noise
+from helpers import class_folders, left_in, save_noise, write_store
 from typer.testing import CliRunner
 
 import featx
@@ -85,6 +85,12 @@ def test_export_writes_what_the_suffix_says(folder: Path) -> None:
     assert "flatten:none" in _refused("export", folder / "monday.h5", "-o", folder / "x.npy", "-l", "layer4")
 
 
+def _changes(table: str) -> dict[str, str]:
+    """{field: what its difference changes}"""
+    cells = [line.split("│")[1:-1] for line in table.splitlines() if "│" in line]
+    return {row[0].strip(): row[-1].strip() for row in cells if row[0].strip()}
+
+
 def test_info_shows_the_recipe_and_compares_two(folder: Path) -> None:
     recipe = featx.FeatureStore(folder / "monday.h5").recipe
     text = _done("info", folder / "monday.h5")
@@ -92,9 +98,17 @@ def test_info_shows_the_recipe_and_compares_two(folder: Path) -> None:
         assert words in text
     _done("extract", folder / "monday", "-o", folder / "half.h5", *PIXELS, "--dtype", "float16", "--batch-size", 3)
     text = _done("info", folder / "monday.h5", folder / "half.h5")
-    for words in ("dtype", "float16", "batch_size", "decides the numbers"):
-        assert words in text
-    assert "weights" not in text
+    assert _changes(text) == {"batch_size": "the rounding", "dtype": "the rounding"}
+    assert "can be used together: monday.h5 was made with batch_size 32, dtype float32; half.h5 with" in text
+    assert text.rstrip().endswith("rows agree within 0.06 % (relative L2)")
+    text = _done("info", folder / "monday.h5", folder / "tuesday.h5")
+    assert _changes(text) == {"origin": "nothing", "collection": "nothing"}
+    assert text.rstrip().endswith("their rows can be used together")
+    write_store(folder / "other.h5")
+    text = _done("info", folder / "monday.h5", folder / "other.h5")
+    expected = {"backbone": "the meaning", "origin": "nothing", "taps.flatten:none": "nothing: only one has it"}
+    assert _changes(text).items() >= expected.items()
+    assert text.rstrip().endswith("their rows cannot be used together: they share no layer")
     assert "equal" in _done("info", folder / "monday.h5", folder / "monday.h5")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import assert_tells, left_in, recipe
 
-from featx.errors import DamageError, ImageError, RecipeError, StoreError
+from featx.errors import DamageError, ImageError, RecipeError, RowsDifferWarning, StoreError
 from featx.store import FeatureStore, Recipe, StoreWriter, merge
 
 TAPS = {"layer3:avg": (5,), "layer4:none": (2, 3, 4)}
@@ -75,7 +75,8 @@ def test_recorded_fields_are_joined_and_decide_nothing(tmp_path: Path) -> None:
         TAPS, versions={"torch": "3.0", "timm": "1.0"}, device="cuda", threads=8, aliases={"x": "layer3:avg"}
     )
     first = _write(tmp_path / "1.h5", _names(0, 3), made=recipe(TAPS, versions={"torch": "2.9"}, origin="/a"))
-    merged = merge([first, _write(tmp_path / "2.h5", _names(3, 6), made=other)], tmp_path / "m.h5")
+    with pytest.warns(RowsDifferWarning, match="^2.h5 was made with device cuda, threads 8; 1.h5 with .*within 0.01 %"):
+        merged = merge([first, _write(tmp_path / "2.h5", _names(3, 6), made=other)], tmp_path / "m.h5")
     assert merged.recipe.versions == {"torch": "2.9, 3.0", "timm": "1.0"}
     assert merged.recipe.aliases == {"x": "layer3:avg"} and merged.recipe.origin is None
 
@@ -84,6 +85,8 @@ def test_recorded_fields_are_joined_and_decide_nothing(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"batch_size": 8}, ["batch_size: 4 in 1.h5, 8 in 2.h5"]),
+        ({"engine": "compiled"}, ["engine: 'eager' in 1.h5, 'compiled' in 2.h5"]),
+        ({"precision": "bfloat16"}, ["precision: 'float32' in 1.h5, 'bfloat16' in 2.h5"]),
         ({"dtype": "float16"}, ["dtype"]),
         ({"weights_sha256": "1" * 64}, ["weights_sha256"]),
         ({"preprocessing": {"crop": [32, 32], "resize": 40}}, ["preprocessing.resize: 32 in 1.h5, 40 in 2.h5"]),

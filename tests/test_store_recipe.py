@@ -168,29 +168,37 @@ def test_a_recipe_of_one_layer_refuses_the_names_of_others():
 
 
 # another value of each field: the name of the difference, what is said there, what here
-DECIDING = {
+MEANING = {
     "backbone": ("backbone", "torchvision:resnet18", "torchvision:resnet50"),
     "weights_sha256": ("weights_sha256", "0" * 64, "1" * 64),
     "preprocessing": ("preprocessing.resize", 32, 64),
     "decoder": ("decoder", "none", "another"),
+}
+ROUNDING = {
     "engine": ("engine", "eager", "another"),
     "precision": ("precision", "float32", "bfloat16"),
     "batch_size": ("batch_size", 4, 5),
     "dtype": ("dtype", "float32", "float16"),
+    "device": ("device", "cpu", "cuda"),
+    "threads": ("threads", 2, 7),
+    "pass_rows": ("pass_rows", None, 1),
 }
+FOLLOWED = {"device", "threads", "pass_rows"}  # by a run that goes on, so they are not compared
 RECORDED = {
     "weights": ("weights", None, "DEFAULT"),
     "aliases": ("aliases.penultimate", "avgpool:flatten", "layer4:max"),
     "precision_error": ("precision_error", 0.1 + 0.2, None),
-    "device": ("device", "cpu", "cuda"),
-    "threads": ("threads", 2, 7),
     "versions": ("versions.torch", "8", "9"),
     "origin": ("origin", "/Größe/日本", None),
     "collection": ("collection", "5" * 32, "6" * 32),
-    "pass_rows": ("pass_rows", None, 1),
     "weights_file_sha256": ("weights_file_sha256", None, "7" * 64),
 }
-CHANGES = DECIDING | RECORDED
+CHANGES = MEANING | ROUNDING | RECORDED
+BYTES = [name for name in {**MEANING, **ROUNDING} if name not in FOLLOWED]
+
+
+def kind_of(name: str) -> str:
+    return "meaning" if name in {*MEANING, "taps"} else "rounding" if name in ROUNDING else "recorded"
 
 
 def changed(*names: str) -> Recipe:
@@ -202,39 +210,31 @@ def changed(*names: str) -> Recipe:
     return replace(MADE, **values)
 
 
-def test_every_field_either_decides_or_is_recorded_as_the_format_says():
+def test_every_field_has_the_kind_that_the_format_says():
     names = {field.name for field in fields(Recipe)}
-    assert {*DECIDING, *RECORDED, "taps"} == names
-    deciding, recorded = resources.files("featx.store").joinpath("FORMAT.md").read_text().split("**recorded**")
-    deciding = deciding.split("**decide the numbers**")[1]
-
-    def told(text):
-        first = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
-        return {name for cell in first for name in re.findall("`(.*?)`", cell)}
-
-    assert told(deciding) == {*DECIDING, "taps"} and told(recorded) == {*RECORDED}
+    assert {*CHANGES, "taps"} == names
+    text = resources.files("featx.store").joinpath("FORMAT.md").read_text().split("| a difference changes |")[1]
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    assert {row[1].strip(" `"): re.match(r"\w+", row[3].strip())[0] for row in rows} == {n: kind_of(n) for n in names}
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_two_recipes_are_compared_field_by_field(name):
     (found,) = MADE.compare(changed(name))
-    assert found == Difference(*CHANGES[name], decides=name in DECIDING)
+    assert found == Difference(*CHANGES[name], kind_of(name))
     (back,) = changed(name).compare(MADE)
     assert back == found._replace(there=found.here, here=found.there)
     assert [*MADE.compare(MADE)] == [*changed(name).compare(changed(name))] == []
 
 
-@pytest.mark.parametrize("name", DECIDING)
-def test_a_field_that_decides_the_numbers_is_a_difference_by_name(name):
-    where, there, here = DECIDING[name]
+@pytest.mark.parametrize("name", CHANGES)
+def test_rows_of_one_layer_need_more_fields_equal_than_rows_that_are_used_together(name):
+    where, there, here = CHANGES[name]
     if name == "weights_sha256":  # as much as tells them apart
         there, here = there[:12], here[:12]
-    assert MADE.differences(changed(name)) == [f"{where}: {there!r} there, {here!r} here"]
-
-
-@pytest.mark.parametrize("name", RECORDED)
-def test_a_field_that_is_only_recorded_is_no_difference(name):
-    assert MADE.differences(changed(name)) == []
+    said = [f"{where}: {there!r} there, {here!r} here"]
+    assert MADE.differences(changed(name)) == (said if name in BYTES else [])
+    assert MADE.other_meaning(changed(name)) == (said if name in MEANING else [])
 
 
 def test_a_field_within_a_field_that_one_of_them_lacks_is_a_difference():
@@ -248,7 +248,7 @@ def test_layers_differ_by_name_and_shape_but_not_by_order():
     assert MADE.differences(backwards) == [*MADE.compare(backwards)] == []
     fewer = MADE.some(MADE.layers[:2])
     said = f"layers: {', '.join(map(repr, TAPS))} there, {', '.join(map(repr, fewer.layers))} here"
-    assert MADE.differences(fewer) == [said]
+    assert MADE.differences(fewer) == MADE.other_meaning(fewer) == [said]
     assert {found.field for found in MADE.compare(fewer)} == {
         "taps.layer4:max", "taps.avgpool:flatten", "aliases.penultimate"
     }  # fmt: skip
@@ -260,9 +260,13 @@ def test_layers_differ_by_name_and_shape_but_not_by_order():
 
 def test_all_differences_are_named_at_once():
     found = [*MADE.compare(changed(*CHANGES))]
-    assert sorted(found) == sorted(Difference(*CHANGES[name], name in DECIDING) for name in CHANGES)
-    said = MADE.differences(changed(*CHANGES))
-    assert [text.split(":")[0].split(".")[0] for text in said] == [f.name for f in fields(Recipe) if f.name in DECIDING]
+    assert sorted(found, key=str) == sorted((Difference(*CHANGES[n], kind_of(n)) for n in CHANGES), key=str)
+    for said, names in (
+        (MADE.differences(changed(*CHANGES)), BYTES),
+        (MADE.other_meaning(changed(*CHANGES)), MEANING),
+    ):
+        named = [text.split(":")[0].split(".")[0] for text in said]
+        assert named == [field.name for field in fields(Recipe) if field.name in names]
 
 
 def test_recipes_of_the_same_numbers_are_joined():

@@ -188,7 +188,7 @@ def _curves(
         curves = sorted(curves, key=lambda curve: -curve.points[-1].mean)
         return result_of(protocol, varied, curves, asked, len(asked.y), repeats)
 
-    return layer_by_layer(stored_features(asked.stores, layers), measure, result, on_progress)
+    return layer_by_layer(stored_features(asked.stores, layers, asked.test_store), measure, result, on_progress)
 
 
 def _both(features: StoredFeatures, asked: Question) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,17 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from featx.errors import FeatxError, ImageError, KeysError, RecipeError, UnreadableImages
+from featx.errors import (
+    FeatxError,
+    ImageError,
+    KeysError,
+    RecipeError,
+    RowsDifferWarning,
+    UnreadableImages,
+    warn,
+)
 from featx.learn.inputs import as_images, items_of, keys_of
-from featx.store import FeatureStore, Recipe
+from featx.store import FeatureStore, Recipe, rounding_note
 
 
 def _forward() -> ModuleType:
@@ -186,9 +194,14 @@ class StoredFeatures(_Features):
         KeysError
             A key is not of this store.
         RecipeError
-            The store is not the one of `fit`, and was made otherwise.
+            The store is not the one of `fit`, and its rows mean something else; the differences are named.
         UnreadableImages
             Some images cannot be read.
+
+        Warns
+        -----
+        RowsDifferWarning
+            The store is not the one of `fit`, and its rows are rounded differently.
         """
         check_is_fitted(self, "recipe_")
         items = items_of(X)
@@ -199,12 +212,15 @@ class StoredFeatures(_Features):
                 "X holds image keys, and this model carries no rows, only the way to compute them; give images, or "
                 "set_params(...__store=featx.FeatureStore(path))"
             )
-        if differences := self.recipe_.differences(self.store.recipe.only(self.layers_)):
+        recipe = self.store.recipe.only(self.layers_)
+        if differences := self.recipe_.other_meaning(recipe):
             raise RecipeError(f"it was fitted on a store made otherwise: {'; '.join(differences)}; fit it again")
+        if note := rounding_note(recipe, self.recipe_, (self.store.path.name, "the store of fit")):
+            warn(note, RowsDifferWarning)
         rows = self.store.rows(keys_of(items))
         if len(self.layers_) == 1:
             return self._stored(rows, self.layer_)
-        matrix = np.empty((len(rows), self.n_features_out_), self.recipe_.dtype)
+        matrix = np.empty((len(rows), self.n_features_out_), self.store.recipe.dtype)
         for name, columns in self._blocks(matrix):  # layer by layer: beside the matrix, one layer's rows at most
             columns[:] = self._stored(rows, name)
         return matrix

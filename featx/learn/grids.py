@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
-from featx.errors import FeatxError, LayerError, listed, nearest
+from featx.errors import FeatxError, LayerError, RecipeError, RowsDifferWarning, listed, nearest, warn
 from featx.learn.centroid import NearestCentroid
 from featx.learn.features import StoredFeatures
 from featx.learn.intervals import splits_interval
@@ -24,7 +24,7 @@ from featx.learn.ranking import Candidate
 from featx.learn.ridge import Ridge, RidgeClassifier
 from featx.learn.splits import Split
 from featx.learn.svm import SVC, SVR
-from featx.store import FeatureStore
+from featx.store import FeatureStore, rounding_note
 
 Layers = str | Sequence[str | Sequence[str]] | None
 
@@ -147,6 +147,7 @@ def layer_grids(
     l2: bool,
     power: bool,
     pca: int | None,
+    test_store: FeatureStore | None = None,
 ) -> list[LayerGrid]:
     """One for every layer of every store, small layers first; everything that was asked for is looked up here.
 
@@ -154,13 +155,14 @@ def layer_grids(
     ----------
     y : (n,) labels
     n_fit : the fewest images that a pipeline is fitted on
+    test_store : as `stored_features` has it
     """
     is_numeric = y.dtype.kind == "f"
     families = _families(is_numeric, estimators, values or {}, y, n_fit)
     if pca is not None and pca < 1:
         raise FeatxError(f"pca is how many components are kept, 1 or more; got {pca}")
     found = []
-    for features in stored_features(stores, layers):
+    for features in stored_features(stores, layers, test_store):
         steps: list[tuple[str, Any]] = [("features", features)]
         steps += [("l2", Normalizer())] if l2 else []
         steps += [("power", PowerTransformer())] if power else []
@@ -172,16 +174,31 @@ def layer_grids(
     return found
 
 
-def stored_features(stores: Sequence[FeatureStore], layers: Layers) -> list[StoredFeatures]:
+def stored_features(
+    stores: Sequence[FeatureStore], layers: Layers, test_store: FeatureStore | None = None
+) -> list[StoredFeatures]:
     """Fitted StoredFeatures of the layers, or of all, of every store, small layers first.
+
+    Parameters
+    ----------
+    test_store : FeatureStore, optional
+        What is learned from each of them will be scored on its rows.
 
     Raises
     ------
     LayerError
         A layer is not stored; of several stores, in which.
+    RecipeError
+        Rows of the test store mean something else.
     FeatxError
         Rows hold inf or NaN.
+
+    Warns
+    -----
+    RowsDifferWarning
+        Rows of the test store are rounded differently.
     """
+    notes: dict[str, None] = {}
     found: dict[tuple[int, str], StoredFeatures] = {}
     for number, store in enumerate(stores):
         for layer in [layers] if isinstance(layers, str) else layers or store.layers:
@@ -199,7 +216,26 @@ def stored_features(stores: Sequence[FeatureStore], layers: Layers) -> list[Stor
                     f"features are finite numbers; layer {features.layer_} of {store.path.name} holds inf or NaN for "
                     f"{len(bad):,} images: {listed(bad)}; choose other layers, or extract again in float32"
                 )
+            if test_store is not None:
+                notes[_test_note(features, store, test_store)] = None
+    for note in filter(None, notes):
+        warn(note, RowsDifferWarning)
     return sorted(found.values(), key=lambda features: features.n_features_out_)
+
+
+def _test_note(features: StoredFeatures, store: FeatureStore, test_store: FeatureStore) -> str:
+    """What rounds differently in a test store, in a line or ""; refuses one whose rows mean something else."""
+    name = test_store.path.name
+    try:
+        recipe = test_store.recipe.only(features.layers_)
+    except LayerError as error:
+        raise LayerError(f"the test store {name} needs every layer that is searched: {error}") from error
+    trained_on = store.path.name
+    if differences := features.recipe_.other_meaning(recipe, (f"in {trained_on}", f"in {name}")):
+        raise RecipeError(
+            f"the test store was made otherwise: {'; '.join(differences)}; extract its images with like={trained_on!r}"
+        )
+    return rounding_note(recipe, features.recipe_, (name, trained_on))
 
 
 def _families(

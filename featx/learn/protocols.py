@@ -97,7 +97,7 @@ def linear_probe(
         curves = [curve for curve, _ in found]
         return replace(result_of("linear-probe", "C", curves, asked, len(learn), 1), best_estimator=found[0][1])
 
-    return layer_by_layer(stored_features(asked.stores, layers), measure, result, on_progress)
+    return layer_by_layer(stored_features(asked.stores, layers, asked.test_store), measure, result, on_progress)
 
 
 def knn_probe(
@@ -144,7 +144,7 @@ def knn_probe(
         curves = sorted(curves, key=lambda curve: -curve.chosen.mean if curve.chosen else 0)
         return result_of("knn", "k", curves, asked, len(learn), 1)
 
-    return layer_by_layer(stored_features(asked.stores, layers), measure, result, on_progress)
+    return layer_by_layer(stored_features(asked.stores, layers, asked.test_store), measure, result, on_progress)
 
 
 def asked_classes(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Question:

@@ -146,6 +146,7 @@ def select_model(
         l2=l2,
         power=power,
         pca=pca,
+        test_store=asked.test_store,
     )
     search = _Search(grids, metric, n_jobs, on_progress)
     if on_progress is not None:

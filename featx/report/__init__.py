@@ -9,7 +9,7 @@ from featx.report.figures import selection_figure
 from featx.report.progress import search_progress
 from featx.report.rankings import nested_table, protocol_table, ranking_table
 from featx.report.results import results_csv, results_json
-from featx.report.stores import difference_table, notes_text, store_table
+from featx.report.stores import difference_table, notes_text, store_table, together_text
 from featx.report.tables import (
     layers_table,
     predictions_csv,
@@ -37,4 +37,5 @@ __all__ = [
     "selection_figure",
     "selection_text",
     "store_table",
+    "together_text",
 ]

@@ -8,8 +8,9 @@ import numpy as np
 from rich.table import Table
 
 from featx.errors import readable
-from featx.store import FeatureStore
+from featx.store import FeatureStore, rounding_note
 
+_CHANGES = {"meaning": "the meaning", "rounding": "the rounding", "recorded": "nothing"}
 _MOST = 20  # lines of a list
 
 
@@ -59,7 +60,7 @@ def store_table(store: FeatureStore) -> Table:
 
 
 def difference_table(first: FeatureStore, second: FeatureStore) -> Table | str:
-    """Field by field, what two stores' recipes say differently, and whether it decides the numbers."""
+    """What is different in two stores' recipes, field by field, and what each difference changes."""
     differences = list(first.recipe.compare(second.recipe))
     if not differences:
         return "the recipes are equal"
@@ -67,11 +68,22 @@ def difference_table(first: FeatureStore, second: FeatureStore) -> Table | str:
     table.add_column("field")
     table.add_column(first.path.name, overflow="fold")
     table.add_column(second.path.name, overflow="fold")
-    table.add_column("")
-    for field, there, here, decides in differences:
-        kind = "decides the numbers" if decides else "recorded"
-        table.add_row(field, _value(there), _value(here), kind, style="bold" if decides else None)
+    table.add_column("changes")
+    for field, there, here, kind in differences:
+        is_missing_layer = field.startswith("taps.") and None in (there, here)
+        changes = "nothing: only one has it" if is_missing_layer else _CHANGES[kind]
+        table.add_row(field, _value(there), _value(here), changes, style="bold" if changes == "the meaning" else None)
     return table
+
+
+def together_text(first: FeatureStore, second: FeatureStore) -> str:
+    """Whether rows of two stores, of the layers that both have, can be used together, in a line."""
+    shared = [name for name in first.layers if name in second.layers]
+    recipe, other = first.recipe.some(shared), second.recipe.some(shared)
+    if not shared or recipe.other_meaning(other):
+        return "their rows cannot be used together" + ("" if shared else ": they share no layer")
+    note = rounding_note(recipe, other, (first.path.name, second.path.name))
+    return f"their rows can be used together{': ' + note if note else ''}"
 
 
 def notes_text(store: FeatureStore) -> str:

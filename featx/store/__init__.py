@@ -3,6 +3,7 @@
 Knows nothing of images, networks or scikit-learn.
 """
 
+from featx.store.agreement import rounding_note
 from featx.store.blocks import Damage
 from featx.store.exporting import export
 from featx.store.files import refuse_unwritable
@@ -31,5 +32,6 @@ __all__ = [
     "merge",
     "refuse_running",
     "refuse_unwritable",
+    "rounding_note",
     "unfinished",
 ]

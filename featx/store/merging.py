@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.errors import ImageError, RecipeError, StoreError, listed
+from featx.errors import ImageError, RecipeError, RowsDifferWarning, StoreError, listed, warn
+from featx.store.agreement import rounding_note
 from featx.store.files import refuse_existing
 from featx.store.journal import discard as discard_unfinished
 from featx.store.reader import FeatureStore
@@ -45,12 +46,18 @@ def merge(
     Raises
     ------
     RecipeError
-        Fields that decide the numbers differ; they are named.
+        Fields that decide the numbers differ; they are named. Rows of one layer are of one kind, so more must be equal
+        than where stores are only used together: engine, precision, batch size and storage type too.
     StoreError
         Two stores have the same image, labels or columns are of different kinds, the output is there or cannot be
         written, or a store changed since an unfinished merge copied from it.
     DamageError
         A row to copy is not what was written.
+
+    Warns
+    -----
+    RowsDifferWarning
+        The stores were made on another device or with other threads, which changes the last digits.
 
     Examples
     --------
@@ -74,6 +81,8 @@ def merge(
                 f"{first.path} has the columns {listed(first.columns, 20)}, {other.path} {listed(other.columns, 20)}; "
                 "they must be the same"
             )
+        if note := rounding_note(other.recipe, first.recipe, (other.path.name, first.path.name)):
+            warn(note, RowsDifferWarning)
         recipe = recipe.joined(other.recipe)
     ids = [name for store in opened for name in store.ids.tolist()]
     if twice := [name for name, count in Counter(ids).items() if count > 1]:

@@ -16,27 +16,31 @@ from featx.errors import LayerError, StoreError, listed, nearest
 from featx.grammar import check_recipe
 
 _OPTIONAL = ("pass_rows", "weights_file_sha256")  # written only where there is something to say
+# What a difference changes: of a field in none of these lists the meaning of the rows.
 _RECORDED_ONLY = (
     "weights",
     "weights_file_sha256",
     "aliases",
     "precision_error",
-    "device",
-    "threads",
     "versions",
     "origin",
     "collection",
-    "pass_rows",
 )
+_ROUNDING = ("engine", "precision", "batch_size", "dtype", "device", "threads", "pass_rows")
+_FOLLOWED = ("device", "threads", "pass_rows")  # of these: a run that goes on takes them over, a merge joins them
 
 
 class Difference(NamedTuple):
-    """A field of which two recipes say different things, and whether it decides the numbers or is only recorded."""
+    """A field that is different in two recipes.
+
+    kind : what it changes: "meaning" (rows of the two cannot be used together), "rounding" (they can, within a
+        tolerance) or "recorded" (nothing)
+    """
 
     field: str
     there: Any
     here: Any
-    decides: bool
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -178,29 +182,42 @@ class Recipe:
         """
         for field in fields(self):
             there, here = getattr(self, field.name), getattr(other, field.name)
-            decides = field.name not in _RECORDED_ONLY
+            kind = _kind(field.name)
             if isinstance(there, dict):
                 for key in dict.fromkeys([*there, *here]):
                     if there.get(key) != here.get(key):
-                        yield Difference(f"{field.name}.{key}", there.get(key), here.get(key), decides)
+                        yield Difference(f"{field.name}.{key}", there.get(key), here.get(key), kind)
             elif there != here:
-                yield Difference(field.name, there, here, decides)
+                yield Difference(field.name, there, here, kind)
 
     def differences(self, other: Recipe, where: tuple[str, str] = ("there", "here")) -> list[str]:
-        """The fields that decide the numbers and differ: `["precision: 'float32' there, 'bfloat16' here"]`.
+        """The fields that must be equal where rows are put into one layer, and differ.
 
         Parameters
         ----------
         where : what to call this recipe's place and the other's
+
+        Returns
+        -------
+        list of str
+            `["precision: 'float32' there, 'bfloat16' here"]`
         """
+        return self._unlike(other, where, "meaning", "rounding")
+
+    def other_meaning(self, other: Recipe, where: tuple[str, str] = ("there", "here")) -> list[str]:
+        """The fields that must be equal where rows of both are used together, and differ; as `differences`."""
+        return self._unlike(other, where, "meaning")
+
+    def _unlike(self, other: Recipe, where: tuple[str, str], *kinds: str) -> list[str]:
         there, here = where
         found = []
         if self.taps.keys() != other.taps.keys():
             found.append(f"layers: {listed(self.taps, 20)} {there}, {listed(other.taps, 20)} {here}")
-        for name, mine, others, decides in self.compare(other):
+        for name, mine, others, kind in self.compare(other):
             if name == "weights_sha256":
                 mine, others = mine[:12], others[:12]
-            if decides and (mine is not None and others is not None or not name.startswith("taps.")):
+            is_missing_layer = name.startswith("taps.") and (mine is None or others is None)
+            if kind in kinds and name not in _FOLLOWED and not is_missing_layer:
                 found.append(f"{name}: {mine!r} {there}, {others!r} {here}")
         return found
 
@@ -220,6 +237,10 @@ class Recipe:
         return replace(
             self, aliases=aliases, versions=versions, origin=origin, pass_rows=min(passes) if passes else None
         )
+
+
+def _kind(field: str) -> str:
+    return "recorded" if field in _RECORDED_ONLY else "rounding" if field in _ROUNDING else "meaning"
 
 
 def _refuse_constant(name: str) -> None:
