@@ -170,9 +170,21 @@ def extract(
     source: Annotated[Path, typer.Argument(help="A folder of class folders, a folder of images, or a .csv manifest.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to make.")],
     backbone: Annotated[
-        str,
-        typer.Option("--backbone", "-b", help="resnet50, timm:convnext_tiny, bundled:efficientnet_lite0, ..."),
-    ] = "resnet50",
+        str | None,
+        typer.Option(
+            "--backbone",
+            "-b",
+            help="resnet50, timm:convnext_tiny, bundled:efficientnet_lite0, ...",
+            show_default="resnet50",
+        ),
+    ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option(
+            help="A store: make this one as that was made, so that they can be used together. With -l, choose of its "
+            "layers."
+        ),
+    ] = None,
     layer: Annotated[
         list[str] | None,
         typer.Option(
@@ -195,7 +207,9 @@ def extract(
     engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
     batch_size: Annotated[int | None, typer.Option(help="Images a forward pass.", show_default="auto")] = None,
     workers: Annotated[int | None, typer.Option(help="Threads that decode.", show_default="auto")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the stored rows: float32 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Of the stored rows: float32 or float16.", show_default="float32")
+    ] = "auto",
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a store of which images are gone or changed, or have new labels.")
     ] = False,
@@ -221,7 +235,8 @@ def extract(
         source,
         output,
         backbone,
-        layer or "penultimate",
+        layer or None,
+        like=like,
         pool=pool,
         weights=None if weights == "random" else weights,
         labels=labels,

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import COMPILED, Backbone, Preprocessing, recall
+from featx.alike import Example, followed
+from featx.backbones import Backbone, Preprocessing, recall
 from featx.errors import ContradictionWarning, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
 from featx.forward import decoders, measure, settle, stream
 from featx.images import Collection, Stamp, collect, stamp
@@ -32,9 +34,10 @@ from featx.store import discard as discard_unfinished
 def extract(
     source: object,
     output: str | os.PathLike,
-    backbone: str | nn.Module | Backbone = "resnet50",
-    layers: str | Sequence[str] = "penultimate",
+    backbone: str | nn.Module | Backbone | None = None,
+    layers: str | Sequence[str] | None = None,
     *,
+    like: FeatureStore | str | os.PathLike | None = None,
     pool: str = "avg",
     weights: str | os.PathLike | None = "DEFAULT",
     labels: Sequence[object] | np.ndarray | str | None = None,
@@ -46,7 +49,7 @@ def extract(
     engine: str = "auto",
     batch_size: int | str = "auto",
     workers: int | str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     progress: bool | Callable[[Progress], None] = True,
     replace: bool = False,
     discard: bool = False,
@@ -61,10 +64,16 @@ def extract(
         The HDF5 file to make. If it is there already with this recipe and these images, it is returned as it is. If
         there are more images or more layers now, a new store with the old rows and the new takes its place. A run that
         was interrupted goes on.
-    backbone : str, torch.nn.Module or Backbone
-        "resnet50", "timm:convnext_tiny", "bundled:efficientnet_lite0" ...; see Backbone.
-    layers : str or sequence of str
-        Node names, "penultimate", "stages"; "node:pool" overrides `pool`. `featx layers BACKBONE` lists them.
+    backbone : str, torch.nn.Module or Backbone, optional
+        "resnet50" (the default), "timm:convnext_tiny", "bundled:efficientnet_lite0" ...; see Backbone.
+    layers : str or sequence of str, optional
+        Node names, "penultimate" (the default), "stages"; "node:pool" overrides `pool`. `featx layers BACKBONE` lists
+        them.
+    like : FeatureStore or path, optional
+        Make the store as this one was made, so that their rows can be used together: with its backbone, weights,
+        preprocessing, layers, precision, engine, batch size, threads, storage type, and its device if that is here.
+        Give no other of these, except `layers` to choose some of its layers; and `backbone` where a module of yours, an
+        exported program or weights that moved have to be handed over.
     pool : "avg", "max", "gem", "spp", "cls", "tokens", "flatten" or "none"
         What becomes of the image plane, or of the tokens: their mean, their maxima, the generalised mean, a spatial
         pyramid of maxima, the class token, the mean of the tokens beside it, everything as one row, everything as it
@@ -91,8 +100,8 @@ def extract(
         Images a forward pass; "auto" is 32 on a CPU, and up to 256 on a GPU, as its memory allows.
     workers : int or "auto"
         Threads that decode; "auto" is one a core.
-    dtype : "float32" or "float16"
-        Of the stored rows.
+    dtype : "auto", "float32" or "float16"
+        Of the stored rows; "auto" is float32.
     progress : bool or callable
         Show a bar with images/s and time left on stderr; or what is called with a `featx.Progress` as the run goes on.
     replace : bool
@@ -126,6 +135,9 @@ def extract(
 
     Notes
     -----
+    Where there is a store or an unfinished run at the output, "auto" is what was chosen then, so that new rows are
+    those that one run would have made, byte for byte.
+
     An interrupted run, a killed one too, leaves `OUTPUT.partial` and `OUTPUT.journal`; the same call goes on, and the
     finished file is the same, byte for byte, as that of an unbroken run.
 
@@ -138,6 +150,7 @@ def extract(
         output,
         backbone,
         layers,
+        like=like,
         pool=pool,
         weights=weights,
         labels=labels,
@@ -159,9 +172,10 @@ def extract(
 def plan(
     source: object,
     output: str | os.PathLike,
-    backbone: str | nn.Module | Backbone = "resnet50",
-    layers: str | Sequence[str] = "penultimate",
+    backbone: str | nn.Module | Backbone | None = None,
+    layers: str | Sequence[str] | None = None,
     *,
+    like: FeatureStore | str | os.PathLike | None = None,
     pool: str = "avg",
     weights: str | os.PathLike | None = "DEFAULT",
     labels: Sequence[object] | np.ndarray | str | None = None,
@@ -173,7 +187,7 @@ def plan(
     engine: str = "auto",
     batch_size: int | str = "auto",
     workers: int | str = "auto",
-    dtype: str = "float32",
+    dtype: str = "auto",
     replace: bool = False,
     discard: bool = False,
 ) -> Plan:
@@ -199,34 +213,40 @@ def plan(
     output = Path(output)
     refuse_unwritable(output)
     decoders(workers)  # refuses what is none
-    if not isinstance(backbone, Backbone):
-        backbone = Backbone(backbone, weights)
+    example = None if like is None else Example.of(like)
+    if example is None and not isinstance(backbone, Backbone):  # an unknown name is refused before images are looked at
+        backbone = Backbone("resnet50" if backbone is None else backbone, weights)
     there = stamp(output)
     images = collect(source, labels, ids=ids, target=target, path_column=path_column)
     refuse_running(output)
     store = FeatureStore(output) if output.exists() else None
     begun = None if discard else unfinished(output)
     known = begun.recipe if begun is not None else None if store is None else store.recipe
-    if known is not None:  # what is left to "auto" is as it was then
-        precision = known.precision if precision == "auto" else precision
-        batch_size = known.batch_size if batch_size == "auto" else batch_size
-        if engine == "auto":
-            engine = "compiled" if known.engine == COMPILED else "eager"
-    if begun is not None:
-        device = begun.recipe.device if device == "auto" else device
+    choices: dict[str, Any] = {
+        "device": device,
+        "precision": precision,
+        "engine": engine,
+        "batch_size": batch_size,
+        "dtype": dtype,
+    }
+    if example is not None:
+        known = example.recipe
+        backbone, layers = example.backbone(backbone, weights), example.layers(layers, pool)
+    assert isinstance(backbone, Backbone)
+    if known is not None:
+        choices = followed(choices, known)
+    if choices["dtype"] == "auto":
+        choices["dtype"] = "float32"
     recipe = settle(
         images.images,
         backbone=backbone,
-        weights=weights,
-        layers=layers,
+        layers="penultimate" if layers is None else layers,
         pool=pool,
-        device=device,
-        precision=precision,
-        engine=engine,
-        batch_size=batch_size,
-        dtype=dtype,
         origin=images.origin,
+        **choices,
     )
+    if example is not None:
+        recipe = example.made_alike(recipe)
     old = None if store is None else look(store, recipe, images)
     if old is None or not old.is_all:
         if begun is not None:
@@ -235,7 +255,7 @@ def plan(
         if old is not None:
             old.refuse_what_is_lost(replace)
             recipe = recipe if begun is not None else old.grown()
-    return Plan(output, images, recipe, old, begun, backbone, device, workers, discard, there)
+    return Plan(output, images, recipe, old, begun, backbone, workers, discard, there)
 
 
 @dataclass
@@ -259,7 +279,6 @@ class Plan:
     _old: Old | None = field(repr=False)
     _begun: Unfinished | None = field(repr=False)
     _backbone: Backbone = field(repr=False)
-    _device: str = field(repr=False)
     _workers: int | str = field(repr=False)
     _discard: bool = field(repr=False)
     _there: Stamp | None = field(repr=False)
@@ -295,7 +314,7 @@ class Plan:
             return 0.0
         self._recall()
         with _threads(self.recipe.threads):
-            return left * measure(self.images.images, self.recipe, device=self._device, workers=self._workers)
+            return left * measure(self.images.images, self.recipe, device=self.recipe.device, workers=self._workers)
 
     def run(self, progress: bool | Callable[[Progress], None] = True) -> FeatureStore:
         """Extract; raises and warns as `extract` does.
@@ -334,12 +353,11 @@ class Plan:
                 old.copy_rows(writer)
             clock = Clock(writer.todo, show)
             clock.tick(len(writer.failures))
+            device = self.recipe.device
             for part in parts(writer, old):
                 todo = part.todo.copy()
                 at = places(images.images, part.recipe, todo)
-                through = (
-                    partial(spread, places=at, rows=writer.rows) if at[1:] else partial(stream, device=self._device)
-                )
+                through = partial(spread, places=at, rows=writer.rows) if at[1:] else partial(stream, device=device)
                 blocks = through(images.images, part.recipe, workers=self._workers, todo=todo)
                 with contextlib.closing(blocks):  # no process is left when the writer lets go of the file
                     part.write_all(blocks, clock)

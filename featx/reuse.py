@@ -55,7 +55,10 @@ class Old:
         """Raise RecipeError if the store's recipe is another, or if rows or labels of it would be lost unasked."""
         path, stored = self.store.path, self.store.recipe
         kept = {name: tap for name, tap in self.asked.taps.items() if name in stored.taps}
-        if differences := stored.differences(replace(self.asked, taps=kept)):
+        differences = stored.differences(replace(self.asked, taps=kept))
+        if self.new or self.changed or self.new_layers:
+            differences += _device_differs(stored, self.asked)
+        if differences:
             hint = "; to add layers, name those that are stored too" if self.new_layers else ""
             if kept.keys() != stored.taps.keys():
                 differences = stored.differences(self.asked)
@@ -77,7 +80,9 @@ class Old:
     def grown(self) -> Recipe:
         """The recipe of the new store: the old one's, with the layers that are asked for."""
         joined = self.store.recipe.joined(self.asked)
-        return replace(joined, taps=self.asked.taps, device=self.asked.device, origin=self.asked.origin)
+        # nobody has compared the new layers with float32
+        error = None if self.new_layers else joined.precision_error
+        return replace(joined, taps=self.asked.taps, precision_error=error, origin=self.asked.origin)
 
     def digests(self, indices: np.ndarray) -> list[bytes]:
         """Content digests of some of the run's images that have rows."""
@@ -128,9 +133,7 @@ def _labels_differ(store: FeatureStore, images: Collection, rows: np.ndarray, gr
 
 def refuse_another_run(output: Path, begun: Unfinished, asked: Recipe, images: Collection) -> None:
     """Raise RecipeError unless what is asked for is what was begun."""
-    found = begun.recipe.differences(asked)
-    if begun.recipe.device != asked.device:
-        found.append(f"device: {begun.recipe.device!r} there, {asked.device!r} here")
+    found = begun.recipe.differences(asked) + _device_differs(begun.recipe, asked)
     there, here = set(begun.ids), set(images.ids)
     if gone := sorted(there - here):
         found.append(f"images gone since: {listed(gone)}")
@@ -142,6 +145,10 @@ def refuse_another_run(output: Path, begun: Unfinished, asked: Recipe, images: C
         found.append("other labels or columns")
     if found:
         raise RecipeError(f"an unfinished run towards {output} was begun otherwise: {'; '.join(found)}. {_FINISH}")
+
+
+def _device_differs(there: Recipe, here: Recipe) -> list[str]:
+    return [] if there.device == here.device else [f"device: {there.device!r} there, {here.device!r} here"]
 
 
 def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> None:

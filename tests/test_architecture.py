@@ -24,9 +24,10 @@ MAY_IMPORT = {
     "passes": LOW | MIDDLE,
     "forward": LOW | MIDDLE | {"passes"},  # and nobody else imports passes
     "reuse": LOW | {"images", "backbones", "store"},
+    "alike": LOW | {"backbones", "store"},
     "parts": LOW | MIDDLE | {"forward", "reuse"},
     "processes": LOW | MIDDLE | {"forward"},
-    "extraction": LOW | MIDDLE | {"forward", "reuse", "parts", "processes"},  # and nobody else imports these three
+    "extraction": LOW | MIDDLE | {"forward", "reuse", "parts", "processes", "alike"},  # and nobody else imports these
     "learn": LOW | MIDDLE | {"forward"},
     **{room: LOW | MIDDLE | {"forward", "extraction", "learn"} for room in ("report", "transfer", "scale")},
     "demo": LOW | MIDDLE | {"forward", "extraction", "learn", "report"},  # it uses featx as a notebook would
@@ -43,6 +44,7 @@ LEFT_SIDE = {
     "forward",
     "processes",
     "reuse",
+    "alike",
     "extraction",
     "progress",
 }

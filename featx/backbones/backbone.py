@@ -152,6 +152,14 @@ class Backbone:
         """SHA-256 of the bytes of the state dict on disk; None where the weights are no such file."""
         return self._built[2]
 
+    def prepared_by(self, preprocessing: Preprocessing) -> Backbone:
+        """The same network, not loaded again, behind another preprocessing."""
+        if self.preprocessing == preprocessing:
+            return self
+        other = copy.copy(self)
+        other._preprocessing, other._built = preprocessing, (self.module, preprocessing, self.weights_file_sha256)
+        return other
+
     @cached_property
     def weights_sha256(self) -> str:
         """Fingerprint: SHA-256 over names, types, shapes and bytes of the state dict, in its order; then of a program's
