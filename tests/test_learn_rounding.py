@@ -116,7 +116,16 @@ def test_a_layer_that_the_test_store_lacks_is_named_before_anything_is_fitted(tr
     test = separable_store(tmp_path / "t.h5", 30, contents=np.arange(90, 120), noise={"good:avg": 0.5}, **TRAIN)
     with pytest.raises(LayerError) as caught:
         run(train, test_store=test)
-    assert_tells(caught.value, "test store t.h5", "every layer that is searched", "'poor:avg'")
+    assert_tells(caught.value, "test store t.h5", "every layer that is searched", "'poor:avg'", "or search fewer")
+
+
+def test_another_network_is_named_as_such_although_its_layers_have_other_names(train, tmp_path):
+    changes = {"noise": {"mid:avg": 0.5}, "backbone": "torchvision:alexnet"}
+    test = separable_store(tmp_path / "t.h5", 30, contents=np.arange(90, 120), **(TRAIN | changes))
+    with pytest.raises(
+        RecipeError, match="backbone: 'torchvision:resnet18' in train.h5, 'torchvision:alexnet' in t.h5"
+    ):
+        select_model(train, test_store=test)
 
 
 # Read with another store's model

@@ -225,13 +225,19 @@ def stored_features(
 
 def _test_note(features: StoredFeatures, store: FeatureStore, test_store: FeatureStore) -> str:
     """What rounds differently in a test store, in a line or ""; refuses one whose rows mean something else."""
-    name = test_store.path.name
-    try:
-        recipe = test_store.recipe.only(features.layers_)
-    except LayerError as error:
-        raise LayerError(f"the test store {name} needs every layer that is searched: {error}") from error
-    trained_on = store.path.name
-    if differences := features.recipe_.other_meaning(recipe, (f"in {trained_on}", f"in {name}")):
+    name, trained_on = test_store.path.name, store.path.name
+    where = (f"in {trained_on}", f"in {name}")
+    # of another network even the names of layers are others: that is said first
+    differences = features.recipe_.some([]).other_meaning(test_store.recipe.some([]), where)
+    if not differences:
+        try:
+            recipe = test_store.recipe.only(features.layers_)
+        except LayerError as error:
+            raise LayerError(
+                f"the test store {name} needs every layer that is searched: {error}. Add it there, or search fewer"
+            ) from error
+        differences = features.recipe_.other_meaning(recipe, where)
+    if differences:
         raise RecipeError(
             f"the test store was made otherwise: {'; '.join(differences)}; extract its images with like={trained_on!r}"
         )
