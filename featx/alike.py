@@ -96,9 +96,11 @@ class Example:
             if pool != "avg":
                 raise LayerError(f"pool={pool!r} is for layers that are named; {self.name} has pools of its own")
             return list(self.recipe.layers)
-        return [self._full_name(name) for name in ([given] if isinstance(given, str) else given)]
+        return [self._full_name(name, pool) for name in ([given] if isinstance(given, str) else given)]
 
-    def _full_name(self, name: str) -> str:
+    def _full_name(self, name: str, pool: str) -> str:
+        if pool != "avg" and ":" not in name:
+            return name
         try:
             return self.recipe.layer(name)
         except LayerError:
@@ -117,6 +119,8 @@ class Example:
         if missing := [name for name in asked.layers if name not in self.recipe.taps]:
             raise LayerError(f"{self.name} does not have {listed(missing)}; choose of {', '.join(self.recipe.layers)}")
         recipe = self.recipe.some(asked.layers)
+        if recipe.backbone.startswith("export:") and asked.backbone.startswith("export:"):
+            asked = replace(asked, backbone=recipe.backbone)  # a program is named by its file, and this is the same one
         same = {name: getattr(recipe, name) for name in _OF_THE_MACHINE}
         if differences := recipe.differences(replace(asked, **same)):
             raise RecipeError(self._otherwise(differences))

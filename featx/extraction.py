@@ -144,6 +144,7 @@ def extract(
     Examples
     --------
     >>> store = extract("photos/", "photos.h5", "resnet50", ["layer3", "penultimate"])    # doctest: +SKIP
+    >>> test = extract("test/", "test.h5", like=store)    # doctest: +SKIP
     """
     todo = plan(
         source,

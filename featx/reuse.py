@@ -55,13 +55,15 @@ class Old:
         """Raise RecipeError if the store's recipe is another, or if rows or labels of it would be lost unasked."""
         path, stored = self.store.path, self.store.recipe
         kept = {name: tap for name, tap in self.asked.taps.items() if name in stored.taps}
-        differences = stored.differences(replace(self.asked, taps=kept))
-        if self.new or self.changed or self.new_layers:
-            differences += _device_differs(stored, self.asked)
-        if differences:
-            hint = "; to add layers, name those that are stored too" if self.new_layers else ""
+        differences, hint = stored.differences(replace(self.asked, taps=kept)), ""
+        if differences and self.new_layers:
+            hint = "; to add layers, name those that are stored too"
             if kept.keys() != stored.taps.keys():
                 differences = stored.differences(self.asked)
+        elif not differences and (self.new or self.changed or self.new_layers):
+            differences = _device_differs(stored, self.asked)
+            hint = f"; new images in a store of their own, made with like={path.name!r}, go with these"
+        if differences:
             raise RecipeError(
                 f"{path} was made otherwise: {'; '.join(differences)}{hint}. Choose another output, or delete it"
             )

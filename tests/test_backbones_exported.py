@@ -309,6 +309,23 @@ def test_features_come_from_a_file_and_a_second_run_returns_them(file, tmp_path)
     assert (again["conv:avg"] == store["conv:avg"]).all()
 
 
+def test_a_store_like_one_of_a_program_takes_the_program_from_the_user_alone(file, constants, tmp_path):
+    photos = class_folders(tmp_path / "photos")
+    made = Backbone(file, preprocessing=SMALL)
+    store = featx.extract(photos, tmp_path / "a.h5", made, layers="conv", device="cpu", progress=False)
+    options = {"like": store, "device": "cpu", "progress": False}
+    backbone._recalled.clear()
+    with pytest.raises(BackboneError, match="a.h5: .* hand it back, if you trust it, as backbone or weights beside"):
+        featx.extract(photos, tmp_path / "b.h5", **options)
+    renamed = file.rename(tmp_path / "renamed.pt2")
+    for number, handed in enumerate([constants, renamed, str(renamed), Backbone(renamed, preprocessing=SMALL)]):
+        backbone._recalled.clear()
+        again = featx.extract(photos, tmp_path / f"{number}.h5", handed, **options)
+        assert store.recipe.differences(again.recipe) == [] and (again["conv"] == store["conv"]).all()
+    with pytest.raises(BackboneError, match="the recorded network is export:net with weights sha256"):
+        featx.extract(photos, tmp_path / "c.h5", exported(Constants(factor=3.0)), **options)
+
+
 def test_the_users_program_is_left_alone(program):
     before = {name: tensor.detach().clone() for name, tensor in program.state_dict.items()}
     rows(Backbone(program, preprocessing=SMALL), ["stages"], "avg")

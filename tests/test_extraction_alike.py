@@ -104,7 +104,9 @@ def test_rows_of_a_device_that_is_not_here_are_kept_and_none_are_mixed_in(run, t
     store = rewritten(train, "gpu.h5", device="cuda")
     options = {"device": "auto", "labels": labels(12), **UNUSUAL}
     assert run(store.path, range(12), LAYERS, **options).identity == store.identity
-    words = "made otherwise: device: 'cuda' there, 'cpu' here"
+    words = (
+        "made otherwise: device: 'cuda' there, 'cpu' here; new images in a store of their own, made with like='gpu.h5'"
+    )
     refused(lambda: run(store.path, range(12), [*LAYERS, "pooled"], **options), store.path, words)
     options["labels"] = labels(8)
     assert run(store.path, range(8), LAYERS, replace=True, **options).recipe.device == "cuda"
@@ -167,6 +169,9 @@ def test_some_of_its_layers_by_the_names_that_it_knows(tmp_path, alike):
         with pytest.raises(LayerError) as caught:
             alike(tmp_path / "no.h5", range(3), layers=layers)
         assert_tells(caught.value, "train.h5 does not have", words, "first:avg, second:max, last:none")
+    assert alike(tmp_path / "max.h5", range(3), layers=["second", "last"], pool="max").layers == store.layers[::-1]
+    with pytest.raises(LayerError, match="does not have 'first:max'"):
+        alike(tmp_path / "no.h5", range(3), layers="first", pool="max")
     with pytest.raises(LayerError, match="'layer9' is not in module:Sequential"):
         alike(tmp_path / "no.h5", range(3), layers="layer9")
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import featx
 from featx.backbones import COMPILED, EAGER
 from featx.cli import app
-from featx.errors import LayerError, RecipeError, RowsDifferWarning, StoreError
+from featx.errors import FeatxError, LayerError, RecipeError, RowsDifferWarning, StoreError
 from featx.learn import (
     GridSearchCV,
     LogisticRegression,
@@ -117,6 +117,14 @@ def test_a_layer_that_the_test_store_lacks_is_named_before_anything_is_fitted(tr
     with pytest.raises(LayerError) as caught:
         run(train, test_store=test)
     assert_tells(caught.value, "test store t.h5", "every layer that is searched", "'poor:avg'", "or search fewer")
+
+
+def test_a_test_store_that_overflowed_in_half_the_bytes_is_refused_before_anything_is_fitted(train, tmp_path):
+    y = np.linspace(-1e7, 1e7, 30)
+    test = separable_store(tmp_path / "t.h5", 30, y, contents=np.arange(90, 120), dtype="float16")
+    numbers = separable_store(tmp_path / "n.h5", 90, np.linspace(-1, 1, 90))
+    with pytest.raises(FeatxError, match="features are finite numbers; layer .*:avg of t.h5 holds inf or NaN for"):
+        select_model(numbers, test_store=test)
 
 
 def test_another_network_is_named_as_such_although_its_layers_have_other_names(train, tmp_path):

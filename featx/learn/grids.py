@@ -210,17 +210,21 @@ def stored_features(
                     raise
                 raise LayerError(f"every store needs every layer that is named; {store.path.name}: {error}") from error
             found[number, features.layer_] = features
-            bad = sorted({row.id for row in store.nonfinite if row.layer in features.layers_})
-            if bad:
-                raise FeatxError(
-                    f"features are finite numbers; layer {features.layer_} of {store.path.name} holds inf or NaN for "
-                    f"{len(bad):,} images: {listed(bad)}; choose other layers, or extract again in float32"
-                )
+            _refuse_nonfinite(store, features)
             if test_store is not None:
+                _refuse_nonfinite(test_store, features)
                 notes[_test_note(features, store, test_store)] = None
     for note in filter(None, notes):
         warn(note, RowsDifferWarning)
     return sorted(found.values(), key=lambda features: features.n_features_out_)
+
+
+def _refuse_nonfinite(store: FeatureStore, features: StoredFeatures) -> None:
+    if bad := sorted({row.id for row in store.nonfinite if row.layer in features.layers_}):
+        raise FeatxError(
+            f"features are finite numbers; layer {features.layer_} of {store.path.name} holds inf or NaN for "
+            f"{len(bad):,} images: {listed(bad)}; choose other layers, or extract again in float32"
+        )
 
 
 def _test_note(features: StoredFeatures, store: FeatureStore, test_store: FeatureStore) -> str:

@@ -74,6 +74,11 @@ def linear_probe(
         Labels are numbers, nothing is held out, or what `select_model` refuses.
     Interrupted
         Ctrl-C; it holds the curves of the layers that were done.
+
+    Warns
+    -----
+    RowsDifferWarning
+        As `select_model` does.
     """
     if not len(C) or min(C) <= 0:
         raise FeatxError(f"C is one or more positive numbers; got {list(C)}")

@@ -97,7 +97,8 @@ def select_model(
     test_rows : (n,) bool, optional
         Which images to hold out, instead of a random share.
     test_store : FeatureStore, optional
-        Labelled images to hold out, all of them, in a store of their own.
+        Labelled images to hold out, all of them, in a store of their own. Its rows have to mean what those of `stores`
+        do: the same network, weights, preprocessing, decoder and layers.
     random_state : int
         Of the split and the folds.
     n_jobs : int, optional
@@ -114,9 +115,15 @@ def select_model(
     ------
     FeatxError
         There are fewer than two classes, or a class has too few images or groups for the folds; an unknown estimator,
-        layer, column or score; a held-out image that is a training image too.
+        layer, column or score; a held-out image that is a training image too; a test store that was made otherwise.
     Interrupted
         Ctrl-C; it holds what was done.
+
+    Warns
+    -----
+    RowsDifferWarning
+        Rows of the test store are rounded differently: it was made with another engine, precision, batch size, device,
+        number of threads or storage type.
     """
     asked = ask(
         stores,

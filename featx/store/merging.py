@@ -73,7 +73,10 @@ def merge(
     for other in opened[1:]:
         where = (f"in {first.path.name}", f"in {other.path.name}")
         if differences := first.recipe.differences(other.recipe, where):
-            raise RecipeError(f"the stores were made in different ways: {'; '.join(differences)}")
+            raise RecipeError(
+                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of one again, "
+                f"with like={first.path.name!r}"
+            )
         if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
             raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
         if first.columns.keys() != other.columns.keys():
