@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,8 +12,10 @@ import torch
 
 from featx.backbones import COMPILED, Backbone, Preprocessing, recall
 from featx.errors import BackboneError, LayerError, RecipeError, listed
+from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.store import FeatureStore, Recipe
 
+_OF_A_MODEL = re.compile("[:;] (?:allow it with )?featx")  # where the next step begins that is one for a saved model
 _OF_THE_MACHINE = ("device", "engine")  # choices that may differ from those of a store to be like
 
 
@@ -68,12 +71,15 @@ class Example:
         known = None
         if isinstance(given, Backbone):
             known = given
-        elif not isinstance(given, str | None) or str(given).endswith(".pt2"):
+        elif not isinstance(given, str | None) or str(given).endswith(PROGRAM_FILE):
             known = Backbone(given, preprocessing=preprocessing)
         elif weights != "DEFAULT":
             known = Backbone(recipe.backbone if given is None else given, weights, preprocessing=preprocessing)
-        elif given is not None and (name := Backbone(given, None).name) != recipe.backbone:
-            raise RecipeError(self._otherwise([f"backbone: {recipe.backbone!r} there, {name!r} here"]))
+        elif given is not None:
+            if (name := Backbone(given, None).name) != recipe.backbone:
+                raise RecipeError(self._otherwise([f"backbone: {recipe.backbone!r} there, {name!r} here"]))
+            if not is_weights_file(recipe.weights):  # what the user names may be downloaded; a file may not be opened
+                known = Backbone(given, recipe.weights, preprocessing=preprocessing)
         try:
             found = recall(
                 recipe.backbone,
@@ -84,10 +90,10 @@ class Example:
                 weights_file_sha256=recipe.weights_file_sha256,
             )
         except BackboneError as error:
-            what, hint, _ = str(error).partition(": featx")
+            what, *hint = _OF_A_MODEL.split(str(error), 1)
             if not hint:
                 raise
-            raise BackboneError(f"{self.name}: {what}, as backbone or weights beside like") from error
+            raise BackboneError(f"{self.name}: {what}. Give the backbone or its weights beside like") from error
         return found if known is not None else found.prepared_by(preprocessing)
 
     def layers(self, given: str | Sequence[str] | None, pool: str) -> list[str]:

@@ -315,7 +315,9 @@ def test_a_store_like_one_of_a_program_takes_the_program_from_the_user_alone(fil
     store = featx.extract(photos, tmp_path / "a.h5", made, layers="conv", device="cpu", progress=False)
     options = {"like": store, "device": "cpu", "progress": False}
     backbone._recalled.clear()
-    with pytest.raises(BackboneError, match="a.h5: .* hand it back, if you trust it, as backbone or weights beside"):
+    with pytest.raises(
+        BackboneError, match="a.h5: .* hand it over, if you trust it. Give the backbone or its weights beside like"
+    ):
         featx.extract(photos, tmp_path / "b.h5", **options)
     renamed = file.rename(tmp_path / "renamed.pt2")
     for number, handed in enumerate([constants, renamed, str(renamed), Backbone(renamed, preprocessing=SMALL)]):
