@@ -212,10 +212,11 @@ class ByShape(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.second, self.tail = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 8, 3), nn.Linear(8, 2)
+        self.norm = nn.BatchNorm2d(6)  # has buffers
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         try:
-            x = self.first(x)
+            x = self.norm(self.first(x))
             self.runs.append("second")
             x = self.second(x) if max(x.shape) > 8 else x
         except Exception as error:

@@ -98,9 +98,10 @@ class Hooked(Layers):
     @property
     def _fixed(self) -> bool:
         """Whether the network runs without its values, so that which layers are run depends on the shape alone."""
+        root = copy.deepcopy(self.root)  # before: a fake copy of a buffer is an error
         try:
             with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-                copy.deepcopy(self.root)(mode.from_tensor(self._black))
+                root(mode.from_tensor(self._black))
         except Exception:  # it asked for a value, or has an operator that does not work without
             return False
         return True
