@@ -46,8 +46,8 @@ def exported_layers(module: nn.Module, size: tuple[int, int]) -> Layers:
                     name = f"{stack[-1][0] if stack else ''}.{operation(node)}".lstrip(".")
                     names[new] = f"{name}_{number[name]}" if number[name] else name
                     number[name] += 1
-    prefix_tokens = 1 if _TOKENS in root_classes(module.graph) else 0
-    return Graph(copy.deepcopy(module), graph, names, {}, size, prefix_tokens)
+    prefix = (1, True) if _TOKENS in root_classes(module.graph) else (0, False)
+    return Graph(copy.deepcopy(module), graph, names, {}, size, prefix)
 
 
 def _following(part: Any, device: fx.Node, dtype: fx.Node) -> Any:

@@ -5,7 +5,8 @@ Says what the operations are, whether they are modules, functions or torch's ATe
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from torch import fx, nn
 
 from featx.backbones.folding import fold_batch_norms
-from featx.backbones.layers import WEIGHTS, Layers, kind_of, one_image
+from featx.backbones.heads import unused_name
+from featx.backbones.layers import WEIGHTS, Layers, kind_of, noise, one_image
 
 _KINDS = {
     **dict.fromkeys(("linear", "addmm", "mm"), "linear"),
@@ -21,6 +23,7 @@ _KINDS = {
     **dict.fromkeys(("dropout", "feature_dropout", "native_dropout"), "dropout"),
     **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices", "avg_pool2d"), "pool"),
 }
+_JOINS = ("add", "iadd", "mul", "imul", "cat")  # what ends a residual branch
 
 
 class Graph(Layers):
@@ -33,6 +36,9 @@ class Graph(Layers):
     names : {node: name} of those that are layers, in the order of execution
     ends : {module: the node that computes its output}, where known
     size : (h, w) of the images
+    prefix : tokens before the image's, and whether the first is the class token
+    pre_logits : the node that computes what the network's own `forward_head` states as its classifier's input, if any
+    again : nodes that were traced for `pre_logits` alone; those that repeat others are dropped
     """
 
     def __init__(
@@ -42,18 +48,49 @@ class Graph(Layers):
         names: Mapping[fx.Node, str],
         ends: Mapping[str, fx.Node],
         size: tuple[int, int],
-        prefix_tokens: int,
+        prefix: tuple[int, bool] = (0, False),
+        pre_logits: fx.Node | None = None,
+        again: Collection[fx.Node] = (),
     ) -> None:
         self.root, self.graph, self._size = root, graph, size
-        self.prefix_tokens, self._names = prefix_tokens, names
-        self._ends = {module: names[node] for module, node in ends.items() if node in names}
+        self.prefix_tokens, self.class_token = prefix
         self._constants: set[fx.Node] = set()  # weights, and what is made of them alone: transposed ones
         for node in graph.nodes:
             sources = node.all_input_nodes
             if node.op == "get_attr" or (sources and self._constants.issuperset(sources)):
                 self._constants.add(node)
-        self.nodes: Mapping[str, fx.Node] = {name: node for node, name in names.items()}
+        names = {node: name for node, name in names.items() if node not in again}
+        self._pre_logits = self._merged(pre_logits, again) if again else None
+        if self._pre_logits and self._pre_logits in again:
+            names[self._pre_logits] = unused_name(names.values())
+        self._names = {node: names[node] for node in graph.nodes if node in names}
+        self._ends = {module: names[node] for module, node in ends.items() if node in names}
+        self.nodes: Mapping[str, fx.Node] = {name: node for node, name in self._names.items()}
         self.kinds = {name: self._kind(node) for name, node in self.nodes.items()}
+
+    def _merged(self, wanted: fx.Node | None, again: Collection[fx.Node]) -> fx.Node | None:
+        """Drop the nodes traced `again`, except those of `wanted` that compute something new; return the node that
+        computes `wanted`, dropout skipped.
+        """
+        first: dict[tuple[str, Any, str], fx.Node] = {}
+        equal: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            if self._kind(node) == "dropout":
+                equal[node] = equal[node.all_input_nodes[0]]
+            else:
+                arguments = fx.map_arg((node.args, node.kwargs), equal.__getitem__)
+                equal[node] = first.setdefault((node.op, node.target, repr(arguments)), node)
+        wanted = equal[wanted] if wanted else None
+        for node in reversed([node for node in self.graph.nodes if node in again]):
+            node.replace_all_uses_with(equal[node])
+            if node is not wanted and not node.users:
+                self.graph.erase_node(node)
+        (images,) = self.graph.find_nodes(op="placeholder")
+        for node in [node for node in self.graph.nodes if node in again]:
+            # right behind what it takes, before another may overwrite that in place
+            order = {earlier: number for number, earlier in enumerate(self.graph.nodes)}
+            max(node.all_input_nodes or [images], key=order.__getitem__).append(node)
+        return wanted
 
     @cached_property
     def _modules(self) -> Collection[str]:
@@ -64,18 +101,28 @@ class Graph(Layers):
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        seen: dict[fx.Node, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def note(name: str, output: Any) -> None:
+            if shape := one_image(output):
+                shapes[name] = shape
+
+        self._run(torch.zeros(2, 3, *self._size), note)
+        return shapes
+
+    def _run(self, images: torch.Tensor, note: Callable[[str, Any], None]) -> None:
+        """Run all of the graph; `note` is called with each layer's name and output."""
+        names = self._names
 
         class Recorder(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
                 result = super().run_node(n)
-                if shape := one_image(result):
-                    seen[n] = shape
+                if n in names:
+                    note(names[n], result)
                 return result
 
         with torch.inference_mode():
-            Recorder(self.root, graph=self.graph).run(torch.zeros(2, 3, *self._size))
-        return {name: seen[node] for name, node in self.nodes.items() if node in seen}
+            Recorder(self.root, graph=self.graph).run(images)
 
     def tapped(self, layers: Sequence[str], pools: Sequence[nn.Module]) -> nn.Module:
         rows = []
@@ -98,15 +145,54 @@ class Graph(Layers):
         return self._names[output.all_input_nodes[0]]
 
     def penultimate(self) -> str:
+        layer = self._before_classifier()
+        if self._pre_logits not in self._names:
+            return layer
+        pre_logits = self._names[self._pre_logits]
+        return layer if self._same_numbers(layer, pre_logits) else pre_logits
+
+    def _same_numbers(self, layer: str, other: str) -> bool:
+        """Whether two layers give the same numbers, be it as (c, 1, 1) and (c,)."""
+        if layer == other:
+            return True
+        if layer not in self._shapes or math.prod(self._shapes[layer]) != math.prod(self._shapes.get(other, ())):
+            return False
+        seen: dict[str, torch.Tensor] = {}
+
+        def note(name: str, output: Any) -> None:
+            if name in (layer, other):
+                seen[name] = output.clone()
+
+        self._run(noise(self._size), note)
+        return torch.equal(seen[layer].flatten(1), seen[other].flatten(1))
+
+    def _before_classifier(self) -> str:
         weights = [name for name, kind in self.kinds.items() if kind in WEIGHTS]
         last = weights[-1] if weights else ""
         node = self.nodes[self.output()]
-        if self.kinds.get(last) == "linear":
+        if self.kinds.get(last) == "linear" and self._classifies(self.nodes[last]):
             # the weights of a linear layer may stand before its input: addmm(bias, input, weights)
             node = next(source for source in self.nodes[last].all_input_nodes if source not in self._constants)
         while self._kind(node) == "dropout":
             node = node.all_input_nodes[0]
         return self._names.get(node, last)  # a linear layer of the pixels themselves is the network
+
+    def _classifies(self, linear: fx.Node) -> bool:
+        """Whether a linear layer gives the network's scores: not at the end of a residual branch, as in the last block
+        of a transformer, and not in a network that states no classes.
+        """
+        before: set[fx.Node] = set()
+        todo = [linear]
+        while todo:
+            sources = set(todo.pop().all_input_nodes) - before
+            before |= sources
+            todo += sources
+        node = linear
+        while len(node.users) == 1:
+            (node,) = node.users
+            if operation(node) in _JOINS and not before.isdisjoint(node.all_input_nodes):
+                return False
+        return getattr(self.root, "num_classes", None) != 0
 
     def _kind(self, node: fx.Node) -> str:
         if node.op == "call_module":

@@ -9,6 +9,7 @@ import copy
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit import ScriptModule
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
 from featx.backbones.backbone import Backbone
-from featx.backbones.layers import WEIGHTS, Layers, kind_of, one_image, prefix_tokens_of
+from featx.backbones.heads import unused_name, watched_head
+from featx.backbones.layers import WEIGHTS, Layers, kind_of, noise, one_image, prefix_tokens_of
 from featx.errors import BackboneError, LayerError
 
 _ROOT = "output"  # the name of the network itself, which has none
@@ -29,13 +32,14 @@ _INPUT = ".input"  # behind the name of the last linear layer: what it sees
 class Hooked(Layers):
     """The layers of a network whose forward is more than a graph: submodules, in the order in which they finish.
 
-    nodes : {name: how often it was run in the dry run}; "fc.input" stands for what the last linear layer, "fc", sees
+    nodes : {name: how often it was run in the dry run}; "fc.input" stands for what the last linear layer, "fc", sees,
+        "pre_logits" for what the network's own `forward_head` states as its classifier's input
     """
 
     def __init__(self, backbone: Backbone) -> None:
         self._network, self._size = backbone.name, backbone.preprocessing.size
         self.root = copy.deepcopy(backbone.module)
-        self.prefix_tokens = prefix_tokens_of(self.root)
+        self.prefix_tokens, self.class_token = prefix_tokens_of(self.root)
         if isinstance(self.root, ScriptModule):
             raise BackboneError(
                 f"{self._network} is TorchScript, whose layers cannot be watched; give the module that it was made "
@@ -43,7 +47,8 @@ class Hooked(Layers):
             )
         modules = self.root.named_modules(remove_duplicate=False)
         self._parts = {name or _ROOT: part for name, part in modules if not isinstance(part, ScriptModule)}
-        run = _DryRun(self.root, self._parts)
+        self._pre_logits = unused_name(self._parts)
+        run = _DryRun(self.root, self._parts, self._pre_logits)
         try:
             run(self._black)
         except Exception as error:  # whatever the network's own code raises
@@ -51,10 +56,11 @@ class Hooked(Layers):
             cause = str(error).strip().split("\n")[0]
             raise BackboneError(f"{self._network} does not run on images of {height} x {width}: {cause}") from error
         above = {name[:dot] for name in run.times for dot, letter in enumerate(name) if letter == "."}
-        leaves = [name for name in run.times if name not in above | {_ROOT}] or [_ROOT]
+        leaves = [name for name in run.times if name not in above | {_ROOT, self._pre_logits}] or [_ROOT]
         kinds = {name: kind_of(self._parts[name]) for name in leaves}
         weights = [name for name in leaves if kinds[name] in WEIGHTS]
-        self._classifier = weights[-1] if weights and kinds[weights[-1]] == "linear" else ""
+        classified = weights and kinds[weights[-1]] == "linear" and getattr(self.root, "num_classes", None) != 0
+        self._classifier = weights[-1] if classified else ""
         nodes = {}
         for name, times in run.times.items():
             if name == self._classifier:
@@ -79,7 +85,24 @@ class Hooked(Layers):
     def penultimate(self) -> str:
         entering = self._classifier + _INPUT if self._classifier else _ROOT
         maker = self._found.makers.get(entering, "")
-        return maker if maker in self._shapes else entering
+        layer = maker if maker in self._shapes else entering
+        return layer if self._pre_logits not in self.nodes or self._is_pre_logits(layer) else self._pre_logits
+
+    def _is_pre_logits(self, layer: str) -> bool:
+        """Whether a layer gives what the network's own `forward_head` states as its classifier's input."""
+        seen: dict[str, Any] = {}
+
+        def head(head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
+            seen[self._pre_logits] = pre_logits().clone()
+            return head()
+
+        handle = _on_output(self._parts, layer, lambda output: seen.update({layer: output}))
+        with torch.no_grad(), watched_head(self.root, head):
+            self.root(noise(self._size))
+        handle.remove()
+        rows = [seen.get(name) for name in (layer, self._pre_logits)]
+        one, other = (row.flatten(1) if isinstance(row, torch.Tensor) and row.ndim else None for row in rows)
+        return one is not None and other is not None and torch.equal(one, other)
 
     def resolve(self, name: str, network: str) -> list[str]:
         if name in self._parts and name not in self._modules:
@@ -91,9 +114,8 @@ class Hooked(Layers):
         return names
 
     def tapped(self, layers: Sequence[str], pools: Sequence[nn.Module]) -> nn.Module:
-        return _Watched(
-            self.root, self._parts, [self.last(layer) for layer in layers], pools, self._network, self._fixed
-        )
+        names = [self.last(layer) for layer in layers]
+        return _Watched(self.root, self._parts, names, pools, self._network, self._fixed, self._pre_logits)
 
     @property
     def _fixed(self) -> bool:
@@ -119,8 +141,9 @@ class _DryRun:
     makers : {a layer's input: the first layer, not dropout, that gave exactly this tensor}
     """
 
-    def __init__(self, root: nn.Module, parts: Mapping[str, nn.Module]) -> None:
-        self._root, self._parts = root, parts
+    def __init__(self, root: nn.Module, parts: Mapping[str, nn.Module], pre_logits: str) -> None:
+        self._root, self._parts, self._pre_logits = root, parts, pre_logits
+        self._aside = False
         self.times: Counter[str] = Counter()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.makers: dict[str, str] = {}
@@ -132,21 +155,36 @@ class _DryRun:
             handles.append(part.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
             handles.append(part.register_forward_hook(partial(self._leave, name)))
         try:
-            with torch.no_grad():  # not inference mode: its tensors have no versions
+            # not inference mode: its tensors have no versions
+            with torch.no_grad(), watched_head(self._root, self._head):
                 self._root(black)
         finally:
             for handle in handles:
                 handle.remove()
 
+    def _head(self, head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
+        output = head()
+        self._aside = True  # the layers of the head run again, which the network does not do
+        try:
+            shape = one_image(pre_logits())
+        except Exception:  # whatever the network's own code raises: it has no such layer
+            shape = None
+        self._aside = False
+        if shape:
+            self.times[self._pre_logits], self.shapes[self._pre_logits] = 1, shape
+        return output
+
     def _enter(self, name: str, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         entering = _first(args, kwargs)
-        if shape := one_image(entering):
+        if not self._aside and (shape := one_image(entering)):
             self.shapes[name + _INPUT] = shape
             version, maker = self._made.get(entering, (None, ""))
             if version == entering._version:  # nothing has worked on it in place since
                 self.makers[name + _INPUT] = maker
 
     def _leave(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
+        if self._aside:
+            return
         self.times[name] += 1
         if shape := one_image(output):
             self.shapes[name] = shape
@@ -157,6 +195,15 @@ class _DryRun:
 
 def _first(args: tuple, kwargs: dict[str, Any]) -> Any:
     return args[0] if args else next(iter(kwargs.values()), None)
+
+
+def _on_output(parts: Mapping[str, nn.Module], layer: str, call: Callable[[Any], None]) -> RemovableHandle:
+    """Call a function with what a module gives, or with what the last linear layer sees."""
+    if layer in parts:
+        return parts[layer].register_forward_hook(lambda _, args, output: call(output))
+    return parts[layer.removesuffix(_INPUT)].register_forward_pre_hook(
+        lambda _, args, kwargs: call(_first(args, kwargs)), with_kwargs=True
+    )
 
 
 class _Stop(BaseException):
@@ -178,6 +225,7 @@ class _Watched(nn.Module):
         pools: Sequence[nn.Module],
         network: str,
         fixed: bool,
+        pre_logits: str,
     ) -> None:
         super().__init__()
         self._root, self._pools, self._layers = root, nn.ModuleList(pools), layers
@@ -185,14 +233,11 @@ class _Watched(nn.Module):
         self._rows: dict[int, torch.Tensor] = {}
         self._times: Counter[int] = Counter()
         self._alone = threading.Lock()  # the hooks of two passes at once would mix their images
+        self._pre_logits = [number for number, layer in enumerate(layers) if layer == pre_logits]
+        self._aside = False
         for number, layer in enumerate(layers):
-            keep: Callable[[Any], None] = partial(self._keep, number)
-            if layer in parts:
-                parts[layer].register_forward_hook(lambda _, args, output, keep=keep: keep(output))
-            else:
-                parts[layer.removesuffix(_INPUT)].register_forward_pre_hook(
-                    lambda _, args, kwargs, keep=keep: keep(_first(args, kwargs)), with_kwargs=True
-                )
+            if layer != pre_logits:
+                _on_output(parts, layer, partial(self._keep, number))
 
     @torch.compiler.disable  # control flow and hooks are not for a compiler
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -200,7 +245,8 @@ class _Watched(nn.Module):
             self._rows, self._times = {}, Counter()
             self._n = len(pixels)
             try:
-                self._root(pixels)
+                with watched_head(self._root, self._head) if self._pre_logits else nullcontext():
+                    self._root(pixels)
             except _Stop:
                 pass
             for number, layer in enumerate(self._layers):
@@ -213,7 +259,19 @@ class _Watched(nn.Module):
             rows, self._rows = self._rows, {}
         return tuple(rows[number] for number in range(len(self._layers)))
 
+    def _head(self, head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
+        self._aside = True  # the layers of the head run once more than the network itself runs them
+        try:
+            output = pre_logits()
+        finally:
+            self._aside = False
+        for number in self._pre_logits:
+            self._keep(number, output)
+        return head()
+
     def _keep(self, number: int, output: Any) -> None:
+        if self._aside:
+            return
         layer = self._layers[number]
         self._times[number] += 1
         if self._times[number] > 1:

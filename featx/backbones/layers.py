@@ -31,12 +31,14 @@ class Layers(ABC):
     kinds : {name: "linear" (a 1 x 1 convolution counts), "product" (other convolutions and what holds some),
         "weights" (other parameters), "dropout", "pool" or ""}
     prefix_tokens : how many class and register tokens stand before the image's own, in a network of tokens
+    class_token : whether the first of them is the class token, and no register
     """
 
     root: nn.Module
     nodes: Mapping[str, Any]
     kinds: Mapping[str, str]
     prefix_tokens: int
+    class_token: bool
 
     @abstractmethod
     def tapped(self, layers: Sequence[str], pools: Sequence[nn.Module]) -> nn.Module:
@@ -47,8 +49,12 @@ class Layers(ABC):
 
     @abstractmethod
     def penultimate(self) -> str:
-        """What the classifier sees: the input of the last layer with weights, if that is linear (a 1 x 1 convolution
-        counts), dropout skipped; the output of a network without classifier.
+        """The layer that is the classifier's input, dropout skipped; the output of a network without a classifier.
+
+        In a network with timm's `forward_head` it is what that returns for `pre_logits=True`, with several classifiers
+        too: their inputs side by side, or their mean, as the network defines it. Where no layer of the network's own
+        forward gives it, its name is "pre_logits". Elsewhere, and where that result is no single tensor, the classifier
+        is the last layer with weights, if it is linear (a 1 x 1 convolution counts).
         """
 
     @abstractmethod
@@ -158,14 +164,24 @@ def kind_of(module: nn.Module) -> str:
     return "weights" if next(module.parameters(), None) is not None else ""
 
 
-def prefix_tokens_of(module: nn.Module) -> int:
-    """The number that timm's networks, or the user's own, tell."""
-    found = 1 if isinstance(module, VisionTransformer) else getattr(module, "num_prefix_tokens", 0)
-    return found if isinstance(found, int) else 0
+def prefix_tokens_of(module: nn.Module) -> tuple[int, bool]:
+    """How many tokens stand before the image's, and whether the first is the class token: what timm's networks, or the
+    user's own, state. The user's own that states only their number has a class token.
+    """
+    if isinstance(module, VisionTransformer):
+        return 1, True
+    count = getattr(module, "num_prefix_tokens", 0)
+    stated = getattr(module, "has_class_token", getattr(module, "cls_token", True))
+    return (count, stated is not None and stated is not False) if isinstance(count, int) and count else (0, False)
 
 
 def one_image(output: Any) -> tuple[int, ...] | None:
-    """The shape of one image's row in a layer's output for two images; None if it has no row an image."""
-    if isinstance(output, torch.Tensor) and 1 < output.ndim < 5 and len(output) == 2:
+    """The shape of one image's row in a layer's output for two images; None if it has none, or an empty one."""
+    if isinstance(output, torch.Tensor) and 1 < output.ndim < 5 and len(output) == 2 and output.numel():
         return tuple(output.shape[1:])
     return None
+
+
+def noise(size: tuple[int, int]) -> torch.Tensor:
+    """Two images on which layers that give different numbers do: all of a black one may become zero."""
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))

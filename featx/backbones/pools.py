@@ -59,11 +59,13 @@ class Tap:
         output: tuple[int, ...],
         prefix_tokens: int = 0,
         size: tuple[int, int] = (1, 1),
+        class_token: bool = True,
     ) -> Tap:
         """The tap of a node whose output for one image has this shape, (c, h, w), (h, w, c), (t, c) or (d,).
 
         The plane has the sides of the images, `size` (h, w), in small; where channels may be on either side of it, they
-        come first. Tokens are such a plane and the network's `prefix_tokens`, or have no prefix.
+        come first. Tokens are such a plane and the network's `prefix_tokens`, or have no prefix; the first of the
+        prefix is the class token, or a register like the others.
 
         Raises
         ------
@@ -86,8 +88,9 @@ class Tap:
             places -= prefix
         else:
             layout, channels, places, kind = "bd", math.prod(output), 1, "none"  # there is nothing to pool
-        if kind == "cls" and not prefix:
-            raise LayerError(f"pool 'cls' takes the class token, and layer {node!r} has none; 'avg' is the mean")
+        if kind == "cls" and not (prefix and class_token):
+            has, mean = ("register tokens only", "tokens") if prefix else ("none", "avg")
+            raise LayerError(f"pool 'cls' takes the class token, and layer {node!r} has {has}; {mean!r} is the mean")
         if kind == "tokens" and layout == "bchw":
             raise LayerError(f"pool 'tokens' is the mean of tokens, and layer {node!r} has a plane of channels: 'avg'")
         if kind == "spp" and layout == "btc" and math.isqrt(places) ** 2 != places:

@@ -1,7 +1,7 @@
 """Layer names in, taps out; and what can be tapped.
 
 Names are those of the traced graph's nodes ("layer3.0.relu", "flatten") and of the modules above them ("layer3": the
-last node inside). `"stages"` stands for the network's main blocks, `"penultimate"` for what the last linear layer sees.
+last node inside). `"stages"` stands for the network's main blocks, `"penultimate"` for the classifier's input.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     for text, node, own in asked:
         if trace.last(node) not in shapes:
             raise LayerError(f"layer {node!r} of {backbone.name} gives no tensor; choose one inside or behind it")
-        tap = Tap.of(node, own, shapes[trace.last(node)], trace.prefix_tokens, backbone.preprocessing.size)
+        shape = shapes[trace.last(node)]
+        tap = Tap.of(node, own, shape, trace.prefix_tokens, backbone.preprocessing.size, trace.class_token)
         taps.setdefault(tap.name, tap)
         if text.partition(":")[0] != "stages" and text not in (tap.name, node):
             aliases[text] = tap.name

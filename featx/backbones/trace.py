@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from torchvision.models.feature_extraction import NodePathTracer
 from featx.backbones.backbone import Backbone
 from featx.backbones.exported import exported_layers
 from featx.backbones.graphs import Graph
+from featx.backbones.heads import watched_head
 from featx.backbones.hooks import Hooked
-from featx.backbones.layers import Layers, prefix_tokens_of
+from featx.backbones.layers import Layers, noise, prefix_tokens_of
 
 
 def trace_of(backbone: Backbone) -> Layers:
@@ -54,6 +56,8 @@ class _Tracer(NodePathTracer):
     def __init__(self, root: nn.Module, **options: Any) -> None:
         super().__init__(**options)
         self.ends: dict[str, fx.Node] = {}
+        self.pre_logits: fx.Node | None = None
+        self.again: set[fx.Node] = set()
         self._taken = {name for name, _ in root.named_modules(remove_duplicate=False)}
         self._called: set[str] = set()
 
@@ -67,6 +71,18 @@ class _Tracer(NodePathTracer):
         self.ends.pop(name, None)
         if isinstance(output, fx.Proxy):
             self.ends[name] = output.node
+        return output
+
+    def head(self, head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
+        """Trace the network's head, and behind it what it computes for its pre-logits: the nodes `again`."""
+        output = head()
+        ends, before = dict(self.ends), set(self.graph.nodes)
+        try:
+            found = pre_logits()
+        except Exception:  # whatever the network's own code raises: the trace goes on without
+            found = None
+        self.ends, self.again = ends, self.again | set(self.graph.nodes) - before
+        self.pre_logits = found.node if isinstance(found, fx.Proxy) else None
         return output
 
     def _get_node_qualname(self, module_qualname: str, node: fx.Node) -> str:
@@ -86,15 +102,17 @@ class _Tracer(NodePathTracer):
 def _traced(backbone: Backbone) -> Graph:
     root = copy.deepcopy(backbone.module)
     tracer = _Tracer(root, **_tracer_options(root))
-    graph = tracer.trace(root)
+    with watched_head(root, tracer.head):
+        graph = tracer.trace(root)
     names = {node: name for node, name in tracer.node_to_qualname.items() if node.op.startswith("call_")}
-    found = Graph(root, graph, names, tracer.ends, backbone.preprocessing.size, prefix_tokens_of(root))
+    size, prefix = backbone.preprocessing.size, prefix_tokens_of(root)
+    found = Graph(root, graph, names, tracer.ends, size, prefix, tracer.pre_logits, tracer.again)
     found.output()  # a network that gives back its input has none
     return found
 
 
 def _same_function(graph: Graph, backbone: Backbone) -> bool:
-    pixels = torch.randn(2, 3, *backbone.preprocessing.size, generator=torch.Generator().manual_seed(0))
+    pixels = noise(backbone.preprocessing.size)
     with torch.inference_mode():
         try:
             expected = backbone.module(pixels.clone())
