@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-
 import narrow
 import pytest
 import torch
@@ -13,7 +10,6 @@ from torch import nn
 
 from featx.backbones import Backbone, Preprocessing, TappedNetwork, resolve_taps
 from featx.backbones.trace import trace_of
-from featx.errors import BackboneError
 
 CPU = torch.device("cpu")
 
@@ -207,55 +203,42 @@ def test_a_module_of_ones_own_tells_its_tokens():
 TOO_LARGE = 120_000_000  # parameters: half a gigabyte, twice while tracing
 
 
-def looked_at(made: Backbone) -> str | None:
-    """Names resolve and the network runs once, cut; or why not."""
-    if sum(parameter.numel() for parameter in made.module.parameters()) > TOO_LARGE:
-        return "needs more memory than a test should"
+def looked_at(made: Backbone) -> None:
+    """Names resolve and the network runs once, cut."""
     taps, _ = resolve_taps(made, ["stages", "penultimate"], "avg")
     assert 1 < len(taps) <= 9, taps
     pixels = torch.randn(1, 3, *made.preprocessing.size, generator=torch.Generator().manual_seed(0))
     rows = TappedNetwork(made, taps, CPU, "float32")(pixels)
     assert all(values.isfinite().all() for values in rows.values())
-    return None
+
+
+def before_scores(module: nn.Module, head: str, pixels: torch.Tensor) -> torch.Tensor:
+    """What the last layer of a network's head sees; the network's output, if nothing is left of the head."""
+    parts = [part for part in module.get_submodule(head).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
+    seen: list[torch.Tensor] = []
+    handles = [part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for part in parts[-1:]]
+    with torch.inference_mode():
+        output = module(pixels)
+    for handle in handles:
+        handle.remove()
+    return [output, *seen][-1]
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("classified", [True, False])
 @pytest.mark.parametrize("name", torchvision.models.list_models(torchvision.models))
-def test_every_classifier_of_torchvision(name):
+def test_every_classifier_of_torchvision(name, classified):
     parameters = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
     if parameters > TOO_LARGE:
         pytest.skip("needs more memory than a test should")
-    assert looked_at(Backbone(name, weights=None)) is None
-
-
-def smallest_of(module: str) -> str | None:
-    """The architecture of a file of timm's with the fewest parameters, of those whose preprocessing is known."""
-    timm = importlib.import_module("timm")
-    best: tuple[int, str] | None = None
-    for name in timm.list_models(module=module)[:40]:
-        try:
-            with torch.device("meta"):
-                size = sum(p.numel() for p in timm.create_model(name).parameters())
-        except Exception:  # some build tensors from numbers of others, which the meta device does not have
-            continue
-        best = min(best or (size, name), (size, name))
-    return best and best[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", importlib.import_module("timm").list_modules())
-def test_every_family_of_timm(module):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of building on the meta device
-        name = smallest_of(module)
-    if name is None:
-        pytest.skip("no architecture of it can be measured without memory")
-    try:
-        made = Backbone(f"timm:{name}", weights=None)
-        reason = looked_at(made)
-    except BackboneError as error:
-        if "its preprocessing" not in str(error):
-            raise
-        reason = str(error)
-    if reason:
-        pytest.skip(reason)
+    of_one_size = name.startswith(("maxvit", "vit"))
+    made = randomised(Backbone(name, None, preprocessing=None if of_one_size else Preprocessing((96, 96), 96)))
+    (head,) = {"classifier", "fc", "head", "heads"} & dict(made.module.named_children()).keys()
+    if not classified:
+        setattr(made.module, head, nn.Identity())
+    looked_at(made)
+    pixels = torch.randn(1, 3, *made.preprocessing.size, generator=torch.Generator().manual_seed(0))
+    taps, _ = resolve_taps(made, "penultimate", "none")
+    (rows,) = TappedNetwork(made, taps, CPU, "float32")(pixels).values()
+    expected = before_scores(made.module, head, pixels)
+    assert rows.shape == expected.shape and (rows - expected).norm() <= 1e-4 * expected.norm()
