@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import re
 import sys
 import warnings
@@ -327,8 +328,12 @@ def merge(
     """One store with the images of several."""
     from featx.store import merge as run
 
+    before = None
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or none can be
+        before = output.stat()
     merged = run(stores, output, replace=replace, discard=discard)
-    _print(f"{output}: {len(merged):,} images of {len(stores)} stores")
+    was_there = before is not None and os.path.samestat(before, output.stat())
+    _print(f"{output}: {len(merged):,} images of {len(stores)} stores{', was finished already' if was_there else ''}")
 
 
 @app.command()

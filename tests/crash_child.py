@@ -22,7 +22,7 @@ from faults import REAL, Steps, Unsynced
 from helpers import digests_of, left_in, recipe, rows_of
 
 from featx.errors import ImageError
-from featx.store import FeatureStore, StoreWriter, closing, layout, writer
+from featx.store import FeatureStore, StoreWriter, closing, layout, merge, writer
 
 FINISHED, KILLED = 0, -signal.SIGKILL
 
@@ -86,6 +86,11 @@ class Run:
         with self.begin(output) as target:
             self.write(target)
 
+    def prepare(self, output: Path) -> None:
+        """What lies at the output, and elsewhere, before the run."""
+        if self.old:
+            Run(n=70, seed=3)(output)
+
     def break_off(self, output: Path) -> None:
         """Interrupted at the third line of the journal, so that one group of images is kept."""
         lines: list[int] = []
@@ -102,6 +107,32 @@ class Run:
         except KeyboardInterrupt:
             return
         raise AssertionError("it ran to its end")
+
+
+@dataclass(frozen=True)
+class Merge(Run):
+    """A merge of two stores of n images each, of which some failed; with `old`, over the first of them."""
+
+    def prepare(self, output: Path) -> None:
+        parts = self._parts(output)
+        parts[0].parent.mkdir()
+        for number, part in enumerate(parts):
+            names = [f"image {i}" for i in range(number * self.n, (number + 1) * self.n)]
+            good = np.setdiff1d(np.arange(self.n), self.bad)
+            with StoreWriter(part, recipe(self.taps), names, np.array(names), {"site": np.array(names)}) as target:
+                target.write(good, rows_of(good + number * self.n, self.taps), digests_of(good + number * self.n))
+                target.fail({i: ImageError("missing", "there is none") for i in self.bad})
+                target.finish()
+        if self.old:
+            parts[0].rename(output)
+
+    @staticmethod
+    def _parts(output: Path) -> list[Path]:
+        return [output.parent.with_name("parts") / f"{number}.h5" for number in range(2)]
+
+    def __call__(self, output: Path) -> None:
+        first, second = self._parts(output)
+        merge([output if self.old else first, second], output, replace=self.old)
 
 
 RUN = Run(n=150, bad=(3, 70), taps={"a:avg": [50], "b:none": [3, 5]})  # what most tests are made with
@@ -133,8 +164,8 @@ class Trial:
         self.complaints: list[str] = []
         self.kills = self.went_on = 0
         self.first: bytes | None = None
-        if run.old:
-            Run(n=70, seed=3)(self.output)
+        run.prepare(self.output)
+        if self.output.exists():
             self.first = self.output.read_bytes()
         self.unsynced = Unsynced(self.aside, self.folder) if power else None
         names: list[str] = []
@@ -239,11 +270,15 @@ class Trial:
         }
 
 
+def _run(options: dict[str, Any]) -> Run:
+    return Merge(**options["merge"]) if "merge" in options else Run(**options)
+
+
 def at_every_moment(
     folder: str, run: dict[str, Any], power: bool = False, seeds: int = 1, step: int = 1
 ) -> dict[str, Any]:
     """One kill; at each moment, or at each `step`-th."""
-    trial = Trial(folder, Run(**run), power)
+    trial = Trial(folder, _run(run), power)
     for moment in range(0, len(trial.moments), step):
         for seed in range(seeds):
             trial.kill(moment, seed=seed)
@@ -252,7 +287,7 @@ def at_every_moment(
 
 def at_the_end_and_the_beginning(folder: str, run: dict[str, Any], power: bool = False) -> dict[str, Any]:
     """Two kills: as the first run renames its file and clears up, and as the next begins among what is left."""
-    trial = Trial(folder, Run(**run), power)
+    trial = Trial(folder, _run(run), power)
     first = trial.moments.index("posix_fallocate") + 6
     for last in range(trial.moments.index("replace"), len(trial.moments)):
         for moment in range(first):
@@ -264,7 +299,7 @@ def several_times(
     folder: str, run: dict[str, Any], tries: int, seed: int, power: bool = False, most: int = 3
 ) -> dict[str, Any]:
     """Two or more kills, each at a random moment."""
-    trial, rng = Trial(folder, Run(**run), power), np.random.default_rng(seed)
+    trial, rng = Trial(folder, _run(run), power), np.random.default_rng(seed)
     for number in range(tries):
         trial.kill(*rng.integers(0, len(trial.moments), int(rng.integers(2, most + 1))).tolist(), seed=number)
     return trial.said()
@@ -272,7 +307,7 @@ def several_times(
 
 def at_random_times(folder: str, run: dict[str, Any], kills: int, seed: int) -> dict[str, Any]:
     """Kills from outside, whatever the run is doing; the disk is the real one."""
-    trial, rng = Trial(folder, Run(**run)), np.random.default_rng(seed)
+    trial, rng = Trial(folder, _run(run)), np.random.default_rng(seed)
     trial.begin()
     start = time.perf_counter()
     trial.life(seconds=None)

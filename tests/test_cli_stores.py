@@ -66,10 +66,15 @@ def test_verify_is_silent_of_nothing_and_names_damage(folder: Path) -> None:
 
 def test_merge_makes_one_store_of_two(folder: Path) -> None:
     words = ["merge", folder / "monday.h5", folder / "tuesday.h5", "-o", folder / "week.h5"]
-    assert "12 images of 2 stores" in _done(*words)
+    assert _done(*words).endswith("12 images of 2 stores\n")
     assert featx.FeatureStore(folder / "week.h5").classes.tolist() == ["ant", "bee", "cat", "dog"]
-    assert "is there already" in _refused(*words)
-    assert "12 images" in _done(*words, "--replace")
+    before = (folder / "week.h5").stat()
+    (folder / "week.h5.journal").write_text("what a merge that was killed at its end leaves")
+    assert "12 images of 2 stores, was finished already" in _done(*words)
+    assert (folder / "week.h5").stat() == before and not (folder / "week.h5.journal").exists()
+    other_order = ["merge", folder / "tuesday.h5", folder / "monday.h5", "-o", folder / "week.h5"]
+    assert "is there already" in _refused(*other_order)
+    assert _done(*other_order, "--replace").endswith("12 images of 2 stores\n")
     assert "two stores or more" in _refused("merge", folder / "monday.h5", "-o", folder / "x.h5")
 
 

@@ -31,6 +31,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "any order": {"n": 70, "batch": 35, "seed": 1, "dtype": "float16", "block_bytes": 4096, "bad": [3]},
     "over an old store": {"old": True, "sync_bytes": 2**30, "bad": [3]},
 }
+MERGES: dict[str, dict[str, Any]] = {
+    "to a new file": {"merge": {"n": 70, "bad": [3, 69]}},
+    "over one of the parts": {"merge": {"n": 70, "old": True}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +85,12 @@ def test_a_run_that_is_killed_at_any_moment_is_finished_by_the_next(tried, tmp_p
     }
     assert calls <= {*said["moments"]} and said["kills"] == len(said["moments"])
     assert said["went_on"] > 10
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_a_merge_that_is_killed_at_any_moment_is_finished_by_the_next(tried, tmp_path, name):
+    said = tried(tmp_path, "at_every_moment", MERGES[name])
+    assert said["kills"] == len(said["moments"]) and "unlink" in said["moments"] and said["went_on"] > 3
 
 
 @pytest.mark.parametrize("name", RUNS)

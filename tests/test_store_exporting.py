@@ -15,7 +15,7 @@ import pytest
 from helpers import assert_tells, left_in, recipe
 
 from featx.errors import DamageError, ImageError, LayerError, StoreError
-from featx.store import FeatureStore, StoreWriter, export, merge
+from featx.store import FeatureStore, StoreWriter, export, files, merge
 
 N = 150  # three blocks, the last not full
 TAPS = {"layer3:avg": (5,), "layer4:none": (2, 3, 4), "wide:flatten": (5_000,)}
@@ -151,6 +151,12 @@ def test_a_disk_that_fails_or_damage_leaves_the_old_file_whole(store, tmp_path: 
             export(store, tmp_path / name, **given)
         assert_tells(told.value, name, "Input/output error")
     assert left_in(tmp_path) == [name] and (tmp_path / name).read_bytes() == b"old"
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "fsync_folder", failing)  # the last step: the file has its name already
+        with pytest.raises(StoreError, match="the file is complete"):
+            export(store, tmp_path / name, **given)
+    assert left_in(tmp_path) == [name] and (tmp_path / name).read_bytes() != b"old"
+    (tmp_path / name).write_bytes(b"old")
     content = bytearray(store.path.read_bytes())
     content[8192 + 100] ^= 1
     (tmp_path / "bad").write_bytes(content)

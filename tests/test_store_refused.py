@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from crash_child import RUN, Run
+from crash_child import RUN, Merge, Run
 from faults import Steps, Unsynced
 from helpers import assert_tells, left_in
 
@@ -79,6 +79,30 @@ def test_a_disk_that_refuses_any_step_is_one_line_and_a_rerun_finishes(tmp_path,
             assert ("what is done is kept" in str(caught)) == kept, f"{story}: {caught}"
             assert ("nothing was kept" in str(caught)) != kept, f"{story}: {caught}"
         looked_after(output, whole, story)
+
+
+@pytest.mark.parametrize("old, lasting", [(False, False), (True, True)], ids=["a new file, once", "a part, for good"])
+def test_a_merge_that_the_disk_refuses_at_any_step_is_finished_by_the_same_command(tmp_path, old, lasting):
+    run, output = Merge(n=70, bad=(3,), old=old), tmp_path / "store" / "a.h5"
+    output.parent.mkdir()
+    run.prepare(output)
+    first = output.read_bytes() if old else None
+    names: list[str] = []
+    with Steps(lambda _, name: names.append(name), sync=False):
+        run(output)
+    whole = output.read_bytes()
+    at_end = names.index("replace")
+    for moment in [*range(0, at_end, 4), *range(at_end, len(names))]:
+        name = names[moment]
+        output.write_bytes(first) if first is not None else output.unlink()
+        caught = spoiled(output, refusing(moment, OSError(errno.EIO, os.strerror(errno.EIO)), lasting), run)
+        is_there = output.exists() and output.read_bytes() == whole
+        # a look at what is at the output already may be refused, and the merge does its work
+        assert isinstance(caught, StoreError) or caught is None and is_there, f"moment {moment}, {name}: {caught!r}"
+        assert not is_there or "nothing was kept" not in str(caught), f"moment {moment}, {name}: {caught}"
+        with Steps(lambda *_: None, sync=False):
+            run(output)
+        assert output.read_bytes() == whole and left_in(output.parent) == ["a.h5"], f"moment {moment}, {name}"
 
 
 def test_what_is_no_error_of_the_disk_passes_through_and_a_rerun_finishes(tmp_path, whole):

@@ -136,7 +136,9 @@ def written_aside(output: Path) -> Iterator[BinaryIO]:
     A kill leaves OUTPUT.writing, which the next file of that name begins with.
     """
     partial = beside(output, ".writing")
-    with told(output, lambda: NOTHING_KEPT):
+    has_its_name = False
+    complete = "the file is complete, but a power failure may lose it"
+    with told(output, lambda: complete if has_its_name else NOTHING_KEPT):
         handle = open_alone(partial)
         try:
             with os.fdopen(handle, "r+b", closefd=False) as file:
@@ -144,6 +146,7 @@ def written_aside(output: Path) -> Iterator[BinaryIO]:
                 yield file
             os.fsync(handle)
             os.replace(partial, real(output))
+            has_its_name = True
             fsync_folder(real(output).parent)
         finally:
             if is_at(partial, handle):

@@ -11,8 +11,10 @@ import numpy as np
 
 from featx.errors import ImageError, RecipeError, RowsDifferWarning, StoreError, listed, warn
 from featx.store.agreement import rounding_note
+from featx.store.contents import Failure
 from featx.store.files import refuse_existing
 from featx.store.journal import discard as discard_unfinished
+from featx.store.journal import is_unfinished
 from featx.store.reader import FeatureStore
 from featx.store.writer import StoreWriter
 
@@ -33,7 +35,8 @@ def merge(
     stores : two or more, of equal recipes and different images
         An image that one of them could not read and another could has the other's row.
     output : path
-        The file to make. A merge that was interrupted goes on where it stopped.
+        The file to make. A merge that was interrupted goes on where it stopped. If the file is there and is this merge
+        already, it is returned as it is.
     replace : bool
         Let it take the place of a file that is there.
     discard : bool
@@ -67,6 +70,10 @@ def merge(
     opened = [store if isinstance(store, FeatureStore) else FeatureStore(store) for store in stores]
     if len(opened) < 2:
         raise StoreError(f"a merge takes two stores or more, got {len(opened)}")
+    if (finished := _finished(opened, output)) is not None:
+        if discard or not is_unfinished(output):
+            discard_unfinished(output)  # a kill between the last two steps leaves a journal
+        return finished
     refuse_existing(output, replace)
     first = opened[0]
     recipe = first.recipe
@@ -93,9 +100,7 @@ def merge(
             f"{len(twice):,} images are in several of the stores: {listed(twice)}; ids must be different (images of "
             "several folders are, when they are extracted from a common parent)"
         )
-    failures = {failure.id: ImageError(failure.code, failure.reason) for store in opened for failure in store.failures}
-    for name in ids:
-        failures.pop(name, None)
+    failures = {failure.id: ImageError(failure.code, failure.reason) for failure in _failures(opened)}
     y = None if first.y is None else np.concatenate([store.y for store in opened])
     columns = {name: np.concatenate([store.columns[name] for store in opened]) for name in first.columns}
     # images without a row have no label and no value in a column; what stands here for them is not written
@@ -136,6 +141,50 @@ def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> Non
         indices = wanted[start : start + part]
         taken = {name: store.take(rows[indices], name, check=True) for name in store.layers}
         writer.write(indices, taken, store.digests[rows[indices]])
+
+
+def _failures(stores: Sequence[FeatureStore]) -> list[Failure]:
+    """The images that none of the stores has a row of."""
+    failures = {failure.id: failure for store in stores for failure in store.failures}
+    for store in stores:
+        for name in store.ids.tolist():
+            failures.pop(name, None)
+    return list(failures.values())
+
+
+def _finished(stores: Sequence[FeatureStore], output: Path) -> FeatureStore | None:
+    """The store at the output, if a merge of these stores made it.
+
+    Where the output is one of the stores, the merge that replaced it left all images of the others in it.
+    """
+    try:
+        merged = FeatureStore(output)
+    except StoreError:
+        return None
+    parts = [store for store in stores if store.identity != merged.identity]
+    if not all(_holds(merged, part) for part in parts):
+        return None
+    if len(parts) == len(stores):
+        ids = [name for part in parts for name in part.ids.tolist()]
+        if merged.ids.tolist() != ids or list(merged.failures) != _failures(parts):
+            return None
+    return merged
+
+
+def _holds(merged: FeatureStore, part: FeatureStore) -> bool:
+    """Whether every image of `part` is in `merged`: made alike, with the same content, label and columns."""
+    row_of = {name: row for row, name in enumerate(merged.ids.tolist())}
+    rows = [row_of.get(name, -1) for name in part.ids.tolist()]
+    missing = {failure.id for failure in part.failures} - {failure.id for failure in merged.failures} - row_of.keys()
+    if min(rows) < 0 or missing or merged.recipe.differences(part.recipe) or _kind(merged) != _kind(part):
+        return False
+    same_labels = merged.y is None or part.y is None or np.array_equal(merged.y[rows], part.y)
+    columns = {name: values.tolist() for name, values in part.columns.items()}
+    return (
+        same_labels
+        and np.array_equal(merged.digests[rows], part.digests)
+        and columns == {name: values[rows].tolist() for name, values in merged.columns.items()}
+    )
 
 
 def _kind(store: FeatureStore) -> str:

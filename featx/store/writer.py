@@ -241,7 +241,8 @@ class StoreWriter:
         """What the disk has for certain, in words."""
         with contextlib.suppress(OSError):
             self._sync()
-        return files.KEPT if self._journaled.any() else files.NOTHING_KEPT
+        has_its_name = not files.is_at(self._partial, self._file)
+        return files.KEPT if has_its_name or self._journaled.any() else files.NOTHING_KEPT
 
     def _sync_if_due(self) -> None:
         if self._unsynced >= _SYNC_BYTES or time.monotonic() - self._synced_at >= _SYNC_SECONDS:
