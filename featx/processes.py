@@ -158,14 +158,14 @@ class _Share:
     workers: int
     threads: int
     rows: RowFile
-    pillow: tuple[int | None, bool]
+    load_truncated: bool
 
     def blocks(self) -> Iterator[Block]:
         device, _, number = self.place.partition(":")
         if number:
             torch.cuda.set_device(int(number))  # which "cuda" means from here on
         torch.set_num_threads(self.threads)
-        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self.pillow
+        ImageFile.LOAD_TRUNCATED_IMAGES = self.load_truncated
         for block in stream(self.images, self.recipe, device=device, workers=self.workers, todo=self.todo):
             shift = self.starts[block.start // self.recipe.batch_size] - block.start
             here = self.todo[block.indices]
@@ -189,14 +189,14 @@ def _deal(
 ) -> Iterator[_Share]:
     """By turns, so that neighbours are done at about the same time; one at a time, since a share may be large."""
     size, starts = recipe.batch_size, _starts(recipe, todo)
-    pillow = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     for number, place in enumerate(places):
         own = starts[number :: len(places)]
         positions = [i for start in own for i in range(start, min(start + size, len(images)))]
         chosen = [images[i] if isinstance(images[i], np.ndarray) else os.fspath(images[i]) for i in positions]
         # on a CPU their number decides the last bits
         threads = recipe.threads if place == "cpu" else max(1, recipe.threads // len(places))
-        yield _Share(place, recipe, own, chosen, todo[positions], workers, threads, rows, pillow)
+        load_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+        yield _Share(place, recipe, own, chosen, todo[positions], workers, threads, rows, load_truncated)
 
 
 @dataclass(frozen=True)

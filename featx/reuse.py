@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import ImageError, RecipeError, StoreError, listed
-from featx.images import Collection, content_digest, decode
+from featx.images import NO_MEMORY, Collection, content_digest, decode
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collection_digest, copy_rows
 
 
@@ -157,8 +157,10 @@ def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> Non
     """Raise StoreError if images that an unfinished run has done are not what they were."""
     changed = []
     for i in np.flatnonzero(~writer.todo).tolist():
-        if i in writer.failures:  # one that changed under the run is known to have changed
-            same = writer.failures[i].code == "changed" or not _is_readable(images.images[i])
+        if i in writer.failures:  # one that changed under the run is known to have changed; memory may suffice now
+            failure = writer.failures[i]
+            known = failure.code == "changed" or failure.reason == NO_MEMORY
+            same = known or not _is_readable(images.images[i])
         else:
             same = _digest_or_none(images.images[i]) == writer.digests[i].tobytes()
         if not same:

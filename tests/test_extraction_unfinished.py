@@ -22,6 +22,7 @@ import featx
 from featx import extraction, forward
 from featx.backbones import EAGER, Choice
 from featx.errors import RecipeError, StoreError
+from featx.images import decoding
 
 pytestmark = pytest.mark.filterwarnings("ignore::featx.errors.UnreadableImagesWarning")
 
@@ -158,6 +159,23 @@ def test_a_run_in_which_an_image_changed_goes_on_too(small_network, break_off, m
     assert [(failure.id, failure.code) for failure in whole.failures] == [("060.png", "changed")]
     assert same_file(extract(paths, tmp_path / "a.h5", small_network, **options), whole)
     assert not extract(paths, tmp_path / "a.h5", small_network, **options).failures
+
+
+def test_an_image_for_which_memory_did_not_suffice_then_is_computed_by_the_run_after_next(
+    again, break_off, monkeypatch, unbroken
+):
+    wanted, to_rgb = decoding._open(pictures(["30"])[0])[0], decoding._to_rgb
+
+    def short_of_memory(picture, content=None):
+        if content == wanted:
+            raise MemoryError
+        return to_rgb(picture, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(decoding, "_to_rgb", short_of_memory)
+        break_off(again, after=17)
+    assert [failure.code for failure in again().failures if failure.id == "30"] == ["too-large"]
+    assert same_file(again(), unbroken)
 
 
 def test_a_torn_last_line_of_the_journal_counts_as_not_written(again, begun, streamed, unbroken, tmp_path):

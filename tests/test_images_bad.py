@@ -15,7 +15,7 @@ from pictures import GREY, A, chunk, coded, grey_tiff, outcome, patched, plain_p
 from PIL import Image
 
 from featx.errors import ImageError
-from featx.images import decode, decoding
+from featx.images import content_digest, decode, limits
 
 
 def large_webp() -> bytes:
@@ -116,11 +116,47 @@ def test_a_file_cut_anywhere_is_no_picture(tmp_path, format):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_a_pipe_is_not_waited_for(tmp_path):
-    os.mkfifo(tmp_path / "a.jpg")
+@pytest.mark.parametrize("asked", [decode, content_digest])
+def test_pipes_and_devices_are_not_waited_for(tmp_path, monkeypatch, asked):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "file.jpg").write_bytes(coded(A, "JPEG"))
+    status = os.stat(tmp_path / "file.jpg")
+    for name in ("pipe.jpg", "device.jpg"):
+        with pytest.raises(ImageError) as caught:
+            asked(tmp_path / name)
+        assert caught.value.code == "unreadable"
+        with monkeypatch.context() as patched, pytest.raises(ImageError) as caught:  # it takes the file's place later
+            patched.setattr(os, "stat", lambda *_, **__: status)
+            asked(tmp_path / name)
+        assert caught.value.code == "unreadable"
+
+
+@pytest.mark.parametrize("asked", [decode, content_digest])
+def test_a_file_beyond_the_limit_is_not_read(tmp_path, asked):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(coded(A, "JPEG"))
+    os.truncate(path, 20_000_000_000)  # has no blocks on the disk
+    start = time.process_time()
     with pytest.raises(ImageError) as caught:
-        decode(tmp_path / "a.jpg")
-    assert caught.value.code == "unreadable"
+        asked(path)
+    assert caught.value.code == "too-large" and str(caught.value) == "a file of 20 GB; at most 1.1 GB are read"
+    assert time.process_time() - start < 0.1
+
+
+@pytest.mark.parametrize("asked", [decode, content_digest])
+@pytest.mark.parametrize("call", ["load", "tobytes", "transpose", "convert"])
+def test_too_little_memory_is_a_failure_of_that_image(monkeypatch, asked, call):
+    picture = Image.fromarray(GREY)
+    picture.getexif()[0x0112] = 3
+
+    def refusing(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, call, refusing)
+    with pytest.raises(ImageError) as caught:
+        asked(picture)
+    assert caught.value.code == "too-large" and str(caught.value) == limits.NO_MEMORY
 
 
 @pytest.mark.parametrize("name", ["a\0b.jpg", "a" * 300 + ".jpg", ""])
@@ -133,8 +169,8 @@ def test_a_name_that_no_file_can_have_is_an_image_error(tmp_path, name):
 def test_the_limit_of_scans_lets_real_photos_pass(monkeypatch, tmp_path):
     content = coded(A, "JPEG", progressive=True)
     scans = content.count(b"\xff\xda\0")
-    assert 5 < scans < 15 and decoding.MAX_SCANNED_PIXELS > 3 * scans * decoding.MAX_PIXELS
-    monkeypatch.setattr(decoding, "MAX_SCANNED_PIXELS", scans * 24 * 32 - 1)
+    assert 5 < scans < 15 and limits.MAX_SCANNED_PIXELS > 3 * scans * limits.MAX_PIXELS
+    monkeypatch.setattr(limits, "MAX_SCANNED_PIXELS", scans * 24 * 32 - 1)
     assert outcome(tmp_path, content) == "too-large"
     assert isinstance(outcome(tmp_path, coded(A, "JPEG")), np.ndarray)
 
@@ -144,6 +180,8 @@ def test_hostile_files_need_little_memory(tmp_path):
     resource = pytest.importorskip("resource")
     for number, (name, (_, content)) in enumerate(BAD.items()):
         (tmp_path / f"{number:03d}.{name.replace(' ', '-')}").write_bytes(content())
+    (tmp_path / "999.zeros").touch()
+    os.truncate(tmp_path / "999.zeros", 1_000_000_000)  # may be read, where there is memory
     code = """
 import sys
 from featx.images import decode
@@ -162,4 +200,4 @@ for path in sys.argv[1:]:
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
-    assert done.stderr == "" and done.stdout.split() == [code for code, _ in BAD.values()]
+    assert done.stderr == "" and done.stdout.split() == [*(code for code, _ in BAD.values()), "too-large"]

@@ -88,11 +88,22 @@ def test_an_image_error_while_preparing_is_the_images_own():
     assert batch.failures[0].code == "too-large" and not batch.digests
 
 
+def test_too_little_memory_for_one_image_fails_that_image_alone():
+    def greedy(picture):
+        if picture.size == (64, 48):
+            raise MemoryError
+        return prepare(picture)
+
+    (batch,) = collected([noise(0), noise(1, 48, 64), noise(2)], prepare=greedy)
+    assert {*batch.digests} == {0, 2} and batch.failures[1].code == "too-large"
+    assert "memory" in str(batch.failures[1]) and not batch.pixels[1].any()
+
+
 def test_any_other_error_is_not_taken_for_a_bad_image():
     def broken(picture):
-        raise MemoryError("a fault of the program, or of the machine")
+        raise RuntimeError("a fault of the program, or of the machine")
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(RuntimeError):
         collected([noise(i) for i in range(9)], prepare=broken)
 
 

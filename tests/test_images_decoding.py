@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from helpers import assert_tells, noise
 from PIL import Image, ImageOps
 
 from featx.errors import ImageError
-from featx.images import content_digest, decode, decoding
-from featx.images.decoding import EXTENSIONS, FORMATS, MAX_PIXELS, stamp
+from featx.images import content_digest, decode, limits
+from featx.images.decoding import EXTENSIONS, FORMATS, stamp
+from featx.images.limits import MAX_PIXELS
 
 CODES = {"missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type", "changed"}
 STEPS = (np.arange(12, dtype=np.uint16) * 5957).reshape(3, 4)  # 0 ... 65,527 of 16-bit grey
@@ -199,18 +201,41 @@ def test_a_bomb_is_refused_undecoded(tmp_path):
         refused("too-large", path, "pixels")
 
 
-def test_an_open_picture_beyond_the_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 24 * 32 - 1)
+def test_an_open_picture_beyond_the_limit_is_refused_undecoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_PIXELS", 24 * 32 - 1)
     refused("too-large", Image.fromarray(noise(0)), "32 x 24", "at most 767")
     refused("too-large", noise(0), "32 x 24", "at most 767")
+    with Image.open(saved(tmp_path / "a.png", Image.fromarray(noise(0)))) as picture:
+        monkeypatch.setattr(picture, "load", lambda: pytest.fail("it was decoded"))
+        refused("too-large", picture, "32 x 24", "at most 767")
 
 
-def test_pillows_warning_of_a_large_picture_is_no_damage(tmp_path, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # it warns above that, and refuses above twice that
-    path = saved(tmp_path / "a.png", Image.fromarray(noise(0)))  # 768 pixels
-    with pytest.warns(Image.DecompressionBombWarning):
-        assert np.array_equal(pixels(path), noise(0))
-    refused("too-large", path, "pixels")  # in these tests a warning raises
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp", ".gif", ".ppm"])
+@pytest.mark.parametrize("theirs", [100, 500, None])  # refuses 768 pixels, warns of them, does neither
+def test_pillows_limit_has_no_say_and_stays_what_it_is(tmp_path, monkeypatch, suffix, theirs):
+    options = {".webp": {"lossless": True}, ".tif": {"compression": "tiff_lzw"}}.get(suffix, {})
+    path = saved(tmp_path / f"a{suffix}", Image.fromarray(noise(0)), **options)
+    expected = by_pillow(path, "RGB")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", theirs)
+    assert np.array_equal(pixels(path), expected)  # in these tests a warning raises
+    monkeypatch.setattr(limits, "MAX_PIXELS", 24 * 32 - 1)
+    refused("too-large", path, "32 x 24 pixels; at most 767 are decoded")
+    assert Image.MAX_IMAGE_PIXELS == theirs
+    if theirs == 100:
+        with pytest.raises(Image.DecompressionBombError):
+            by_pillow(path)
+    elif theirs == 500:
+        with pytest.warns(Image.DecompressionBombWarning):
+            by_pillow(path)
+
+
+def test_the_limit_holds_for_one_thread(tmp_path, monkeypatch):
+    path = saved(tmp_path / "a.png", Image.fromarray(noise(0)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with ThreadPoolExecutor(1) as pool, limits.bounded():
+        assert by_pillow(path).shape == (24, 32, 3)
+        with pytest.raises(Image.DecompressionBombError):
+            pool.submit(by_pillow, path).result()
 
 
 def test_what_is_not_there_is_missing(tmp_path):

@@ -7,9 +7,11 @@ Knows nothing of networks or files of features.
 from featx.images.batches import Batch, batches
 from featx.images.collection import Collection, collect, files
 from featx.images.decoding import DECODER, Stamp, changed, content_digest, decode, stamp
+from featx.images.limits import NO_MEMORY
 
 __all__ = [
     "DECODER",
+    "NO_MEMORY",
     "Batch",
     "Collection",
     "Stamp",

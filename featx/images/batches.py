@@ -22,6 +22,7 @@ from PIL import Image
 
 from featx.errors import ImageError
 from featx.images.decoding import AnyImage, Stamp, decode, stamp
+from featx.images.limits import MAX_FILE_BYTES, bounded
 
 _BATCHES_AHEAD = 2
 
@@ -120,7 +121,8 @@ def _read_ahead(images: Sequence[AnyImage]) -> None:
             with contextlib.suppress(OSError, ValueError):  # whoever decodes it tells what is wrong with it
                 file = os.open(image, os.O_RDONLY | os.O_NONBLOCK)
                 try:
-                    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+                    if os.fstat(file).st_size <= MAX_FILE_BYTES:
+                        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
                 finally:
                     os.close(file)
 
@@ -135,8 +137,9 @@ def _fill(
 ) -> None:
     gate.wait()
     try:
-        picture, digest = decode(image, expected)
-        batch.pixels[slot] = prepare(picture)
+        with bounded():
+            picture, digest = decode(image, expected)
+            batch.pixels[slot] = prepare(picture)
         batch.digests[slot] = digest
     except ImageError as error:
         batch.failures[slot] = error

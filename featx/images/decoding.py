@@ -11,8 +11,9 @@ The rule, recorded in every recipe as `DECODER`, is Pillow's reading of a file w
 - CMYK and other colour spaces become RGB by Pillow's formula (`Image.convert`); ICC profiles and gamma are ignored.
 - 16 bits become 8 by their high byte (in a colour PPM by rounding, as Pillow does). 32-bit integers and floats have no
   stated range: "pixel-type".
-- Refused before any pixel is decoded, as "too-large": over `MAX_PIXELS` pixels, sides over `MAX_ASPECT` times each
-  other, a JPEG of so many scans that decoding would take minutes.
+- Refused as "too-large" (see `limits`): a file of over 1.1 GB, before it is read; over 180 million pixels, a side over
+  100 times the other, a JPEG of so many scans that decoding would take minutes, before any pixel is decoded; and a
+  picture for which memory does not suffice. Pillow's own limit (`Image.MAX_IMAGE_PIXELS`) has no say.
 - A file that Pillow finds damaged or cut short is "damaged". What Pillow mends, it mends.
 """
 
@@ -38,15 +39,11 @@ from PIL import (  # a plugin must be imported before its format can be asked fo
 )
 
 from featx.errors import ImageError
-from featx.images import jpeg
+from featx.images import jpeg, limits
 
 DECODER = "pillow: first frame, EXIF rotation, 16-bit to 8, RGB"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 EXTENSIONS = frozenset(".jpg .jpeg .jpe .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
-MAX_PIXELS = 180_000_000  # about what Pillow refuses as a decompression bomb
-MAX_ASPECT = 100  # the shorter edge is scaled to a few hundred pixels: the longer one grows with it
-MAX_SCANNED_PIXELS = 50 * MAX_PIXELS  # a scan of a few bytes may pass over all pixels: a nanosecond each, many times
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)  # the latter raises where warnings do
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -98,36 +95,26 @@ def decode(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image,
     ImageError
         With a code of its own; see there.
     """
-    content, picture = _open(image, expected)
-    digest = hashlib.blake2b(content, digest_size=16).digest()
-    _check_size(picture, content)
-    return picture if isinstance(image, Image.Image) else _to_rgb(picture, content), digest
-
-
-def _check_size(picture: Image.Image, content: bytes) -> None:
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
-        raise ImageError("too-large", f"{width} x {height} pixels; at most {MAX_PIXELS:,} are decoded")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageError("too-large", f"{width} x {height} pixels; one side is over {MAX_ASPECT} times the other")
-    scans = content.count(b"\xff\xda\0") if picture.format in ("JPEG", "MPO") else 1  # by how each scan begins
-    if scans * width * height > MAX_SCANNED_PIXELS:
-        raise ImageError("too-large", f"{scans:,} scans of {width} x {height} pixels; at most 50 of {MAX_PIXELS:,}")
+    with limits.bounded():
+        content, picture = _open(image, expected)
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        limits.refuse_picture(picture, content)
+        return picture if isinstance(image, Image.Image) else _to_rgb(picture, content), digest
 
 
 def content_digest(image: AnyImage) -> bytes:
     """Blake2b, 16 bytes, of a file's bytes, or of an array's or PIL image's type, shape and pixels."""
-    if isinstance(image, str | os.PathLike):
-        return hashlib.blake2b(_read(image), digest_size=16).digest()
-    return hashlib.blake2b(_open(image)[0], digest_size=16).digest()
+    with limits.bounded():
+        content = _read(image) if isinstance(image, str | os.PathLike) else _open(image)[0]
+        return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _read(path: str | os.PathLike, expected: Stamp | None = None) -> bytes:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would wait for ever
-            raise ImageError("unreadable", "it cannot be read: it is not a file")
-        with open(path, "rb") as file:
-            content = file.read()
+        _check_file(os.stat(path))  # before it is opened, which devices may act upon
+        with open(path, "rb", opener=_open_at_once) as file:
+            _check_file(status := os.fstat(file.fileno()))  # what was opened may be another file
+            content = file.read(status.st_size + 1)
             status = os.fstat(file.fileno())
     except ImageError:  # a ValueError too
         raise
@@ -141,6 +128,16 @@ def _read(path: str | os.PathLike, expected: Stamp | None = None) -> bytes:
     return content
 
 
+def _check_file(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError("unreadable", "it cannot be read: it is not a file")
+    limits.refuse_file(status.st_size)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for ever
+
+
 def _open(image: AnyImage, expected: Stamp | None = None) -> tuple[bytes, Image.Image]:
     """The bytes that identify an image, and the picture, not yet decoded."""
     if isinstance(image, np.ndarray):
@@ -151,6 +148,7 @@ def _open(image: AnyImage, expected: Stamp | None = None) -> tuple[bytes, Image.
             raise ImageError("pixel-type", f"an array must hold pixels; got shape {image.shape}")
         return f"array {image.shape}".encode() + image.tobytes(), Image.fromarray(image)
     if isinstance(image, Image.Image):
+        limits.refuse_picture(image)
         picture = _to_rgb(image)  # what is seen identifies it: mode, palette and rotation are behind
         return f"PIL {picture.size}".encode() + picture.tobytes(), picture
     content = _read(image, expected)
@@ -158,8 +156,8 @@ def _open(image: AnyImage, expected: Stamp | None = None) -> tuple[bytes, Image.
         return content, Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError("not-an-image", f"not a picture; featx reads {', '.join(FORMATS)}") from error
-    except _BOMBS as error:
-        raise _too_large() from error
+    except (ImageError, MemoryError):
+        raise
     except Exception as error:
         raise ImageError("damaged", "the picture's header is damaged") from error
 
@@ -178,10 +176,8 @@ def _to_rgb(picture: Image.Image, content: bytes | None = None) -> Image.Image:
         if upright.mode == "P":  # straight to RGB, Pillow warns where a palette carries transparency
             upright = upright.convert("RGBA")
         return upright if upright.mode == "RGB" and (content or upright is not picture) else upright.convert("RGB")
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
-    except _BOMBS as error:  # a frame or a tile larger than the header said
-        raise _too_large() from error
     except Exception as error:  # Pillow's plugins raise many types on damaged data
         raise ImageError("damaged", "the picture's data is damaged or cut short") from error
 
@@ -198,7 +194,3 @@ def _upright(picture: Image.Image) -> Image.Image:
     turned = picture.transpose(turn)
     turned.info.clear()  # it says to turn once more
     return turned
-
-
-def _too_large() -> ImageError:
-    return ImageError("too-large", "more pixels than Pillow decodes (PIL.Image.MAX_IMAGE_PIXELS)")
