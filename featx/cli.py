@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featx import __version__
+from featx.display import console, printable
 from featx.errors import (
     ContradictionWarning,
     FeatxError,
@@ -85,11 +86,11 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
             with _notes():
                 code = function(*args, **kwargs)
         except FeatxError as error:
-            typer.echo(f"featx: {_spoken(str(error), kwargs)}", err=True)
+            _complain(_spoken(str(error), kwargs))
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
             left = _what_is_left(kwargs["output"]) if "discard" in kwargs else ""
-            typer.echo(f"featx: interrupted{left}", err=True)
+            _complain(f"interrupted{left}")
             raise typer.Exit(130) from None
         raise typer.Exit(code or 0)
 
@@ -147,13 +148,28 @@ def _spoken(message: str, options: Iterable[str]) -> str:
 
 
 def _print(*things: object) -> None:
-    from rich.console import Console
-
+    """Tables and texts."""
     # what is piped or logged is not cut at a screen's 80 columns
     width = None if sys.stdout.isatty() else 140
-    console = Console(highlight=False, markup=False, emoji=False, width=width)  # "blocks.5:gem:" is no jewel
+    screen = console(width=width)
     for thing in things:
-        console.print(thing, soft_wrap=isinstance(thing, str))
+        screen.print(thing, soft_wrap=isinstance(thing, str))
+
+
+def _tell(line: str) -> None:
+    _print(printable(line))
+
+
+def _complain(line: str) -> None:
+    typer.echo(f"featx: {printable(line)}", err=True)
+
+
+def _hand_over(text: str) -> None:
+    """JSON or CSV, byte for byte where another program reads it."""
+    if sys.stdout.isatty():
+        typer.echo(printable(text, keep="\n"))
+    else:
+        typer.echo(text.encode(errors="surrogateescape"))  # as the names of files are in bytes
 
 
 @app.callback(invoke_without_command=True)
@@ -252,7 +268,7 @@ def extract(
         replace=replace,
         discard=discard,
     )
-    lines = ExtractionLines(todo, typer.echo)
+    lines = ExtractionLines(todo, _hand_over)
     # a run of a few batches is over before its time is known
     seconds = todo.seconds() if dry_run or len(todo.images.ids) >= 4 * todo.recipe.batch_size and not quiet else None
     if as_json:
@@ -274,7 +290,7 @@ def extract(
         labelled = "no labels" if store.y is None else "numbers as labels"
     if store.y is None and store.columns:
         labelled += f" (--labels chooses one of the columns {', '.join(store.columns)})"
-    _print(f"{output}: {len(store):,} images, {labelled}; layers {', '.join(store.layers)}")
+    _tell(f"{output}: {len(store):,} images, {labelled}; layers {', '.join(store.layers)}")
     if notes := notes_text(store):
         _print(notes)
     return 1 if store.failures else 0
@@ -310,9 +326,9 @@ def verify(stores: Annotated[list[Path], typer.Argument(help="One store or sever
     for path in stores:
         try:
             FeatureStore(path).verify()
-            _print(f"{path}: whole, every byte is as it was written")
+            _tell(f"{path}: whole, every byte is as it was written")
         except FeatxError as error:
-            typer.echo(f"featx: {error}", err=True)
+            _complain(str(error))
             bad += 1
     return 2 if bad else 0
 
@@ -333,7 +349,7 @@ def merge(
         before = output.stat()
     merged = run(stores, output, replace=replace, discard=discard)
     was_there = before is not None and os.path.samestat(before, output.stat())
-    _print(f"{output}: {len(merged):,} images of {len(stores)} stores{', was finished already' if was_there else ''}")
+    _tell(f"{output}: {len(merged):,} images of {len(stores)} stores{', was finished already' if was_there else ''}")
 
 
 @app.command()
@@ -356,7 +372,7 @@ def export(
 
     method = None if compression is None else compression.value
     written = run(store, output, layer or None, compression=method, replace=replace)
-    _print(f"{written}: {written.stat().st_size / 1e6:,.1f} MB")
+    _tell(f"{written}: {written.stat().st_size / 1e6:,.1f} MB")
 
 
 @app.command()
@@ -447,7 +463,12 @@ def search(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the split, the folds and the draws.")] = 0,
     jobs: Annotated[int | None, typer.Option(help="Processes.", show_default="-1: one a core")] = None,
-    results: Annotated[Path | None, typer.Option(help="Write every score into this .csv or .json.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write every score into this .csv or .json; in CSV, a text like =1 gets an apostrophe in front."
+        ),
+    ] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the result into this .png, .pdf or .svg.")] = None,
     top: Annotated[int, typer.Option(help="Rows of the table.")] = 12,
 ) -> int:
@@ -535,7 +556,7 @@ def search(
     except Interrupted as stopped:
         result, is_whole = stopped.result, False
     except KeyboardInterrupt:
-        typer.echo("featx: interrupted before the first layer was done; nothing was written", err=True)
+        _complain("interrupted before the first layer was done; nothing was written")
         return 130
     is_saved = output is not None and result.best_estimator is not None and not result.is_partial
     kept = []  # written before anything is printed: who reads may go away
@@ -550,10 +571,10 @@ def search(
         )
     else:
         _print(protocol_table(result, top))
-    _print(selection_text(result), *kept)
+    _print(selection_text(result), *map(printable, kept))
     if not is_whole:
         left = "" if output is None or is_saved else f", and {output} was not written"
-        typer.echo(f"featx: interrupted; this is what was done until then{left}", err=True)
+        _complain(f"interrupted; this is what was done until then{left}")
     return 0 if is_whole else 130
 
 
@@ -570,10 +591,11 @@ def predict(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print CSV; a text that begins with = + - or @ gets an apostrophe in front.")
+    ] = False,
 ) -> int:
     """Label images with a model: label and probability (or score) for each."""
-    from rich.console import Console
     from rich.progress import track
 
     from featx.images import files
@@ -583,19 +605,19 @@ def predict(
     if as_json and as_csv:
         raise FeatxError("choose one of --json and --csv")
     paths = files(images)
-    bar = Console(stderr=True)
+    bar = console(stderr=True)
     predictions = list(
         track(
             predict_images(load(model, weights=weights), paths), "predicting", len(paths), console=bar, transient=True
         )
     )
     if as_json or as_csv:
-        typer.echo(predictions_json(predictions) if as_json else predictions_csv(predictions))
+        _hand_over(predictions_json(predictions) if as_json else predictions_csv(predictions))
     else:
         _print(predictions_table(predictions))
     unreadable = sum(bool(row.error) for row in predictions)
     if unreadable:
-        typer.echo(f"featx: {unreadable:,} of {len(predictions):,} images cannot be read", err=True)
+        _complain(f"{unreadable:,} of {len(predictions):,} images cannot be read")
     return 1 if unreadable else 0
 
 
@@ -681,4 +703,6 @@ def _refuse_unwritable(path: Path | None) -> None:
 
 def main() -> None:
     """The `featx` command."""
+    as_text = warnings.formatwarning
+    warnings.formatwarning = lambda *args, **kwargs: printable(as_text(*args, **kwargs), keep="\n")
     app()

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from featx.display import console
+
 
 class Progress(NamedTuple):
     """How far an extraction is.
@@ -60,12 +62,11 @@ def shown(progress: bool | Callable[[Progress], None]) -> Iterator[Callable[[Pro
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
     said = TextColumn("{task.fields[said]}")
-    with Bar(TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), said, console=Console(stderr=True)) as bar:
+    with Bar(TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), said, console=console(stderr=True)) as bar:
         task = bar.add_task("", total=None, said="")
 
         def show(now: Progress) -> None:
@@ -162,12 +163,11 @@ def counted(what: str, progress: bool | Callable[[SearchProgress], None]) -> Ite
     elif not progress:
         yield lambda _: None
     else:
-        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Bar(*columns, left_column(), console=Console(stderr=True)) as bar:
+        with Bar(*columns, left_column(), console=console(stderr=True)) as bar:
             task = bar.add_task("", total=None)
             yield lambda now: update(bar, task, now)
 

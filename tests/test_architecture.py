@@ -13,13 +13,14 @@ from helpers import fresh_python
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-LOW = {"errors", "grammar", "manifest", "progress"}
+LOW = {"display", "errors", "grammar", "manifest", "progress"}
 MIDDLE = {"images", "backbones", "store", "solvers"}
 MAY_IMPORT = {
+    "display": set(),
     "errors": set(),
     "grammar": set(),
     "manifest": {"errors"},
-    "progress": set(),
+    "progress": {"display"},
     **{room: LOW for room in MIDDLE},
     "passes": LOW | MIDDLE,
     "forward": LOW | MIDDLE | {"passes"},  # and nobody else imports passes
@@ -34,6 +35,7 @@ MAY_IMPORT = {
     "cli": LOW | MIDDLE | {"forward", "extraction", "learn", "report", "transfer", "scale", "demo"},
 }
 LEFT_SIDE = {
+    "display",
     "errors",
     "grammar",
     "manifest",

@@ -567,7 +567,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What is written to stderr, which is a terminal."""
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=100, color_system=None)
-    monkeypatch.setattr(progress, "Console", lambda **_: console)
+    monkeypatch.setattr(progress, "console", lambda **_: console)
     return file
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featx.display import printable_lines
 from featx.report.scores import amount, named, score_name, scored, value_text
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ def selection_text(result: Selection | ProtocolResult) -> str:
     """The answer in a few lines: first the score that was chosen by, then the one that was not."""
     from featx.learn.ranking import Selection
 
-    return "\n".join(_search_lines(result) if isinstance(result, Selection) else _protocol_lines(result))
+    return printable_lines(_search_lines(result) if isinstance(result, Selection) else _protocol_lines(result))
 
 
 def model_text(result: Selection | ProtocolResult) -> str:

@@ -4,17 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich import box
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Column, Table
 
+from featx.display import printable, printable_lines
+
 _IN_NAMES = re.compile(r"(?<=[-._:+/ ])")
 _NOWHERE, _AT_INTERVAL, _AT_SPACES = re.compile(r"(?!)"), re.compile(r"(?= \[)"), re.compile(r"(?= )")
 
 
-class FittedTable(Table):
+class PlainTable(Table):
+    """A table whose cells and headers are shown as they are: no markup, no control characters.
+
+    Parameters
+    ----------
+    title : lines of text
+    """
+
+    def __init__(self, *title: str, **options: Any) -> None:
+        super().__init__(title=printable_lines(title) or None, title_justify="left", caption_justify="left", **options)
+
+    def add_column(self, header: str = "", footer: str = "", **options: Any) -> None:  # type: ignore[override]
+        super().add_column(printable(header), printable(footer), **options)
+
+    def add_row(self, *cells: str | list[str], **options: Any) -> None:  # type: ignore[override]
+        """A cell is a text, or its lines."""
+        shown = (printable_lines([cell] if isinstance(cell, str) else cell) for cell in cells)
+        super().add_row(*shown, **options)
+
+
+class FittedTable(PlainTable):
     """A table of names, which may be broken anywhere, and of numbers, which may not.
 
     Where room is short the frame goes (or, with `box` None, there is none), then the first column of `spare`, and names
@@ -28,7 +51,7 @@ class FittedTable(Table):
     """
 
     def __init__(self, title: str = "", spare: Sequence[str] = (), spare_at_last: Sequence[str] = ()) -> None:
-        super().__init__(title=title or None, title_justify="left", caption_justify="left")
+        super().__init__(*filter(None, [title]))
         self._spare, self._spare_at_last = tuple(spare), tuple(spare_at_last)
 
     def add_names(self, *headers: str) -> None:

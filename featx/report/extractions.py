@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.table import Table
-
+from featx.display import printable
 from featx.errors import readable
 from featx.extraction import Plan
 from featx.progress import Progress
+from featx.report.columns import PlainTable
+from featx.report.interchange import json_text
 from featx.store import FeatureStore
 
 _SECONDS_BETWEEN_LINES = 1.0
 
 
-def plan_table(plan: Plan, seconds: float | None) -> Table:
+def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
     """What a run will compute, bytes of every layer and of all, and the time.
 
     Parameters
@@ -30,8 +30,7 @@ def plan_table(plan: Plan, seconds: float | None) -> Table:
     kept = f", {plan.n_kept:,} of them done" if plan.n_kept else ""
     how = f"{recipe.precision}, {recipe.engine}, batches of {recipe.batch_size:,}, on {recipe.device}"
     error = f" (at most {recipe.precision_error:.2%} off float32)" if recipe.precision_error is not None else ""
-    title = f"{n:,} images{kept}{passed_over}, {recipe.backbone}\n{how}{error}"
-    table = Table(title=title, title_justify="left", show_footer=True)
+    table = PlainTable(f"{n:,} images{kept}{passed_over}, {recipe.backbone}", f"{how}{error}", show_footer=True)
     free = readable(shutil.disk_usage(plan.output.absolute().parent).free)
     table.add_column("layer", footer=f"all, of {free} free")
     table.add_column("row")
@@ -41,10 +40,9 @@ def plan_table(plan: Plan, seconds: float | None) -> Table:
         size = plan.sizes[name]
         table.add_row(name, " x ".join(f"{side:,}" for side in tap["shape"]), readable(size / n), readable(size))
     if plan.is_done:
-        table.caption = f"{plan.output} is there already, and is this"
+        table.caption = printable(f"{plan.output} is there already, and is this")
     elif seconds is not None:
         table.caption = f"about {spoken(seconds)}"
-    table.caption_justify = "left"
     return table
 
 
@@ -102,4 +100,4 @@ class ExtractionLines:
         )
 
     def _tell(self, event: str, **said: Any) -> None:
-        self._say(json.dumps({"event": event, **said}, ensure_ascii=False))
+        self._say(json_text({"event": event, **said}))

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from featx.display import console
 from featx.progress import SearchProgress, left_column, update
 from featx.report.columns import FittedTable
 from featx.report.scores import backbone_names, number, setting
@@ -27,8 +28,8 @@ def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[SearchProgr
     Gives what `select_model` takes as `on_progress`. Where stderr is no terminal, nothing is shown; on one, the bar
     stays when all is done, and the table, which the result repeats, goes.
     """
-    console = Console(stderr=True, highlight=False, markup=False, emoji=False)
-    if not console.is_terminal or console.is_dumb_terminal:
+    terminal = console(stderr=True)
+    if not terminal.is_terminal or terminal.is_dumb_terminal:
         yield lambda now, ranked: None
         return
     bar = Progress(
@@ -39,7 +40,7 @@ def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[SearchProgr
         left_column(),
     )
     task = bar.add_task("", total=None)
-    live = Live(bar, console=console)
+    live = Live(bar, console=terminal)
 
     def show(now: SearchProgress, ranked: list[Candidate]) -> None:
         if not live.is_started:  # not before: what is refused at once shows no bar

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from featx.display import printable_lines
 from featx.report.columns import FittedTable
 from featx.report.scores import amount, backbone_names, named, number, score_name, scored, setting, stacked, value_text
 
@@ -39,7 +40,8 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
     for rank, candidate in enumerate(ranked, start=1):
         if rank <= most or candidate.backbone not in shown or candidate == chosen:
             shown.add(candidate.backbone)
-            cells = [_starred(rank, candidate == chosen), *([backbones[candidate.backbone]] if several else [])]
+            cells: list[str | list[str]] = [_starred(rank, candidate == chosen)]
+            cells += [backbones[candidate.backbone]] if several else []
             cells += [stacked(candidate.layer), candidate.estimator, _features(candidate), setting(candidate)]
             cells += [scored(candidate.mean, candidate.interval, scoring)]
             cells += [amount(candidate.mae or 0.0)] if has_mae else []
@@ -58,7 +60,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
             f"cheaper, and within one standard error of the best: {named(cheaper)} "
             f"({_features(cheaper)} features, {number(cheaper.mean, scoring)})"
         )
-    table.caption = "\n".join(notes) or None
+    table.caption = printable_lines(notes) or None
     return table
 
 
@@ -82,7 +84,7 @@ def nested_table(nested: Nested) -> FittedTable:
     table.add_names(*(["backbone"] if several else []), "layer chosen", "estimator")
     table.add_numbers("with", "inside", "left out")
     for split, (score, chosen) in enumerate(zip(nested.scores, nested.chosen, strict=True), start=1):
-        cells = [str(split), *([backbones[chosen.backbone]] if several else [])]
+        cells: list[str | list[str]] = [str(split), *([backbones[chosen.backbone]] if several else [])]
         cells += [stacked(chosen.layer), chosen.estimator, setting(chosen)]
         table.add_row(*cells, number(chosen.mean, scoring), number(score, scoring))
     if nested.is_partial:
@@ -116,7 +118,8 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
     saved = result.curves[0] if result.best_estimator is not None and not result.is_partial else None
     for rank, curve in enumerate(result.curves[:most], start=1):
         at = {point.x: scored(point.mean, point.interval, result.scoring) for point in curve.points}
-        cells = [_starred(rank, curve is saved), *([backbones[curve.backbone]] if several else [])]
+        cells: list[str | list[str]] = [_starred(rank, curve is saved)]
+        cells += [backbones[curve.backbone]] if several else []
         cells += [stacked(curve.layer), f"{curve.d:,}"]
         cells += _chosen_cells(curve) if chooses else [at.get(x, "") for x in xs]
         table.add_row(*cells, style="bold" if rank == 1 else None)
@@ -129,7 +132,7 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
         notes.append("interrupted: this is what was done until then")
     if saved is not None:
         notes.append("* fitted on training and validation images, and what -o saves")
-    table.caption = "\n".join(notes) or None
+    table.caption = printable_lines(notes) or None
     return table
 
 

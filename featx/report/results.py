@@ -16,20 +16,18 @@ held_out, held_out_low, held_out_high : of the chosen one, the score on images t
     its 95 % interval; of an outer split, the score on the images left out
 score_1, score_2 ... : one a split or a draw (in JSON, one list: scores)
 
-What does not apply is empty (in JSON, null).
+What does not apply is empty (in JSON, null). `interchange` says how CSV quotes texts that begin like a formula.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Iterator
-from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from featx.report.interchange import csv_text, json_text
 
 if TYPE_CHECKING:
     from featx.learn.intervals import Interval
@@ -51,19 +49,16 @@ def results_csv(result: Selection | Nested | ProtocolResult) -> str:
     """
     rows = list(_rows(result))
     most = max((len(row["scores"]) for row in rows), default=0)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *(f"score_{i}" for i in range(1, most + 1))])
+    cells: list[list[Any]] = [[*_COLUMNS, *(f"score_{i}" for i in range(1, most + 1))]]
     for row in rows:
-        cells = [*(row[name] for name in _COLUMNS), *row["scores"]]
-        writer.writerow(["" if cell is None else cell for cell in cells] + [""] * (most - len(row["scores"])))
-    return text.getvalue().rstrip("\n")
+        cells.append([*(row[name] for name in _COLUMNS), *row["scores"], *[None] * (most - len(row["scores"]))])
+    return csv_text(cells)
 
 
 def results_json(result: Selection | Nested | ProtocolResult) -> str:
     """One JSON object: what the run was, and under "results" the rows of the CSV, with "scores" as a list."""
     said = {**_run(result), "results": list(_rows(result))}
-    return json.dumps(said, ensure_ascii=False, indent=1, allow_nan=False, default=methodcaller("item"))
+    return json_text(said, indent=1)
 
 
 def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from featx.display import printable
+
 if TYPE_CHECKING:
     from featx.learn.intervals import Interval
     from featx.learn.ranking import Candidate
@@ -73,19 +75,20 @@ def backbone_names(backbones: Iterable[str]) -> dict[str, str]:
     return dict(zip(full, bare if len(set(bare)) == len(full) else full, strict=True))
 
 
-def stacked(layer: str) -> str:
-    """Layers side by side, one below the other for a narrow column."""
-    return layer.replace("+", " +\n")
+def stacked(layer: str) -> list[str]:
+    """Layers side by side as lines, one below the other for a narrow column."""
+    *upper, last = layer.split("+")
+    return [*(f"{name} +" for name in upper), last]
 
 
 def shortened(names: Iterable[object], most: int) -> dict[str, str]:
-    """Each cut in its middle or, where two would look the same, at its beginning or its end."""
+    """Each for a figure: cut in its middle or, where two would look the same, at its beginning or its end."""
     full = list(dict.fromkeys(map(str, names)))
     for head in (most // 2, 0, most - 1):
-        cut = [_cut(name, most, head) for name in full]
+        cut = [_cut(printable(name), most, head) for name in full]
         if len(set(cut)) == len(full):
             break
-    return dict(zip(full, cut, strict=True))
+    return {name: text.replace("$", r"\$") for name, text in zip(full, cut, strict=True)}  # no formula for matplotlib
 
 
 def _cut(text: str, most: int, head: int) -> str:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from rich.table import Table
 
+from featx.display import printable_lines
 from featx.errors import readable
+from featx.report.columns import PlainTable
 from featx.store import FeatureStore, rounding_note
 
 _CHANGES = {"meaning": "the meaning", "rounding": "the rounding", "recorded": "nothing"}
 _MOST = 20  # lines of a list
 
 
-def store_table(store: FeatureStore) -> Table:
+def store_table(store: FeatureStore) -> PlainTable:
     """What a store holds and what made it: its whole recipe."""
     recipe = store.recipe
-    table = Table(title=str(store.path), title_justify="left", show_header=False)
+    table = PlainTable(str(store.path), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("images", f"{len(store):,}{', compressed' if store.is_archive else ''}")
@@ -59,12 +60,12 @@ def store_table(store: FeatureStore) -> Table:
     return table
 
 
-def difference_table(first: FeatureStore, second: FeatureStore) -> Table | str:
+def difference_table(first: FeatureStore, second: FeatureStore) -> PlainTable | str:
     """What is different in two stores' recipes, field by field, and what each difference changes."""
     differences = list(first.recipe.compare(second.recipe))
     if not differences:
         return "the recipes are equal"
-    table = Table(title="the recipes differ", title_justify="left")
+    table = PlainTable("the recipes differ")
     table.add_column("field")
     table.add_column(first.path.name, overflow="fold")
     table.add_column(second.path.name, overflow="fold")
@@ -102,7 +103,7 @@ def notes_text(store: FeatureStore) -> str:
             for group in store.contradictions
         ]
         lines += _shortened(pairs, "store.contradictions")
-    return "\n".join(lines)
+    return printable_lines(lines)
 
 
 def _shortened(lines: list[str], where: str) -> list[str]:

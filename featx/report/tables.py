@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from featx.errors import readable
 from featx.report.columns import FittedTable
+from featx.report.interchange import csv_text, json_text
 
 if TYPE_CHECKING:  # each table needs one of these, and none should wait for the others' torch or scikit-learn
     from featx.backbones import Backbone
@@ -60,17 +58,15 @@ def predictions_table(predictions: Iterable[Prediction]) -> FittedTable:
 
 
 def predictions_json(predictions: Iterable[Prediction]) -> str:
-    """A JSON list of objects with the fields of Prediction."""
-    return json.dumps([row._asdict() for row in predictions], ensure_ascii=False, indent=1)
+    """A JSON list of objects with the fields of Prediction; a number that is inf or NaN is null."""
+    rows = [row._asdict() for row in predictions]
+    for row in rows:
+        row |= {name: None for name, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    return json_text(rows, indent=1)
 
 
 def predictions_csv(predictions: Iterable[Prediction]) -> str:
-    """CSV with a header line, the fields of Prediction."""
+    """CSV with a header line, the fields of Prediction; `interchange.csv_text` says how texts are written."""
     from featx.learn import Prediction
 
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Prediction._fields)
-    for row in predictions:
-        writer.writerow(["" if value is None else value for value in row])
-    return text.getvalue().rstrip("\n")
+    return csv_text([Prediction._fields, *predictions])
