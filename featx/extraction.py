@@ -20,6 +20,7 @@ from torch import nn
 
 from featx.alike import Example, followed
 from featx.backbones import Backbone, Preprocessing, recall
+from featx.display import printable
 from featx.errors import ContradictionWarning, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
 from featx.forward import decoders, measure, settle, stream
 from featx.images import Collection, Stamp, collect, stamp
@@ -394,7 +395,7 @@ def _warn(store: FeatureStore, n: int) -> None:
         )
     if contradictions := store.contradictions:
         first = contradictions[0][:2].tolist()
-        pair = " and ".join(f"{store.ids[row].item()!r} ({store.y[row]})" for row in first)  # type: ignore[index]
+        pair = " and ".join(f"{str(store.ids[row])!r} ({printable(store.y[row])})" for row in first)  # type: ignore[index]
         warnings.warn(
             f"{len(contradictions):,} images are there several times with different labels, see store.contradictions: "
             f"{pair}",

@@ -15,6 +15,19 @@ import numpy as np
 
 from featx.errors import SourceError, nearest
 
+_SHORT, _LITTLE = 256, 2**20
+
+
+def is_padded(n: int, longest: int) -> bool:
+    """Whether n texts are kept at the length of the longest: where that is short, or all of it little."""
+    return longest <= _SHORT or n * longest <= _LITTLE
+
+
+def text_array(texts: Sequence[str]) -> np.ndarray:
+    """(n,) str; where `is_padded` says no, of dtype object, in which a text takes no more than its own length."""
+    longest = max(map(len, texts), default=0)
+    return np.array(texts, dtype=str if is_padded(len(texts), longest) else object)
+
 
 def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
     """Read a CSV file with a header line into its columns, every value a string.
@@ -31,7 +44,12 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
             header, *rows = [(reader.line_num, row) for row in reader if row] or [(0, [])]
     except OSError as error:
         raise SourceError(f"cannot read the CSV file {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        if "field limit" in str(error):
+            most = f"{csv.field_size_limit():,} characters"
+            raise SourceError(f"{path}: a cell has at most {most}, and one has more; shorten it") from error
+        raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
+    except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
     names = header[1]
     if not rows:
@@ -63,7 +81,8 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str) -> np.ndarray:
     """
     if target not in ("class", "numeric"):
         raise SourceError(f"target is 'class' or 'numeric', got {target!r}")
-    array = np.asarray(values)
+    are_texts = isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
+    array = text_array(values) if are_texts else np.asarray(values)  # type: ignore[arg-type]
     if array.ndim != 1:
         raise SourceError(f"labels are one value an image, shape (n,); got shape {array.shape}")
     if target == "class":
@@ -71,7 +90,7 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str) -> np.ndarray:
         for number, (name, value) in enumerate(zip(names, values, strict=True)):
             if not name or value is None or value != value:  # NaN: what pandas has for an empty cell
                 raise SourceError(f"image {number} has no label; give every image one, or none at all")
-        return np.array(names)
+        return text_array(names)
     numbers = np.empty(len(array))
     for number, value in enumerate(array.tolist()):
         try:

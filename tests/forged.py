@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from helpers import assert_tells, recipe
 
+from featx import manifest
 from featx.errors import ImageError, StoreError
 from featx.store import FeatureStore, StoreWriter, export, hdf5, layout
 from featx.store.hdf5_parse import parse
@@ -41,10 +43,19 @@ def small_store(path: Path, n: int = 70, labels: str = "classes") -> Path:
     return path
 
 
+@contextlib.contextmanager
+def no_text_is_padded() -> Iterator[None]:
+    """As if all texts were long."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(manifest, "_SHORT", 0)
+        patched.setattr(manifest, "_LITTLE", 0)
+        yield
+
+
 @cache
-def good_store(n: int = 70, labels: str = "classes", compression: str | None = None) -> bytes:
+def good_store(n: int = 70, labels: str = "classes", compression: str | None = None, padded: bool = True) -> bytes:
     """The bytes of a small store, or of an archive of it."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.nullcontext() if padded else no_text_is_padded():
         path = small_store(Path(folder, "good.h5"), n, labels)
         return (export(path, Path(folder, "b.h5"), compression=compression) if compression else path).read_bytes()
 
@@ -53,18 +64,19 @@ def seal_of(content: bytes | bytearray) -> layout.Seal:
     return layout.Seal.from_bytes(bytes(content[: layout.PAGE]))
 
 
-def sealed(content: bytes | bytearray, metadata: int, structure: int) -> bytes:
+def sealed(content: bytes | bytearray, metadata: int, structure: int, version: int = 1) -> bytes:
     """The same bytes behind a seal that is right for them."""
     view = memoryview(content)
     identity = layout.identity_of(view[layout.PAGE : layout.FIRST_LAYER], view[metadata:])
-    return layout.Seal(len(content), metadata, structure, identity).to_bytes() + view[layout.PAGE :]
+    return layout.Seal(len(content), metadata, structure, identity, version).to_bytes() + view[layout.PAGE :]
 
 
 @lru_cache(maxsize=8)
 def _parsed(content: bytes) -> dict[str, Any]:
     seal = seal_of(content)
     superblock = content[layout.PAGE : layout.PAGE + hdf5.SUPERBLOCK_BYTES]
-    return parse(superblock, content[seal.structure :], layout.PAGE, seal.structure, layout.ATTRIBUTES)
+    attributes = layout.attributes(seal.version)
+    return parse(superblock, content[seal.structure :], layout.PAGE, seal.structure, attributes)
 
 
 def tree_of(content: bytes) -> dict[str, Any]:
@@ -86,13 +98,17 @@ def _wrapping(node: Any) -> Any:
     return {key: _wrapping(inner) for key, inner in node.items()}
 
 
-def with_tree(content: bytes, tree: Mapping[str, Any], attributes: Mapping[str, Any] = layout.ATTRIBUTES) -> bytes:
+def with_tree(
+    content: bytes, tree: Mapping[str, Any], attributes: Mapping[str, Any] | None = None, version: int = 0
+) -> bytes:
     """The same rows and metadata under objects that place them as an attacker likes."""
     seal = seal_of(content)
+    version = version or seal.version
+    attributes = layout.attributes(version) if attributes is None else attributes
     superblock, objects = hdf5.emit(_wrapping(tree), attributes, layout.PAGE, seal.structure)
     page = superblock.ljust(layout.PAGE, b"\0")
     middle = content[layout.FIRST_LAYER : seal.structure]
-    return sealed(bytes(layout.PAGE) + page + middle + objects, seal.metadata, seal.structure)
+    return sealed(bytes(layout.PAGE) + page + middle + objects, seal.metadata, seal.structure, version)
 
 
 def values_of(content: bytes) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def main(folder: str, form: str, seed: str, count: str, only: str | None = None)
 
     faulthandler.enable()
     signal.signal(signal.SIGPROF, late)
-    good = good_store(compression=None if form == "plain" else form)
+    archived = form not in ("plain", "texts")
+    good = good_store(compression=form if archived else None, padded=form != "texts")
     path, progress = (
         Path(folder, f"{form} {seed}.h5"),
         os.open(Path(folder, f"{form} {seed}.at"), os.O_CREAT | os.O_WRONLY),
@@ -95,7 +96,7 @@ def main(folder: str, form: str, seed: str, count: str, only: str | None = None)
     found: Counter[str] = Counter()
     for i in range(int(count)) if only is None else [int(only)]:
         os.pwrite(progress, b"%9d" % i, 0)
-        kind, content = mutation(random.Random(f"{seed} {i}"), good, form != "plain")
+        kind, content = mutation(random.Random(f"{seed} {i}"), good, archived)
         path.unlink()  # a file cut to nothing and written again goes to the disk at once
         path.write_bytes(content)
         signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)

@@ -106,7 +106,7 @@ def resealed(rng: random.Random, good: bytes) -> bytes:
     if rng.random() < 0.05:
         places[rng.randrange(2)] = rng.choice([*NUMBERS, *(seal.structure + 8 * rng.randrange(-50, 50) for _ in "ab")])
     places = [min(place, len(content)) for place in places]
-    return sealed(content, *places)
+    return sealed(content, *places, seal.version)
 
 
 def retreed(rng: random.Random, good: bytes) -> bytes:
@@ -150,7 +150,7 @@ def retreed(rng: random.Random, good: bytes) -> bytes:
             group[key] = replace(array, chunks=replace(array.chunks, extents=tuple(extents)))
         elif group is tree:
             group[key] = rng.choice(({}, {"x": array}))
-    attributes = dict(layout.ATTRIBUTES)
+    attributes = layout.attributes(seal_of(good).version)
     if rng.random() < 0.03:
         attributes[rng.choice(("x", "version"))] = rng.choice((2, b"x", bytes(60_000)))
     return with_tree(good, tree, attributes)

@@ -63,7 +63,7 @@ def assert_reached(found: Counter[str], total: int) -> None:
 
 
 def test_mutated_stores_are_read_or_refused(folder):
-    found = fuzz(folder, [("plain", 1, 3_000), ("gzip", 2, 1_000), ("zstd", 3, 1_000)])
+    found = fuzz(folder, [("plain", 1, 2_000), ("texts", 4, 1_000), ("gzip", 2, 1_000), ("zstd", 3, 1_000)])
     assert_reached(found, 5_000)
     assert found["pieces: refused, further in"] > 75
 
@@ -71,5 +71,6 @@ def test_mutated_stores_are_read_or_refused(folder):
 @pytest.mark.slow
 def test_many_more_mutated_stores_are_read_or_refused(folder):
     for seed in range(10, 20):
-        found = fuzz(folder, [("plain", seed, 30_000), ("gzip", seed, 15_000), ("zstd", seed, 15_000)])
+        runs = [("plain", seed, 15_000), ("texts", seed, 15_000), ("gzip", seed, 15_000), ("zstd", seed, 15_000)]
+        found = fuzz(folder, runs)
         assert_reached(found, 60_000)

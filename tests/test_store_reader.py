@@ -198,8 +198,8 @@ def test_another_programs_hdf5_file_is_refused(tmp_path, mark):
 
 def test_a_store_of_another_version_is_refused(own_store):
     content = own_store.path.read_bytes()
-    own_store.path.write_bytes(content.replace(b"featx-store 1\n", b"featx-store 2\n", 1))
-    refused(own_store.path, "version 2", "reads 1", "update")
+    own_store.path.write_bytes(content.replace(b"featx-store 1\n", b"featx-store 3\n", 1))
+    refused(own_store.path, "version 3", "reads 1 and 2", "update")
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.01, 0.2, 0.5, 0.9, 0.999])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from featx.errors import SourceError, listed, nearest
 from featx.images.decoding import EXTENSIONS, AnyImage
-from featx.manifest import as_labels, column, read_manifest
+from featx.manifest import as_labels, column, read_manifest, text_array
 
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "testing"}
 
@@ -26,7 +26,7 @@ class Collection:
     images : n paths, uint8 arrays or PIL images
     ids : n different strings; what names an image in the store
     y : (n,) class names, (n,) float64, or None
-    columns : a manifest's other columns, (n,) str each
+    columns : a manifest's other columns, (n,) str each, see `manifest.text_array`
     origin : the folder that ids are relative to, or None
     passed_over : files of the folder that do not look like images
     """
@@ -165,7 +165,7 @@ def _from_manifest(path: Path, path_column: str, label_column: str | None, targe
     names = column(table, path_column, path, "path_column")
     label_column = label_column or ("label" if "label" in table else None)
     y = None if label_column is None else as_labels(column(table, label_column, path, "labels"), target)
-    others = {key: np.array(values) for key, values in table.items() if key not in (path_column, label_column)}
+    others = {key: text_array(values) for key, values in table.items() if key not in (path_column, label_column)}
     files = [path.parent / name for name in names]
     if not any(file.exists() for file in files):
         raise SourceError(f"none of the {len(files):,} images in {path} exists; the first would be {files[0]}")

@@ -13,6 +13,7 @@ from featx.errors import FeatxError, StoreError, listed
 from featx.learn.features import StoredFeatures
 from featx.learn.metrics import Metric
 from featx.learn.splits import Split, Tied, column_of, group_numbers, hold_out, is_numeric, refuse_parted, tie
+from featx.manifest import text_array
 from featx.store import FeatureStore
 
 Stores = FeatureStore | Sequence[FeatureStore]
@@ -157,14 +158,14 @@ def ask(
 def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
     """(n,) class names, the store's own or those of a column; or float64 where the labels are floats."""
     if isinstance(y, str):
-        return column_of(store, y, "label").astype(str)
+        return column_of(store, y, "label")
     labels = store.y if y is None else np.asarray(y)
     if labels is None:
         raise StoreError(f"{store.path.name} has no labels; give them: y=store.align('labels.csv'), or --labels")
     if labels.shape != (len(store),):
         raise StoreError(f"one label an image is needed: {store.path.name} has {len(store):,}, got {len(labels):,}")
     if labels.dtype.kind != "f":
-        return labels.astype(str)
+        return text_array([*map(str, labels.tolist())])
     if not np.isfinite(labels).all():
         raise StoreError(f"labels that are numbers are finite; got {labels[~np.isfinite(labels)][0]}")
     return labels.astype(np.float64)

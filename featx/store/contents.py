@@ -5,12 +5,15 @@ What is small is read at once; what grows with the images is decoded when it is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from featx.errors import StoreError
+from featx.manifest import text_array
 from featx.store import hdf5, layout
 from featx.store.compression import could_hold, filters_of
 from featx.store.hdf5 import Array
@@ -38,6 +41,13 @@ class NonFinite(NamedTuple):
     id: str
     layer: str
     what: str
+
+
+class Unpadded(NamedTuple):
+    """Texts: the UTF-8 of all in (bytes,) uint8, and in (n + 1,) uint64 where each begins and the last ends."""
+
+    content: Array
+    offsets: Array
 
 
 class Contents:
@@ -87,16 +97,19 @@ class Contents:
         if self.recipe.to_json() != text:
             raise hdf5.Malformed("the recipe has another form")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
+        if layout.version_for(tree) != mapped.seal.version:
+            raise hdf5.Malformed("another version's texts")
+        folded = {name: _folded(group) for name, group in groups.items()}
         for name, parts in _LAYOUT.items():
-            if tuple(groups[name]) != parts:
+            if tuple(folded[name]) != parts:
                 raise hdf5.Malformed(name)
         members = [layout.member(name) for name in self.recipe.layers]
         if [*groups["layers"]] != members or [*groups["checksums"]] != members:
             raise hdf5.Malformed("the layers are not the recipe's")
         self.layers = dict(zip(self.recipe.layers, groups["layers"].values(), strict=True))
         self.checksums = dict(zip(self.recipe.layers, groups["checksums"].values(), strict=True))
-        self._images, self._labels = groups["images"], groups.get("labels", {})
-        self._columns, self._failures, self._nonfinite = groups["columns"], groups["failures"], groups["nonfinite"]
+        self._images, self._labels = folded["images"], folded.get("labels", {})
+        self._columns, self._failures, self._nonfinite = folded["columns"], folded["failures"], folded["nonfinite"]
         self._check_shapes()
         others = [array for name, group in groups.items() if name != "layers" for array in group.values()]
         layout.check_places(self.layers, [recipe, *others], mapped.seal)
@@ -105,7 +118,7 @@ class Contents:
         self._check_values()
 
     def _check_shapes(self) -> None:
-        n = self._images["key"].shape[0] if self._images["key"].shape else 0
+        n = _count(self._images["key"])
         dtype = np.dtype(self.recipe.dtype).newbyteorder("<").str
         for name, array in self.layers.items():
             expected = (n, *self.recipe.taps[name]["shape"])
@@ -124,46 +137,46 @@ class Contents:
         _expect(self._images["key"], "<i8", (n,))
         _expect(self._images["digest"], "<u1", (n, 16))
         _expect(self._images["id"], "S", (n,))
-        for name, array in self._columns.items():
-            _expect(array, "S", (n,))
+        for name, text in self._columns.items():
+            _expect(text, "S", (n,))
             if layout.member(layout.member_name(name)) != name:
                 raise hdf5.Malformed("a column's name")
-        failed = self._failures["id"].shape
-        for array in self._failures.values():
-            _expect(array, "S", failed)
-        marked = self._nonfinite["row"].shape
-        _expect(self._nonfinite["row"], "<i8", marked)
-        _expect(self._nonfinite["layer"], "<i8", marked)
-        _expect(self._nonfinite["what"], "S", marked)
-        if len(failed) != 1 or len(marked) != 1:
-            raise hdf5.Malformed("the ledgers")
+        failed, marked = _count(self._failures["id"]), _count(self._nonfinite["row"])
+        for text in self._failures.values():
+            _expect(text, "S", (failed,))
+        for name, dtype in {"row": "<i8", "layer": "<i8", "what": "S"}.items():
+            _expect(self._nonfinite[name], dtype, (marked,))
         if tuple(self._labels) == ("value",):
             _expect(self._labels["value"], "<f8", (n,))
         elif tuple(self._labels) == ("classes", "code"):
             _expect(self._labels["code"], "<i8", (n,))
-            _expect(self._labels["classes"], "S", self._labels["classes"].shape[:1] or (0,))
+            _expect(self._labels["classes"], "S", (_count(self._labels["classes"]),))
         elif "labels" in self.mapped.tree:
             raise hdf5.Malformed("the labels")
 
     def _check_values(self) -> None:
         """Of datasets that are where they should be."""
-        array = self.mapped.array
+        array = self._values
         self.keys = np.array(array(self._images["key"]))
         in_order = np.sort(self.keys)
         if in_order[0] < 0 or in_order[-1] >= 2**53 or (in_order[1:] == in_order[:-1]).any():
             raise hdf5.Malformed("the keys")
+        groups = (self._images, self._labels, self._columns, self._failures, self._nonfinite)
+        for node in (node for group in groups for node in group.values()):
+            if isinstance(node, Unpadded):
+                _check_offsets(array(node.offsets), node.content.nbytes)
+            if _is_text(node) and not _is_ascii(array(node.content if isinstance(node, Unpadded) else node)):
+                self._text(node)
         _check_indices(array(self._nonfinite["row"]), len(self.keys))
         _check_indices(array(self._nonfinite["layer"]), len(self.layers))
         if "code" in self._labels:
-            classes = array(self._labels["classes"]).tolist()
+            classes = self._pieces(self._labels["classes"])
             _check_indices(array(self._labels["code"]), len(classes))
             if classes != sorted(set(classes)):
                 raise hdf5.Malformed("the classes")
-        groups = (self._images, self._labels, self._columns, self._failures, self._nonfinite)
-        for text in (node for group in groups for node in group.values() if node.dtype.startswith("S")):
-            if not _is_ascii(array(text)):
-                self._text(text)
-        if not _all_differ(array(self._images["id"])):
+        ids = self._images["id"]
+        pieces = self._pieces(ids) if isinstance(ids, Unpadded) else None
+        if not (_all_differ(array(ids)) if pieces is None else len(set(pieces)) == len(pieces)):
             raise hdf5.Malformed("the ids")
 
     def datasets(self) -> layout.Metadata:
@@ -175,33 +188,46 @@ class Contents:
             if name != "layers"
         }
 
-    def _text(self, array: Array) -> list[str]:
+    def _values(self, node: Array | Unpadded) -> np.ndarray:
+        return self.mapped.array(_array(node))
+
+    def _pieces(self, node: Array | Unpadded) -> list[bytes]:
+        """UTF-8 of each text."""
+        if not isinstance(node, Unpadded):
+            return self._values(node).tolist()
+        content, offsets = self._values(node.content), self._values(node.offsets).tolist()
+        return [content[start:stop].tobytes() for start, stop in pairwise(offsets)]
+
+    def _text(self, node: Array | Unpadded) -> list[str]:
         try:
-            return [value.decode() for value in self.mapped.array(array).tolist()]
+            return [piece.decode() for piece in self._pieces(node)]
         except UnicodeDecodeError as error:
             raise damaged(self.mapped.path, "a text is not UTF-8") from error
 
     @cached_property
     def ids(self) -> np.ndarray:
-        return np.array(self._text(self._images["id"]))
+        return text_array(self._text(self._images["id"]))
 
     @property
     def digests(self) -> np.ndarray:
-        return self.mapped.array(self._images["digest"])
+        return self._values(self._images["digest"])
 
     @cached_property
     def classes(self) -> np.ndarray | None:
-        return np.array(self._text(self._labels["classes"])) if "classes" in self._labels else None
+        return text_array(self._text(self._labels["classes"])) if "classes" in self._labels else None
 
     @cached_property
     def y(self) -> np.ndarray | None:
         if "value" in self._labels:
-            return np.array(self.mapped.array(self._labels["value"]))
-        return None if self.classes is None else self.classes[self.mapped.array(self._labels["code"])]
+            return np.array(self._values(self._labels["value"]))
+        if self.classes is None:
+            return None
+        names = self.classes.tolist()
+        return text_array([names[code] for code in self._values(self._labels["code"]).tolist()])
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
-        return {layout.member_name(name): np.array(self._text(array)) for name, array in self._columns.items()}
+        return {layout.member_name(name): text_array(self._text(text)) for name, text in self._columns.items()}
 
     @cached_property
     def failures(self) -> tuple[Failure, ...]:
@@ -209,11 +235,11 @@ class Contents:
 
     @cached_property
     def nonfinite(self) -> tuple[NonFinite, ...]:
-        rows, layers = (self.mapped.array(self._nonfinite[name]).tolist() for name in ("row", "layer"))
+        rows, layers = (self._values(self._nonfinite[name]).tolist() for name in ("row", "layer"))
         named = zip(rows, layers, self._text(self._nonfinite["what"]), strict=True)
         names = self.recipe.layers
         ids = self.ids if rows else ()
-        return tuple(NonFinite(ids[row].item(), names[layer], what) for row, layer, what in named)
+        return tuple(NonFinite(str(ids[row]), names[layer], what) for row, layer, what in named)
 
 
 def _array(node: object) -> Array:
@@ -222,10 +248,45 @@ def _array(node: object) -> Array:
     return node
 
 
-def _expect(array: Array, dtype: str, shape: tuple[int, ...]) -> None:
+def _folded(group: Mapping[str, Array]) -> dict[str, Array | Unpadded]:
+    """A group's datasets, with those that are one text's as one."""
+    found: dict[str, Array | Unpadded] = {}
+    for name, array in group.items():
+        base = name.removesuffix(layout.OFFSETS)
+        if base == name:
+            found[name] = array
+        elif [*found][-1:] != [base]:
+            raise hdf5.Malformed("offsets without texts before them")
+        else:
+            found[base] = Unpadded(_array(found[base]), array)
+    return found
+
+
+def _is_text(node: Array | Unpadded) -> bool:
+    return isinstance(node, Unpadded) or node.dtype.startswith("S")
+
+
+def _count(node: Array | Unpadded) -> int:
+    """Values or texts of a dataset; none where it has no shape to count them by."""
+    shape = node.offsets.shape if isinstance(node, Unpadded) else node.shape
+    return max(0, shape[0] - isinstance(node, Unpadded)) if shape else 0
+
+
+def _expect(node: Array | Unpadded, dtype: str, shape: tuple[int, ...]) -> None:
+    """`dtype` "S" is that of texts, padded or not."""
+    if isinstance(node, Unpadded) and dtype == "S":
+        _expect(node.content, "<u1", node.content.shape[:1] or (0,))
+        _expect(node.offsets, "<u8", (shape[0] + 1,))
+        return
+    array = _array(node)
     kind = array.dtype[: len(dtype)] if dtype == "S" else array.dtype
     if kind != dtype or array.shape != shape:
         raise hdf5.Malformed(f"a dataset should be {dtype} of shape {shape}")
+
+
+def _check_offsets(offsets: np.ndarray, nbytes: int) -> None:
+    if offsets[0] != 0 or offsets[-1] != nbytes or (offsets[1:] < offsets[:-1]).any():
+        raise hdf5.Malformed("the offsets of texts")
 
 
 def _is_ascii(texts: np.ndarray) -> bool:

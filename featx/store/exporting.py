@@ -108,7 +108,8 @@ def _write_parquet(file: BinaryIO, output: Path, store: FeatureStore, layers: li
     metadata = {"featx.recipe": store.recipe.to_json()}
     numbers = pyarrow.from_numpy_dtype(np.dtype(store.recipe.dtype))
     shapes = {name: store.recipe.taps[name]["shape"] for name in layers}
-    fields = [pyarrow.field(name, pyarrow.from_numpy_dtype(values.dtype)) for name, values in images.items()]
+    kinds = (pyarrow.string() if v.dtype.kind in "UO" else pyarrow.from_numpy_dtype(v.dtype) for v in images.values())
+    fields = [pyarrow.field(name, kind) for name, kind in zip(images, kinds, strict=True)]
     for name, shape in shapes.items():
         kind = pyarrow.list_(numbers, math.prod(shape))
         fields.append(pyarrow.field(name, kind, metadata={"shape": json.dumps(shape)}))

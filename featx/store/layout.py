@@ -16,14 +16,16 @@ import numpy as np
 import xxhash
 
 from featx.errors import StoreError
+from featx.manifest import is_padded
 from featx.store import hdf5
 from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import most_bytes
 from featx.store.recipe import Recipe
 
 FORMAT = "featx-store"
-VERSION = 1
-ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": VERSION}
+VERSIONS = (1, 2)  # the second has texts that are not padded
+ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": 1}
+OFFSETS = "@offsets"  # the end of a dataset's name; no `member` has an @
 MOST_RECIPE_BYTES = 4 * 2**20
 PAGE = 4096  # bytes; what a layer's offset is a multiple of, so that rows can be mapped
 FIRST_LAYER = 2 * PAGE
@@ -74,6 +76,7 @@ class Seal:
     """What the file's first page says; it is written last.
 
     size : bytes of the whole file
+    version : of the format
     metadata : where the layers end
     structure : where HDF5's objects begin
     identity : XXH3, 128 bits, of bytes 4,096 to 8,191 and `metadata` to `size`: of all but rows, and their checksums
@@ -84,9 +87,10 @@ class Seal:
     metadata: int
     structure: int
     identity: str
+    version: int = 1
 
     def to_bytes(self) -> bytes:
-        lines = [f"{FORMAT} {VERSION}", f"size {self.size}", f"metadata {self.metadata}"]
+        lines = [f"{FORMAT} {self.version}", f"size {self.size}", f"metadata {self.metadata}"]
         lines += [f"structure {self.structure}", f"identity {self.identity}"]
         text = "".join(f"{line}\n" for line in lines).encode()
         return (text + b"seal " + xxhash.xxh3_64_hexdigest(text).encode() + b"\n").ljust(PAGE, b"\0")
@@ -97,15 +101,27 @@ class Seal:
         found = _SEAL.match(page)
         if found is None:
             raise ValueError("no seal")
-        seal = cls(int(found[1]), int(found[2]), int(found[3]), found[4].decode())
+        version, size, metadata, structure = map(int, found.groups()[:4])
+        seal = cls(size, metadata, structure, found[5].decode(), version)
         if seal.to_bytes() != page or not FIRST_LAYER < seal.metadata < seal.structure < seal.size:
             raise ValueError("a damaged seal")
         return seal
 
 
 _SEAL = re.compile(
-    rb"featx-store 1\nsize (\d{1,18})\nmetadata (\d{1,18})\nstructure (\d{1,18})\nidentity ([0-9a-f]{32})\n"
+    rb"featx-store ([12])\nsize (\d{1,18})\nmetadata (\d{1,18})\nstructure (\d{1,18})\nidentity ([0-9a-f]{32})\n"
 )
+
+
+def attributes(version: int) -> dict[str, bytes | int]:
+    """Of the root."""
+    return {**ATTRIBUTES, "version": version}
+
+
+def version_for(tree: Mapping[str, Any]) -> int:
+    """The version of a file with these datasets."""
+    groups = (node for node in tree.values() if isinstance(node, Mapping))
+    return 2 if any(name.endswith(OFFSETS) for group in groups for name in group) else 1
 
 
 def version_of(page: bytes) -> int | None:
@@ -145,12 +161,13 @@ def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, by
     for name, node in metadata.items():
         tree[name] = placed(node) if isinstance(node, np.ndarray) else {key: placed(node[key]) for key in node}
     structure = start + len(rest)
-    superblock, objects = hdf5.emit(tree, ATTRIBUTES, PAGE, structure)
+    version = version_for(tree)
+    superblock, objects = hdf5.emit(tree, attributes(version), PAGE, structure)
     if len(objects) > most_bytes(structure):
         raise StoreError("there is more about the rows than in them; a store has larger rows, or fewer columns")
     rest.extend(objects)
     page = superblock.ljust(PAGE, b"\0")
-    return page, rest, Seal(start + len(rest), start, structure, identity_of(page, rest))
+    return page, rest, Seal(start + len(rest), start, structure, identity_of(page, rest), version)
 
 
 def check_places(layers: Mapping[str, Array], others: Sequence[Array], seal: Seal) -> None:
@@ -194,6 +211,16 @@ def strings(values: Sequence[str]) -> np.ndarray:
     """Fixed-length UTF-8, null-padded to the longest: no variable-length type is ever written."""
     encoded = [value.encode() for value in values]
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
+
+
+def texts(name: str, values: Sequence[str]) -> dict[str, np.ndarray]:
+    """The datasets of some texts: as `strings`; or the bytes of all, and the offsets between which each one's are."""
+    encoded = [value.encode() for value in values]
+    lengths = np.array([*map(len, encoded)], np.int64)
+    if is_padded(len(encoded), int(lengths.max(initial=0))):
+        return {name: strings(values)}
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<u8")  # (n + 1,)
+    return {name: np.frombuffer(b"".join(encoded), np.uint8), name + OFFSETS: offsets}
 
 
 def member(name: str) -> str:

@@ -58,8 +58,9 @@ class Mapped:
             raise StoreError(f"cannot open {path} as a store: it cannot be read ({error})") from error
         if (version := layout.version_of(page)) is None:
             raise StoreError(f"{path} is not a featx store; featx extract makes one")
-        if version != layout.VERSION:
-            raise StoreError(f"{path} has format version {version}; this featx reads {layout.VERSION}: update it")
+        if version not in layout.VERSIONS:
+            known = " and ".join(map(str, layout.VERSIONS))
+            raise StoreError(f"{path} has format version {version}; this featx reads {known}: update it")
         try:
             self.seal = layout.Seal.from_bytes(page)
         except ValueError as error:
@@ -71,7 +72,8 @@ class Mapped:
         if any(superblock_page[hdf5.SUPERBLOCK_BYTES :]):
             raise damaged(path, "there is something behind its superblock")
         try:
-            self.tree = parse(superblock, bytes(view[seal.structure :]), layout.PAGE, seal.structure, layout.ATTRIBUTES)
+            attributes = layout.attributes(seal.version)
+            self.tree = parse(superblock, bytes(view[seal.structure :]), layout.PAGE, seal.structure, attributes)
         except hdf5.Malformed as error:
             raise damaged(path, str(error)) from error
 

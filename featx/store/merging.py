@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from featx.errors import ImageError, RecipeError, RowsDifferWarning, StoreError, listed, warn
+from featx.manifest import text_array
 from featx.store.agreement import rounding_note
 from featx.store.contents import Failure
 from featx.store.files import refuse_existing
@@ -101,12 +102,17 @@ def merge(
             "several folders are, when they are extracted from a common parent)"
         )
     failures = {failure.id: ImageError(failure.code, failure.reason) for failure in _failures(opened)}
-    y = None if first.y is None else np.concatenate([store.y for store in opened])
-    columns = {name: np.concatenate([store.columns[name] for store in opened]) for name in first.columns}
     # images without a row have no label and no value in a column; what stands here for them is not written
-    if y is not None:
-        y = np.concatenate([y, np.zeros(len(failures), y.dtype)])
-    columns = {name: np.concatenate([values, [""] * len(failures)]) for name, values in columns.items()}
+    columns = {
+        name: text_array([text for store in opened for text in store.columns[name].tolist()] + [""] * len(failures))
+        for name in first.columns
+    }
+    labels = [label for store in opened if store.y is not None for label in store.y.tolist()]
+    y = None
+    if first.classes is not None:
+        y = text_array(labels + [""] * len(failures))
+    elif first.y is not None:
+        y = np.array(labels + [0.0] * len(failures))
     if discard:
         discard_unfinished(output)
     with StoreWriter(output, recipe, [*ids, *failures], y, columns) as writer:

@@ -39,7 +39,7 @@ def datasets(
         "recipe": layout.strings([recipe.to_json()]),
         "images": {
             "key": image_keys(ids, [digest.tobytes() for digest in digests]).astype("<i8"),
-            "id": layout.strings(ids),
+            **layout.texts("id", ids),
             "digest": digests,
         },
     }
@@ -47,11 +47,9 @@ def datasets(
         found["labels"] = {"value": y.astype("<f8")}
     elif y is not None:
         classes, codes = np.unique(y, return_inverse=True)
-        found["labels"] = {"classes": layout.strings(classes.tolist()), "code": codes.astype("<i8")}
-    found["columns"] = {layout.member(name): layout.strings(values.tolist()) for name, values in columns.items()}
-    found["failures"] = {
-        field: layout.strings([getattr(failure, field) for failure in failures]) for field in Failure._fields
-    }
+        found["labels"] = {**layout.texts("classes", classes.tolist()), "code": codes.astype("<i8")}
+    found["columns"] = _texts({layout.member(name): values.tolist() for name, values in columns.items()})
+    found["failures"] = _texts({field: [getattr(failure, field) for failure in failures] for field in Failure._fields})
     order = list(recipe.layers)
     marks = sorted((row, order.index(name), what) for (row, name), what in nonfinite.items())
     found["nonfinite"] = {
@@ -61,6 +59,10 @@ def datasets(
     }
     found["checksums"] = {layout.member(name): checksums[name].astype("<u8") for name in order}
     return found
+
+
+def _texts(columns: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    return {key: values for name, texts in columns.items() for key, values in layout.texts(name, texts).items()}
 
 
 def refuse_unstorable(
@@ -77,8 +79,6 @@ def refuse_unstorable(
         raise StoreError(
             f"a column's name has at most {_MOST_NAME_BYTES:,} bytes; {max(names, key=len)[:40]!r}... has more"
         )
-    if max(len(columns), len(recipe.taps)) > MOST_MEMBERS or sum(map(len, names)) > 4 * 2**20:
-        raise StoreError(f"a store has at most {MOST_MEMBERS:,} columns and as many layers; choose some")
     texts = {"ids": ids, **columns}
     if y is not None and y.dtype.kind != "f":
         texts["labels"] = y
@@ -90,3 +90,15 @@ def refuse_unstorable(
             joined.encode()
         except UnicodeEncodeError as error:
             raise StoreError(f"{what} hold text that is not Unicode: {error.object[error.start]!r}") from error
+    members = _texts({name: values.tolist() for name, values in zip(names, columns.values(), strict=True)})
+    if max(len(members), len(recipe.taps)) > MOST_MEMBERS or sum(map(len, members)) > 4 * 2**20:
+        raise StoreError(
+            f"a store has at most {MOST_MEMBERS:,} columns (half as many of long texts) and as many layers; choose some"
+        )
+
+
+def text_nbytes(ids: Sequence[str], y: np.ndarray | None, columns: Mapping[str, np.ndarray]) -> int:
+    """Bytes that the texts of n images and their codes take in the file."""
+    classes = [] if y is None or y.dtype.kind == "f" else np.unique(y).tolist()
+    texts = {"id": ids, "classes": classes} | {f"column {name}": values.tolist() for name, values in columns.items()}
+    return 8 * len(ids) + sum(values.nbytes for values in _texts(texts).values())

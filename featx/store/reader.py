@@ -43,6 +43,8 @@ class FeatureStore:
     classes : (k,) str, sorted, or None
     layers : names, "node:pool"
     columns : {name: (n,) str}, the manifest's other columns
+        Texts of which some are long have the dtype object, here as in `ids`, `y` and `classes`: each takes its own
+        length in memory.
     failures : the images that could not be read, as (id, code, reason)
     nonfinite : the rows that hold inf or NaN, as (id, layer, "inf" or "nan")
     digests : (n, 16) uint8, the content digest of each image

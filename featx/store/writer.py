@@ -136,11 +136,9 @@ class StoreWriter:
             os.ftruncate(self._file, 0)
             journal_path(self._output).unlink(missing_ok=True)
             files.fsync_folder(self._partial.parent)
-        texts = [layout.strings(self._ids), *self._columns.values(), *([] if self._y is None else [self._y])]
-        row_bytes = _METADATA_BYTES + len(self._layers) + sum(values.dtype.itemsize for values in texts)
-        files.reserve(
-            self._file, self._end, self._output, extra=len(self._ids) * row_bytes + min(SPARE_BYTES, self._end)
-        )
+        others = len(self._ids) * (_METADATA_BYTES + len(self._layers)) + min(SPARE_BYTES, self._end)
+        texts = metadata.text_nbytes(self._ids, self._y, self._columns)
+        files.reserve(self._file, self._end, self._output, extra=texts + others)
         if begun is None:
             self._fsync()
         else:
