@@ -140,6 +140,27 @@ def test_a_file_that_is_there_is_replaced_only_when_asked_even_one_of_the_parts(
     merged.verify()
 
 
+def test_only_what_this_merge_gives_is_taken_for_finished(tmp_path: Path) -> None:
+    parts = [_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3), {f"0000{3 * i}": "cut off"}) for i in range(2)]
+    merged = merge(parts, tmp_path / "m.h5")
+    assert merge(parts, tmp_path / "m.h5").identity == merge(parts, tmp_path / "m.h5", replace=True).identity
+    content = merged.path.read_bytes()
+    third = _write(tmp_path / "third.h5", _names(6, 9))
+    other_label = _write(tmp_path / "label.h5", _names(3, 6), {"00003": "cut off"}, y=np.array(["x", "y", "z"]))
+    other_column = _write(
+        tmp_path / "column.h5", _names(3, 6), {"00003": "cut off"}, columns={"site": np.array(["x", "y", "z"])}
+    )
+    readable = _write(tmp_path / "readable.h5", _names(3, 6))
+    for stores in (parts[::-1], [*parts, third], [parts[0], third], [parts[0], readable], [parts[0], other_label],
+                   [parts[0], other_column]):  # fmt: skip
+        with pytest.raises(StoreError, match="is there already"):
+            merge(stores, tmp_path / "m.h5")
+    (tmp_path / "copy.h5").write_bytes(parts[0].path.read_bytes())
+    with pytest.raises(StoreError, match="is there already"):
+        merge([parts[0], parts[0]], tmp_path / "copy.h5")
+    assert (tmp_path / "m.h5").read_bytes() == content
+
+
 def test_damaged_rows_are_not_copied(tmp_path: Path) -> None:
     first, second = (_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3)) for i in range(2))
     content = bytearray(second.path.read_bytes())

@@ -165,7 +165,7 @@ def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
     if labels.shape != (len(store),):
         raise StoreError(f"one label an image is needed: {store.path.name} has {len(store):,}, got {len(labels):,}")
     if labels.dtype.kind != "f":
-        return text_array([*map(str, labels.tolist())])
+        return text_array([*map(str, labels.tolist())]) if labels.dtype == object else labels.astype(str)
     if not np.isfinite(labels).all():
         raise StoreError(f"labels that are numbers are finite; got {labels[~np.isfinite(labels)][0]}")
     return labels.astype(np.float64)

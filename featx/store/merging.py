@@ -168,7 +168,7 @@ def _finished(stores: Sequence[FeatureStore], output: Path) -> FeatureStore | No
     except StoreError:
         return None
     parts = [store for store in stores if store.identity != merged.identity]
-    if not all(_holds(merged, part) for part in parts):
+    if len(parts) < len(stores) - 1 or not all(_holds(merged, part) for part in parts):
         return None
     if len(parts) == len(stores):
         ids = [name for part in parts for name in part.ids.tolist()]
