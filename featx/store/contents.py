@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featx.errors import StoreError
-from featx.manifest import text_array
+from featx.manifest import is_padded, text_array
 from featx.store import hdf5, layout
 from featx.store.compression import could_hold, filters_of
 from featx.store.hdf5 import Array
@@ -222,8 +222,8 @@ class Contents:
             return np.array(self._values(self._labels["value"]))
         if self.classes is None:
             return None
-        names = self.classes.tolist()
-        return text_array([names[code] for code in self._values(self._labels["code"]).tolist()])
+        codes, longest = self._values(self._labels["code"]), max(map(len, self.classes.tolist()), default=0)
+        return (self.classes if is_padded(len(codes), longest) else self.classes.astype(object))[codes]
 
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
@@ -249,13 +249,13 @@ def _array(node: object) -> Array:
 
 
 def _folded(group: Mapping[str, Array]) -> dict[str, Array | Unpadded]:
-    """A group's datasets, with those that are one text's as one."""
+    """A group's datasets, the two of texts that are not padded as one."""
     found: dict[str, Array | Unpadded] = {}
     for name, array in group.items():
         base = name.removesuffix(layout.OFFSETS)
         if base == name:
             found[name] = array
-        elif [*found][-1:] != [base]:
+        elif next(reversed(found), None) != base:
             raise hdf5.Malformed("offsets without texts before them")
         else:
             found[base] = Unpadded(_array(found[base]), array)
