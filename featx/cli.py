@@ -103,7 +103,7 @@ def _notes() -> Iterator[None]:
 
     def note(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
         if issubclass(category, RowsDifferWarning):
-            typer.echo(f"note: {message}", err=True)
+            typer.echo(f"note: {printable(message)}", err=True)
         else:
             show(message, category, *where, **rest)
 
@@ -309,7 +309,7 @@ def info(
     opened = FeatureStore(store)
     if other is not None:
         second = FeatureStore(other)
-        _print(difference_table(opened, second), together_text(opened, second))
+        _print(difference_table(opened, second), printable(together_text(opened, second)))
         return
     _print(store_table(opened))
     if notes := notes_text(opened):
