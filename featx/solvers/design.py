@@ -21,7 +21,7 @@ from torch import Tensor
 from featx.errors import FeatxError
 from featx.solvers.affine import Affine
 from featx.solvers.columns import Columns
-from featx.solvers.products import product
+from featx.solvers.products import eigenvectors, product
 
 _STRIPS = 8  # of a symmetric product, of which half is left out
 _UNEVEN = 1e5  # columns whose sizes differ by more are rotated in float64: in float32 the small would drown
@@ -125,11 +125,11 @@ class Primal:
     def _basis(self, moments: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squares and eigenvectors, the odd columns themselves last: there, the mean over their own scales."""
         if self.affine is None or not len(odd := self.affine.odd):
-            return torch.linalg.eigh(moments)
+            return eigenvectors(moments)
         rest = torch.ones(len(moments), dtype=torch.bool, device=moments.device)
         rest[odd] = False
         even = rest.nonzero()[:, 0]
-        spectrum, inner = torch.linalg.eigh(moments[even][:, even])
+        spectrum, inner = eigenvectors(moments[even][:, even])
         Q = moments.new_zeros(moments.shape)
         Q[even, : len(even)] = inner
         Q[odd, torch.arange(len(even), len(Q), device=odd.device)] = 1
@@ -193,7 +193,7 @@ class Dual:
     def __init__(self, columns: Columns, weights: np.ndarray, free: bool, low: torch.dtype | None) -> None:
         self.columns, self.n, self.d, self.free = columns, columns.n, columns.d, free
         self.most_rows = self.n
-        m, E = torch.linalg.eigh(_finite(_row_products(columns), columns.like))
+        m, E = eigenvectors(_finite(_row_products(columns), columns.like))
         kept = m > m[-1].clamp_min(torch.finfo(m.dtype).tiny) * len(m) * torch.finfo(m.dtype).eps
         kept[-1] = True  # one coordinate at least, though it be of rows that are all alike
         m, E, one = m[kept].clamp_min(0), E[:, kept], m.new_ones(int(free))

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from math import prod
 
@@ -33,6 +34,7 @@ from torch import Tensor
 from featx.solvers.design import Design
 from featx.solvers.losses import BlockLoss, Sums
 from featx.solvers.products import product
+from featx.solvers.threads import Team, worth_sharing
 
 _LEAST_ROWS = 256  # of a block
 # where problems were evaluated last
@@ -89,16 +91,31 @@ class Point:
     curvature: Tensor
 
 
+class _Part:
+    """What a pass is about on a piece of the rows.
+
+    problems : (b,) those that have weight there
+    coefficients : (b k, W) of the rows
+    intercept : (b, k or 1, 1), the free one
+    runs : where among all the problems these are
+    """
+
+    def __init__(self, problems: Tensor, coefficients: Tensor, intercept: Tensor) -> None:
+        self.problems, self.coefficients, self.intercept = problems, coefficients, intercept
+        self.runs = _runs(problems)
+
+
 class Objective:
     """Evaluates problems of a batch; keeps where they were evaluated last if low passes will be asked for (`anchored`).
 
-    Rows that weigh nothing in a problem cost it nothing, where enough of them are neighbours.
+    Rows that weigh nothing in a problem cost it nothing, where enough of them are neighbours. The blocks of a long pass
+    are shared among the threads of the team.
 
     block_scores : how many scores a block of rows has, about: they should stay in the cache between the two products
     """
 
-    def __init__(self, batch: Batch, block_scores: int, anchored: bool) -> None:
-        self.batch, self.block_scores, self.anchored = batch, block_scores, anchored
+    def __init__(self, batch: Batch, block_scores: int, anchored: bool, team: Team | None = None) -> None:
+        self.batch, self.block_scores, self.anchored, self.team = batch, block_scores, anchored, team or Team()
         design = batch.design
         B, k, n, D = len(batch), batch.k, design.n, len(design.spectrum)
         like = design.spectrum
@@ -110,9 +127,11 @@ class Objective:
         # a piece costs its problems a copy of their coordinates: of fewer rows, that is more than is saved
         self.pieces = _pieces(batch.weights > 0, max(_LEAST_ROWS, self.width))
         most = max(block_scores, B * k * min(n, _LEAST_ROWS))
-        self.work = like.new_empty(1 + anchored, most)  # fresh memory for each block costs more than the arithmetic
+        # each thread's own; fresh memory for each block costs more than the arithmetic
+        self.work = like.new_empty(self.team.size, 1 + anchored, most)
         if anchored:
-            self.low_work = torch.empty(most, dtype=design.low_rows(0, 1).dtype, device=like.device)
+            low = design.low_rows(0, 1).dtype
+            self.low_work = torch.empty(self.team.size, most, dtype=low, device=like.device)
             self.scores, self.residuals = like.new_empty(B, k, n), like.new_empty(B, k, n)  # without the free intercept
             self.coordinates, self.gradient, self.gap = (like.new_zeros(B, k, self.width) for _ in range(3))
             self.gap_start = like.new_zeros(B)
@@ -156,27 +175,13 @@ class Objective:
         inner, intercept = self._split(U)
         V = design.shared(inner, members)  # (b, k, W)
         G, low_G = torch.zeros_like(V), torch.zeros_like(V)
-        for chosen, blocks in self._parts(problems):
-            theirs, constant = problems[chosen], _of(intercept, chosen)
-            runs = _runs(theirs)
-            part, part_G, part_low_G = (_of(held, chosen).flatten(0, 1) for held in (V, G, low_G))
-            for block in blocks:
-                rows = design.rows(block.start, block.stop)
-                residuals = self._room(len(chosen), block)
-                scores = product(part, rows).view_as(residuals)
-                if self.anchored:
-                    for mine, kept in runs:
-                        self.scores[kept, :, block] = scores[mine]
-                scores += constant
-                self._add_loss(sums, chosen, theirs, block, scores, residuals)
-                part_G += product(residuals.flatten(0, 1), rows.T)
-                if self.anchored:
-                    for mine, kept in runs:
-                        self.residuals[kept, :, block] = residuals[mine]
-                    lowered = self._lowered(residuals).copy_(residuals).flatten(0, 1)
-                    part_low_G += lowered @ design.low_rows(block.start, block.stop)
-            _put(G, chosen, part_G)
-            _put(low_G, chosen, part_low_G)
+        for chosen, shares in self._parts(problems):
+            part = _Part(problems[chosen], _of(V, chosen).flatten(0, 1), _of(intercept, chosen))
+            for own, share_G, share_low_G in self.team.map(partial(self._exact_share, part), shares):
+                for total, more in zip(sums, own, strict=True):
+                    _add(total, chosen, more)
+                _add(G, chosen, share_G)
+                _add(low_G, chosen, share_low_G)
         gradient = design.own(G, members)
         if self.anchored:
             gap = gradient - design.own(low_G, members)
@@ -186,6 +191,27 @@ class Objective:
         if self.anchored and self.squares is not None:
             self.penalised[problems] = shrink
         return self._point(U, problems, sums, gradient, shrink)
+
+    def _exact_share(self, part: _Part, thread: int, blocks: list[slice]) -> tuple[Sums, Tensor, Tensor]:
+        """The blocks' sums and gradients, (b k, W) with exact and with low rows."""
+        design, b = self.batch.design, len(part.problems)
+        sums, G, low_G = self._sums(b), torch.zeros_like(part.coefficients), torch.zeros_like(part.coefficients)
+        for block in blocks:
+            rows = design.rows(block.start, block.stop)
+            residuals = self._room(b, block, thread)
+            scores = product(part.coefficients, rows).view_as(residuals)
+            if self.anchored:
+                for mine, kept in part.runs:
+                    self.scores[kept, :, block] = scores[mine]
+            scores += part.intercept
+            self._add_loss(sums, part.problems, block, scores, residuals)
+            G += product(residuals.flatten(0, 1), rows.T)
+            if self.anchored:
+                for mine, kept in part.runs:
+                    self.residuals[kept, :, block] = residuals[mine]
+                lowered = self._lowered(residuals, thread).copy_(residuals).flatten(0, 1)
+                low_G += lowered @ design.low_rows(block.start, block.stop)
+        return sums, G, low_G
 
     def low(self, U: Tensor, problems: Tensor) -> Point:
         """The same, with products in low precision, from where the problems were evaluated last."""
@@ -199,29 +225,36 @@ class Objective:
             self.penalised[problems] = shrink
         step = design.shared(step, members)
         change, step = torch.zeros_like(step), step.to(self.low_work.dtype)
-        for chosen, blocks in self._parts(problems):
-            theirs, constant = problems[chosen], _of(intercept, chosen)
-            runs = _runs(theirs)
-            part, part_change = (_of(held, chosen).flatten(0, 1) for held in (step, change))
-            for block in blocks:
-                rows = design.low_rows(block.start, block.stop)
-                scores, residuals = self._room(len(chosen), block, 1), self._room(len(chosen), block)
-                moved = self._lowered(scores)
-                torch.mm(part, rows.T, out=moved.flatten(0, 1))
-                for mine, kept in runs:
-                    held = self.scores[kept, :, block].add_(moved[mine])
-                    torch.add(held, constant[mine], out=scores[mine])
-                self._add_loss(sums, chosen, theirs, block, scores, residuals)
-                for mine, kept in runs:
-                    held = self.residuals[kept, :, block]
-                    torch.sub(residuals[mine], held, out=moved[mine])
-                    held.copy_(residuals[mine])
-                part_change += moved.flatten(0, 1) @ rows
-            _put(change, chosen, part_change)
+        for chosen, shares in self._parts(problems):
+            part = _Part(problems[chosen], _of(step, chosen).flatten(0, 1), _of(intercept, chosen))
+            for own, share_change in self.team.map(partial(self._low_share, part), shares):
+                for total, more in zip(sums, own, strict=True):
+                    _add(total, chosen, more)
+                _add(change, chosen, share_change)
         gradient = _of(self.gradient, problems) + design.own(change, members)
         sums.value.add_((_of(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
         self.coordinates[problems], self.gradient[problems] = inner, gradient
         return self._point(U, problems, sums, gradient, shrink)
+
+    def _low_share(self, part: _Part, thread: int, blocks: list[slice]) -> tuple[Sums, Tensor]:
+        """The blocks' sums, and the change of the gradient (b k, W)."""
+        b = len(part.problems)
+        sums, change = self._sums(b), torch.zeros_like(part.coefficients, dtype=self.scores.dtype)
+        for block in blocks:
+            rows = self.batch.design.low_rows(block.start, block.stop)
+            scores, residuals = self._room(b, block, thread, 1), self._room(b, block, thread)
+            moved = self._lowered(scores, thread)
+            torch.mm(part.coefficients, rows.T, out=moved.flatten(0, 1))
+            for mine, kept in part.runs:
+                held = self.scores[kept, :, block].add_(moved[mine])
+                torch.add(held, part.intercept[mine], out=scores[mine])
+            self._add_loss(sums, part.problems, block, scores, residuals)
+            for mine, kept in part.runs:
+                held = self.residuals[kept, :, block]
+                torch.sub(residuals[mine], held, out=moved[mine])
+                held.copy_(residuals[mine])
+            change += moved.flatten(0, 1) @ rows
+        return sums, change
 
     def adopt(self, problems: Tensor, others: Tensor) -> None:
         """Put problems where others of the same rows and classes were evaluated last."""
@@ -230,40 +263,42 @@ class Objective:
                 held = getattr(self, name)
                 held[to] = held[of]
 
-    def _parts(self, problems: Tensor) -> Iterator[tuple[Tensor, list[slice]]]:
-        """Pieces of the rows in blocks, and the positions of the problems that have weight there."""
-        folds = self.batch.fold[problems]
+    def _parts(self, problems: Tensor) -> Iterator[tuple[Tensor, list[list[slice]]]]:
+        """The positions of the problems that have weight in a piece of the rows, and each thread's blocks of it."""
+        folds, k, D = self.batch.fold[problems], self.batch.k, len(self.batch.design.spectrum)
         for piece, active in self.pieces:
             chosen = active[folds].nonzero()[:, 0]
             if len(chosen):
-                rows = max(_LEAST_ROWS, self.block_scores // (len(chosen) * self.batch.k))
-                rows = min(rows, self.batch.design.most_rows)
-                yield chosen, [slice(at, min(at + rows, piece.stop)) for at in range(piece.start, piece.stop, rows)]
+                n, size = piece.stop - piece.start, len(chosen) * k
+                threads = self.team.size if worth_sharing(4 * n * size * D) else 1
+                rows = min(max(_LEAST_ROWS, self.block_scores // size), self.batch.design.most_rows, -(-n // threads))
+                if threads > 1:  # as many blocks for each, of the same size
+                    rows = -(-n // (threads * -(-n // (threads * rows))))
+                blocks = [slice(at, min(at + rows, piece.stop)) for at in range(piece.start, piece.stop, rows)]
+                yield chosen, [blocks[thread::threads] for thread in range(min(threads, len(blocks)))]
 
     def _split(self, U: Tensor) -> tuple[Tensor, Tensor]:
         """(b, k, D) -> (b, k, W), and the free intercept (b, k, 1) or zeros."""
         inner = U[..., : self.width]
         return inner, U[..., self.width :] if self.batch.design.free else torch.zeros_like(U[..., :1])
 
-    def _room(self, b: int, block: slice, which: int = 0) -> Tensor:
+    def _room(self, b: int, block: slice, thread: int, which: int = 0) -> Tensor:
         """(b, k, m), of any content."""
         shape = (b, self.batch.k, block.stop - block.start)
-        return self.work[which, : prod(shape)].view(shape)
+        return self.work[thread, which, : prod(shape)].view(shape)
 
-    def _lowered(self, scores: Tensor) -> Tensor:
-        return self.low_work[: scores.numel()].view_as(scores)
+    def _lowered(self, scores: Tensor, thread: int) -> Tensor:
+        return self.low_work[thread, : scores.numel()].view_as(scores)
 
-    def _add_loss(
-        self, sums: Sums, chosen: Tensor, problems: Tensor, block: slice, scores: Tensor, residuals: Tensor
-    ) -> None:
-        """The block's share of the sums of those chosen, and their residuals (b, k, m)."""
+    def _add_loss(self, sums: Sums, problems: Tensor, block: slice, scores: Tensor, residuals: Tensor) -> None:
+        """The block's share of the sums of these problems (b,), and their residuals (b, k, m)."""
         batch = self.batch
         y, positive = batch.y[block], batch.positive[problems]
         weights = batch.weights[:, block][batch.fold[problems]]  # (b, m)
         if batch.factor is not None:
             weights *= torch.where(y == positive[:, None], batch.factor[problems][:, None], 1.0)
         for held, more in zip(sums, batch.loss(scores, y, weights, positive, residuals), strict=True):
-            held.index_add_(0, chosen, more)
+            held += more
 
     def _squared(self, U: Tensor, problems: Tensor, squares: Tensor) -> Tensor:
         """(b, k, W) times the square (F, W, W) of each problem's shift and scale."""
@@ -303,10 +338,12 @@ def _of(held: Tensor, which: Tensor) -> Tensor:
     return held if len(which) == len(held) else held[which]
 
 
-def _put(held: Tensor, which: Tensor, values: Tensor) -> None:
-    """What came of `_of`, changed, back in its place."""
-    if len(which) < len(held):
-        held[which] = values.view(len(which), *held.shape[1:])
+def _add(held: Tensor, which: Tensor, values: Tensor) -> None:
+    """Add to those `which` (sorted) of the problems."""
+    if len(which) == len(held):
+        held += values.view_as(held)
+    else:
+        held.index_add_(0, which, values.view(len(which), *held.shape[1:]))
 
 
 def _pieces(weighs: Tensor, least: int) -> list[tuple[slice, Tensor]]:

@@ -21,6 +21,7 @@ from featx.solvers.pairs import PAIRS
 from featx.solvers.problems import FREE, Loss, Problem, Solution, Status
 from featx.solvers.products import full_precision
 from featx.solvers.ridge import solve_ridge
+from featx.solvers.threads import Team, threads_for
 
 _LOW_FROM = 2**20  # elements of X from which low precision is worth its anchors
 _BLOCK = 2**19  # scores of a block of rows
@@ -145,26 +146,30 @@ def _solve_family(
     chunks = np.array_split(np.arange(len(family)), -(-len(family) // most))
 
     design: Design
-    if wide:
-        design = Dual(columns, weights, free, low)
-    else:
-        odd_squares = columns.like.new_zeros(1, 0)
-        if affine is not None and len(affine.odd):
-            odd_squares = _odd_squares(columns, family, affine)
-        design = Primal(columns, weights, free, affine, odd_squares, resident, low)
+    with threads_for(n * d * min(n, d) / 4):  # of a product while it is made
+        if wide:
+            design = Dual(columns, weights, free, low)
+        else:
+            odd_squares = columns.like.new_zeros(1, 0)
+            if affine is not None and len(affine.odd):
+                odd_squares = _odd_squares(columns, family, affine)
+            design = Primal(columns, weights, free, affine, odd_squares, resident, low)
     form: BlockLoss = softmax if k > 1 else logistic if loss is Loss.LOGISTIC else squared_hinge
     classes = np.searchsorted(family[0].live, y).clip(max=k - 1) if k > 1 else y
     targets = torch.tensor(classes, dtype=torch.int64, device=device)
-    for chunk in chunks:
-        members = [family[i] for i in chunk]
-        every = torch.from_numpy(chunk).to(device)
-        batch, totals = _batch(members, every, kept, design, form, k, targets, device, X.dtype)
-        objective = Objective(batch, _BLOCK_CUDA if device.type == "cuda" else _BLOCK, anchored=low is not None)
-        moves = np.stack([move_of(member.problem, shift) for member in members]) if free else None
-        null = _null(batch, free)
-        start = _start(members, null, batch, moves)
-        minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
-        yield from _pieces(members, every, minimum, design, totals, moves)
+    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    block_scores = _BLOCK if device.type == "cpu" else _BLOCK_CUDA
+    with threads_for(0), Team(threads) as team:
+        for chunk in chunks:
+            members = [family[i] for i in chunk]
+            every = torch.from_numpy(chunk).to(device)
+            batch, totals = _batch(members, every, kept, design, form, k, targets, device, X.dtype)
+            objective = Objective(batch, block_scores, low is not None, team)
+            moves = np.stack([move_of(member.problem, shift) for member in members]) if free else None
+            null = _null(batch, free)
+            start = _start(members, null, batch, moves)
+            minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
+            yield from _pieces(members, every, minimum, design, totals, moves)
 
 
 def _odd_squares(columns: Columns, family: list[Member], affine: Affine) -> Tensor:

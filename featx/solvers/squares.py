@@ -20,6 +20,7 @@ from torch import Tensor
 
 from featx.solvers.columns import weighted_mean
 from featx.solvers.problems import FREE, NONE, Problem
+from featx.solvers.products import eigenvectors
 
 _MOST = 2**23  # numbers of a block: more are no faster
 _UNEVEN = 1000.0  # columns whose sizes differ by more than this are solved without eigenvectors, which mix them
@@ -191,7 +192,7 @@ def _solved(G: Tensor, h: Tensor, l2: Tensor, rounding: float) -> Tensor:
                 W[:, l2 == value] = torch.cholesky_solve(W[:, l2 == value] / units[:, None], L) / units[:, None]
                 left &= l2 != value
     if left.any():
-        m, Q = torch.linalg.eigh(G)
+        m, Q = eigenvectors(G)
         W[:, left] = Q @ _divided(Q.T @ W[:, left], m, l2[left], rounding)
     return W
 
@@ -249,7 +250,7 @@ def _duals(rows: Rows, products: Tensor, group: list[int]) -> Iterator[_Dual]:
     else:
         K, y = products + rows.columns(problem)[2].square().sum(), rows.Y + rows.middle
     root, sy = s.sqrt()[:, None], s[:, None] * y
-    m, E = torch.linalg.eigh(root * K * root.T)
+    m, E = eigenvectors(root * K * root.T)
     l2 = torch.cat([rows.penalties(number) for number in group])
     turned = (E.T @ (root * y)).repeat(1, len(group))
     V = root * (E @ _divided(turned, m, l2, (rows.n + rows.d) * torch.finfo(m.dtype).eps))
