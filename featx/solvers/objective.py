@@ -22,7 +22,6 @@ This is iterative refinement; what is reported in the end always comes from an e
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -91,18 +90,19 @@ class Point:
     curvature: Tensor
 
 
+@dataclass(frozen=True)
 class _Part:
-    """What a pass is about on a piece of the rows.
+    """A thread's blocks of a piece of the rows, and which of a pass's problems have weight there.
 
-    problems : (b,) those that have weight there
-    coefficients : (b k, W) of the rows
-    intercept : (b, k or 1, 1), the free one
-    runs : where among all the problems these are
+    chosen : (c,) positions among the pass's problems
+    problems : (c,) which of all problems they are
+    runs : the same, neighbours together
     """
 
-    def __init__(self, problems: Tensor, coefficients: Tensor, intercept: Tensor) -> None:
-        self.problems, self.coefficients, self.intercept = problems, coefficients, intercept
-        self.runs = _runs(problems)
+    chosen: Tensor
+    problems: Tensor
+    runs: Runs
+    blocks: list[slice]
 
 
 class Objective:
@@ -175,13 +175,10 @@ class Objective:
         inner, intercept = self._split(U)
         V = design.shared(inner, members)  # (b, k, W)
         G, low_G = torch.zeros_like(V), torch.zeros_like(V)
-        for chosen, shares in self._parts(problems):
-            part = _Part(problems[chosen], _of(V, chosen).flatten(0, 1), _of(intercept, chosen))
-            for own, share_G, share_low_G in self.team.map(partial(self._exact_share, part), shares):
-                for total, more in zip(sums, own, strict=True):
-                    _add(total, chosen, more)
-                _add(G, chosen, share_G)
-                _add(low_G, chosen, share_low_G)
+        work = partial(self._exact_share, V, intercept)
+        for own, share_G, share_low_G in self.team.map(work, self._shares(problems)):
+            for total, more in zip((*sums, G, low_G), (*own, share_G, share_low_G), strict=True):
+                total += more
         gradient = design.own(G, members)
         if self.anchored:
             gap = gradient - design.own(low_G, members)
@@ -192,25 +189,31 @@ class Objective:
             self.penalised[problems] = shrink
         return self._point(U, problems, sums, gradient, shrink)
 
-    def _exact_share(self, part: _Part, thread: int, blocks: list[slice]) -> tuple[Sums, Tensor, Tensor]:
-        """The blocks' sums and gradients, (b k, W) with exact and with low rows."""
-        design, b = self.batch.design, len(part.problems)
-        sums, G, low_G = self._sums(b), torch.zeros_like(part.coefficients), torch.zeros_like(part.coefficients)
-        for block in blocks:
-            rows = design.rows(block.start, block.stop)
-            residuals = self._room(b, block, thread)
-            scores = product(part.coefficients, rows).view_as(residuals)
-            if self.anchored:
-                for mine, kept in part.runs:
-                    self.scores[kept, :, block] = scores[mine]
-            scores += part.intercept
-            self._add_loss(sums, part.problems, block, scores, residuals)
-            G += product(residuals.flatten(0, 1), rows.T)
-            if self.anchored:
-                for mine, kept in part.runs:
-                    self.residuals[kept, :, block] = residuals[mine]
-                lowered = self._lowered(residuals, thread).copy_(residuals).flatten(0, 1)
-                low_G += lowered @ design.low_rows(block.start, block.stop)
+    def _exact_share(
+        self, V: Tensor, intercept: Tensor, thread: int, parts: list[_Part]
+    ) -> tuple[Sums, Tensor, Tensor]:
+        """Of one thread's blocks: sums, and gradients with exact and with low rows, (b, k, W)."""
+        design, sums, G, low_G = self.batch.design, self._sums(len(V)), torch.zeros_like(V), torch.zeros_like(V)
+        for part in parts:
+            coefficients, constant = _of(V, part.chosen).flatten(0, 1), _of(intercept, part.chosen)
+            part_G, part_low_G = (_of(held, part.chosen).flatten(0, 1) for held in (G, low_G))
+            for block in part.blocks:
+                rows = design.rows(block.start, block.stop)
+                residuals = self._room(len(part.chosen), block, thread)
+                scores = product(coefficients, rows).view_as(residuals)
+                if self.anchored:
+                    for mine, kept in part.runs:
+                        self.scores[kept, :, block] = scores[mine]
+                scores += constant
+                self._add_loss(sums, part, block, scores, residuals)
+                part_G += product(residuals.flatten(0, 1), rows.T)
+                if self.anchored:
+                    for mine, kept in part.runs:
+                        self.residuals[kept, :, block] = residuals[mine]
+                    lowered = self._lowered(residuals, thread).copy_(residuals).flatten(0, 1)
+                    part_low_G += lowered @ design.low_rows(block.start, block.stop)
+            _put(G, part.chosen, part_G)
+            _put(low_G, part.chosen, part_low_G)
         return sums, G, low_G
 
     def low(self, U: Tensor, problems: Tensor) -> Point:
@@ -225,35 +228,36 @@ class Objective:
             self.penalised[problems] = shrink
         step = design.shared(step, members)
         change, step = torch.zeros_like(step), step.to(self.low_work.dtype)
-        for chosen, shares in self._parts(problems):
-            part = _Part(problems[chosen], _of(step, chosen).flatten(0, 1), _of(intercept, chosen))
-            for own, share_change in self.team.map(partial(self._low_share, part), shares):
-                for total, more in zip(sums, own, strict=True):
-                    _add(total, chosen, more)
-                _add(change, chosen, share_change)
+        work = partial(self._low_share, step, intercept)
+        for own, share_change in self.team.map(work, self._shares(problems)):
+            for total, more in zip((*sums, change), (*own, share_change), strict=True):
+                total += more
         gradient = _of(self.gradient, problems) + design.own(change, members)
         sums.value.add_((_of(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
         self.coordinates[problems], self.gradient[problems] = inner, gradient
         return self._point(U, problems, sums, gradient, shrink)
 
-    def _low_share(self, part: _Part, thread: int, blocks: list[slice]) -> tuple[Sums, Tensor]:
-        """The blocks' sums, and the change of the gradient (b k, W)."""
-        b = len(part.problems)
-        sums, change = self._sums(b), torch.zeros_like(part.coefficients, dtype=self.scores.dtype)
-        for block in blocks:
-            rows = self.batch.design.low_rows(block.start, block.stop)
-            scores, residuals = self._room(b, block, thread, 1), self._room(b, block, thread)
-            moved = self._lowered(scores, thread)
-            torch.mm(part.coefficients, rows.T, out=moved.flatten(0, 1))
-            for mine, kept in part.runs:
-                held = self.scores[kept, :, block].add_(moved[mine])
-                torch.add(held, part.intercept[mine], out=scores[mine])
-            self._add_loss(sums, part.problems, block, scores, residuals)
-            for mine, kept in part.runs:
-                held = self.residuals[kept, :, block]
-                torch.sub(residuals[mine], held, out=moved[mine])
-                held.copy_(residuals[mine])
-            change += moved.flatten(0, 1) @ rows
+    def _low_share(self, step: Tensor, intercept: Tensor, thread: int, parts: list[_Part]) -> tuple[Sums, Tensor]:
+        """Of one thread's blocks: sums, and the change of the gradient (b, k, W)."""
+        sums, change = self._sums(len(step)), torch.zeros_like(step, dtype=self.scores.dtype)
+        for part in parts:
+            coefficients, constant = _of(step, part.chosen).flatten(0, 1), _of(intercept, part.chosen)
+            part_change = _of(change, part.chosen).flatten(0, 1)
+            for block in part.blocks:
+                rows, b = self.batch.design.low_rows(block.start, block.stop), len(part.chosen)
+                scores, residuals = self._room(b, block, thread, 1), self._room(b, block, thread)
+                moved = self._lowered(scores, thread)
+                torch.mm(coefficients, rows.T, out=moved.flatten(0, 1))
+                for mine, kept in part.runs:
+                    held = self.scores[kept, :, block].add_(moved[mine])
+                    torch.add(held, constant[mine], out=scores[mine])
+                self._add_loss(sums, part, block, scores, residuals)
+                for mine, kept in part.runs:
+                    held = self.residuals[kept, :, block]
+                    torch.sub(residuals[mine], held, out=moved[mine])
+                    held.copy_(residuals[mine])
+                part_change += moved.flatten(0, 1) @ rows
+            _put(change, part.chosen, part_change)
         return sums, change
 
     def adopt(self, problems: Tensor, others: Tensor) -> None:
@@ -263,19 +267,25 @@ class Objective:
                 held = getattr(self, name)
                 held[to] = held[of]
 
-    def _parts(self, problems: Tensor) -> Iterator[tuple[Tensor, list[list[slice]]]]:
-        """The positions of the problems that have weight in a piece of the rows, and each thread's blocks of it."""
+    def _shares(self, problems: Tensor) -> list[list[_Part]]:
+        """What each thread does in a pass."""
         folds, k, D = self.batch.fold[problems], self.batch.k, len(self.batch.design.spectrum)
-        for piece, active in self.pieces:
-            chosen = active[folds].nonzero()[:, 0]
-            if len(chosen):
-                n, size = piece.stop - piece.start, len(chosen) * k
-                threads = self.team.size if worth_sharing(4 * n * size * D) else 1
-                rows = min(max(_LEAST_ROWS, self.block_scores // size), self.batch.design.most_rows, -(-n // threads))
-                if threads > 1:  # as many blocks for each, of the same size
-                    rows = -(-n // (threads * -(-n // (threads * rows))))
-                blocks = [slice(at, min(at + rows, piece.stop)) for at in range(piece.start, piece.stop, rows)]
-                yield chosen, [blocks[thread::threads] for thread in range(min(threads, len(blocks)))]
+        pieces = [(piece, active[folds].nonzero()[:, 0]) for piece, active in self.pieces]
+        flop = 4 * k * D * sum((piece.stop - piece.start) * len(chosen) for piece, chosen in pieces)
+        threads = self.team.size if worth_sharing(flop) else 1
+        shares: list[list[_Part]] = [[] for _ in range(threads)]
+        for piece, chosen in pieces:
+            if not len(chosen):
+                continue
+            n = piece.stop - piece.start
+            rows = min(max(_LEAST_ROWS, self.block_scores // (len(chosen) * k)), self.batch.design.most_rows)
+            if threads > 1:  # as many blocks for each thread, of the same size
+                rows = -(-n // (threads * -(-n // (threads * rows))))
+            blocks = [slice(at, min(at + rows, piece.stop)) for at in range(piece.start, piece.stop, rows)]
+            theirs = problems[chosen]
+            for thread, share in enumerate(shares):
+                share.append(_Part(chosen, theirs, _runs(theirs), blocks[thread::threads]))
+        return shares
 
     def _split(self, U: Tensor) -> tuple[Tensor, Tensor]:
         """(b, k, D) -> (b, k, W), and the free intercept (b, k, 1) or zeros."""
@@ -290,15 +300,15 @@ class Objective:
     def _lowered(self, scores: Tensor, thread: int) -> Tensor:
         return self.low_work[thread, : scores.numel()].view_as(scores)
 
-    def _add_loss(self, sums: Sums, problems: Tensor, block: slice, scores: Tensor, residuals: Tensor) -> None:
-        """The block's share of the sums of these problems (b,), and their residuals (b, k, m)."""
+    def _add_loss(self, sums: Sums, part: _Part, block: slice, scores: Tensor, residuals: Tensor) -> None:
+        """The block's share of the sums of the part's problems, and their residuals (c, k, m)."""
         batch = self.batch
-        y, positive = batch.y[block], batch.positive[problems]
-        weights = batch.weights[:, block][batch.fold[problems]]  # (b, m)
+        y, positive = batch.y[block], batch.positive[part.problems]
+        weights = batch.weights[:, block][batch.fold[part.problems]]  # (c, m)
         if batch.factor is not None:
-            weights *= torch.where(y == positive[:, None], batch.factor[problems][:, None], 1.0)
+            weights *= torch.where(y == positive[:, None], batch.factor[part.problems][:, None], 1.0)
         for held, more in zip(sums, batch.loss(scores, y, weights, positive, residuals), strict=True):
-            held += more
+            held.index_add_(0, part.chosen, more)
 
     def _squared(self, U: Tensor, problems: Tensor, squares: Tensor) -> Tensor:
         """(b, k, W) times the square (F, W, W) of each problem's shift and scale."""
@@ -338,12 +348,10 @@ def _of(held: Tensor, which: Tensor) -> Tensor:
     return held if len(which) == len(held) else held[which]
 
 
-def _add(held: Tensor, which: Tensor, values: Tensor) -> None:
-    """Add to those `which` (sorted) of the problems."""
-    if len(which) == len(held):
-        held += values.view_as(held)
-    else:
-        held.index_add_(0, which, values.view(len(which), *held.shape[1:]))
+def _put(held: Tensor, which: Tensor, values: Tensor) -> None:
+    """What came of `_of`, changed, back in its place."""
+    if len(which) < len(held):
+        held[which] = values.view(len(which), *held.shape[1:])
 
 
 def _pieces(weighs: Tensor, least: int) -> list[tuple[slice, Tensor]]:
