@@ -5,6 +5,7 @@ Beneath `forward`, which joins it to images.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import OrderedDict
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import torch
 from featx.backbones import Backbone, Preprocessing, Tap, TappedNetwork, recall
 from featx.errors import FeatxError
 from featx.images import Batch
+from featx.solvers.threads import threads_for
 from featx.store import Recipe
 
 
@@ -33,10 +35,11 @@ class Passes:
     """Batches through the network: in one pass each; in halves, quarters ... where a GPU's memory does not suffice.
 
     rows : images a pass
+    few : whether there are so few images that one thread of the CPU is enough
     """
 
-    def __init__(self, network: TappedNetwork, rows: int, on_gpu: bool) -> None:
-        self._network, self._rows, self._on_gpu = network, rows, on_gpu
+    def __init__(self, network: TappedNetwork, rows: int, on_gpu: bool, few: bool) -> None:
+        self._network, self._rows, self._on_gpu, self._few = network, rows, on_gpu, few
 
     def start(self, batch: Batch) -> Rows:
         """Send a batch to the device, and its rows back; on a GPU this does not wait for them.
@@ -51,7 +54,8 @@ class Passes:
         pixels = torch.from_numpy(batch.pixels)
         while True:
             try:
-                parts = [self._network(part) for part in pixels.split(self._rows)]
+                with threads_for(0) if self._few else contextlib.nullcontext():
+                    parts = [self._network(part) for part in pixels.split(self._rows)]
                 break
             except torch.OutOfMemoryError as error:
                 if self._rows == 1:

@@ -275,17 +275,19 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
         from featx.learn.kernels import Rows
         from featx.learn.kernels import unit as unit_rows
         from featx.solvers.machine import device_of
+        from featx.solvers.threads import threads_for
 
         X = validate_data(self, dense(self, X), dtype=[np.float64, np.float32], order="C", reset=False)
         cosine = self.metric == "cosine"
         A = torch.from_numpy(self.centroids_ / (1 if unit is None else unit)).to(device_of(self.device))
         rows = Rows(unit_rows(A) if cosine else A, squared=not cosine)
         scores = np.empty((len(X), len(A)))
-        for start in range(0, len(X), _ROWS):
-            part = X[start : start + _ROWS]
-            Y = torch.from_numpy(part / unit if unit is not None else np.array(part)).to(A)
-            values = rows.of(unit_rows(Y)) if cosine else rows.of(Y).neg_()
-            scores[start : start + _ROWS] = values.cpu().numpy()
+        with threads_for(2 * _ROWS * A.numel()):
+            for start in range(0, len(X), _ROWS):
+                part = X[start : start + _ROWS]
+                Y = torch.from_numpy(part / unit if unit is not None else np.array(part)).to(A)
+                values = rows.of(unit_rows(Y)) if cosine else rows.of(Y).neg_()
+                scores[start : start + _ROWS] = values.cpu().numpy()
         return scores
 
 
@@ -314,12 +316,14 @@ def _sums(X: np.ndarray, weights: np.ndarray, fold: Fold, cosine: bool, device: 
 
     from featx.learn.kernels import rows_of, unit
     from featx.solvers.machine import device_of
+    from featx.solvers.threads import threads_for
 
     W = torch.from_numpy(weights).to(device_of(device))
     total = W.new_zeros(len(W), X.shape[1])
-    for start in range(0, len(X), _ROWS):
-        part = np.arange(start, min(len(X), start + _ROWS))
-        rows = rows_of(X, part, fold) if cosine else X[part]
-        Y = torch.from_numpy(rows).to(W)
-        total += W[:, start : start + _ROWS] @ (unit(Y) if cosine else Y)
+    with threads_for(2 * len(W) * _ROWS * X.shape[1]):
+        for start in range(0, len(X), _ROWS):
+            part = np.arange(start, min(len(X), start + _ROWS))
+            rows = rows_of(X, part, fold) if cosine else X[part]
+            Y = torch.from_numpy(rows).to(W)
+            total += W[:, start : start + _ROWS] @ (unit(Y) if cosine else Y)
     return total.cpu().numpy()

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from featx.learn.folds import Fold
 from featx.solvers.products import full_precision, product
+from featx.solvers.threads import threads_for
 
-_BLOCK = 1 << 22  # numbers in a block of a matrix that is looked at once
+BLOCK = 1 << 22  # numbers in a block of a matrix that is looked at once
 _CHUNK = 1 << 17  # in the part of a block that several elementwise steps go over, one after the other
 _SAMPLE = 512  # rows, at least, that the middle of all is taken from
 
@@ -102,12 +103,14 @@ class Rows:
         return block
 
     def _between(self, Y: Tensor, squares: Tensor | None, columns: slice) -> Tensor:
-        with full_precision():
-            block = product(Y, self.Z[columns])  # (m, n)
+        Z = self.Z[columns]
+        with full_precision(), threads_for(2 * len(Y) * Z.numel()):
+            block = product(Y, Z)  # (m, n)
         if squares is None or self.squares is None:
             return block
-        for part, own in zip(block.split(_chunk(block)), squares.split(_chunk(block)), strict=True):
-            part.mul_(-2).add_(self.squares[columns]).add_(own[:, None]).clamp_(min=0)
+        with threads_for(0):
+            for part, own in zip(block.split(_chunk(block)), squares.split(_chunk(block)), strict=True):
+                part.mul_(-2).add_(self.squares[columns]).add_(own[:, None]).clamp_(min=0)
         return block
 
 
@@ -184,7 +187,7 @@ def rows_of(X: np.ndarray, positions: np.ndarray, fold: Fold) -> np.ndarray:
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
     """Slices of rows of which a matrix of so many columns is a block."""
-    step = max(16, _BLOCK // max(1, columns))
+    step = max(16, BLOCK // max(1, columns))
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
 

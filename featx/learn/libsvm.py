@@ -228,6 +228,7 @@ def decisions(blocks: Iterator[tuple[slice, Tensor]], rows: int, kernel: Kernel,
     import torch
 
     from featx.solvers.products import full_precision
+    from featx.solvers.threads import threads_for
 
     answers = [np.empty((rows, len(machine.intercept))) for machine in machines]
     stacked: Tensor | None = None
@@ -241,8 +242,9 @@ def decisions(blocks: Iterator[tuple[slice, Tensor]], rows: int, kernel: Kernel,
         for answer, machine, offset in zip(answers, machines, offsets, strict=False):
             for span in machine.spans:
                 if (span.start, span.stop) not in sums:  # all machines that have these rows as a class, at once
-                    with full_precision():
-                        sums[span.start, span.stop] = (K[:, span] @ stacked[:, span].T).double().cpu().numpy()
+                    left, right = K[:, span], stacked[:, span]
+                    with full_precision(), threads_for(2 * len(left) * right.numel()):
+                        sums[span.start, span.stop] = (left @ right.T).double().cpu().numpy()
             of = [sums[span.start, span.stop][:, offset : offset + len(machine.dual)] for span in machine.spans]
             if len(of) == 1:
                 answer[part] = of[0] + machine.intercept

@@ -284,8 +284,9 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     def _nearest(self, X: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
-        from featx.learn.kernels import Rows, blocks, unit
+        from featx.learn.kernels import BLOCK, Rows, blocks, unit
         from featx.solvers.machine import device_of
+        from featx.solvers.threads import threads_for
 
         metric = self.effective_metric_
         cosine, p = metric == "cosine", float(self.effective_metric_params_.get("p", _NORMS.get(metric, 2)))
@@ -294,18 +295,19 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         A = unit(A) if cosine else A
         rows = Rows(A if cosine else A.clone(), squared=not cosine) if p == 2 else None
         distances, positions = np.empty((len(X), k)), np.empty((len(X), k), np.int64)
-        for part in blocks(len(X), len(A)):
-            Y = torch.from_numpy(np.array(X[part])).to(A)
-            Y = unit(Y) if cosine else Y
-            block = torch.cdist(Y, A, p) if rows is None else rows.of(Y.clone())
-            block = block.neg_().add_(1).clamp_(0, 2) if cosine else block
-            near = _candidates(block, min(len(A), k + _SPARE), k)
-            distance = _exact(Y, A, near, None if cosine else p)
-            # by distance, and by position where two are equal
-            near, order = near.sort(dim=1)
-            distance, again = distance.gather(1, order).sort(dim=1, stable=True)
-            distances[part] = distance[:, :k].cpu().numpy()
-            positions[part] = near.gather(1, again)[:, :k].cpu().numpy()
+        with threads_for(2 * min(len(X) * len(A), BLOCK) * A.shape[1]):
+            for part in blocks(len(X), len(A)):
+                Y = torch.from_numpy(np.array(X[part])).to(A)
+                Y = unit(Y) if cosine else Y
+                block = torch.cdist(Y, A, p) if rows is None else rows.of(Y.clone())
+                block = block.neg_().add_(1).clamp_(0, 2) if cosine else block
+                near = _candidates(block, min(len(A), k + _SPARE), k)
+                distance = _exact(Y, A, near, None if cosine else p)
+                # by distance, and by position where two are equal
+                near, order = near.sort(dim=1)
+                distance, again = distance.gather(1, order).sort(dim=1, stable=True)
+                distances[part] = distance[:, :k].cpu().numpy()
+                positions[part] = near.gather(1, again)[:, :k].cpu().numpy()
         return distances, positions
 
     kneighbors_graph = TheirKNeighborsClassifier.kneighbors_graph  # of what `kneighbors` finds

@@ -5,15 +5,17 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featx.display import printable
 from featx.errors import readable
-from featx.extraction import Plan
 from featx.progress import Progress
 from featx.report.columns import PlainTable
 from featx.report.interchange import json_text
 from featx.store import FeatureStore
+
+if TYPE_CHECKING:  # the networks' libraries, which a search does not need, take seconds to import
+    from featx.extraction import Plan
 
 _SECONDS_BETWEEN_LINES = 1.0
 

@@ -17,14 +17,17 @@ from torch import Tensor
 
 from featx.solvers.problems import FREE, Problem, Solution, Status
 from featx.solvers.squares import Found, Rows, solve_squares
+from featx.solvers.threads import threads_for
 
 
 def solve_ridge(
     X: np.ndarray, Y: np.ndarray, problems: Sequence[Problem], device: torch.device, budget_bytes: int
 ) -> list[Solution]:
     """`featx.solvers.solve` for squared errors, Y (n, k)."""
-    rows = Rows(X, Y, problems, device, budget_bytes)
-    return _certified(rows, solve_squares(rows))
+    (n, d), k = X.shape, Y.shape[1]
+    with threads_for(n * (d + k) * min(n, d)):  # of a product, about
+        rows = Rows(X, Y, problems, device, budget_bytes)
+        return _certified(rows, solve_squares(rows))
 
 
 def _certified(rows: Rows, found: list[Found]) -> list[Solution]:
