@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,10 @@ FOLDS = 5
 WIDTHS = (1280, 320, 192, 112, 80)
 
 
-def write_layers(path: Path, X: np.ndarray, y: np.ndarray) -> None:
-    """A store of five layers: the rows, and seeded random projections of them."""
+def write_layers(path: Path, X: np.ndarray, y: np.ndarray, widths: Sequence[int] = WIDTHS) -> None:
+    """A store of some layers: the rows, and seeded random projections of them."""
     rng = np.random.default_rng(3)
-    layers = {f"layer{i}:avg": width for i, width in enumerate(WIDTHS)}
+    layers = {f"layer{i}:avg": width for i, width in enumerate(widths)}
     taps = {
         name: {"node": name.split(":")[0], "pool": "avg", "layout": "bchw", "shape": [width]}
         for name, width in layers.items()
