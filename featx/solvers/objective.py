@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,7 +97,7 @@ class _Part:
 
     chosen : (c,) positions among the pass's problems
     problems : (c,) which of all problems they are
-    runs : the same, neighbours together
+    runs : the same, neighbours together, if there is something to keep of them
     """
 
     chosen: Tensor
@@ -171,14 +172,10 @@ class Objective:
 
     def exact(self, U: Tensor, problems: Tensor) -> Point:
         """(b, k, D) coordinates of some problems, and which they are (b,)."""
-        design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
+        design, members = self.batch.design, self.batch.member[problems]
         inner, intercept = self._split(U)
-        V = design.shared(inner, members)  # (b, k, W)
-        G, low_G = torch.zeros_like(V), torch.zeros_like(V)
-        work = partial(self._exact_share, V, intercept)
-        for own, share_G, share_low_G in self.team.map(work, self._shares(problems)):
-            for total, more in zip((*sums, G, low_G), (*own, share_G, share_low_G), strict=True):
-                total += more
+        work = partial(self._exact_share, design.shared(inner, members), intercept)
+        sums, G, low_G = _total(self.team.map(work, self._shares(problems)))
         gradient = design.own(G, members)
         if self.anchored:
             gap = gradient - design.own(low_G, members)
@@ -218,7 +215,7 @@ class Objective:
 
     def low(self, U: Tensor, problems: Tensor) -> Point:
         """The same, with products in low precision, from where the problems were evaluated last."""
-        design, members, sums = self.batch.design, self.batch.member[problems], self._sums(len(U))
+        design, members = self.batch.design, self.batch.member[problems]
         inner, intercept = self._split(U)
         step = inner - _of(self.coordinates, problems)
         shrink = inner
@@ -226,12 +223,8 @@ class Objective:
             more = self._squared(step.to(self.low_work.dtype), problems, self.low_squares)
             shrink = _of(self.penalised, problems) + step + more
             self.penalised[problems] = shrink
-        step = design.shared(step, members)
-        change, step = torch.zeros_like(step), step.to(self.low_work.dtype)
-        work = partial(self._low_share, step, intercept)
-        for own, share_change in self.team.map(work, self._shares(problems)):
-            for total, more in zip((*sums, change), (*own, share_change), strict=True):
-                total += more
+        work = partial(self._low_share, design.shared(step, members).to(self.low_work.dtype), intercept)
+        sums, change = _total(self.team.map(work, self._shares(problems)))
         gradient = _of(self.gradient, problems) + design.own(change, members)
         sums.value.add_((_of(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
         self.coordinates[problems], self.gradient[problems] = inner, gradient
@@ -283,8 +276,9 @@ class Objective:
                 rows = -(-n // (threads * -(-n // (threads * rows))))
             blocks = [slice(at, min(at + rows, piece.stop)) for at in range(piece.start, piece.stop, rows)]
             theirs = problems[chosen]
+            runs = _runs(theirs) if self.anchored else []
             for thread, share in enumerate(shares):
-                share.append(_Part(chosen, theirs, _runs(theirs), blocks[thread::threads]))
+                share.append(_Part(chosen, theirs, runs, blocks[thread::threads]))
         return shares
 
     def _split(self, U: Tensor) -> tuple[Tensor, Tensor]:
@@ -346,6 +340,15 @@ class Objective:
 def _of(held: Tensor, which: Tensor) -> Tensor:
     """Those `which` (sorted) of the problems; no copy where that is all."""
     return held if len(which) == len(held) else held[which]
+
+
+def _total(shares: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Sums and gradients of all shares, added up."""
+    (sums, *gradients), *rest = shares
+    for more_sums, *more in rest:
+        for total, part in zip((*sums, *gradients), (*more_sums, *more), strict=True):
+            total += part
+    return sums, *gradients
 
 
 def _put(held: Tensor, which: Tensor, values: Tensor) -> None:
