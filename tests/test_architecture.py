@@ -136,7 +136,9 @@ print(json.dumps([seconds, sorted({"torch", "sklearn", "h5py", "numpy", "PIL"} &
     assert all(heavy == [] for _, heavy in runs)
 
 
-@pytest.mark.parametrize("first", ["import featx.learn", "import featx; featx.FeatureStore", "import featx.store"])
+@pytest.mark.parametrize(
+    "first", ["import featx.learn, featx.report", "import featx; featx.FeatureStore", "import featx.store"]
+)
 def test_learning_and_reading_a_store_do_not_load_torch(first):
     assert fresh_python(f"{first}\nimport sys\nprint(int('torch' in sys.modules))") == 0
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from featx import forward, passes
-from featx.backbones import EAGER, Backbone, Choice, Preprocessing, backbone
+from featx.backbones import EAGER, Backbone, Choice, Preprocessing, TappedNetwork, backbone
 from featx.errors import BackboneError, FeatxError, LayerError
 from featx.forward import settle, stream
 
@@ -127,6 +127,21 @@ def test_a_recipe_alone_gives_the_rows_again(network, three_threads):
     after, _, _ = computed(images, Recipe.from_json(recipe.to_json()))
     for position in before:
         assert_bitwise_equal(after[position], before[position])
+
+
+@pytest.mark.parametrize("n, kept, threads", [(8, False, 1), (9, False, 3), (8, True, 3)])
+def test_a_few_images_are_predicted_by_one_thread_and_those_of_a_store_by_as_many_as_recorded(
+    n, kept, threads, network, three_threads, monkeypatch
+):
+    images, seen = arrays(n), set()
+    recipe = settle(images, backbone=network, device="cpu")
+    called = TappedNetwork.__call__
+    monkeypatch.setattr(
+        TappedNetwork, "__call__", lambda self, pixels: (seen.add(torch.get_num_threads()), called(self, pixels))[1]
+    )
+    for _ in stream(images, recipe, device="cpu", todo=np.ones(n, bool) if kept else None):
+        assert torch.get_num_threads() == 3
+    assert seen == {threads}
 
 
 def test_one_layer_of_a_recipe_is_computed_alone(network):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from featx.solvers.threads import threads_for
 
+_ONEDNN_FROM = 2**22  # multiplications
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -18,10 +19,10 @@ def product(A: Tensor, B: Tensor) -> Tensor:
     """A B^T, (m, d), (n, d) -> (m, n).
 
     Float32 on a CPU is oneDNN's: torch leaves these products to MKL, which takes twice the time on AMD's processors.
-    oneDNN is only quick where B has no gaps.
+    oneDNN is only quick where B has no gaps, and a small product is done before oneDNN has begun.
     """
-    dense = B.is_contiguous() or B.T.is_contiguous()
-    if A.dtype == torch.float32 and A.device.type == "cpu" and dense and _ONEDNN:
+    suited = A.numel() * len(B) >= _ONEDNN_FROM and (B.is_contiguous() or B.T.is_contiguous())
+    if A.dtype == torch.float32 and A.device.type == "cpu" and suited and _ONEDNN:
         return torch.ops.mkldnn._linear_pointwise(A, B, None, "none", [], "")
     return A @ B.T
 
