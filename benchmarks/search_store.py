@@ -39,7 +39,8 @@ def write_layers(path: Path, X: np.ndarray, y: np.ndarray, widths: Sequence[int]
         for name, width in layers.items()
     }
     recipe = Recipe(
-        "benchmark", None, "0" * 64, {}, "none", taps, {}, "none", "float32", None, 64, "float32", "cpu", 1, {}, None,
+        "torchvision:resnet18", None, "0" * 64, {"crop": [32, 32], "resize": 32}, "none", taps, {}, "eager", "float32",
+        None, 64, "float32", "cpu", 1, {}, None,
     )  # fmt: skip
     rows = {
         name: X if width == X.shape[1] else X @ rng.normal(size=(X.shape[1], width), scale=width**-0.5).astype("f4")
