@@ -161,7 +161,7 @@ def featx_run(name: str, folder: Path, precision: str, engine: str) -> dict[str,
         weights=folder / "weights.pth",
         precision=precision,
         engine=engine,
-        progress=lambda now: at.append((now.done, time.perf_counter())),
+        progress=lambda now: now.phase == "extracting" and at.append((now.done, time.perf_counter())),
         replace=True,
     )
     cold = time.perf_counter() - start
@@ -192,7 +192,7 @@ def ready_arrays(name: str, folder: Path, precision: str) -> dict[str, Any]:
     backbone = featx.Backbone(name, folder / "weights.pth", preprocessing=exact)
     arrays = np.random.default_rng(0).integers(0, 256, (20_000, *exact.size, 3), np.uint8)
     at = [(0, time.perf_counter())]
-    tick = lambda now: at.append((now.done, time.perf_counter()))  # noqa: E731
+    tick = lambda now: now.phase == "extracting" and at.append((now.done, time.perf_counter()))  # noqa: E731
     featx.extract(arrays, folder / "arrays.h5", backbone, precision=precision, progress=tick)
     return {"steady": steady(at)}
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
@@ -31,6 +34,7 @@ from featx.errors import (
     listed,
     nearest,
 )
+from featx.progress import Progress, preparing, shown
 
 if TYPE_CHECKING:
     from featx.learn import ProtocolResult, Selection
@@ -113,6 +117,31 @@ def _notes() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """KeyboardInterrupt on Ctrl-C while libraries are imported; these may swallow it, or raise something else."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def note(*_: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception:
+        if not interrupted:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
 def _what_is_left(output: Path) -> str:
     """Of an interrupted run that writes a store."""
     from featx.store import discard, is_unfinished
@@ -145,6 +174,11 @@ def _spoken(message: str, options: Iterable[str]) -> str:
     message = given.sub(lambda found: f"{_option(found[1])} {found[2]}", message)
     word = re.compile(rf"{begin}({'|'.join(name for name in names if '_' in name)}){end}")  # others are any sentence's
     return word.sub(lambda found: _option(found[1]), message)
+
+
+def _phase_line(now: Progress) -> None:
+    """Before there is a plan to tell of."""
+    typer.echo(json.dumps({"event": "phase", "phase": now.phase}))
 
 
 def _print(*things: object) -> None:
@@ -245,32 +279,35 @@ def extract(
     layers that are new. Exit codes: 0 done; 1 done, some images unreadable; 2 refused; 130 interrupted, and the same
     command goes on.
     """
-    from featx.extraction import plan
-    from featx.report import ExtractionLines, notes_text, plan_table
+    with shown(_phase_line if as_json else not quiet) as show:
+        preparing(show)("loading torch")
+        with _interruptible():
+            from featx.extraction import plan
+            from featx.report import ExtractionLines, notes_text, plan_table
 
-    todo = plan(
-        source,
-        output,
-        backbone,
-        layer or None,
-        like=like,
-        pool=pool,
-        weights=None if weights == "random" else weights,
-        labels=labels,
-        target=target.value,
-        path_column=path_column,
-        device=device,
-        precision=precision,
-        engine=engine,
-        batch_size="auto" if batch_size is None else batch_size,
-        workers="auto" if workers is None else workers,
-        dtype=dtype,
-        replace=replace,
-        discard=discard,
-    )
-    lines = ExtractionLines(todo, _hand_over)
-    # a run of a few batches is over before its time is known
-    seconds = todo.seconds() if dry_run or len(todo.images.ids) >= 4 * todo.recipe.batch_size and not quiet else None
+        todo = plan(
+            source,
+            output,
+            backbone,
+            layer or None,
+            like=like,
+            pool=pool,
+            weights=None if weights == "random" else weights,
+            labels=labels,
+            target=target.value,
+            path_column=path_column,
+            device=device,
+            precision=precision,
+            engine=engine,
+            batch_size="auto" if batch_size is None else batch_size,
+            workers="auto" if workers is None else workers,
+            dtype=dtype,
+            replace=replace,
+            discard=discard,
+            progress=show,
+        )
+        lines = ExtractionLines(todo, _hand_over)
+        seconds = todo.seconds() if dry_run or todo.is_timed else None
     if as_json:
         lines.plan(seconds)
     elif dry_run or not quiet and not todo.is_done:

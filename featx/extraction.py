@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from featx.alike import Example, followed
-from featx.backbones import Backbone, Preprocessing, recall
+from featx.backbones import COMPILED, Backbone, Preprocessing, recall
 from featx.display import printable
 from featx.errors import ContradictionWarning, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
-from featx.forward import decoders, measure, settle, stream
+from featx.forward import Trial, decoders, measure, settle, stream
 from featx.images import Collection, Stamp, collect, stamp
 from featx.parts import parts
 from featx.processes import places, spread
-from featx.progress import Clock, Progress, shown
+from featx.progress import EXTRACTING, Clock, Progress, preparing, shown
 from featx.reuse import Old, look, refuse_another_run, refuse_changed
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, refuse_running, refuse_unwritable, unfinished
 from featx.store import discard as discard_unfinished
@@ -93,7 +93,7 @@ def extract(
         "auto" is the GPU if there is one. Long runs use all GPUs that are alike, with a process each.
     precision : "auto", "float32", "bfloat16" or "float16"
         "auto" is bfloat16 (on a GPU, float16 too) if, on the first batch, it is faster here and every row is within 2 %
-        (relative L2) of float32. Runs of fewer than 16 batches are float32.
+        (relative L2) of float32. Runs of 1 or 2 batches, or of less than two seconds, are float32.
     engine : "auto", "eager" or "compiled"
         "auto" compiles the network (`torch.compile`) if the run is long enough to earn that back, and a compiler is
         there.
@@ -104,7 +104,8 @@ def extract(
     dtype : "auto", "float32" or "float16"
         Of the stored rows; "auto" is float32.
     progress : bool or callable
-        Show a bar with images/s and time left on stderr; or what is called with a `featx.Progress` as the run goes on.
+        Show a bar with images/s and time left on stderr; or call this function with a `featx.Progress` as the run goes
+        on. Before the first rows its `phase` says what is being done.
     replace : bool
         Let the new store take the place of one whose images are gone or changed, or have other labels. Rows that still
         serve are copied.
@@ -147,28 +148,30 @@ def extract(
     >>> store = extract("photos/", "photos.h5", "resnet50", ["layer3", "penultimate"])    # doctest: +SKIP
     >>> test = extract("test/", "test.h5", like=store)    # doctest: +SKIP
     """
-    todo = plan(
-        source,
-        output,
-        backbone,
-        layers,
-        like=like,
-        pool=pool,
-        weights=weights,
-        labels=labels,
-        ids=ids,
-        target=target,
-        path_column=path_column,
-        device=device,
-        precision=precision,
-        engine=engine,
-        batch_size=batch_size,
-        workers=workers,
-        dtype=dtype,
-        replace=replace,
-        discard=discard,
-    )
-    return todo._run(progress)
+    with shown(progress) as show:
+        todo = plan(
+            source,
+            output,
+            backbone,
+            layers,
+            like=like,
+            pool=pool,
+            weights=weights,
+            labels=labels,
+            ids=ids,
+            target=target,
+            path_column=path_column,
+            device=device,
+            precision=precision,
+            engine=engine,
+            batch_size=batch_size,
+            workers=workers,
+            dtype=dtype,
+            replace=replace,
+            discard=discard,
+            progress=show,
+        )
+        return todo._run(show)
 
 
 def plan(
@@ -192,12 +195,17 @@ def plan(
     dtype: str = "auto",
     replace: bool = False,
     discard: bool = False,
+    progress: Callable[[Progress], None] = lambda now: None,
 ) -> Plan:
     """Decide all that `extract` would, and write nothing.
+
+    The first batch may be computed for it; `Plan.run` does not compute it again.
 
     Parameters
     ----------
     source, output, ... : as `extract` has them
+    progress : callable
+        Called with a `featx.Progress` whenever something else is being done.
 
     Returns
     -------
@@ -220,7 +228,10 @@ def plan(
         backbone = Backbone("resnet50" if backbone is None else backbone, weights)
     there = stamp(output)
     images = collect(source, labels, ids=ids, target=target, path_column=path_column)
+    on_phase = preparing(progress, len(images.ids))
+    on_phase(f"building {backbone.name if isinstance(backbone, Backbone) else 'the network'}")
     refuse_running(output)
+    trials: list[Trial] = []
     store = FeatureStore(output) if output.exists() else None
     begun = None if discard else unfinished(output)
     known = begun.recipe if begun is not None else None if store is None else store.recipe
@@ -246,9 +257,14 @@ def plan(
         pool=pool,
         origin=images.origin,
         **choices,
+        workers=workers,
+        on_phase=on_phase,
+        on_trial=trials.append,
     )
     if example is not None:
         recipe = example.made_alike(recipe)
+    if store is not None:
+        on_phase(f"comparing the images with {output.name}")
     old = None if store is None else look(store, recipe, images)
     if old is None or not old.is_all:
         if begun is not None:
@@ -257,7 +273,7 @@ def plan(
         if old is not None:
             old.refuse_what_is_lost(replace)
             recipe = recipe if begun is not None else old.grown()
-    return Plan(output, images, recipe, old, begun, backbone, workers, discard, there)
+    return Plan(output, images, recipe, old, begun, backbone, workers, discard, there, *trials)
 
 
 @dataclass
@@ -270,6 +286,7 @@ class Plan:
     images : Collection, n images with ids, y and columns
     recipe : Recipe, what will be computed and how
     is_done : bool, the output is there already, and is what was asked for
+    is_timed : bool, `seconds` computes nothing
     n_kept : images that an unfinished run has done, or of which the store at the output has all rows
     sizes : {layer: bytes of its n rows}
     nbytes : of all rows
@@ -284,10 +301,16 @@ class Plan:
     _workers: int | str = field(repr=False)
     _discard: bool = field(repr=False)
     _there: Stamp | None = field(repr=False)
+    _trial: Trial | None = field(default=None, repr=False)
 
     @property
     def is_done(self) -> bool:
         return self._old is not None and self._old.is_all
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether `seconds` is known without computing for it."""
+        return self.is_done or self._trial is not None
 
     @property
     def n_kept(self) -> int:
@@ -310,10 +333,15 @@ class Plan:
         return sum(self.sizes.values())
 
     def seconds(self) -> float:
-        """An estimate of the time that `run` takes: computes one batch, after one that warms up."""
+        """An estimate of the time that `run` takes.
+
+        Where planning has computed a batch, from the time of this; else computes one, after one that warms up.
+        """
         left = len(self.images.ids) - self.n_kept
         if not left:
             return 0.0
+        if self._trial is not None:
+            return left * self._trial.image_seconds
         self._recall()
         with _threads(self.recipe.threads):
             return left * measure(self.images.images, self.recipe, device=self.recipe.device, workers=self._workers)
@@ -353,14 +381,17 @@ class Plan:
             refuse_changed(output, writer, images)
             if old is not None:
                 old.copy_rows(writer)
-            clock = Clock(writer.todo, show)
-            clock.tick(len(writer.failures))
+            trial, self._trial = self._trial, None  # its rows are needed once
+            clock = Clock(writer.todo, show, 0.0 if trial is None else trial.seconds)
+            compiling = trial is None and self.recipe.engine == COMPILED
+            clock.tick(len(writer.failures), "compiling" if compiling else EXTRACTING)
             device = self.recipe.device
             for part in parts(writer, old):
                 todo = part.todo.copy()
                 at = places(images.images, part.recipe, todo)
                 through = partial(spread, places=at, rows=writer.rows) if at[1:] else partial(stream, device=device)
-                blocks = through(images.images, part.recipe, workers=self._workers, todo=todo)
+                computed = () if trial is None else trial.still(images.images)
+                blocks = through(images.images, part.recipe, workers=self._workers, todo=todo, computed=computed)
                 with contextlib.closing(blocks):  # no process is left when the writer lets go of the file
                     part.write_all(blocks, clock)
             writer.finish()

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,43 +21,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, choose, recall, resolve_taps
-from featx.errors import FeatxError, ImageError, RecipeError
+from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, recall, resolve_taps
+from featx.errors import FeatxError, RecipeError
 from featx.images import DECODER, Batch, batches
-from featx.passes import Passes, Rows, forget, keep, network_of, pinned
+from featx.passes import Block, Passes, Rows, block_of, forget, network_of, pinned
 from featx.store import Recipe
+from featx.trial import TRIAL_BATCHES, Trial, try_out
 
 _BATCH_SIZE = {"cpu": 32, "cuda": 256}
 _MOST_BATCH_BYTES = 2**28  # of the rows of a batch
-_PROBE_BATCHES = 16  # shorter runs don't earn back the trial of a faster way
+_PROBE_BATCHES = 16  # shorter runs don't earn back compiling
 # Images that one thread passes through a network in time: on a free machine two threads save 70 ms of 8 images, and
 # beside other work, where each convolution waits for cores, one thread is 5 to 10 times as fast (EfficientNet-Lite0).
 _FEW = 8
 _NUMBER_TYPES = ("float32", "bfloat16", "float16")
 _ENGINES = {"eager": EAGER, "compiled": COMPILED}
-
-
-@dataclass(frozen=True)
-class Block:
-    """What became of some consecutive images.
-
-    start, stop : their positions
-    indices : (m,) increasing positions of those that have rows
-    rows : {layer: (m, ...) float32}
-    digests : {position: content digest} of the same
-    failures : {position: ImageError} of the others
-    pass_rows : images a forward pass; fewer than the recipe's batch where a GPU's memory did not suffice
-    in_file : layers whose rows are not among `rows`: who computed them wrote them to their places
-    """
-
-    start: int
-    stop: int
-    indices: np.ndarray
-    rows: dict[str, np.ndarray]
-    digests: dict[int, bytes]
-    failures: dict[int, ImageError]
-    pass_rows: int
-    in_file: tuple[str, ...] = ()
 
 
 def settle(
@@ -74,17 +51,26 @@ def settle(
     batch_size: int | str = "auto",
     dtype: str = "float32",
     origin: Path | None = None,
+    workers: int | str = "auto",
+    on_phase: Callable[[str], None] = lambda phase: None,
+    on_trial: Callable[[Trial], None] = lambda trial: None,
 ) -> Recipe:
     """Decide everything that will determine the numbers.
 
     Parameters
     ----------
     images : n paths, uint8 arrays or PIL images
-        The run's; precision and engine "auto" try the first batch, if there are enough to earn the trial back.
+        The run's; precision and engine "auto" are decided on the first batch, if there are enough to earn that back.
     backbone, weights, layers, pool, device, precision, engine, batch_size, dtype
         As `featx.extract` has them.
     origin : path, optional
         The folder that ids are relative to; only recorded.
+    workers : int or "auto"
+        Threads that decode the first batch.
+    on_phase : callable
+        Called with what is being done, in a few words, whenever that changes.
+    on_trial : callable
+        Called with the rows that were computed to decide, if any: they are the run's own.
 
     Returns
     -------
@@ -131,19 +117,21 @@ def settle(
     )
     recipe.check()
     n_batches = -(-len(images) // recipe.batch_size)
-    if "auto" in (precision, engine) and n_batches >= _PROBE_BATCHES:
-        pixels, n_rows = _sample(images, backbone.preprocessing, recipe.batch_size)
-        if n_rows:
-            choice = choose(
-                lambda number_type, way: TappedNetwork(backbone, taps, place, number_type, way),
-                torch.from_numpy(pixels).to(place),
-                n_rows,
-                n_batches,
-                precision=precision,
-                engine=_ENGINES.get(engine, engine),
-            )
-            recipe = replace(recipe, engine=choice.engine, precision=choice.precision, precision_error=choice.error)
-            keep(recipe, place.type, backbone, choice.network)
+    if n_batches < (TRIAL_BATCHES if precision == "auto" else _PROBE_BATCHES) or "auto" not in (precision, engine):
+        return recipe
+    on_phase(f"computing the first batch in {recipe.precision}")
+    recipe, trial = try_out(
+        images,
+        recipe,
+        TappedNetwork(backbone, taps, place, recipe.precision),
+        backbone,
+        precision=precision,
+        engine=_ENGINES.get(engine, engine),
+        workers=decoders(workers),
+        on_phase=on_phase,
+    )
+    if trial is not None:
+        on_trial(trial)
     return recipe
 
 
@@ -174,6 +162,7 @@ def stream(
     device: str = "auto",
     workers: int | str = "auto",
     todo: np.ndarray | None = None,
+    computed: Iterable[Block] = (),
 ) -> Generator[Block, None, None]:
     """Run images through a recipe, in order.
 
@@ -188,6 +177,7 @@ def stream(
     todo : (n,) bool, optional
         For a run that is kept: batches without an image to do are passed over, and every batch has the recipe's size,
         so that rows do not depend on how many images there are or what was done before.
+    computed : of a run that is kept, blocks by this recipe that need not be computed
 
     Yields
     ------
@@ -209,6 +199,11 @@ def stream(
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     # predicting one image costs one image: a few are not padded to a batch, and no network is compiled for them
     rows = recipe.batch_size if todo is not None else min(recipe.batch_size, len(images))
+    if todo is not None:
+        todo = todo.copy()
+        for block in computed:
+            todo[block.start : block.stop] = False
+            yield block
     network = network_of(recipe if todo is not None else replace(recipe, engine=EAGER), place)
     starts = [start for start in range(0, len(images), rows) if todo is None or todo[start : start + rows].any()]
     on_gpu = place.type == "cuda"
@@ -228,9 +223,9 @@ def stream(
         for batch in found:  # a GPU computes one batch while the rows of the one before come back
             under_way.append((batch, passes.start(batch)))
             if len(under_way) > on_gpu:
-                yield _block(*under_way.popleft(), len(images))
+                yield block_of(*under_way.popleft(), len(images))
     while under_way:
-        yield _block(*under_way.popleft(), len(images))
+        yield block_of(*under_way.popleft(), len(images))
 
 
 def decoders(workers: int | str) -> int:
@@ -266,36 +261,11 @@ def measure(images: Sequence[Any], recipe: Recipe, *, device: str = "auto", work
     return seconds / len(first)
 
 
-def _block(batch: Batch, rows: Rows, n: int) -> Block:
-    if rows.arrived is not None:
-        rows.arrived.synchronize()
-    slots = np.array(sorted(batch.digests), dtype=np.int64)
-    return Block(
-        start=batch.start,
-        stop=min(batch.start + len(batch.pixels), n),
-        indices=batch.start + slots,
-        rows={name: values.numpy()[slots] for name, values in rows.values.items()},
-        digests={batch.start + slot: digest for slot, digest in batch.digests.items()},
-        failures={batch.start + slot: error for slot, error in sorted(batch.failures.items())},
-        pass_rows=rows.pass_rows,
-    )
-
-
 def _device(name: str) -> torch.device:
     _one_of("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise FeatxError("device 'cuda' needs a GPU that torch can see; there is none. Use 'auto' or 'cpu'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _sample(images: Sequence[Any], preprocessing: Preprocessing, batch_size: int) -> tuple[np.ndarray, int]:
-    """A batch of the first readable images, (b, h, w, 3), and how many they are; the rest is zeros."""
-    pixels = np.zeros((batch_size, *preprocessing.size, 3), np.uint8)
-    found = batches(images[: 2 * batch_size], preprocessing, preprocessing.size, batch_size, 1)
-    readable = [batch.pixels[slot] for batch in itertools.islice(found, 2) for slot in sorted(batch.digests)]
-    n = min(batch_size, len(readable))
-    pixels[:n] = readable[:n]
-    return pixels, n
 
 
 def _one_of(name: str, value: object, choices: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ Beneath `extraction`: an old store's rows and the new ones meet here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,7 +32,10 @@ class Part:
     old: Old | None
 
     def write_all(self, blocks: Iterable[Block], clock: Clock) -> None:
-        """Write blocks while the next ones are computed."""
+        """Write blocks while the next ones are computed; of the first one the user is told at once."""
+        for block in itertools.islice(blocks := iter(blocks), 1):
+            self.write(block)
+            clock.tick(len(self.writer.failures))
         with ThreadPoolExecutor(1, thread_name_prefix="featx-write") as thread:
             writing: Future[None] | None = None
             for block in blocks:

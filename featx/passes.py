@@ -1,4 +1,4 @@
-"""A recipe in, its network out, built once; batches in, their rows on the way from the device out.
+"""A recipe in, its network out, built once; batches in, blocks of their rows out.
 
 Beneath `forward`, which joins it to images.
 """
@@ -8,16 +8,40 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from featx.backbones import Backbone, Preprocessing, Tap, TappedNetwork, recall
-from featx.errors import FeatxError
+from featx.errors import FeatxError, ImageError
 from featx.images import Batch
 from featx.solvers.threads import threads_for
 from featx.store import Recipe
+
+
+@dataclass(frozen=True)
+class Block:
+    """What became of some consecutive images.
+
+    start, stop : their positions
+    indices : (m,) increasing positions of those that have rows
+    rows : {layer: (m, ...) float32}
+    digests : {position: content digest} of the same
+    failures : {position: ImageError} of the others
+    pass_rows : images a forward pass; fewer than the recipe's batch where a GPU's memory did not suffice
+    in_file : layers whose rows are not among `rows`: who computed them wrote them to their places
+    """
+
+    start: int
+    stop: int
+    indices: np.ndarray
+    rows: dict[str, np.ndarray]
+    digests: dict[int, bytes]
+    failures: dict[int, ImageError]
+    pass_rows: int
+    in_file: tuple[str, ...] = ()
 
 
 class Rows(NamedTuple):
@@ -71,6 +95,22 @@ class Passes:
         arrived = torch.cuda.Event()
         arrived.record()
         return Rows(host, arrived, self._rows)
+
+
+def block_of(batch: Batch, rows: Rows, n: int) -> Block:
+    """A batch of a run of n images, with its rows."""
+    if rows.arrived is not None:
+        rows.arrived.synchronize()
+    slots = np.array(sorted(batch.digests), dtype=np.int64)
+    return Block(
+        start=batch.start,
+        stop=min(batch.start + len(batch.pixels), n),
+        indices=batch.start + slots,
+        rows={name: values.numpy()[slots] for name, values in rows.values.items()},
+        digests={batch.start + slot: digest for slot, digest in batch.digests.items()},
+        failures={batch.start + slot: error for slot, error in sorted(batch.failures.items())},
+        pass_rows=rows.pass_rows,
+    )
 
 
 def pinned(shape: tuple[int, ...]) -> np.ndarray:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.spawn import get_executable
@@ -64,6 +64,7 @@ def spread(
     workers: int | str,
     todo: np.ndarray,
     rows: RowFile,
+    computed: Iterable[Block] = (),
 ) -> Generator[Block, None, None]:
     """Run images through a recipe, as `forward.stream` does, in several processes.
 
@@ -76,12 +77,13 @@ def spread(
     workers : threads that decode, of all processes together, or "auto"
     todo : (n,) bool, the images to do
     rows : RowFile, where rows go; none of another image is touched
+    computed : blocks by this recipe that need not be computed
 
     Yields
     ------
     Block
-        As they come; their rows are in the file. No process is left when this ends, however it does. One that is ahead
-        waits when the socket is full of blocks that nobody took.
+        As they come; the rows of those that are computed here are in the file. No process is left when this ends,
+        however it does. One that is ahead waits when the socket is full of blocks that nobody took.
 
     Raises
     ------
@@ -91,6 +93,10 @@ def spread(
         What was raised in a process.
     """
     threads = decoders(workers)
+    todo = todo.copy()
+    for block in computed:
+        todo[block.start : block.stop] = False
+        yield block
     try:
         network = _handed_over(recipe)
     except Exception as error:  # of many types: locks, open files, exported programs

@@ -1,15 +1,21 @@
-"""How far a run is in, a bar or a caller's own words out. A leaf: it knows counts and times only."""
+"""How far a run is in, a bar or a caller's own words out.
+
+A leaf: it knows counts and times only, and is quick to import: the bar is there while everything else is imported.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+from featx.display import console, printable
 
-from featx.display import console
+if TYPE_CHECKING:
+    import numpy as np
+
+EXTRACTING = "extracting"
 
 
 class Progress(NamedTuple):
@@ -20,7 +26,8 @@ class Progress(NamedTuple):
     total : images of the run
     seconds : since this run began to compute
     images_per_second : of this run
-    seconds_left : at that speed
+    seconds_left : at that speed; None as long as there is none
+    phase : what is being done: "extracting", and before that "building resnet50", "trying bfloat16", "compiling" ...
     """
 
     done: int
@@ -28,28 +35,40 @@ class Progress(NamedTuple):
     total: int
     seconds: float
     images_per_second: float
-    seconds_left: float
+    seconds_left: float | None
+    phase: str = EXTRACTING
+
+
+Show = Callable[[Progress], None]
+
+
+def preparing(show: Show, total: int = 0) -> Callable[[str], None]:
+    """What to call with each phase before the first rows."""
+    start = time.monotonic()
+    return lambda phase: show(Progress(0, 0, total, time.monotonic() - start, 0.0, None, phase))
 
 
 class Clock:
     """Counts a run's images.
 
     todo : (n,) bool, changed by who works on it
+    seconds : what was spent before on the first images that will be counted
     """
 
-    def __init__(self, todo: np.ndarray, show: Callable[[Progress], None]) -> None:
+    def __init__(self, todo: np.ndarray, show: Show, seconds: float = 0.0) -> None:
         self._todo, self._show = todo, show
-        self._at_first, self._start = int(todo.sum()), time.monotonic()
+        self._at_first, self._start = int(todo.sum()), time.monotonic() - seconds
 
-    def tick(self, failed: int) -> None:
+    def tick(self, failed: int, phase: str = EXTRACTING) -> None:
         left, total = int(self._todo.sum()), len(self._todo)
         seconds = time.monotonic() - self._start
         speed = (self._at_first - left) / max(seconds, 1e-9)
-        self._show(Progress(total - left, failed, total, seconds, speed, left / max(speed, 1e-9)))
+        seconds_left = left / speed if speed else None if left else 0.0
+        self._show(Progress(total - left, failed, total, seconds, speed, seconds_left, phase))
 
 
 @contextlib.contextmanager
-def shown(progress: bool | Callable[[Progress], None]) -> Iterator[Callable[[Progress], None]]:
+def shown(progress: bool | Show) -> Iterator[Show]:
     """What to call as a run goes on: nothing, a bar on stderr, or the caller's."""
     if callable(progress):
         yield progress
@@ -61,20 +80,35 @@ def shown(progress: bool | Callable[[Progress], None]) -> Iterator[Callable[[Pro
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+def _bar() -> Iterator[Show]:
+    """The phase, and once images are counted their number, speed and time left; the bar stays only then."""
+    from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    said = TextColumn("{task.fields[said]}")
-    with Bar(TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), said, console=console(stderr=True)) as bar:
-        task = bar.add_task("", total=None, said="")
+    phase, told = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[told]}"))
+    screen = console(stderr=True)
+    bar = Bar(phase, BarColumn(), told, console=screen, transient=True)
+    task = bar.add_task("", total=None, told="")
 
-        def show(now: Progress) -> None:
+    def show(now: Progress) -> None:
+        told = f"{now.done:,}/{now.total:,}" if now.total else ""
+        if now.images_per_second and now.seconds_left is not None:
             left = f"{int(now.seconds_left) // 60}:{int(now.seconds_left) % 60:02d} left"
-            said = f"{now.images_per_second:,.0f} images/s, {left}"
-            bar.update(task, completed=now.done, total=now.total, said=said)
+            told += f" {now.images_per_second:,.0f} images/s, {left}"
+        counting = now.phase == EXTRACTING
+        bar.live.transient = bar.live.transient and not counting
+        total = now.total if counting else None  # None: the bar moves to and fro
+        bar.update(task, description=printable(now.phase), completed=now.done, total=total, told=told)
+        if counting or screen.is_terminal:  # a log gets the last line, of a run that came to count
+            bar.start()
+        if not counting:
+            bar.refresh()  # now: what follows may hold the interpreter for a second
 
+    try:
         yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 class SearchProgress(NamedTuple):

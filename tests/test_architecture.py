@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "progress": {"display"},
     **{room: LOW for room in MIDDLE},
     "passes": LOW | MIDDLE,
-    "forward": LOW | MIDDLE | {"passes"},  # and nobody else imports passes
+    "trial": LOW | MIDDLE | {"passes"},
+    "forward": LOW | MIDDLE | {"passes", "trial"},  # and nobody else imports passes
     "reuse": LOW | {"images", "backbones", "store"},
     "alike": LOW | {"backbones", "store"},
     "parts": LOW | MIDDLE | {"forward", "reuse"},
@@ -43,6 +44,7 @@ LEFT_SIDE = {
     "backbones",
     "store",
     "passes",
+    "trial",
     "forward",
     "processes",
     "reuse",

@@ -13,14 +13,17 @@ from featx.backbones import (
     Preprocessing,
     TappedNetwork,
     choose,
-    engine,
     network,
     resolve_taps,
 )
+from featx.backbones import engine as engine_module
 from featx.errors import BackboneError
 
 SMALL = Preprocessing(crop=(32, 32), resize=32)
 CPU = torch.device("cpu")
+
+
+SLOTS = [0, 1, 2, 3]
 
 
 def pixels(n: int = 4, seed: int = 0) -> torch.Tensor:
@@ -37,38 +40,53 @@ def small() -> tuple[Backbone, list]:
 
 
 class Pretended:
-    """A network that takes as long, and is as far off in some rows of its last tap, as is said."""
+    """A network that takes as long, and is as far off in some of the first batch's rows of its last tap, as is said."""
 
-    def __init__(self, made, precision: str, way: str, error: float = 0.0, rows=(0,)) -> None:
-        self.precision, self.engine, self._error, self._rows = precision, way, error, list(rows)
+    def __init__(self, made, way: Way, ways: dict[Way, float], errors: dict[Way, float], rows, passes: list) -> None:
+        self.precision, self.engine = way
+        self._more = made, ways, errors, rows, passes
         self._exact = TappedNetwork(*made, CPU, "float32")
 
+    def in_type(self, precision: str) -> Pretended:
+        return Pretended(self._more[0], (precision, self.engine), *self._more[1:])
+
+    def compiled(self) -> Pretended:
+        return Pretended(self._more[0], (self.precision, COMPILED), *self._more[1:])
+
     def __call__(self, given: torch.Tensor) -> dict[str, torch.Tensor]:
+        _, ways, errors, rows, passes = self._more
+        way = self.precision, self.engine
+        if way not in ways:
+            raise BackboneError("no compiler")
+        passes.append((way, given))
         values = {name: value.clone() for name, value in self._exact(given).items()}
-        list(values.values())[-1][self._rows] *= 1 + self._error
+        off = [i for i, picture in enumerate(given) if any(torch.equal(picture, pixels()[row]) for row in rows)]
+        list(values.values())[-1][off] *= 1 + errors.get(way, 0.0)
         return values
 
 
 Way = tuple[str, str]
 
 
-def choice(monkeypatch, made, seconds: dict[Way, float], errors: dict[Way, float] | None = None, n_rows=4, **options):
-    """What is chosen where the ways that are named take so many seconds; the others do not compile."""
-    built: list[Way] = []
+def choice(monkeypatch, made, seconds: dict[Way, float], errors: dict[Way, float] | None = None, **options):
+    """What is chosen where the ways that are named take so many seconds a batch, the others do not compile; and the
+    passes that this took.
+    """
+    passes: list[tuple[Way, torch.Tensor]] = []
+    precision = options.get("precision", "auto")
+    exact = "float32" if precision == "auto" else precision
+    network = Pretended(made, (exact, EAGER), seconds, errors or {}, options.get("rows", (0,)), passes)
 
-    def build(precision: str, way: str) -> Pretended:
-        if (precision, way) not in seconds:
-            raise BackboneError("no compiler")
-        built.append((precision, way))
-        error = (errors or {}).get((precision, way), 0.0)
-        return Pretended(made, precision, way, error, options.get("rows", (0,)))
+    def timed(way, given):
+        took = seconds.get((way.precision, way.engine), 0.0) * len(given) / 4
+        return way(given), took, took
 
-    def timed(way, given, n):
-        return engine._rows(way, given, n), seconds[way.precision, way.engine]
-
-    monkeypatch.setattr(engine, "_timed", timed)
-    asked = {"precision": options.get("precision", "auto"), "engine": options.get("engine", "auto")}
-    return choose(build, pixels(), n_rows, options.get("n_batches", 1), **asked), built
+    monkeypatch.setattr(engine_module, "_timed", timed)
+    monkeypatch.setattr(engine_module, "_has_bfloat16", lambda: options.get("has_bfloat16", True))
+    asked = {"precision": precision, "engine": options.get("engine", "auto")}
+    slots = options.get("slots", SLOTS)
+    found = choose(network, lambda i: (pixels(seed=i), slots), options.get("n_batches", 20), **asked)
+    return found, passes
 
 
 SLOW, FAST = ("float32", EAGER), ("bfloat16", EAGER)
@@ -97,8 +115,10 @@ def test_every_row_of_every_tap_must_be_within_two_percent(monkeypatch, small, e
     assert chosen(found) == expected
 
 
-def test_padding_is_not_looked_at(monkeypatch, small):
-    found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: 0.5}, n_rows=3, rows=[3])
+@pytest.mark.parametrize("empty", SLOTS)
+def test_slots_without_an_image_are_not_looked_at(monkeypatch, small, empty):
+    slots = [slot for slot in SLOTS if slot != empty]
+    found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: 0.5}, slots=slots, rows=[empty])
     assert chosen(found) == FAST
 
 
@@ -110,16 +130,82 @@ def test_long_runs_are_compiled(monkeypatch, small, n_batches, expected):
 
 
 def test_long_runs_use_the_fast_type_compiled(monkeypatch, small):
-    seconds = {SLOW: 1.0, FAST: 0.9, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
-    found, built = choice(monkeypatch, small, seconds, {FAST: 0.004, COMPILED_FAST: 0.005}, n_batches=100)
+    seconds = {SLOW: 1.0, FAST: 0.5, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
+    found, passes = choice(monkeypatch, small, seconds, {FAST: 0.004, COMPILED_FAST: 0.005}, n_batches=200)
     assert chosen(found) == COMPILED_FAST and found.error == pytest.approx(0.005, rel=1e-3)
-    assert COMPILED_SLOW not in built  # which would take as long to compile
+    assert COMPILED_SLOW not in dict(passes)  # which would take as long to compile
+
+
+@pytest.mark.parametrize("engine, expected", [("auto", FAST), (COMPILED, COMPILED_SLOW)])
+def test_a_type_that_is_off_when_compiled_is_not_used_compiled(monkeypatch, small, engine, expected):
+    seconds = {SLOW: 1.0, FAST: 0.5, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
+    found, _ = choice(monkeypatch, small, seconds, {COMPILED_FAST: 0.03}, n_batches=200, engine=engine)
+    assert chosen(found) == expected and (found.error is None) == (expected == COMPILED_SLOW)
+
+
+WAYS = {SLOW: 1.0, FAST: 0.5, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
+
+
+@pytest.mark.parametrize("n_batches", [1, 5, 20, 200])
+@pytest.mark.parametrize("error", [0.0, 0.03])
+@pytest.mark.parametrize("engine", ["auto", EAGER, COMPILED])
+def test_no_way_computes_a_batch_twice_and_the_rows_are_those_of_the_chosen_one(
+    monkeypatch, small, n_batches, error, engine
+):
+    monkeypatch.setattr(engine_module, "_GLANCE_ROWS", 2)
+    found, passes = choice(monkeypatch, small, WAYS, {FAST: error}, n_batches=n_batches, engine=engine)
+    whole = [(way, number) for way, given in passes for number in (0, 1) if torch.equal(given, pixels(seed=number))]
+    assert len(set(whole)) == len(whole) >= len(passes) - 1  # but for the glance
+    assert [number for way, number in whole if way == chosen(found)] == list(range(len(found.rows)))
+    for number, rows in enumerate(found.rows):
+        for name, values in found.network(pixels(seed=number)).items():
+            assert torch.equal(values, rows[name])
+
+
+@pytest.mark.parametrize("n_batches, expected", [(3, SLOW), (4, FAST), (15, FAST)])
+def test_a_short_run_uses_a_fast_type_only_where_that_makes_it_shorter(monkeypatch, small, n_batches, expected):
+    found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.7}, n_batches=n_batches)
+    assert chosen(found) == expected
+    assert expected == SLOW or n_batches * 0.7 < n_batches - 1
+
+
+def test_a_short_run_tries_a_fast_type_only_where_the_machine_has_it(monkeypatch, small):
+    for n_batches, expected in ((15, {SLOW}), (16, {SLOW, FAST})):
+        _, passes = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.5}, n_batches=n_batches, has_bfloat16=False)
+        assert {way for way, _ in passes} == expected
+
+
+def test_a_run_that_is_soon_over_tries_nothing(monkeypatch, small):
+    _, passes = choice(monkeypatch, small, {SLOW: 0.01, FAST: 0.001}, n_batches=100)
+    assert [way for way, _ in passes] == [SLOW]
+
+
+def test_what_the_machine_has_is_asked_of_torch(monkeypatch):
+    for capabilities, expected in (({"avx512_bf16": True}, True), ({"avx512_bf16": False, "avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known, raising=False)
+        assert engine_module._has_bfloat16() == expected
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert not engine_module._has_bfloat16()
+
+
+def test_what_is_being_done_is_told(monkeypatch, small):
+    told: list[str] = []
+    monkeypatch.setattr(engine_module, "_WORTH_SECONDS", -1.0)
+    choose(
+        TappedNetwork(*small, CPU, "float32"),
+        lambda i: (pixels(seed=i), SLOTS),
+        100,
+        precision="auto",
+        engine="auto",
+        on_phase=told.append,
+    )
+    assert told == ["trying bfloat16"]
 
 
 def test_a_type_that_is_off_is_not_compiled_at_all(monkeypatch, small):
     seconds = {SLOW: 1.0, FAST: 0.2, COMPILED_SLOW: 0.6}
-    found, built = choice(monkeypatch, small, seconds, {FAST: 0.03}, n_batches=100)
-    assert chosen(found) == COMPILED_SLOW and COMPILED_FAST not in built
+    found, passes = choice(monkeypatch, small, seconds, {FAST: 0.03}, n_batches=100)
+    assert chosen(found) == COMPILED_SLOW and COMPILED_FAST not in dict(passes)
 
 
 def test_compiled_rows_that_are_off_or_come_later_are_not_used(monkeypatch, small):
@@ -136,13 +222,13 @@ def test_without_a_compiler_the_network_runs_eager(monkeypatch, small):
 
 
 def test_a_type_that_the_machine_is_not_made_for_is_given_up_soon(monkeypatch, small):
-    found, built = choice(
+    found, passes = choice(
         monkeypatch, small, {SLOW: 1.0, FAST: 3.1, COMPILED_SLOW: 0.6, COMPILED_FAST: 0.1}, n_batches=100
     )
-    assert chosen(found) == COMPILED_SLOW and COMPILED_FAST not in built
+    assert chosen(found) == COMPILED_SLOW and COMPILED_FAST not in dict(passes)
 
 
-def test_a_network_that_does_not_run_in_a_fast_type_runs_in_float32():
+def test_a_network_that_does_not_run_in_a_fast_type_runs_in_float32(monkeypatch):
     class Stubborn(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -153,16 +239,31 @@ def test_a_network_that_does_not_run_in_a_fast_type_runs_in_float32():
 
     made = Backbone(Stubborn(), preprocessing=SMALL)
     taps, _ = resolve_taps(made, "penultimate", "avg")
-    found = choose(lambda p, w: TappedNetwork(made, taps, CPU, p, w), pixels(), 4, 1, precision="auto", engine="auto")
+    network = TappedNetwork(made, taps, CPU, "float32")
+    monkeypatch.setattr(engine_module, "_WORTH_SECONDS", -1.0)
+    found = choose(network, lambda i: (pixels(seed=i), SLOTS), 20, precision="auto", engine="auto")
     assert chosen(found) == SLOW
     with pytest.raises(RuntimeError):
         TappedNetwork(made, taps, CPU, "bfloat16")(pixels())
 
 
-def test_the_choice_runs_the_real_networks(small):
-    found = choose(lambda p, w: TappedNetwork(*small, CPU, p, w), pixels(), 4, 1, precision="auto", engine="auto")
+def test_the_choice_runs_the_real_networks(monkeypatch, small):
+    monkeypatch.setattr(engine_module, "_WORTH_SECONDS", -1.0)
+    network = TappedNetwork(*small, CPU, "float32")
+    found = choose(network, lambda i: (pixels(seed=i), SLOTS), 20, precision="auto", engine="auto")
     assert (found.precision, found.error is None) in {("float32", True), ("bfloat16", False)}
-    assert found.error is None or 0 < found.error <= engine.TOLERANCE
+    assert found.error is None or 0 < found.error <= engine_module.TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_a_network_in_another_type_and_a_compiled_one_are_what_the_backbone_gives(small, kind):
+    network = TappedNetwork(*small, CPU, "float32")
+    before = network(pixels())
+    for made, way in ((network.in_type(kind), (kind, EAGER)), (network.compiled(), ("float32", COMPILED))):
+        assert (made.precision, made.engine) == way
+        for name, values in TappedNetwork(*small, CPU, *way)(pixels()).items():
+            assert torch.equal(values, made(pixels())[name])
+            assert torch.equal(before[name], network(pixels())[name]) and not network._compiled
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])

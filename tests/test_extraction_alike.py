@@ -13,7 +13,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import featx
-from featx import forward
+from featx import forward, trial
 from featx.backbones import COMPILED, backbone
 from featx.cli import app
 from featx.errors import BackboneError, LayerError, RecipeError, StoreError
@@ -36,7 +36,8 @@ def elsewhere(monkeypatch):
         torch.set_num_threads(2)
         monkeypatch.setattr(forward, "_BATCH_SIZE", {"cpu": 16, "cuda": 16})
         monkeypatch.setattr(forward, "_PROBE_BATCHES", 1)
-        monkeypatch.setattr(forward, "choose", lambda *_, **__: pytest.fail("what was known has been tried anew"))
+        monkeypatch.setattr(forward, "TRIAL_BATCHES", 1)
+        monkeypatch.setattr(trial, "choose", lambda *_, **__: pytest.fail("what was known has been tried anew"))
 
     yield move
     torch.set_num_threads(1)

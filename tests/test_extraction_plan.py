@@ -15,7 +15,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import featx
-from featx import extraction, forward
+from featx import extraction, trial
 from featx.backbones import COMPILED
 from featx.cli import app
 from featx.errors import FeatxError, LayerError, RecipeError, StoreError
@@ -110,7 +110,7 @@ def test_a_compiled_run_is_recorded_and_goes_on_compiled(planned, break_off, mon
     before = whole.path.read_bytes()
     os.remove(whole.path)
     break_off(lambda: planned(200, engine="compiled").run(False), after=40)
-    monkeypatch.setattr(forward, "choose", lambda *_, **__: pytest.fail("decided again"))
+    monkeypatch.setattr(trial, "choose", lambda *_, **__: pytest.fail("decided again"))
     assert planned(200).run(False).path.read_bytes() == before  # engine "auto" is as it was
     with pytest.raises(RecipeError, match="engine: 'compiled, .* there, 'eager, .* here"):
         planned(210, engine="eager")
@@ -248,7 +248,8 @@ def test_a_plan_stands_before_a_run_unless_it_is_quiet(photos, tmp_path):
     again = run("extract", photos, "-o", tmp_path / "a0.h5", "-b", "bundled:pixels", "--dry-run")
     assert "is there already" in again.output
     again = run("extract", photos, "-o", tmp_path / "a0.h5", "-b", "bundled:pixels", "--dry-run", "--json")
-    (event,) = [json.loads(line) for line in again.stdout.splitlines()]
+    *phases, event = [json.loads(line) for line in again.stdout.splitlines()]
+    assert {phase["event"] for phase in phases} == {"phase"}
     assert event["is_done"] and event["done"] == event["images"] == 10 and event["seconds"] == 0
 
 
@@ -257,10 +258,13 @@ def test_scripts_read_lines_of_json(photos, tmp_path):
     done = run("extract", photos, "-o", tmp_path / "a.h5", "-b", "bundled:pixels", "--batch-size", 4, "--json")
     assert done.exit_code == 1  # an image could not be read
     events = [json.loads(line) for line in done.stdout.splitlines()]
+    phases = [event["phase"] for event in events if event["event"] == "phase"]
+    assert phases[:2] == ["loading torch", "building bundled:pixels"]
+    events = events[len(phases) :]
     assert [events[0]["event"], events[-2]["event"], events[-1]["event"]] == ["plan", "progress", "done"]
     layer = {"shape": [3072], "bytes": 11 * 3072 * 4}
     assert events[0]["images"] == 11 and events[0]["layers"] == {"flatten:none": layer}
     assert (events[-2]["done"], events[-2]["total"], events[-2]["failed"]) == (11, 11, 1)
     assert events[-1]["images"] == 10 and events[-1]["failures"][0]["id"] == "ant/broken.png"
     refused = run("extract", photos, "-o", tmp_path / "b.h5", "-b", "bundled:pixel", "--json")
-    assert refused.exit_code == 2 and refused.stdout == "" and "'pixels'" in refused.stderr
+    assert refused.exit_code == 2 and '"plan"' not in refused.stdout and "'pixels'" in refused.stderr

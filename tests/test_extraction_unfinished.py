@@ -19,8 +19,8 @@ from helpers import left_in, noise, save_noise
 from runs import extract, pictures, refused, same_file
 
 import featx
-from featx import extraction, forward
-from featx.backbones import EAGER, Choice
+from featx import extraction, trial
+from featx.backbones import Choice
 from featx.errors import RecipeError, StoreError
 from featx.images import decoding
 
@@ -113,11 +113,11 @@ def test_what_was_left_to_auto_and_the_threads_stay_as_they_were(run, break_off,
 
 def test_precision_is_not_decided_a_second_time(run, break_off, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
-        patched.setattr(forward, "choose", lambda build, *_, **__: Choice(build("bfloat16", EAGER), 0.004, 1.0))
+        patched.setattr(trial, "choose", lambda found, *_, **__: Choice(found.in_type("bfloat16"), 0.004, 1.0, []))
         options = {"batch_size": 8, "precision": "auto"}
         whole = run(tmp_path / "u.h5", range(N), LAYERS, **options)
         break_off(lambda: run(tmp_path / "a.h5", range(N), LAYERS, **options), after=9)
-    monkeypatch.setattr(forward, "choose", lambda *_, **__: pytest.fail("decided again"))
+    monkeypatch.setattr(trial, "choose", lambda *_, **__: pytest.fail("decided again"))
     finished = run(tmp_path / "a.h5", range(N), LAYERS, **options)
     assert (finished.recipe.precision, finished.recipe.precision_error) == ("bfloat16", 0.004)
     assert same_file(finished, whole)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from helpers import save_noise
 from PIL import Image
 from torch import nn
 
-from featx import forward, passes
+from featx import forward, passes, trial
 from featx.backbones import EAGER, Backbone, Choice, Preprocessing, TappedNetwork, backbone
 from featx.errors import BackboneError, FeatxError, LayerError
 from featx.forward import settle, stream
@@ -218,45 +220,98 @@ def test_a_name_and_its_weights_make_the_backbone():
     assert recipe.weights_sha256 == Backbone("squeezenet1_1", weights=None).weights_sha256
 
 
-@pytest.mark.parametrize("n", [15, 16])
-def test_faster_ways_are_tried_on_the_first_batch_of_long_runs_only(network, monkeypatch, n):
+@pytest.fixture
+def tried(monkeypatch):
+    """What `choose` is called with from now on; it takes bfloat16, eager."""
     seen = []
 
-    def choose(build, pixels, n_rows, n_batches, **options):
-        seen.append((pixels, n_rows, n_batches, options))
-        return Choice(build("bfloat16", EAGER), 0.004, 1.0)
+    def choose(found, batch, n_batches, **options):
+        seen.append(([batch(0), batch(1)], n_batches, options))
+        fast = found.in_type("bfloat16")
+        return Choice(fast, 0.004, 1.0, [fast(batch(0)[0])])
 
-    monkeypatch.setattr(forward, "choose", choose)
-    images = [bad(), *arrays(n - 1)]  # an unreadable one is not looked at
-    recipe = settle(images, backbone=network, device="cpu", batch_size=1)
-    if n == 15:
-        assert (recipe.precision, recipe.precision_error, recipe.engine, seen) == ("float32", None, EAGER, [])
+    monkeypatch.setattr(trial, "choose", choose)
+    return seen
+
+
+@pytest.mark.parametrize("n, asked", [(2, {}), (3, {}), (15, {"precision": "float32"}), (16, {"precision": "float32"})])
+def test_faster_ways_are_tried_on_the_first_batch_of_a_run_that_is_long_enough(network, tried, n, asked):
+    images = arrays(n)
+    recipe = settle(images, backbone=network, device="cpu", batch_size=1, **asked)
+    if n in (2, 15):
+        assert (recipe.precision, recipe.precision_error, recipe.engine, tried) == ("float32", None, EAGER, [])
         return
     assert (recipe.precision, recipe.precision_error) == ("bfloat16", 0.004)
-    ((pixels, n_rows, n_batches, options),) = seen
-    assert np.array_equal(pixels[0], SMALL(Image.fromarray(images[1]))) and pixels.shape == (1, 32, 32, 3)
-    assert (n_rows, n_batches, options) == (1, 16, {"precision": "auto", "engine": "auto"})
+    ((two, n_batches, options),) = tried
+    for number, (pixels, slots) in enumerate(two):
+        assert np.array_equal(pixels[0], SMALL(Image.fromarray(images[number])))
+        assert pixels.shape == (1, 32, 32, 3) and slots == [0]
+    assert n_batches == n and options["precision"] == asked.get("precision", "auto") and options["engine"] == "auto"
 
 
-def test_few_readable_images_are_a_batch_with_padding(network, monkeypatch):
-    seen = []
-    monkeypatch.setattr(
-        forward, "choose", lambda build, *given, **_: seen.append(given) or Choice(build("float32", EAGER), None, 1.0)
-    )
-    images = [bad(), *arrays(1), *[bad()] * 30]
-    settle(images, backbone=network, device="cpu", batch_size=2)
-    ((pixels, n_rows, _),) = seen
-    assert n_rows == 1 and pixels.shape == (2, 32, 32, 3) and pixels[0].any() and not pixels[1].any()
+@pytest.mark.parametrize("unread, first", [([], 0), ([1, 2], 0), ([1, 2, 3], 4)])
+def test_a_batch_of_the_run_is_tried_as_it_is_and_a_fuller_one_before_an_emptier(network, tried, unread, first):
+    images = [bad() if i in unread else image for i, image in enumerate(arrays(12))]
+    settle(images, backbone=network, device="cpu", batch_size=4)
+    (([(pixels, found), _], _, _),) = tried
+    assert found == [slot for slot in range(4) if first + slot not in unread]
+    for slot in range(4):
+        true = SMALL(Image.fromarray(images[first + slot])) if slot in found else np.zeros((32, 32, 3))
+        assert np.array_equal(pixels[slot], true)
 
 
-def test_what_was_asked_for_is_not_tried(network, monkeypatch):
-    monkeypatch.setattr(forward, "choose", lambda *_, **__: pytest.fail("tried"))
+def test_nothing_is_tried_where_none_of_the_first_images_can_be_read(network, tried):
+    recipe = settle([bad()] * 8 + arrays(4), backbone=network, device="cpu", batch_size=4)
+    assert (recipe.precision, tried) == ("float32", [])
+
+
+def test_nothing_is_tried_where_a_batch_does_not_fit_the_memory(network, monkeypatch):
+    def choose(*_, **__):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(trial, "choose", choose)
+    recipe = settle(arrays(12), backbone=network, device="cpu", batch_size=4)
+    assert (recipe.precision, recipe.engine) == ("float32", EAGER)
+
+
+def test_rows_of_the_trial_are_those_of_the_run(network, tried):
+    images = [bad() if i == 2 else image for i, image in enumerate(arrays(12))]
+    trials = []
+    recipe = settle(images, backbone=network, device="cpu", batch_size=4, on_trial=trials.append)
+    (found,) = trials
+    (block,) = found.blocks
+    true = next(stream(images, recipe, device="cpu", todo=np.ones(12, bool)))
+    assert (block.start, block.stop, block.pass_rows, block.digests) == (true.start, true.stop, 4, true.digests)
+    assert np.array_equal(block.indices, true.indices) and block.failures.keys() == true.failures.keys() == {2}
+    for name, rows in true.rows.items():
+        assert np.array_equal(rows, block.rows[name])
+    assert found.image_seconds > 0 and list(found.still(images)) == [block]
+    blocks = list(stream(images, recipe, device="cpu", todo=np.ones(12, bool), computed=[block]))
+    assert [block.start for block in blocks] == [0, 4, 8] and blocks[0] is block
+
+
+def test_rows_of_the_trial_are_used_only_as_long_as_its_images_are_what_they_were(network, tmp_path):
+    images = [save_noise(tmp_path / f"{i}.png", i) for i in range(3)]
+    trials = []
+    settle(images, backbone=network, device="cpu", batch_size=1, on_trial=trials.append)
+    (found,) = trials
+    assert len(list(found.still(images))) == 1
+    os.utime(images[0])
+    assert not list(found.still(images))
+    kept = arrays(3)
+    settle(kept, backbone=network, device="cpu", batch_size=1, on_trial=trials.append)
+    assert len(list(trials[1].still(kept))) == 1
+    kept[0][0, 0] += 1
+    assert not list(trials[1].still(kept))
+
+
+def test_what_was_asked_for_is_not_tried(network, tried):
     images = arrays(16)
     exact, fast = (
         settle(images, backbone=network, device="cpu", batch_size=1, precision=name, engine="eager")
         for name in ("float32", "bfloat16")
     )
-    assert (exact.precision, fast.precision) == ("float32", "bfloat16")
+    assert (exact.precision, fast.precision, tried) == ("float32", "bfloat16", [])
     (layer,) = exact.layers
     a, b = (computed(images[:2], recipe)[0][0][layer] for recipe in (exact, fast))
     assert 0 < np.linalg.norm(a - b) / np.linalg.norm(a) < 0.05

@@ -36,6 +36,8 @@ class Hooked(Layers):
         "pre_logits" for what the network's own `forward_head` states as its classifier's input
     """
 
+    compilable = False  # control flow and hooks are not for a compiler
+
     def __init__(self, backbone: Backbone) -> None:
         self._network, self._size = backbone.name, backbone.preprocessing.size
         self.root = copy.deepcopy(backbone.module)
@@ -239,7 +241,6 @@ class _Watched(nn.Module):
             if layer != pre_logits:
                 _on_output(parts, layer, partial(self._keep, number))
 
-    @torch.compiler.disable  # control flow and hooks are not for a compiler
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with self._alone:
             self._rows, self._times = {}, Counter()

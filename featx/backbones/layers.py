@@ -32,7 +32,10 @@ class Layers(ABC):
         "weights" (other parameters), "dropout", "pool" or ""}
     prefix_tokens : how many class and register tokens stand before the image's own, in a network of tokens
     class_token : whether the first of them is the class token, and no register
+    compilable : whether what `tapped` gives can be compiled
     """
+
+    compilable = True
 
     root: nn.Module
     nodes: Mapping[str, Any]

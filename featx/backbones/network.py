@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from featx.backbones.backbone import Backbone
 from featx.backbones.pools import Pool, Tap
@@ -49,14 +50,36 @@ class TappedNetwork:
     ) -> None:
         self.precision, self.engine = precision, engine
         self._name, self._taps = backbone.name, list(taps)
-        self._device, self._type = device, getattr(torch, precision)
-        network = trace_of(backbone).tapped([tap.node for tap in taps], [Pool(tap) for tap in taps])
+        self._made_of, self._device, self._type = (backbone, taps, preprocessing), device, getattr(torch, precision)
+        trace = trace_of(backbone)
+        self._compilable = trace.compilable
+        network = trace.tapped([tap.node for tap in taps], [Pool(tap) for tap in taps])
         self._network = network.to(device, self._type).requires_grad_(False)
         for parameter in self._network.parameters():
             if parameter.dim() == 4:  # convolutions on channels-last memory are half as fast again on a CPU
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        self._normalised = _Normalised(self._network, preprocessing or backbone.preprocessing, self._type).to(device)
-        self._compiled = False
+        self._wrapped(engine)
+
+    def in_type(self, precision: str) -> TappedNetwork:
+        """The same network, eager, with weights of its own in another number type."""
+        backbone, taps, preprocessing = self._made_of
+        if not isinstance(self._network, fx.GraphModule):  # hooks know the network that they were made for
+            return TappedNetwork(backbone, taps, self._device, precision, preprocessing=preprocessing)
+        other = copy.copy(self)
+        other.precision, other._type = precision, getattr(torch, precision)
+        other._network = copy.deepcopy(self._network).to(other._type)
+        return other._wrapped(EAGER)
+
+    def compiled(self) -> TappedNetwork:
+        """The same network, compiled, with the same weights."""
+        return copy.copy(self)._wrapped(COMPILED)
+
+    def _wrapped(self, engine: str) -> TappedNetwork:
+        backbone, _, preprocessing = self._made_of
+        self.engine, self._compiled = engine, False
+        normalised = _Normalised(self._network, preprocessing or backbone.preprocessing, self._type)
+        self._normalised = normalised.to(self._device)
+        return self
 
     def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         """(b, h, w, 3) uint8, or (b, 3, h, w) float, normalised -> {tap name: (b, *shape) float32, on the device}."""
@@ -87,6 +110,8 @@ class TappedNetwork:
 
     def _compile(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:
+            if not self._compilable:
+                raise RuntimeError("the network runs with hooks")
             # earlier networks count against a limit; one of the user's own that is compiled stays so
             with (
                 _quiet_compiler(),

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.utils._sympy.value_ranges import bound_sympy
 
 from featx.backbones.preprocessing import Preprocessing
 from featx.errors import BackboneError, ProgramWarning
@@ -126,6 +125,8 @@ def _range(program: ExportedProgram, side: int | torch.SymInt) -> tuple[int, int
     """The least and the most that a dimension may be; None: any."""
     if isinstance(side, int):
         return side, side
+    from torch.utils._sympy.value_ranges import bound_sympy  # sympy takes half a second to import
+
     found = bound_sympy(side.node.expr, program.range_constraints)
     return int(found.lower), None if found.upper > 2**31 else int(found.upper)
 

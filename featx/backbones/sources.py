@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from featx.backbones.libraries import import_without_compiler
 from featx.backbones.preprocessing import Preprocessing
 from featx.errors import BackboneError, nearest
 
@@ -109,7 +110,7 @@ def _import_timm() -> ModuleType | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in a notebook without ipywidgets, a progress bar that timm brings along warns
         try:
-            return importlib.import_module("timm")
+            return import_without_compiler("timm")
         except ImportError:
             return None
 

@@ -87,10 +87,16 @@ class ExtractionLines:
         )
 
     def progress(self, now: Progress) -> None:
-        """At most once a second, and at the end."""
+        """At most once a second, and at the end. What is not known yet is null."""
         if time.monotonic() - self._said_at >= _SECONDS_BETWEEN_LINES or now.done == now.total:
-            self._said_at = time.monotonic()
-            self._tell("progress", **{name: round(value, 3) for name, value in now._asdict().items()})
+            self._said_at = time.monotonic() if now.done else self._said_at  # the first rows are told at once
+            self._tell(
+                "progress",
+                **{
+                    name: round(value, 3) if isinstance(value, float) else value
+                    for name, value in now._asdict().items()
+                },
+            )
 
     def result(self, store: FeatureStore) -> None:
         self._tell(
