@@ -26,7 +26,9 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
 
     A drop-in for scikit-learn's class with any of its solvers but "liblinear" (which penalises the intercept), except:
 
-    - `tol` bounds a norm of the gradient relative to that at W = 0, whatever the units of X; `max_iter` is 1000.
+    - `tol` bounds a norm of the gradient relative to that at W = 0, whatever the units of X; `max_iter` is 1000. At the
+      default, the objective is estimated to be within 1e-5 of its minimum, relative to it; within 1e-3 if X has 2**20
+      elements or more.
     - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
     - A row of weight 2 has the same objective as the row twice; the two fits stop at different points within `tol`.
       scikit-learn's check_sample_weight_equivalence asks for seven digits, and passes with tol=1e-10.
@@ -43,7 +45,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     class_weight : dict {label: weight} or "balanced", optional
         Row weights are multiplied by it. "balanced": sum_i s_i / (k sum_{i of the class} s_i).
     max_iter : int, default 1000
-        Most passes over the rows.
+        Maximum number of passes over the rows.
     warm_start : bool, default False
         `fit` starts from the coefficients of the fit before.
     device : "auto", "cpu" or "cuda"

@@ -79,7 +79,7 @@ class Affine:
         W = V.clone()
         W[..., :d] /= self.ratios[which][:, None]
         if self.offsets is not None:
-            W[..., d] -= (W[..., :d] @ self.offsets[which][..., None])[..., 0]
+            W[..., d] -= (W[..., :d] @ self.offsets[which][..., None].to(W))[..., 0]
         return W
 
     def shared(self, W: Tensor, problems: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class Design(Protocol):
     spectrum : (D,) mean squares of the working columns, and 1; of odd columns the mean over the problems' scales
     odd_squares : (F, c) those of the last c working columns in each of these scales; c is 0 where none is odd
     penalised : (D,) 1, and 0 for the free intercept
+    resident : (n, W) all rows, or None where they are read anew for each pass
     affine : shifts and scales of problems that differ from the rows', or None
     squares : (F, W, W) the penalty of each of these, `affine.which`; None where it is |U|^2
     """
@@ -44,6 +45,9 @@ class Design(Protocol):
     odd_squares: Tensor
     penalised: Tensor
     affine: Affine | None
+
+    @property
+    def resident(self) -> Tensor | None: ...
 
     @property
     def squares(self) -> Tensor | None: ...
@@ -162,7 +166,7 @@ class Primal:
         return None if self.affine is None else self.affine.squares(self.Q)
 
     def coefficients(self, U: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
-        W = _turned(U[..., : self.columns.width], self.Q)
+        W = _turned(U[..., : self.columns.width], self.Q.to(U))
         if self.affine is not None:
             W = self.affine.own(W, problems)
         if self.columns.constant is not None:

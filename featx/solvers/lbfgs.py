@@ -8,12 +8,17 @@ metric is rare: a tick tries one step of every problem, and there is no other li
 How far a problem is from its minimum is measured by two norms of the gradient, each relative to what it is at a model
 that knows no column: the Euclidean one, and that in the inverse of M, half the square of which is about the gap, the
 distance of the objective from its minimum, whatever the units of the columns. The gap counts relative to the objective,
-and so does what the last step gained: who still gains much is not there, however small the gradient.
+and so does what the last step gained: a problem that still gains much is not there, however small its gradient.
+
+M knows nothing of which rows are short of their margin. Of the squared hinge these may be so few that most directions
+have no curvature but the penalty's, and the estimated gap is then too small by any factor. A bound of the gap that
+always holds is |g|^2 / (2 l2), since f is strongly convex.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -25,6 +30,7 @@ from featx.solvers.problems import Status
 _DECREASE = 1e-4  # Armijo's condition
 _FLAT = 0.9  # where rounding hides a decrease, the slope must have fallen to this part of itself instead
 _LOW_NOISE = 1e-5  # of the value and 1, in low precision
+_NEAR = 1e-3  # of the value: a gap, and a bound of it, of which rounding may hide the rest
 _GAIN = 30.0  # a step may still gain this multiple of `tol`, relative to the value
 _FALL = 0.003  # of the gradient's norm since the anchor, after which low precision wants a new one
 _STAYED = 0.9  # of that norm: low precision that gets no further from one anchor to the next is given up
@@ -33,30 +39,49 @@ _EXACT_CUTS = 20  # ... and on rounding
 _CROWD = 0.8  # the part of a batch that must be left, else it is packed
 
 
+@dataclass(frozen=True)
+class Stopping:
+    """A problem has converged when the largest of these is at most `tol`, or where rounding hides the rest.
+
+    The gradient's Euclidean norm and `metric_share` times its norm in the inverse metric, relative to those at the null
+    model; relative to the value, the estimated gap divided by `gap_part`, its bound divided by `bound_part`, and the
+    last step's gain divided by 30.
+
+    max_iter : passes over the rows, at most
+    """
+
+    tol: float
+    max_iter: int
+    metric_share: float
+    gap_part: float
+    bound_part: float
+
+
 @dataclass
 class Minimum:
-    """U (B, k, D), value (B,), relative gradient norm (B,), passes (B,), how each ended."""
+    """U (B, k, D) float64, value (B,), relative gradient norm (B,), passes (B,), how each ended.
+
+    reference : (B, 2) the norms of the gradient, Euclidean and in the metric, that others are relative to
+    """
 
     U: Tensor
+    reference: Tensor
     value: Tensor
     norm: Tensor
     n_iter: Tensor
     status: list[Status]
 
 
-def minimise(
-    objective: Objective, start: Tensor, null: Tensor, tol: float, max_iter: int, metric_share: float, gap_part: float
-) -> Minimum:
-    """Run until each problem's gradient norm is at most `tol`, or it cannot get there.
+def minimise(objective: Objective, start: Tensor, null: Tensor, stopping: Stopping) -> Minimum:
+    """Run until each problem has converged, or cannot.
 
     Parameters
     ----------
     start : (B, k, D)
     null : (B, k, D), where the gradient has the norms that others are relative to; it may be `start`
-    metric_share : the larger of the Euclidean norm and this part of the one in the metric counts
-    gap_part : or the estimated gap relative to this multiple of the value, if that is larger still
+    stopping : Stopping
     """
-    run = _Run(objective, start, null, tol, max_iter, metric_share, gap_part)
+    run = _Run(objective, start, null, stopping)
     run.retire()
     while len(run.problem):
         run.tick()
@@ -67,24 +92,14 @@ def minimise(
 class _Run:
     """Where the problems that are left stand; K = k D."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        start: Tensor,
-        null: Tensor,
-        tol: float,
-        max_iter: int,
-        metric_share: float,
-        gap_part: float,
-    ) -> None:
+    def __init__(self, objective: Objective, start: Tensor, null: Tensor, stopping: Stopping) -> None:
         B, k, D = start.shape
-        self.objective, self.shape, self.tol, self.max_iter = objective, (-1, k, D), tol, max_iter
-        self.gap_part = gap_part
+        self.objective, self.shape, self.stopping = objective, (-1, k, D), stopping
         self.problem = torch.arange(B, device=start.device)  # which it is of those there were at the beginning
         self.reference = torch.ones(B, 2, dtype=torch.float64, device=start.device)
         self.gain = torch.zeros_like(self.reference[:, 0])  # of the last step
         self._stand(null, self._at_null(null))
-        shares = self.reference.new_tensor([1.0, metric_share])
+        shares = self.reference.new_tensor([1.0, stopping.metric_share])
         tiny = torch.finfo(start.dtype).tiny
         self.reference = self._norms()[:, :2].clamp_min(tiny) / shares
         if start is not null:
@@ -101,7 +116,14 @@ class _Run:
         self.distrusted = self.alive.clone() if not objective.anchored else ~self.alive  # exact passes from now on
         self.pairs = Pairs(self.U, k)
         nobody = torch.zeros_like(self.problem)
-        self.found = Minimum(start.clone(), self.value.clone(), self.norm.clone(), nobody, [Status.MAX_ITER] * B)
+        self.found = Minimum(
+            start.to(torch.float64, copy=True),
+            self.reference,
+            self.value.clone(),
+            self.norm.clone(),
+            nobody,
+            [Status.MAX_ITER] * B,
+        )
 
     def _at_null(self, null: Tensor) -> Point:
         """Penalties have no part there: one problem stands for all that differ in nothing else."""
@@ -127,16 +149,21 @@ class _Run:
         return torch.addcmul(penalty + kind.eps * largest + kind.tiny, self.curvature[..., None], spectrum)
 
     def _norms(self) -> Tensor:
-        """(b, 4): the gradient's, Euclidean and in the inverse metric, relative to the reference; gap; gain.
-
-        The gap is an estimate of how far the value is from its minimum; it and the last gain are relative to the value.
-        """
+        """(b, 5), as of `Stopping`."""
+        rule, tiny = self.stopping, torch.finfo(self.U.dtype).tiny
         square = dot(self.gradient, self.gradient / self.metric.flatten(1)).double()
-        norms = torch.stack([dot(self.gradient, self.gradient).double().sqrt(), square.sqrt()], 1) / self.reference
+        norms = [dot(self.gradient, self.gradient).double().sqrt(), square.sqrt()]
         self.gap = square / 2
-        tiny = torch.finfo(self.U.dtype).tiny
-        gap, gain = self.gap / (self.value * self.gap_part + tiny), self.gain / (self.value * _GAIN + tiny)
-        return torch.cat([norms, gap[:, None], gain[:, None]], 1)
+        self.bound = self._bound() if isfinite(rule.bound_part) else torch.zeros_like(square)
+        gap, gain = self.gap / (self.value * rule.gap_part + tiny), self.gain / (self.value * _GAIN + tiny)
+        bound = self.bound / (self.value * rule.bound_part + tiny)
+        return torch.cat([torch.stack(norms, 1) / self.reference, torch.stack([gap, gain, bound], 1)], 1)
+
+    def _bound(self) -> Tensor:
+        """(b,) of the gap; a free intercept has its own curvature."""
+        gradient, penalty = self.gradient.view(self.shape).double(), self.objective.penalty
+        least = torch.where(penalty > 0, penalty.expand_as(self.metric), self.metric)
+        return (gradient.square() / least).sum((1, 2)) / 2
 
     def tick(self) -> None:
         """A direction where the point is new, a trial of every problem, and what follows from it.
@@ -203,23 +230,26 @@ class _Run:
         anchored = self.doubted & tried
         self.distrusted |= anchored & (self.norm > _STAYED * self.anchor_norm)
         self.anchor_norm = torch.where(anchored, self.norm, self.anchor_norm)
-        fallen = self.norm <= torch.maximum(_FALL * self.anchor_norm, torch.full_like(self.norm, 0.9 * self.tol))
-        unsure = (accepted & fallen) | (self.cuts >= _LOW_CUTS) | (self.passes >= self.max_iter)
+        fallen = self.norm <= torch.maximum(
+            _FALL * self.anchor_norm, torch.full_like(self.norm, 0.9 * self.stopping.tol)
+        )
+        unsure = (accepted & fallen) | (self.cuts >= _LOW_CUTS) | (self.passes >= self.stopping.max_iter)
         self.doubted = torch.where(tried, ~exact & unsure, self.doubted)
 
     def retire(self) -> None:
         """Write down what has ended, and pack the batch when many have."""
         stuck = self.cuts > _EXACT_CUTS
         eps = torch.finfo(self.U.dtype).eps
-        there = (self.gap <= 10 * eps * (1 + self.value.abs())) & (self.tol >= 10 * eps)  # null was, or nearly
-        converged = (self.norm <= self.tol) | (stuck & there)
-        ended = self.alive & self.exact & ~self.doubted & (converged | stuck | (self.passes >= self.max_iter))
+        near = torch.maximum(self.gap, self.bound) <= _NEAR * self.value
+        there = (self.gap <= 10 * eps * (1 + self.value.abs())) & (self.stopping.tol >= 10 * eps)  # null was, or nearly
+        converged = (self.norm <= self.stopping.tol) | (stuck & there & near)
+        ended = self.alive & self.exact & ~self.doubted & (converged | stuck | (self.passes >= self.stopping.max_iter))
         if not ended.any():
             return
         numbers = self.problem[ended]
-        self.found.U[numbers] = self.U[ended].view(self.shape)
+        self.found.U[numbers] = self.U[ended].view(self.shape).double()
         self.found.value[numbers], self.found.norm[numbers] = self.value[ended], self.norm[ended]
-        self.found.n_iter[numbers] = self.passes[ended].clamp(max=self.max_iter)
+        self.found.n_iter[numbers] = self.passes[ended].clamp(max=self.stopping.max_iter)
         for chosen, status in ((stuck, Status.ROUNDING), (converged, Status.CONVERGED)):
             for number in self.problem[chosen & ended].tolist():
                 self.found.status[number] = status

@@ -68,12 +68,13 @@ class Solution:
     intercept : (m,)
     classes : (m,) or (2,) the classes that had rows, as they are numbered in y
     objective : the minimised sum at the solution
-    gradient_norm : what `tol` bounds, the largest of four: the Euclidean norm of the gradient, relative to that at
+    gradient_norm : what `tol` bounds, the largest of these: the Euclidean norm of the gradient, relative to that at
         W = 0 with the best free intercept there; its norm in the problem's metric, relative likewise, times 0.01
-        (logistic) or 1 (squared hinge); the distance from the minimum that this norm suggests, relative to the
-        objective, divided by 200 (logistic) or 0.001 (squared hinge); and what the last step gained, relative to the
-        objective, divided by 30
-    n_iter : passes over the rows
+        (logistic) or 1 (squared hinge); relative to the objective, the distance from the minimum that this norm
+        suggests, divided by 0.1 (logistic; 10 if X has 2**20 elements or more) or 0.001 (squared hinge), an upper bound
+        of this distance divided by 10 (squared hinge), and what the last step gained, divided by 30. Where Newton's
+        method took over, the metric is the Hessian, and the last two have no part.
+    n_iter : passes over the rows, a Newton step counted as one
     status : Status
     """
 

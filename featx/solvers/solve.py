@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from featx.solvers.affine import Affine, common_scale, move_of, values_of
 from featx.solvers.columns import Columns, weighted_mean
 from featx.solvers.design import Design, Dual, Primal
 from featx.solvers.families import Member, by_weights, factor_of, families_of, mean_weights, members_of, together
-from featx.solvers.lbfgs import Minimum, minimise
+from featx.solvers.lbfgs import Minimum, Stopping, minimise
 from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
 from featx.solvers.machine import budget_of, device_of, low_type
+from featx.solvers.newton import PROVEN, affordable, finish
 from featx.solvers.objective import Batch, Objective
 from featx.solvers.pairs import PAIRS
 from featx.solvers.problems import FREE, Loss, Problem, Solution, Status
@@ -28,7 +30,10 @@ _BLOCK = 2**19  # scores of a block of rows
 _BLOCK_CUDA = 2**26
 # scikit-learn's lbfgs ends early on hard problems and is exact on easy ones, liblinear is exact on nearly all
 _METRIC_SHARE = {Loss.LOGISTIC: 0.01, Loss.SQUARED_HINGE: 1.0}
-_GAP_PART = {Loss.LOGISTIC: 200.0, Loss.SQUARED_HINGE: 1e-3}
+_GAP_PART = {Loss.LOGISTIC: 0.1, Loss.SQUARED_HINGE: 1e-3}
+_GAP_PART_LARGE = {Loss.LOGISTIC: 10.0, Loss.SQUARED_HINGE: 1e-3}
+_LARGE = 2**20  # elements of X from which passes take so long that logistic regression ends a little earlier
+_BOUND_PART = {Loss.LOGISTIC: inf, Loss.SQUARED_HINGE: 10.0}
 
 
 def solve(
@@ -126,6 +131,8 @@ def _solve_family(
     affine = None if own.trivial else own
     wide = n < d and affine is None
     low = low_type(device) if X.size >= _LOW_FROM else None
+    gap_part = (_GAP_PART_LARGE if X.size >= _LARGE else _GAP_PART)[loss]
+    stopping = Stopping(tol, max_iter, _METRIC_SHARE[loss], gap_part, _BOUND_PART[loss])
     D = (n if wide else columns.width) + free
     resident_bytes, low_bytes = n * D * X.itemsize, n * D * 2 if low else 0
     resident = wide or resident_bytes + low_bytes <= budget / 2
@@ -168,8 +175,16 @@ def _solve_family(
             moves = np.stack([move_of(member.problem, shift) for member in members]) if free else None
             null = _null(batch, free)
             start = _start(members, null, batch, moves)
-            minimum = minimise(objective, start, null, tol, max_iter, _METRIC_SHARE[loss], _GAP_PART[loss])
-            yield from _pieces(members, every, minimum, design, totals, moves)
+            newton = affordable(batch, left)
+            rule = stopping
+            if newton:  # L-BFGS gets the passes that Newton's steps would cost, of which many columns share each
+                proof = PROVEN if loss is Loss.SQUARED_HINGE else inf
+                passes = 10 + int(D * min(3, 0.25 + len(batch) / 32))
+                rule = replace(stopping, max_iter=min(max_iter, passes), bound_part=proof)
+            minimum = minimise(objective, start, null, rule)
+            if newton:
+                finish(batch, minimum, stopping)
+            yield from _pieces(members, every, minimum, design, totals, moves, X.dtype)
 
 
 def _odd_squares(columns: Columns, family: list[Member], affine: Affine) -> Tensor:
@@ -281,19 +296,21 @@ def _pieces(
     design: Design,
     totals: np.ndarray,
     moves: np.ndarray | None,
+    dtype: np.dtype,
 ) -> Iterator[_Piece]:
     W, intercepts = (part.cpu().numpy() for part in design.coefficients(minimum.U, every))
     for i, member in enumerate(members):
         coef, intercept = W[i], intercepts[i]
         if member.k > 1:  # the same added to all classes changes nothing: of all these the smallest
             coef, intercept = coef - coef.mean(0), intercept - intercept.mean()
-        if moves is not None:
-            intercept = (intercept - coef.astype(np.float64) @ moves[i]).astype(coef.dtype)
+        coef = coef.astype(dtype)
+        if moves is not None:  # of the coefficients as they are answered
+            intercept = intercept - coef.astype(np.float64) @ moves[i]
         yield _Piece(
             number=member.number,
             live=member.live,
             coef=coef,
-            intercept=intercept,
+            intercept=intercept.astype(dtype),
             objective=float(minimum.value[i]) * totals[i],
             gradient_norm=float(minimum.norm[i]),
             n_iter=int(minimum.n_iter[i]),
