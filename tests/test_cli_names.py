@@ -74,7 +74,7 @@ def test_the_plan_is_shown_and_its_json_is_exact(folder):
     done = run(*words, "--json")
     shown(done, 1)
     events = [json.loads(line) for line in done.stdout.splitlines()]
-    assert events[0]["output"] == str(folder / f"{BIDI}.h5")
+    assert next(event for event in events if event["event"] == "plan")["output"] == str(folder / f"{BIDI}.h5")
     assert [failure["id"] for failure in events[-1]["failures"]] == [f"{CLASSES[0]}/{RED}{LINE}.png"]
 
 

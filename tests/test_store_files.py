@@ -62,7 +62,7 @@ def test_long_names_labels_and_columns_want_room_too(tmp_path, monkeypatch):
     ids, taps = [f"{i:04}" for i in range(1000)], recipe({"l:avg": [1]})
     with StoreWriter(tmp_path / "a.h5", taps, ids):
         pass
-    texts = np.array(["x" * 1000] * 1000)
+    texts = np.array([name.ljust(1000, "x") for name in ids])
     for more in ({"y": texts}, {"columns": {"site": texts}}):
         with pytest.raises(StoreError, match="takes"):
             StoreWriter(tmp_path / "a.h5", taps, ids, **more)
