@@ -29,6 +29,7 @@ from featx.store import Recipe
 from featx.trial import TRIAL_BATCHES, Trial, try_out
 
 _BATCH_SIZE = {"cpu": 32, "cuda": 256}
+_PASS_PIXELS = 2**24  # of images that are predicted: 334 of 224 x 224
 _MOST_BATCH_BYTES = 2**28  # of the rows of a batch
 _PROBE_BATCHES = 16  # shorter runs don't earn back compiling
 # Images that one thread passes through a network in time: on a free machine two threads save 70 ms of 8 images, and
@@ -198,7 +199,9 @@ def stream(
         )
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     # predicting one image costs one image: a few are not padded to a batch, and no network is compiled for them
-    rows = recipe.batch_size if todo is not None else min(recipe.batch_size, len(images))
+    rows = recipe.batch_size
+    if todo is None:
+        rows = min(rows, len(images), max(1, _PASS_PIXELS // math.prod(preprocessing.size)))
     if todo is not None:
         todo = todo.copy()
         for block in computed:

@@ -45,6 +45,8 @@ def evil_files(folder: Path) -> None:
 def forge(recipe: dict[str, Any], number: int) -> tuple[list[str | int], dict[str, Any]]:
     """The path of the place that was changed, and the recipe with something else there."""
     draw = random.Random(number)
+    if draw.random() < 0.2:
+        return ["taps"], _other_layer(recipe, draw)
     places = list(_places(recipe, []))
     path = draw.choice(places)
     *above, last = path
@@ -63,6 +65,22 @@ def forge(recipe: dict[str, Any], number: int) -> tuple[list[str | int], dict[st
     else:
         owner[last] = _hostile(draw)
     return path, recipe
+
+
+def _other_layer(recipe: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """The first layer under its right name, but another one."""
+    tap = next(iter(recipe["taps"].values()))
+    tap["node"] = draw.choice(
+        ["output", "input", "features", "features.0", "features.99", "flatten", "nonsense", "a.b"]
+    )
+    tap["pool"] = draw.choice(["avg", "max", "gem", "spp", "tokens", "flatten", "none", tap["pool"]])
+    tap["layout"] = draw.choice(["bchw", "bhwc", "btc", "bd", tap["layout"]])
+    tap["shape"] = draw.choice([tap["shape"], [1], [64], [2**20], [3, 32, 32], [2, 3]])
+    if draw.random() < 0.3:
+        tap["prefix"] = draw.choice([0, 1, 5, 1000])
+    width = f"~{tap['shape'][0]}" if "projected" in tap else ""
+    recipe["taps"], recipe["aliases"] = {f"{tap['node']}:{tap['pool']}{width}": tap}, {}
+    return recipe
 
 
 def _hostile(draw: random.Random) -> Any:

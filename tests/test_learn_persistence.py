@@ -7,6 +7,7 @@ import os
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZIP_DEFLATED
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from sklearn.utils import Bunch
 from torch import nn
 
 import featx
@@ -434,6 +436,32 @@ def test_a_loaded_model_names_no_file_that_fitting_it_again_would_open(root, tmp
     torch.save({"other": torch.zeros(1)}, file)
     with pytest.raises(BackboneError, match="is not the weights file that was recorded"):
         load(tmp_path / "model.skops").fit(photos, labels)
+
+
+def test_what_an_object_says_of_itself_hides_nothing_from_the_checks(store, tmp_path):
+    """skops sets any attribute: one named __getstate__ would let a pickler see an empty object."""
+    inner = load(save(pipeline(store), tmp_path / "inner.skops"))
+    inner.memory = str(tmp_path / "cache")
+    outer = make_pipeline(inner)
+    outer.hides = Bunch
+    content = skops_file({"format": "featx-model", "version": 1, "estimator": outer})
+    for name in (b"__getstate__", b"predict"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(tmp_path / "a.skops", "w") as written:
+            for entry in archive.namelist():
+                written.writestr(entry, archive.read(entry).replace(b'"hides"', b'"' + name + b'"'))
+        with pytest.raises(ModelError, match=f"has the methods of its class; got its own '{name.decode()}'") as error:
+            load(tmp_path / "a.skops")
+        message(error)
+
+
+def test_a_small_file_does_not_inflate_to_gigabytes(store, tmp_path):
+    model = load(save(pipeline(store), tmp_path / "model.skops"))
+    model.padding = np.zeros(2**26)
+    content = skops.io.dumps({"format": "featx-model", "version": 1, "estimator": model}, compression=ZIP_DEFLATED)
+    (tmp_path / "bomb.skops").write_bytes(content)
+    with pytest.raises(ModelError, match="bomb.skops is refused: its .* would inflate to 537 MB") as error:
+        load(tmp_path / "bomb.skops")
+    message(error)
 
 
 def skops_file(content) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 from helpers import fresh_python
 
 CHILD = """
-import io, json, os, sys, sysconfig, tempfile, warnings
+import io, json, os, resource, sys, sysconfig, tempfile, warnings
 from pathlib import Path
 import numpy as np
 import torch
@@ -58,6 +58,8 @@ def canary(event, args):
         seen.append(event)
 
 sys.addaudithook(canary)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**31, -1))  # gigabytes are a MemoryError
 
 def answer(path):
     model = load(path) if path.endswith(".skops") else None

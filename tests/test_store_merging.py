@@ -161,6 +161,17 @@ def test_only_what_this_merge_gives_is_taken_for_finished(tmp_path: Path) -> Non
     assert (tmp_path / "m.h5").read_bytes() == content
 
 
+def test_a_damaged_merge_is_not_taken_for_finished_and_is_made_again_when_asked(tmp_path: Path) -> None:
+    parts = [_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3)) for i in range(2)]
+    whole = merge(parts, tmp_path / "m.h5").path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[8192 + 7] ^= 1
+    (tmp_path / "m.h5").write_bytes(damaged)
+    with pytest.raises(StoreError, match="is there already"):
+        merge(parts, tmp_path / "m.h5")
+    assert merge(parts, tmp_path / "m.h5", replace=True).path.read_bytes() == whole
+
+
 def test_damaged_rows_are_not_copied(tmp_path: Path) -> None:
     first, second = (_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3)) for i in range(2))
     content = bytearray(second.path.read_bytes())

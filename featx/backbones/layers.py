@@ -85,7 +85,10 @@ class Layers(ABC):
 
     def last(self, name: str) -> str:
         """A module's last node; a node is its own."""
-        return name if name in self.nodes else [node for node in self.nodes if node.startswith(name + ".")][-1]
+        inside = [name] if name in self.nodes else [node for node in self.nodes if node.startswith(name + ".")]
+        if not inside:
+            raise LayerError(f"layer {name!r} is not in the network")
+        return inside[-1]
 
     @cached_property
     def _modules(self) -> Collection[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,9 @@ from featx.backbones.preprocessing import Preprocessing
 from featx.errors import BackboneError, ProgramWarning
 
 _HOW = "torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
+
+
+_SWITCH = threading.Lock()  # one thread at a time: the environment is the process's
 
 
 def load_program(file: str) -> ExportedProgram:
@@ -41,7 +45,11 @@ def load_program(file: str) -> ExportedProgram:
 @contextlib.contextmanager
 def _without_full_unpickling() -> Iterator[None]:
     """`torch.load` takes tensors alone, also where it is called with weights_only=False. The switch is torch's own."""
-    switch = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    with _SWITCH:
+        yield from _switched("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+
+
+def _switched(switch: str) -> Iterator[None]:
     before = os.environ.get(switch)
     os.environ[switch] = "1"
     try:

@@ -25,7 +25,9 @@ _ROWS = 1024  # that are added up at once
 
 
 def _is_euclidean(estimator: NearestCentroid) -> bool:
-    return estimator.metric == "euclidean"
+    """Whether there are probabilities; a model saved before there were has no deviations to base them on."""
+    fitted_before = hasattr(estimator, "centroids_") and not hasattr(estimator, "deviations_")
+    return estimator.metric == "euclidean" and not fitted_before
 
 
 class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, BaseEstimator):

@@ -14,14 +14,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
-from zipfile import ZIP_DEFLATED
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from featx.errors import ModelError, StoreError, listed
+from featx.errors import ModelError, StoreError, listed, readable
 from featx.grammar import is_weights_file
 from featx.learn.features import ImageFeatures, StoredFeatures
+from featx.learn.loaded import refuse_own_methods
 from featx.learn.trees import TREE_TYPES, check_trees
 from featx.store import FeatureStore, Recipe
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 _FORMAT = "featx-model"
 _VERSION = 1
+_MOST_INFLATED = 2**28  # bytes that any file may hold, compressed or not
+_MOST_RATIO = 20  # of what a larger one holds to its size; arrays of numbers shrink to a half or so
 # Beside what skops itself trusts (scikit-learn's public estimators, numpy, scipy). All of it is data with methods
 # that only compute; a type is added here after reading what its construction runs.
 _TRUSTED = (
@@ -161,9 +164,12 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
         raise ModelError(f"there is no model file {path}; featx search -o makes one")
     try:
         content = path.read_bytes()
+        _refuse_bomb(content, path)
         foreign = sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED))
     except OSError as error:
         raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except ModelError:
+        raise
     except Exception as error:  # skops and zipfile raise many types on files of another kind
         raise ModelError(f"{path} is not a featx model; featx.save and featx search -o make them") from error
     if foreign:
@@ -180,6 +186,7 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
         raise ModelError(f"{path} is damaged: it holds no model")
     estimator = model["estimator"]
     try:
+        refuse_own_methods(estimator)  # so that the checks see all that there is
         check_trees(estimator)
     except ModelError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
@@ -196,6 +203,14 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
 
 def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _refuse_bomb(content: bytes, path: Path) -> None:
+    """Raise ModelError if a small file would take gigabytes of memory."""
+    with ZipFile(io.BytesIO(content)) as archive:
+        nbytes = sum(entry.file_size for entry in archive.infolist())
+    if nbytes > max(_MOST_INFLATED, _MOST_RATIO * len(content)):
+        raise ModelError(f"{path} is refused: its {readable(len(content))} would inflate to {readable(nbytes)}")
 
 
 def recipes(estimator: Any) -> list[Recipe]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.errors import ImageError, RecipeError, RowsDifferWarning, StoreError, listed, warn
+from featx.errors import DamageError, ImageError, RecipeError, RowsDifferWarning, StoreError, listed, warn
 from featx.manifest import text_array
 from featx.store.agreement import rounding_note
 from featx.store.contents import Failure
@@ -174,6 +174,10 @@ def _finished(stores: Sequence[FeatureStore], output: Path) -> FeatureStore | No
         ids = [name for part in parts for name in part.ids.tolist()]
         if merged.ids.tolist() != ids or list(merged.failures) != _failures(parts):
             return None
+    try:
+        merged.verify()
+    except DamageError:  # to be made again, with replace
+        return None
     return merged
 
 
