@@ -474,10 +474,14 @@ def search(
         Target | None, typer.Option(help="Whether these labels are class names or numbers.", show_default="class")
     ] = None,
     groups: Annotated[
-        str | None, typer.Option(help="A column of the manifest: images alike in it are never parted by a split.")
+        str | None,
+        typer.Option(
+            help="A column of the manifest: images with the same value are never split between training and test."
+        ),
     ] = None,
     allow_duplicates: Annotated[
-        bool, typer.Option("--allow-duplicates", help="Let images of the same content be parted by a split.")
+        bool,
+        typer.Option("--allow-duplicates", help="Let images of the same content be split between training and test."),
     ] = False,
     test_size: Annotated[
         float | None, typer.Option(help="Share of images held out; 0 for none.", show_default="0.2")
@@ -511,8 +515,8 @@ def search(
 ) -> int:
     """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
 
-    Images of the same content are never parted by a split, nor are --groups. Labels that are numbers are predicted as
-    numbers. Interrupted, it shows and writes what was done.
+    Images of the same content are never split between training and test, nor are --groups. Labels that are numbers are
+    predicted as numbers. Interrupted, it shows and writes what was done.
     """
     from featx.learn import Interrupted, Selection, save
     from featx.report import model_text, nested_table, protocol_table, ranking_table, search_progress, selection_text

@@ -419,7 +419,7 @@ def _warn(store: FeatureStore, n: int) -> None:
         overflow = store.recipe.dtype == "float16" and any(entry.what == "inf" for entry in store.nonfinite)
         named = ", ".join(f"{entry.id!r} in {entry.layer!r} ({entry.what})" for entry in store.nonfinite[:3])
         warnings.warn(
-            f"{len(store.nonfinite):,} rows hold numbers that are none, see store.nonfinite: {named}"
+            f"{len(store.nonfinite):,} rows contain NaN or inf, see store.nonfinite: {named}"
             + ("; float32 may hold what float16 cannot" if overflow else ""),
             NonFiniteWarning,
             stacklevel=4,

@@ -143,7 +143,6 @@ def network_of(recipe: Recipe, place: torch.device) -> TappedNetwork:
 
     From the very backbone that is recalled: two modules of a class with the same weights may compute different things.
     """
-    recipe.check()
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     backbone = recall(
         recipe.backbone,

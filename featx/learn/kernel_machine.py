@@ -64,7 +64,7 @@ class KernelMachine:
         Warns
         -----
         UserWarning
-            The kernel matrix is beyond the budget, so that scikit-learn's own way is gone.
+            The kernel matrix exceeds the budget: falling back to scikit-learn, which is slower.
         ConvergenceWarning
             `max_iter` ended it.
         """

@@ -25,7 +25,8 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     scikit-learn's class (liblinear), except:
 
     - `tol` bounds a norm of each class's gradient relative to that at W = 0, whatever the units of X. At the default, a
-      fit without a ConvergenceWarning has an objective within a thousandth of its minimum, and most within a millionth.
+      fit without a ConvergenceWarning is within a thousandth of its minimum before its coefficients are rounded to the
+      type of X: where float32 columns lie far from 0 and C is large, that rounding may cost more.
     - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
     - A row of weight 2 has the same objective as the row twice; the two fits stop at different points within `tol`.
       scikit-learn's check_sample_weight_equivalence asks for seven digits, and passes with tol=1e-10.

@@ -1,7 +1,7 @@
-"""A model from a file in; an error out if an object in it has attributes that stand in for the methods of its class.
+"""A model in; all objects that it holds out, and an error if one has attributes in place of its class's methods.
 
 skops sets any attribute of a loaded object. One that is named after a method, `__getstate__` above all, would decide
-what a pickler sees of the object, and so hide what is beneath it from the checks that follow.
+what a pickler sees of the object, or take the place of a check that the class makes. So nothing here asks an object.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from types import BuiltinFunctionType, FunctionType, MethodType, NoneType
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from featx.errors import ModelError, listed
 
 _LEAVES = (str, bytes, int, float, complex, type, NoneType, FunctionType, BuiltinFunctionType, np.ufunc, np.generic)
 
 
-def refuse_own_methods(model: Any) -> None:
-    """Raise ModelError unless every object that a model holds has the methods of its class."""
+def objects_of(model: Any) -> list[Any]:
+    """A model and all that it holds, each once: attributes, and what is in containers and arrays of objects."""
     seen: dict[int, Any] = {}  # also keeps them alive, so that no number is used twice
     left = [model]
     while left:
@@ -26,12 +27,7 @@ def refuse_own_methods(model: Any) -> None:
         if id(held) in seen or isinstance(held, _LEAVES):
             continue
         seen[id(held)] = held
-        attributes = getattr(held, "__dict__", None)
-        if isinstance(attributes, dict):
-            own = [name for name in attributes if str(name).startswith("__") or _is_method(type(held), name)]
-            if own:
-                raise ModelError(f"{type(held).__name__} has the methods of its class; got its own {listed(own)}")
-            left += attributes.values()
+        left += _attributes(held).values()
         if isinstance(held, dict):
             left += [*held.keys(), *held.values()]
         elif isinstance(held, list | tuple | set | frozenset):
@@ -42,8 +38,24 @@ def refuse_own_methods(model: Any) -> None:
             left += [held.func, held.args, held.keywords]
         elif isinstance(held, MethodType):
             left.append(held.__self__)
+    return list(seen.values())
 
 
-def _is_method(kind: type, name: str) -> bool:
+def refuse_own_methods(model: Any) -> None:
+    """Raise ModelError unless every object that a model holds has what its class defines."""
+    for held in objects_of(model):
+        kind = type(held)
+        if own := sorted(str(name) for name in _attributes(held) if _is_defined(kind, str(name))):
+            raise ModelError(f"{kind.__name__} has the methods of its class; got its own {listed(own)}")
+
+
+def _attributes(held: Any) -> dict[str, Any]:
+    return getattr(held, "__dict__", {})
+
+
+def _is_defined(kind: type, name: str) -> bool:
+    """Whether a class defines a name; of others than estimators its methods alone: NumPy's arrays set such defaults."""
+    if name.startswith("__") or issubclass(kind, BaseEstimator):
+        return name.startswith("__") or hasattr(kind, name)
     found = getattr(kind, name, None)
     return callable(found) and not isinstance(found, type)

@@ -150,7 +150,7 @@ class _Group:
         needed = BYTES * self.pair**2 + self.own
         return (
             f"{type(self.first).__name__}: the kernel matrix of {self.pair} rows takes {needed / 2**30:.3g} GiB, and "
-            f"the budget is {self.budget / 2**30:.3g} GiB: scikit-learn's own way is gone, which takes longer; give "
+            f"the budget is {self.budget / 2**30:.3g} GiB: falling back to scikit-learn, which is slower; give "
             f"budget_bytes={needed} where there is the memory, or fewer rows"
         )
 

@@ -22,7 +22,7 @@ from sklearn.base import BaseEstimator
 from featx.errors import ModelError, StoreError, listed, readable
 from featx.grammar import is_weights_file
 from featx.learn.features import ImageFeatures, StoredFeatures
-from featx.learn.loaded import refuse_own_methods
+from featx.learn.loaded import objects_of
 from featx.learn.trees import TREE_TYPES, check_trees
 from featx.store import FeatureStore, Recipe
 
@@ -186,7 +186,6 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
         raise ModelError(f"{path} is damaged: it holds no model")
     estimator = model["estimator"]
     try:
-        refuse_own_methods(estimator)  # so that the checks see all that there is
         check_trees(estimator)
     except ModelError as error:
         raise ModelError(f"{path} is damaged: {error}") from error
@@ -215,14 +214,14 @@ def _refuse_bomb(content: bytes, path: Path) -> None:
 
 def recipes(estimator: Any) -> list[Recipe]:
     """The different recipes of all StoredFeatures and ImageFeatures in a fitted estimator, wherever they sit."""
-    features = _walked(estimator).features
-    return list({recipe.to_json(): recipe for recipe in (feature.recipe_ for feature in features)}.values())
+    found = (features.recipe_ for features in _features_of(estimator))
+    return list({recipe.to_json(): recipe for recipe in found}.values())
 
 
-def _walked(estimator: Any) -> _Detacher:
-    pickler = _Detacher(io.BytesIO())
-    pickler.dump(estimator)
-    return pickler
+def _features_of(estimator: Any) -> list[StoredFeatures | ImageFeatures]:
+    """The fitted ones in an estimator, wherever they sit."""
+    found = (held for held in objects_of(estimator) if isinstance(held, StoredFeatures | ImageFeatures))
+    return [features for features in found if hasattr(features, "recipe_")]
 
 
 def _check(estimator: Any) -> None:
@@ -230,31 +229,25 @@ def _check(estimator: Any) -> None:
 
     skops can set the attributes of an object without its constructor: only what lies there now is looked at.
     """
-    walked = _walked(estimator)
-    for recipe in walked.recipes:
-        recipe.check()
-    for feature in walked.features:
-        recipe = feature.recipe_
-        if not isinstance(recipe, Recipe) or not isinstance(getattr(feature, "store", recipe), Recipe):
+    for held in objects_of(estimator):
+        if isinstance(held, Recipe):
+            held.check()
+        elif isinstance(held, BaseEstimator) and getattr(held, "memory", None) is not None:
+            held.memory = None
+    for features in _features_of(estimator):
+        recipe = features.recipe_
+        if not isinstance(recipe, Recipe) or not isinstance(getattr(features, "store", recipe), Recipe):
             raise StoreError("it holds features without a recipe")
-        if isinstance(feature, ImageFeatures) and is_weights_file(str(feature.weights)):
+        if isinstance(features, ImageFeatures) and is_weights_file(str(features.weights)):
             from featx.backbones import Backbone, Preprocessing  # seconds to import, and rarely needed
 
             preprocessing = Preprocessing.from_dict(recipe.preprocessing)
             known = recipe.backbone, recipe.weights, recipe.weights_file_sha256
-            feature.backbone = Backbone.of_recipe(*known, preprocessing)  # so fitting it again checks the file, too
-    for cached in walked.cached:
-        cached.memory = None
+            features.backbone = Backbone.of_recipe(*known, preprocessing)  # so fitting it again checks the file, too
 
 
 class _Detacher(pickle.Pickler):
     """A deep copy, in memory, that turns stores into recipes and memory maps into arrays."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file, protocol=5)
-        self.recipes: list[Recipe] = []
-        self.features: list[StoredFeatures | ImageFeatures] = []
-        self.cached: list[Any] = []  # pipelines with a `memory`
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, FeatureStore):
@@ -265,12 +258,6 @@ class _Detacher(pickle.Pickler):
             return str, (str(obj),)
         if _is_network(obj):  # the recipe names it; a module of the user's is handed back at load
             return str, (getattr(obj, "name", f"module:{type(obj).__name__}"),)
-        if isinstance(obj, Recipe):
-            self.recipes.append(obj)
-        if isinstance(obj, StoredFeatures | ImageFeatures) and hasattr(obj, "recipe_"):
-            self.features.append(obj)
-        if isinstance(obj, BaseEstimator) and getattr(obj, "memory", None) is not None:
-            self.cached.append(obj)
         return NotImplemented
 
 
@@ -286,7 +273,7 @@ def _is_network(obj: Any) -> bool:
 
 def _detached(estimator: Any) -> Any:
     file = io.BytesIO()
-    _Detacher(file).dump(estimator)
+    _Detacher(file, protocol=5).dump(estimator)
     return pickle.loads(file.getvalue())  # our own bytes, of a moment ago
 
 

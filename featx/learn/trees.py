@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import ModelError, listed
+from featx.errors import ModelError
+from featx.learn.loaded import refuse_own_methods
 
 # Trusted beside what skops trusts. Their construction copies arrays, of checked type and shape; `check_trees` looks at
 # what is in these.
@@ -29,8 +30,10 @@ def check_trees(model: Any) -> None:
     Raises
     ------
     ModelError
-        A tree is not one that scikit-learn could have made, or is where none belongs.
+        A tree is not one that scikit-learn could have made, or is where none belongs; or an object in the model has
+        attributes in place of its class's methods.
     """
+    refuse_own_methods(model)  # so that the walk sees all that there is
     walk = _Walk()
     walk.dump(model)
     owned: Counter[int] = Counter()
@@ -87,7 +90,6 @@ def _checked_trees(estimator: Any) -> list[Any]:
     fitted, name = vars(estimator), type(estimator).__name__
     if not {"tree_", "estimators_", "_predictors"} & fitted.keys():
         return []
-    _refuse_own_methods(estimator)
     d = fitted.get("n_features_in_")  # scikit-learn compares the number of columns with it, if it is there
     if not isinstance(d, int) or isinstance(d, bool) or d < 1:
         raise ModelError(f"{name} has a number of features; got {d!r}")
@@ -131,7 +133,6 @@ def _check_boosting(estimator: Any, d: int) -> None:
     elif type(first) not in (DummyClassifier, DummyRegressor):
         raise ModelError(f"{name} can be saved with init=None or 'zero'; got {type(first).__name__}")
     else:
-        _refuse_own_methods(first)
         shapes = [
             _init_raw_predictions(np.zeros((n, 1)), first, estimator._loss, is_classifier(estimator)).shape
             for n in (1, 2, 3)  # for these three alike, it is a row for each of any number
@@ -155,7 +156,6 @@ def _checked_predictors(estimator: Any, d: int) -> list[Any]:
     for tree in trees:
         if type(tree) is not TreePredictor or type(tree.nodes) is not np.ndarray:
             raise ModelError(f"the trees of {name} are arrays of nodes; got {type(tree).__name__}")
-        _refuse_own_methods(tree)
         if tree.nodes.dtype != PREDICTOR_RECORD_DTYPE or tree.nodes.ndim != 1:
             raise ModelError(f"the nodes of {name} are records in a row; got {tree.nodes.dtype}, {tree.nodes.shape}")
         nodes = tree.nodes = tree.nodes.copy()  # nothing else in the file holds this one
@@ -164,12 +164,6 @@ def _checked_predictors(estimator: Any, d: int) -> list[Any]:
             raise ModelError(f"the trees of {name} split on numbers; got a categorical feature")
         _check_nodes(nodes["left"], nodes["right"], inner, nodes["feature_idx"], d)
     return trees
-
-
-def _refuse_own_methods(obj: Any) -> None:
-    """Its class checks what it is given; an attribute in place of a method would not."""
-    if names := sorted(name for name in vars(obj) if hasattr(type(obj), name)):
-        raise ModelError(f"{type(obj).__name__} has the methods of its class; got its own {listed(names)}")
 
 
 def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray, feature: np.ndarray, d: int) -> int:

@@ -38,7 +38,7 @@ def _search_lines(selection: Selection) -> list[str]:
     if selection.steps:
         lines.append(f"between features and scaler: {', '.join(selection.steps)}")
     if selection.n_groups is not None:
-        lines.append(f"{selection.n_groups:,} groups of images were never parted")
+        lines.append(f"{selection.n_groups:,} groups of images were never split between training and test")
     if selection.n_duplicates:
         lines.append(f"{selection.n_duplicates:,} images are there more than once; copies were kept on one side")
     n = len(selection.candidates)

@@ -94,7 +94,7 @@ def notes_text(store: FeatureStore) -> str:
         lines.append(f"{len(store.failures):,} images cannot be read and have no rows:")
         lines += _shortened([f"  {failure.id}: {failure.reason}" for failure in store.failures], "store.failures")
     if store.nonfinite:
-        lines.append(f"{len(store.nonfinite):,} rows hold numbers that are none:")
+        lines.append(f"{len(store.nonfinite):,} rows contain NaN or inf:")
         lines += _shortened([f"  {row.id}, {row.layer}: {row.what}" for row in store.nonfinite], "store.nonfinite")
     if store.contradictions and store.y is not None:
         lines.append(f"{len(store.contradictions):,} images are there several times with different labels:")

@@ -36,7 +36,7 @@ class Failure(NamedTuple):
 
 
 class NonFinite(NamedTuple):
-    """A row that holds numbers that are none: the image's id, the layer, and "inf" or "nan"."""
+    """A row that contains NaN or inf: the image's id, the layer, and "inf" or "nan"."""
 
     id: str
     layer: str
