@@ -308,10 +308,19 @@ class Objective:
         """(b, k, W) times the square (F, W, W) of each problem's shift and scale."""
         found, start = torch.empty_like(U), 0
         numbers, counts = self._which(problems).unique_consecutive(return_counts=True)
+        threads = self.team.size if worth_sharing(2 * U.numel() * U.shape[-1]) else 1
+        shares: list[list[tuple[int, slice]]] = [[] for _ in range(threads)]
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
-            mine = slice(start, start + count)  # problems of the same shift and scale are neighbours
-            found[mine] = product(U[mine].flatten(0, 1), squares[number]).view(count, *U.shape[1:])
+            for thread, share in enumerate(shares):  # problems of the same shift and scale are neighbours
+                ends = (start + count * (thread + after) // threads for after in (0, 1))
+                share.append((number, slice(*ends)))
             start += count
+
+        def work(_: int, share: list[tuple[int, slice]]) -> None:
+            for number, mine in share:
+                found[mine] = product(U[mine].flatten(0, 1), squares[number]).view_as(found[mine])
+
+        self.team.map(work, shares)
         return found
 
     @property
