@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
@@ -23,7 +25,7 @@ from classified import (
 )
 from numpy.testing import assert_allclose
 
-from featx.solvers import FREE, NONE, Loss, Problem, Status
+from featx.solvers import FREE, NONE, Loss, Problem, Status, lbfgs, objective
 from featx.solvers.pairs import PAIRS, Pairs
 
 
@@ -263,3 +265,68 @@ def test_a_rare_class_among_many_rows():
         assert ours.status is Status.CONVERGED
         assert_allclose(ours.objective, theirs.objective, rtol=1e-5)
         assert_allclose(ours.intercept, theirs.intercept, rtol=1e-3)
+
+
+class Drifting:
+    """One problem, f(u) = u H u / 2 - h u + 1000, whose passes in low precision are wrong.
+
+    error : size of what each adds to the gradient, until the next exact pass
+    jump : what a low pass adds to the value
+    """
+
+    anchored = True
+
+    def __init__(self, D: int, error: float = 0.0, jump: float = 0.0) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.spectrum = 1 / torch.arange(1, D + 1).square()[None, None].double()
+        self.penalty = torch.full((1, 1, D), 1e-3, dtype=torch.float64)
+        self.batch = SimpleNamespace(alike=torch.zeros(1), design=SimpleNamespace(penalised=torch.ones(D)))
+        turned = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64))[0]
+        sizes = (self.spectrum + self.penalty)[0, 0].sqrt()
+        # conditioned by 100 in the inner metric, so that it takes many steps
+        self.H = sizes[:, None] * (turned * torch.logspace(-2, 0, D)) @ turned.T * sizes
+        self.h = torch.randn(D, generator=generator, dtype=torch.float64) * sizes
+        self.error = error * torch.randn(D, generator=generator, dtype=torch.float64) * sizes
+        self.jump, self.passes, self.since = jump, {"exact": 0, "low": 0}, 0
+
+    def exact(self, U: torch.Tensor, problems: torch.Tensor) -> objective.Point:
+        self.passes["exact"] += 1
+        self.since = 0
+        return self._point(U[0, 0])
+
+    def low(self, U: torch.Tensor, problems: torch.Tensor) -> objective.Point:
+        self.passes["low"] += 1
+        self.since += 1
+        point = self._point(U[0, 0])
+        point.gradient += self.since * self.error
+        point.value += self.jump + self.since * float(self.error @ U[0, 0])
+        return point
+
+    def _point(self, u: torch.Tensor) -> objective.Point:
+        value = u @ self.H @ u / 2 - self.h @ u + 1000
+        return objective.Point(value[None], (self.H @ u - self.h)[None, None], torch.ones(1, 1, dtype=torch.float64))
+
+    def keep(self, which: torch.Tensor) -> None:
+        pass
+
+    def adopt(self, problems: torch.Tensor, others: torch.Tensor) -> None:
+        pass
+
+
+def run(drifting: Drifting) -> lbfgs.Minimum:
+    null = torch.zeros(1, 1, len(drifting.h), dtype=torch.float64)
+    return lbfgs.minimise(drifting, null, null, lbfgs.Stopping(1e-7, 1000, 1.0, math.inf, math.inf))
+
+
+def test_low_precision_that_drifts_has_its_anchors_sooner():
+    sound, drifting = Drifting(40), Drifting(40, error=1e-6)
+    for each in sound, drifting:
+        assert run(each).status == [Status.CONVERGED]
+    assert drifting.passes["exact"] > sound.passes["exact"]
+    assert drifting.passes["low"] > drifting.passes["exact"]
+
+
+def test_low_precision_whose_steps_are_all_refused_is_given_up():
+    refused = Drifting(40, jump=1e6)
+    assert run(refused).status == [Status.CONVERGED]
+    assert refused.passes["low"] < 5

@@ -33,8 +33,8 @@ _LOW_NOISE = 1e-5  # of the value and 1, in low precision
 _NEAR = 1e-3  # of the value: a gap, and a bound of it, of which rounding may hide the rest
 _GAIN = 30.0  # a step may still gain this multiple of `tol`, relative to the value
 _FALL = 0.003  # of the gradient's norm since the anchor, after which low precision wants a new one
-_DRIFT = 2.0  # times the norm that low precision has said: then the next anchor comes after half as many passes
-_LEAST_SPAN = 3  # passes from one anchor to the next; where that is too long, low precision is given up
+_DRIFT = 2.0  # times the norm that low precision has said: then the next anchor comes after half as many steps
+_LEAST_SPAN = 3  # steps from one anchor to the next; where that is too long, low precision is given up
 _LOW_CUTS = 2  # refused steps in a row that are blamed on low precision
 _EXACT_CUTS = 20  # ... and on rounding
 _CROWD = 0.8  # the part of a batch that must be left, else it is packed
@@ -115,7 +115,7 @@ class _Run:
         self.fresh = self.alive.clone()  # the point is new and needs a direction
         self.doubted = ~self.alive  # the next pass is an exact one, where the point is
         self.distrusted = self.alive.clone() if not objective.anchored else ~self.alive  # exact passes from now on
-        self.since = torch.zeros_like(self.problem)  # passes in low precision since the anchor
+        self.since = torch.zeros_like(self.problem)  # steps in low precision since the anchor
         self.span = torch.full_like(self.problem, stopping.max_iter)  # ... and how many there may be
         self.pairs = Pairs(self.U, k)
         nobody = torch.zeros_like(self.problem)
@@ -235,7 +235,7 @@ class _Run:
         drifted = self.norm > _DRIFT * said
         self.span = torch.where(anchored, torch.where(drifted, self.since // 2, 2 * self.since), self.span)
         self.distrusted |= anchored & (self.span < _LEAST_SPAN)
-        self.since = torch.where(anchored, 0, self.since + (tried & ~exact))
+        self.since = torch.where(anchored, 0, self.since + (accepted & ~exact))
         self.anchor_norm = torch.where(anchored, self.norm, self.anchor_norm)
         fallen = self.norm <= torch.maximum(
             _FALL * self.anchor_norm, torch.full_like(self.norm, 0.9 * self.stopping.tol)

@@ -12,10 +12,10 @@ residuals R' and gradient G', it goes on with
 
     Z = Z' + X (U - U')        G = G' + X^T (R - R')        U S = U' S + (U - U') + (U - U') (S - 1)
 
-where the last products may be wrong by a part in a few hundred: of a step, not of the whole. From time to time an exact
-pass takes the errors out that have added up: an *anchor*. In between, G is the gradient of the loss at Z plus gap . U,
-where gap = G - X^T R at the anchor is 0 but for the low X; the value has this term too, or no line search could trust
-it.
+where the last products may be wrong by a part in a few hundred: of a step, not of the whole. R carries the rounded
+changes, so what rounding takes from one change is part of the next. From time to time an exact pass takes the errors
+out that have added up all the same: an *anchor*. In between, G is the gradient of the loss at Z plus gap . U, where
+gap = G - X^T R at the anchor is 0 but for the low X; the value has this term too, or no line search could trust it.
 
 This is iterative refinement; what is reported in the end always comes from an exact pass.
 """
@@ -248,7 +248,7 @@ class Objective:
                 for mine, kept in part.runs:
                     held = self.residuals[kept, :, block]
                     torch.sub(residuals[mine], held, out=moved[mine])
-                    held.copy_(residuals[mine])
+                    held.add_(moved[mine])  # what rounding left out is part of the next change
                 part_change += moved.flatten(0, 1) @ rows
             _put(change, part.chosen, part_change)
         return sums, change

@@ -31,7 +31,7 @@ _BLOCK_CUDA = 2**26
 # scikit-learn's lbfgs ends early on hard problems and is exact on easy ones, liblinear is exact on nearly all
 _METRIC_SHARE = {Loss.LOGISTIC: 0.01, Loss.SQUARED_HINGE: 1.0}
 _GAP_PART = {Loss.LOGISTIC: 0.1, Loss.SQUARED_HINGE: 1e-3}
-_GAP_PART_LARGE = {Loss.LOGISTIC: 10.0, Loss.SQUARED_HINGE: 1e-3}
+_GAP_PART_LARGE = {Loss.LOGISTIC: 1.0, Loss.SQUARED_HINGE: 1e-3}
 _LARGE = 2**20  # elements of X from which passes take so long that logistic regression ends a little earlier
 _BOUND_PART = {Loss.LOGISTIC: inf, Loss.SQUARED_HINGE: 10.0}
 
