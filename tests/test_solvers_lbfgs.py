@@ -280,7 +280,7 @@ class Drifting:
         generator = torch.Generator().manual_seed(0)
         self.spectrum = 1 / torch.arange(1, D + 1).square()[None, None].double()
         self.penalty = torch.full((1, 1, D), 1e-3, dtype=torch.float64)
-        self.batch = SimpleNamespace(alike=torch.zeros(1), design=SimpleNamespace(penalised=torch.ones(D)))
+        self.widest, self.batch = self.spectrum.max(), SimpleNamespace(alike=torch.zeros(1))
         turned = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64))[0]
         sizes = (self.spectrum + self.penalty)[0, 0].sqrt()
         # conditioned by 100 in the inner metric, so that it takes many steps

@@ -23,7 +23,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from featx.solvers.objective import Objective, Point
+from featx.solvers.objective import Objective, Point, picked
 from featx.solvers.pairs import Pairs, dot
 from featx.solvers.problems import Status
 
@@ -144,10 +144,7 @@ class _Run:
     def _metric(self) -> Tensor:
         """(b, k, D), and nowhere 0"""
         spectrum, penalty = self.objective.spectrum, self.objective.penalty
-        columns = (
-            spectrum * self.objective.batch.design.penalised
-        ).max()  # not the free intercept, which may be larger
-        largest = self.curvature.amax(1)[:, None, None] * columns + penalty.amax(2, keepdim=True)
+        largest = self.curvature.amax(1)[:, None, None] * self.objective.widest + penalty.amax(2, keepdim=True)
         kind = torch.finfo(penalty.dtype)
         return torch.addcmul(penalty + kind.eps * largest + kind.tiny, self.curvature[..., None], spectrum)
 
@@ -181,15 +178,18 @@ class _Run:
         length = torch.where(self.doubted, 0.0, self.length).to(self.U.dtype)
         trial = torch.addcmul(self.U, length[:, None], self.direction)
         asked_exact = self.doubted | self.distrusted
-        value, gradient, curvature = self.value.clone(), self.gradient.clone(), self.curvature.clone()
+        point = Point(self.value, self.gradient, self.curvature)
         for chosen, evaluate in ((asked_exact, self.objective.exact), (~asked_exact, self.objective.low)):
             where = (chosen & tried).nonzero()[:, 0]
             if len(where):
-                point = evaluate(trial[where].view(self.shape), where)
-                value[where], gradient[where] = point.value, point.gradient.flatten(1)
-                curvature[where] = point.curvature
+                some = evaluate(picked(trial, where).view(self.shape), where)
+                point = Point(
+                    _replaced(point.value, where, some.value),
+                    _replaced(point.gradient, where, some.gradient.flatten(1)),
+                    _replaced(point.curvature, where, some.curvature),
+                )
         self.passes += tried
-        self._judge(trial, Point(value, gradient, curvature), asked_exact, tried)
+        self._judge(trial, point, asked_exact, tried)
 
     def _aim(self) -> None:
         metric = self.metric.flatten(1)  # (b, K)
@@ -230,8 +230,12 @@ class _Run:
         self.norm = torch.where(accepted, self._norms().amax(1), said)
         self.exact = torch.where(accepted, exact, self.exact)
         self.fresh = accepted
+        if self.objective.anchored:
+            self._doubt(exact, tried, said)
 
-        anchored = self.doubted & tried
+    def _doubt(self, exact: Tensor, tried: Tensor, said: Tensor) -> None:
+        """Who needs an anchor, and who has no more use for low precision; `said` are the norms before this pass."""
+        accepted, anchored = self.fresh, self.doubted & tried
         drifted = self.norm > _DRIFT * said
         self.span = torch.where(anchored, torch.where(drifted, self.since // 2, 2 * self.since), self.span)
         self.distrusted |= anchored & (self.span < _LEAST_SPAN)
@@ -269,6 +273,10 @@ class _Run:
                     setattr(self, name, held[where])
             self.pairs.keep(where)
             self.objective.keep(where)
+
+
+def _replaced(held: Tensor, where: Tensor, new: Tensor) -> Tensor:
+    return new if len(where) == len(held) else held.index_copy(0, where, new)
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

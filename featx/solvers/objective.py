@@ -125,6 +125,9 @@ class Objective:
         if self.squares is not None:
             free = like.new_zeros(len(self.squares), int(design.free))
             self.stretch = torch.cat([self.squares.diagonal(dim1=1, dim2=2), free], 1)  # (F, D)
+        self.shared: tuple[list[int], list[list[_Part]]] = ([], [])
+        self._measure()
+        self.widest = (self.spectrum * design.penalised).max()  # not the free intercept, which may be larger
         # a piece costs its problems a copy of their coordinates: of fewer rows, that is more than is saved
         self.pieces = _pieces(batch.weights > 0, max(_LEAST_ROWS, self.width))
         most = max(block_scores, B * k * min(n, _LEAST_ROWS))
@@ -142,27 +145,26 @@ class Objective:
                 for low, square in zip(self.low_squares, self.squares, strict=True):
                     low.copy_(square - torch.eye(self.width, dtype=square.dtype, device=square.device))
 
-    @property
-    def penalty(self) -> Tensor:
-        """(B, 1, D) second derivatives of the penalty, as far as they are diagonal."""
-        stretch = self.batch.design.penalised.expand(len(self.batch), -1)
-        if self.squares is not None:
-            stretch = self.stretch[self._which(self._every)]
-        return self.batch.l2[:, None, None] * stretch[:, None]
+    def _measure(self) -> None:
+        """What the inner metric is made of, for the problems that are left.
 
-    @property
-    def spectrum(self) -> Tensor:
-        """(1 or B, 1, D) mean squares of the columns, of the odd ones in each problem's scale."""
-        design = self.batch.design
-        found = design.spectrum[None, None]
+        penalty : (b, 1, D) second derivatives of the penalty, as far as they are diagonal
+        spectrum : (1 or b, 1, D) mean squares of the columns, of the odd ones in each problem's scale
+        """
+        design, members = self.batch.design, self.batch.member
+        stretch = design.penalised.expand(len(self.batch), -1)
+        if self.squares is not None:
+            stretch = self.stretch[self._which(members)]
+        self.penalty = self.batch.l2[:, None, None] * stretch[:, None]
+        self.spectrum = design.spectrum[None, None]
         if c := design.odd_squares.shape[1]:
-            found = found.repeat(len(self.batch), 1, 1)
-            found[:, 0, self.width - c : self.width] = design.odd_squares[self._which(self._every)]
-        return found
+            self.spectrum = self.spectrum.repeat(len(self.batch), 1, 1)
+            self.spectrum[:, 0, self.width - c : self.width] = design.odd_squares[self._which(members)]
 
     def keep(self, which: Tensor) -> None:
         """Only these of the problems, from now on."""
-        self.batch = self.batch[which]
+        self.batch, self.shared = self.batch[which], ([], [])
+        self._measure()
         moves = [(to, of) for to, of in enumerate(which.tolist()) if to != of]
         for name in _STATE if self.anchored else ():
             held = getattr(self, name)
@@ -192,8 +194,8 @@ class Objective:
         """Of one thread's blocks: sums, and gradients with exact and with low rows, (b, k, W)."""
         design, sums, G, low_G = self.batch.design, self._sums(len(V)), torch.zeros_like(V), torch.zeros_like(V)
         for part in parts:
-            coefficients, constant = _of(V, part.chosen).flatten(0, 1), _of(intercept, part.chosen)
-            part_G, part_low_G = (_of(held, part.chosen).flatten(0, 1) for held in (G, low_G))
+            coefficients, constant = picked(V, part.chosen).flatten(0, 1), picked(intercept, part.chosen)
+            part_G, part_low_G = (picked(held, part.chosen).flatten(0, 1) for held in (G, low_G))
             for block in part.blocks:
                 rows = design.rows(block.start, block.stop)
                 residuals = self._room(len(part.chosen), block, thread)
@@ -217,16 +219,16 @@ class Objective:
         """The same, with products in low precision, from where the problems were evaluated last."""
         design, members = self.batch.design, self.batch.member[problems]
         inner, intercept = self._split(U)
-        step = inner - _of(self.coordinates, problems)
+        step = inner - picked(self.coordinates, problems)
         shrink = inner
         if self.squares is not None:
             more = self._squared(step.to(self.low_work.dtype), problems, self.low_squares)
-            shrink = _of(self.penalised, problems) + step + more
+            shrink = picked(self.penalised, problems) + step + more
             self.penalised[problems] = shrink
         work = partial(self._low_share, design.shared(step, members).to(self.low_work.dtype), intercept)
         sums, change = _total(self.team.map(work, self._shares(problems)))
-        gradient = _of(self.gradient, problems) + design.own(change, members)
-        sums.value.add_((_of(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
+        gradient = picked(self.gradient, problems) + design.own(change, members)
+        sums.value.add_((picked(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
         self.coordinates[problems], self.gradient[problems] = inner, gradient
         return self._point(U, problems, sums, gradient, shrink)
 
@@ -234,8 +236,8 @@ class Objective:
         """Of one thread's blocks: sums, and the change of the gradient (b, k, W)."""
         sums, change = self._sums(len(step)), torch.zeros_like(step, dtype=self.scores.dtype)
         for part in parts:
-            coefficients, constant = _of(step, part.chosen).flatten(0, 1), _of(intercept, part.chosen)
-            part_change = _of(change, part.chosen).flatten(0, 1)
+            coefficients, constant = picked(step, part.chosen).flatten(0, 1), picked(intercept, part.chosen)
+            part_change = picked(change, part.chosen).flatten(0, 1)
             for block in part.blocks:
                 rows, b = self.batch.design.low_rows(block.start, block.stop), len(part.chosen)
                 scores, residuals = self._room(b, block, thread, 1), self._room(b, block, thread)
@@ -261,7 +263,13 @@ class Objective:
                 held[to] = held[of]
 
     def _shares(self, problems: Tensor) -> list[list[_Part]]:
-        """What each thread does in a pass."""
+        """What each thread does in a pass; that of the last pass is kept."""
+        numbers = problems.tolist()
+        if numbers != self.shared[0]:
+            self.shared = numbers, self._cut(problems)
+        return self.shared[1]
+
+    def _cut(self, problems: Tensor) -> list[list[_Part]]:
         folds, k, D = self.batch.fold[problems], self.batch.k, len(self.batch.design.spectrum)
         pieces = [(piece, active[folds].nonzero()[:, 0]) for piece, active in self.pieces]
         flop = 4 * k * D * sum((piece.stop - piece.start) * len(chosen) for piece, chosen in pieces)
@@ -307,7 +315,7 @@ class Objective:
     def _squared(self, U: Tensor, problems: Tensor, squares: Tensor) -> Tensor:
         """(b, k, W) times the square (F, W, W) of each problem's shift and scale."""
         found, start = torch.empty_like(U), 0
-        numbers, counts = self._which(problems).unique_consecutive(return_counts=True)
+        numbers, counts = self._which(self.batch.member[problems]).unique_consecutive(return_counts=True)
         threads = self.team.size if worth_sharing(2 * U.numel() * U.shape[-1]) else 1
         shares: list[list[tuple[int, slice]]] = [[] for _ in range(threads)]
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
@@ -323,14 +331,10 @@ class Objective:
         self.team.map(work, shares)
         return found
 
-    @property
-    def _every(self) -> Tensor:
-        return torch.arange(len(self.batch), device=self.batch.l2.device)
-
-    def _which(self, problems: Tensor) -> Tensor:
+    def _which(self, members: Tensor) -> Tensor:
         affine = self.batch.design.affine
         assert affine is not None
-        return affine.which[self.batch.member[problems]]
+        return affine.which[members]
 
     def _sums(self, b: int) -> Sums:
         like = self.batch.design.spectrum
@@ -346,7 +350,7 @@ class Objective:
         return Point(value, gradient, sums.curvature)
 
 
-def _of(held: Tensor, which: Tensor) -> Tensor:
+def picked(held: Tensor, which: Tensor) -> Tensor:
     """Those `which` (sorted) of the problems; no copy where that is all."""
     return held if len(which) == len(held) else held[which]
 

@@ -35,8 +35,9 @@ class Pairs:
         each = torch.arange(len(gradient), device=gradient.device)[:, None]
         order = (self.count[:, None] + torch.arange(PAIRS, device=gradient.device)) % PAIRS  # of slots, by age
         R = self.products[each[..., None], order[..., None], order[:, None]].triu()
-        curvature = R.diagonal(dim1=1, dim2=2)  # s . y, 0 where there is no pair
-        R = R + torch.diag_embed((curvature == 0).to(R.dtype))
+        diagonal = R.diagonal(dim1=1, dim2=2)
+        curvature = diagonal.clone()  # s . y, 0 where there is no pair
+        diagonal += curvature == 0
 
         shares = _solved(R, _products(gradient, self.steps)[each, order], upper=True)
         q = _less(gradient, shares, order, self.changes)
