@@ -15,7 +15,7 @@ from runs import extract, pictures, same_file
 
 import featx
 from featx import cli
-from featx.backbones import TappedNetwork, engine
+from featx.backbones import TappedNetwork, engine, trace
 from featx.errors import SourceError
 
 N, SIZE = 42, 8
@@ -198,3 +198,16 @@ def test_json_has_no_number_that_json_does_not_know(tmp_path, small_network):
     events = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
     assert events[0]["seconds_left"] is None and events[0]["phase"] == "extracting"
     assert [event["done"] for event in events[:2]] == [0, SIZE]  # the first rows are told of at once
+
+
+def test_the_network_is_traced_once_and_looked_at_in_one_thread(small_network, three_threads, monkeypatch, tmp_path):
+    traced = trace._traced
+    threads: list[int] = []
+
+    def noted(backbone):
+        threads.append(torch.get_num_threads())
+        return traced(backbone)
+
+    monkeypatch.setattr(trace, "_traced", noted)
+    store = extract(pictures(range(N)), tmp_path / "a.h5", small_network, **OPTIONS, engine="eager")
+    assert threads == [1] and store.recipe.threads == torch.get_num_threads() == 3
