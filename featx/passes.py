@@ -144,7 +144,7 @@ def network_of(recipe: Recipe, place: torch.device) -> TappedNetwork:
     From the very backbone that is recalled: two modules of a class with the same weights may compute different things.
     """
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    with threads_for(0):  # small work, see there
+    with threads_for(0):  # small work, as in `settle`
         backbone = recall(
             recipe.backbone,
             recipe.weights,

@@ -131,10 +131,11 @@ class Backbone:
                 raise BackboneError(f"{self.name}: {error}") from error
         source, _, name = self.name.partition(":")
         file = self.weights if is_weights_file(self.weights) else None
-        state, file_sha256 = read_state(file, self._expected_sha256) if file else (None, None)
         room: contextlib.AbstractContextManager = contextlib.nullcontext()
-        if state is not None:
-            room = room_for(state, str(file))
+        state, file_sha256 = None, None
+        if file:
+            state, file_sha256, nbytes = read_state(file, self._expected_sha256)
+            room = room_for(file, nbytes)
         elif self.weights is None and not self._fetch:
             room = room_for_random(self.name)
         try:

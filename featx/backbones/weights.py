@@ -1,7 +1,7 @@
 """State dicts on disk in, their tensors in a network out; and how large a network may be before it is built.
 
-A recipe may be somebody else's and names the network that is built, so its size is bounded by what the user has: the
-tensors of the file, or a fixed size where weights are random.
+A recipe may be somebody else's and names the network that is built, so its size is bounded: by the file's, or by a
+fixed one where weights are random.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from torch.overrides import TorchFunctionMode
 from featx.errors import BackboneError, readable
 
 MOST_RANDOM_BYTES = 2**30  # 268 million parameters
-_BESIDE = 2**26  # bytes that a network makes besides its state dict: masks, tables of positions
+# A network of timm makes up to 2.3 times its state dict while it is built, and a file may hold that in half precision.
+_TIMES = 4
+_BESIDE = 2**28  # and bytes of masks, tables of positions, and of images that some are tried on
 
 
 class Allowance(TorchFunctionMode):
@@ -40,8 +42,10 @@ class Allowance(TorchFunctionMode):
         self._left, self._why = nbytes, why
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        if isinstance(made, torch.Tensor) and not any(isinstance(arg, torch.Tensor) for arg in args):
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        given = (*args, *kwargs.values())
+        if isinstance(made, torch.Tensor) and not any(isinstance(each, torch.Tensor) for each in given):
             self._left -= made.nbytes
             if self._left < 0:
                 raise BackboneError(self._why)
@@ -57,16 +61,15 @@ def room_for_random(name: str) -> Allowance:
     )
 
 
-def room_for(state: dict[str, Any], file: str) -> Allowance:
-    """For a network that is to take a state dict; twice its size, since that may be in half precision."""
-    nbytes = sum(tensor.nbytes for tensor in state.values() if isinstance(tensor, torch.Tensor))
+def room_for(file: str, nbytes: int) -> Allowance:
+    """For a network that is to take the state dict of a file of so many bytes."""
     return Allowance(
-        2 * nbytes + _BESIDE, f"{file} does not fit: it holds {readable(nbytes)}, and the network is larger by far"
+        _TIMES * nbytes + _BESIDE, f"{file} does not fit: it has {readable(nbytes)}, and the network is larger by far"
     )
 
 
-def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str, Any], str]:
-    """A state dict from a file, and the SHA-256 of its bytes.
+def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str, Any], str, int]:
+    """A state dict from a file; the SHA-256 and the number of its bytes.
 
     expected_sha256 : other bytes are refused before anything parses them
     """
@@ -99,7 +102,7 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
     for wrapper in ("state_dict", "model"):  # what training scripts save around it
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    return state, sha256
+    return state, sha256, len(content)
 
 
 def load_state(module: nn.Module, state: dict[str, Any], file: str, name: str) -> None:
