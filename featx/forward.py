@@ -21,10 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, recall, resolve_taps
+from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, recall, resolve_taps, trace_of
 from featx.errors import FeatxError, RecipeError
 from featx.images import DECODER, Batch, batches
 from featx.passes import Block, Passes, Rows, block_of, forget, network_of, pinned
+from featx.solvers.threads import threads_for
 from featx.store import Recipe
 from featx.trial import TRIAL_BATCHES, Trial, try_out
 
@@ -90,7 +91,9 @@ def settle(
         raise FeatxError(f"batch_size is 'auto' or a whole number of images, 1 or more; got {batch_size!r}")
     if not isinstance(backbone, Backbone):
         backbone = Backbone(backbone, weights)
-    taps, aliases = resolve_taps(backbone, layers, pool)
+    with threads_for(0):  # small work: beside other processes several threads would wait for each other
+        trace = trace_of(backbone)
+        taps, aliases = resolve_taps(backbone, layers, pool, trace)
     if batch_size == "auto":
         batch_size = _batch_size(backbone, taps, place)
     libraries = ["featx", "torch", "torchvision", "pillow", "numpy"]
@@ -121,10 +124,12 @@ def settle(
     if n_batches < (TRIAL_BATCHES if precision == "auto" else _PROBE_BATCHES) or "auto" not in (precision, engine):
         return recipe
     on_phase(f"computing the first batch in {recipe.precision}")
+    with threads_for(0):
+        network = TappedNetwork(backbone, taps, place, recipe.precision, trace=trace)
     recipe, trial = try_out(
         images,
         recipe,
-        TappedNetwork(backbone, taps, place, recipe.precision),
+        network,
         backbone,
         precision=precision,
         engine=_ENGINES.get(engine, engine),

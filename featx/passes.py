@@ -144,17 +144,18 @@ def network_of(recipe: Recipe, place: torch.device) -> TappedNetwork:
     From the very backbone that is recalled: two modules of a class with the same weights may compute different things.
     """
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    backbone = recall(
-        recipe.backbone,
-        recipe.weights,
-        recipe.weights_sha256,
-        preprocessing,
-        weights_file_sha256=recipe.weights_file_sha256,
-    )
-    key = _key(recipe, place.type)
-    if key not in _networks or _networks[key][0] is not backbone:
-        taps = [Tap.from_dict(tap) for tap in recipe.taps.values()]
-        network = TappedNetwork(backbone, taps, place, recipe.precision, recipe.engine, preprocessing)
-        keep(recipe, place.type, backbone, network)
+    with threads_for(0):  # small work, as in `settle`
+        backbone = recall(
+            recipe.backbone,
+            recipe.weights,
+            recipe.weights_sha256,
+            preprocessing,
+            weights_file_sha256=recipe.weights_file_sha256,
+        )
+        key = _key(recipe, place.type)
+        if key not in _networks or _networks[key][0] is not backbone:
+            taps = [Tap.from_dict(tap) for tap in recipe.taps.values()]
+            network = TappedNetwork(backbone, taps, place, recipe.precision, recipe.engine, preprocessing)
+            keep(recipe, place.type, backbone, network)
     _networks.move_to_end(key)
     return _networks[key][1]

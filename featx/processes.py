@@ -198,7 +198,8 @@ def _deal(
     for number, place in enumerate(places):
         own = starts[number :: len(places)]
         positions = [i for start in own for i in range(start, min(start + size, len(images)))]
-        chosen = [images[i] if isinstance(images[i], np.ndarray) else os.fspath(images[i]) for i in positions]
+        named = (str, os.PathLike)  # a path is handed over as text
+        chosen = [os.fspath(images[i]) if isinstance(images[i], named) else images[i] for i in positions]
         # on a CPU their number decides the last bits
         threads = recipe.threads if place == "cpu" else max(1, recipe.threads // len(places))
         load_truncated = ImageFile.LOAD_TRUNCATED_IMAGES

@@ -22,7 +22,7 @@ from faults import REAL, Steps, Unsynced
 from helpers import digests_of, left_in, recipe, rows_of
 
 from featx.errors import ImageError
-from featx.store import FeatureStore, StoreWriter, closing, layout, merge, writer
+from featx.store import FeatureStore, StoreWriter, closing, export, layout, merge, writer
 
 FINISHED, KILLED = 0, -signal.SIGKILL
 
@@ -135,6 +135,23 @@ class Merge(Run):
         merge([output if self.old else first, second], output, replace=self.old)
 
 
+@dataclass(frozen=True)
+class Export(Run):
+    """A store of n images written into another kind of file; with `old`, over another store."""
+
+    def prepare(self, output: Path) -> None:
+        super().prepare(output)
+        self._store(output).parent.mkdir()
+        super().__call__(self._store(output))
+
+    @staticmethod
+    def _store(output: Path) -> Path:
+        return output.parent.with_name("whole") / "a.h5"
+
+    def __call__(self, output: Path) -> None:
+        export(self._store(output), output, replace=self.old)
+
+
 RUN = Run(n=150, bad=(3, 70), taps={"a:avg": [50], "b:none": [3, 5]})  # what most tests are made with
 
 
@@ -226,7 +243,7 @@ class Trial:
             self.complaints.append(f"{story}: neither absent, nor old, nor whole")
         elif content == self.whole:
             FeatureStore(self.output).verify()
-        if not {*left_in(self.folder)} <= {"a.h5", "a.h5.partial", "a.h5.journal"}:
+        if not {*left_in(self.folder)} <= {"a.h5", "a.h5.partial", "a.h5.journal", "a.h5.writing"}:
             self.complaints.append(f"{story}: {left_in(self.folder)} is left")
 
     def finish(self, story: str) -> None:
@@ -271,6 +288,8 @@ class Trial:
 
 
 def _run(options: dict[str, Any]) -> Run:
+    if "export" in options:
+        return Export(**options["export"])
     return Merge(**options["merge"]) if "merge" in options else Run(**options)
 
 

@@ -19,6 +19,7 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 from featx.backbones import Backbone, Preprocessing, TappedNetwork, backbone, recall, resolve_taps, sources
+from featx.backbones.weights import Allowance
 from featx.errors import BackboneError
 
 SMALL = Preprocessing(crop=(32, 32), resize=32)
@@ -415,6 +416,17 @@ def test_a_recipe_alone_downloads_nothing(name, tmp_path, monkeypatch):
     with pytest.raises(BackboneError, match="a recipe alone downloads nothing; allow it with featx predict") as error:
         recall(name, "DEFAULT", "0" * 64, SMALL)
     message(error)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "vit_b_16", "regnet_x_400mf"])
+def test_a_network_counts_its_tensors_once_so_that_a_file_in_half_precision_fits(name, tmp_path):
+    counted = Allowance(2**40, "")
+    with counted:
+        module = Backbone(name, None).module
+    nbytes = sum(tensor.nbytes for tensor in module.state_dict().values())
+    assert nbytes <= 2**40 - counted._left < 1.05 * nbytes
+    torch.save(module.half().state_dict(), tmp_path / "half.pth")
+    assert Backbone(name, tmp_path / "half.pth").module.training is False
 
 
 def test_weights_that_moved_are_handed_back(tmp_path):

@@ -313,18 +313,33 @@ def test_bad_sources_are_refused(tmp_path):
     refused(tmp_path, SourceError, "a list or an array", source=(noise(i) for i in range(3)))
 
 
-def test_an_image_or_a_folder_whose_name_is_not_utf8(tmp_path):
-    photos = class_folders(tmp_path / "photos", n=1)
+@pytest.mark.parametrize("kind", ["folder", "list"])
+def test_an_image_whose_name_is_not_utf8_is_one_failure(tmp_path, kind):
+    photos = class_folders(tmp_path / "photos", n=2)
+    bad = photos / "ant" / os.fsdecode(b"caf\xe9.png")
+    os.rename(photos / "ant" / "ant_0.png", bad)
+    source = photos if kind == "folder" else sorted(photos.rglob("*.png"))
+    with pytest.warns(featx.UnreadableImagesWarning, match=r"1 of 4 images"):
+        store = extract(source, tmp_path / "a.h5")
+    (failure,) = store.failures
+    assert failure.id.endswith(r"ant/caf\udce9.png") and failure.reason == "its name is not UTF-8; rename it"
+    assert len(store) == 3 and not any("caf" in name for name in store.ids.tolist())
+    content = store.path.read_bytes()
+    assert extract(source, tmp_path / "a.h5").path.read_bytes() == content  # it is as it was: nothing to do
+    bad.rename(photos / "ant" / "ant_0.png")
+    if kind == "folder":
+        mended = extract(photos, tmp_path / "a.h5", replace=True)
+        assert len(mended) == 4 and not mended.failures
+
+
+def test_a_folder_whose_name_is_not_utf8(tmp_path):
     bad = os.fsdecode(b"caf\xe9")
-    os.rename(photos / "ant" / "ant_0.png", photos / "ant" / f"{bad}.png")
-    refused(tmp_path, SourceError, "UTF-8", "rename", r"caf\xe9", source=photos)
-    refused(tmp_path, SourceError, "UTF-8", "rename", r"caf\xe9", source=[photos / "ant" / f"{bad}.png"])
     whole = class_folders(tmp_path / bad, n=1)  # ids are relative to it: this one may work, or be told
     before = left_in(tmp_path)
     try:
         assert len(extract(whole, tmp_path / "a.h5")) == 2
     except FeatxError as error:
-        assert_tells(error, "UTF-8", r"caf\xe9")
+        assert_tells(error, "UTF-8", r"caf\udce9")
         assert left_in(tmp_path) == before
 
 

@@ -15,8 +15,9 @@ from runs import extract, pictures, same_file
 
 import featx
 from featx import cli
-from featx.backbones import TappedNetwork, engine
+from featx.backbones import COMPILED, TappedNetwork, engine, trace
 from featx.errors import SourceError
+from featx.forward import release
 
 N, SIZE = 42, 8
 OPTIONS = {"layers": ["first:none", "second"], "batch_size": SIZE, "ids": list(map(str, range(N)))}
@@ -198,3 +199,62 @@ def test_json_has_no_number_that_json_does_not_know(tmp_path, small_network):
     events = [json.loads(line, parse_constant=lambda name: pytest.fail(name)) for line in lines]
     assert events[0]["seconds_left"] is None and events[0]["phase"] == "extracting"
     assert [event["done"] for event in events[:2]] == [0, SIZE]  # the first rows are told of at once
+
+
+def test_the_network_is_traced_once_and_looked_at_in_one_thread(small_network, three_threads, monkeypatch, tmp_path):
+    traced = trace._traced
+    threads: list[int] = []
+
+    def noted(backbone):
+        threads.append(torch.get_num_threads())
+        return traced(backbone)
+
+    monkeypatch.setattr(trace, "_traced", noted)
+    store = extract(pictures(range(N)), tmp_path / "a.h5", small_network, **OPTIONS, engine="eager")
+    assert threads == [1] and store.recipe.threads == torch.get_num_threads() == 3
+
+
+WAYS = [("bfloat16", "eager"), ("float32", "compiled"), pytest.param(("bfloat16", "compiled"), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(params=WAYS, ids="-".join)
+def way(request, monkeypatch) -> dict[str, str]:
+    """The precision and the engine that are fastest here, on a run long enough for them."""
+    precision, compiled = request.param[0], request.param[1] == "compiled"
+    timed = engine._timed
+
+    def pretended(network, pixels):
+        slow = (network.precision != precision) + ((network.engine == COMPILED) != compiled)
+        seconds = len(pixels) * (1.0 + slow)
+        return timed(network, pixels)[0], seconds, seconds
+
+    monkeypatch.setattr(engine, "_timed", pretended)
+    monkeypatch.setattr(engine, "_has_bfloat16", lambda: True)
+    if not compiled:
+        monkeypatch.setattr(engine, "COMPILING_SECONDS", 1e9)
+    return {"precision": precision, "engine": request.param[1]}
+
+
+def same_rows(one: featx.FeatureStore, other: featx.FeatureStore) -> bool:
+    return one.layers == other.layers and all(one[name].tobytes() == other[name].tobytes() for name in one.layers)
+
+
+def test_rows_of_a_trial_are_those_of_a_run_without_in_every_way(small_network, way, break_off, tmp_path, many_steps):
+    def run(name: str, n: int = N, **options) -> featx.FeatureStore:
+        release()  # every run makes its network anew
+        options = OPTIONS | {"ids": list(map(str, range(n)))} | options
+        return extract(pictures(range(n)), tmp_path / name, small_network, **options)
+
+    chosen = run("a.h5")
+    assert chosen.recipe.precision == way["precision"] and chosen.recipe.engine.startswith(way["engine"])
+    assert same_rows(chosen, run("without.h5", **way))
+    # before the trial's rows are kept, among them and behind them
+    for after in (0, 1, 3) if way["engine"] == "eager" else (1,):
+        break_off(lambda: run("b.h5"), after)
+        assert same_file(run("b.h5"), chosen)
+        (tmp_path / "b.h5").unlink()
+    layers = [*OPTIONS["layers"], "last"]
+    anew = run("anew.h5", N + 20, layers=layers, **way)
+    run("a.h5", layers=layers)
+    grown = run("a.h5", N + 20, layers=layers)
+    assert same_rows(grown, anew)

@@ -10,8 +10,8 @@ import pytest
 from helpers import assert_tells, class_folders, noise, save_noise
 from PIL import Image
 
-from featx.errors import SourceError
-from featx.images import collect, files
+from featx.errors import ImageError, SourceError
+from featx.images import collect, decode, files
 
 
 def refused(*words, **options):
@@ -122,12 +122,26 @@ def test_a_single_file_is_told_to_be_put_in_a_list(tmp_path):
     refused("single file", f"['{path}']", source=path)
 
 
-@pytest.mark.parametrize("where", ["image", "class folder"])
-def test_names_that_are_not_utf8_are_refused_by_name(tmp_path, where):
+@pytest.mark.parametrize("where", ["image", "class folder", "list"])
+def test_a_file_whose_name_is_not_utf8_is_one_that_cannot_be_read(tmp_path, where):
     root = class_folders(tmp_path / "photos")
     new = root / os.fsdecode(b"caf\xe9") if where == "class folder" else root / "ant" / os.fsdecode(b"caf\xe9.png")
     os.rename(root / "bee" if where == "class folder" else root / "ant" / "ant_0.png", new)
-    refused("UTF-8", "rename", r"caf\xe9", source=root)
+    source = sorted(root.rglob("*.png")) if where == "list" else root
+    found = collect(source)
+    bad = [number for number, image in enumerate(found.images) if isinstance(image, ImageError)]
+    assert len(bad) == (3 if where == "class folder" else 1) and len(found.ids) == 6
+    assert all(r"caf\udce9" in found.ids[number] for number in bad) and "".join(found.ids).isprintable()
+    with pytest.raises(ImageError, match="its name is not UTF-8; rename it"):
+        decode(found.images[bad[0]])
+
+
+def test_ids_and_folders_that_are_not_utf8_are_refused_by_name(tmp_path):
+    root = class_folders(tmp_path / os.fsdecode(b"caf\xe9"))
+    refused("UTF-8", "rename", r"caf\udce9", source=root)
+    refused("UTF-8", "rename", r"caf\udce9", source=[np.zeros((2, 2), np.uint8)], ids=[os.fsdecode(b"caf\xe9")])
+    refused("UTF-8", r"\ud800", source=[np.zeros((2, 2), np.uint8)], ids=["\ud800"])
+    assert collect(["\ud800.png"]).ids == [r"\ud800.png"]
 
 
 def test_a_list_of_paths_keeps_its_order_and_names(tmp_path):

@@ -133,3 +133,53 @@ def test_a_forged_recipe_is_refused_in_one_line_or_answers(tmp_path):
 @pytest.mark.parametrize("network, first, tries", [("pixels", 1000, 5000), ("squeezenet", 10_000, 600)])
 def test_thousands_of_forged_recipes_are_refused_in_one_line_or_answer(tmp_path, network, first, tries):
     forging(tmp_path, network, first, tries)
+
+
+LARGE = """
+import json, os, resource, sys
+from dataclasses import replace
+import numpy as np
+import torch
+from sklearn.pipeline import make_pipeline
+import skops.io
+import featx
+from featx.errors import BackboneError
+from featx.learn import NearestCentroid, StoredFeatures, load, predict_images
+
+torch.set_num_threads(1)
+os.chdir(FOLDER)
+torch.save(featx.Backbone("squeezenet1_1", None).module.state_dict(), "small.pth")
+pixels = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), np.uint8)
+small = featx.Backbone("squeezenet1_1", "small.pth", preprocessing=featx.Preprocessing((64, 64), 64))
+store = featx.extract(pixels, "good.h5", small, labels=["ant", "bee"] * 2, progress=False, device="cpu")
+model = make_pipeline(StoredFeatures(store), NearestCentroid()).fit(store.X, store.y)
+none = {"weights": None, "weights_file_sha256": None}
+FORGED = {
+    "random": ({"backbone": "torchvision:vit_h_14", **none}, None),  # 2.5 GB
+    "recorded file": ({"backbone": "torchvision:vit_l_16"}, None),
+    "file of the user": ({"backbone": "torchvision:vit_l_16"}, "small.pth"),
+}
+said = {}
+for name, (fields, weights) in FORGED.items():
+    recipe = replace(store.recipe, **fields)
+    model[0].store = model[0].recipe_ = recipe
+    with open("forged.skops", "wb") as file:
+        file.write(skops.io.dumps({"format": "featx-model", "version": 1, "estimator": model}))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        list(predict_images(load("forged.skops", weights=weights), [pixels[0]]))
+    except BackboneError as error:
+        said[name] = [str(error), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024]
+print(json.dumps(said))
+"""
+
+
+def test_a_recipe_that_names_a_large_network_is_refused_before_it_is_built(tmp_path):
+    said = fresh_python(f"FOLDER = {str(tmp_path)!r}\n{LARGE}", 120)
+    assert said.keys() == {"random", "recorded file", "file of the user"}
+    for name, (message, grown) in said.items():
+        assert "\n" not in message
+        if name == "random":
+            assert "more than a recipe alone makes; allow it with featx.load" in message and grown < 1.2e9
+        else:  # 1.2 GB otherwise
+            assert "small.pth does not fit: it has" in message and "larger by far" in message and grown < 3.5e8

@@ -93,6 +93,13 @@ def test_a_merge_that_is_killed_at_any_moment_is_finished_by_the_next(tried, tmp
     assert said["kills"] == len(said["moments"]) and "unlink" in said["moments"] and said["went_on"] > 3
 
 
+@pytest.mark.parametrize("power", [False, True], ids=["killed", "power cut"])
+@pytest.mark.parametrize("old", [False, True], ids=["to a new file", "over an old store"])
+def test_an_export_that_is_killed_at_any_moment_is_finished_by_the_next(tried, tmp_path, old, power):
+    said = tried(tmp_path, "at_every_moment", {"export": {"n": 70, "bad": [3], "old": old}}, power=power)
+    assert said["kills"] == len(said["moments"]) and {"replace", "fsync"} <= {*said["moments"]}
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_power_cut_loses_nothing_that_was_promised(tried, tmp_path, name):
     said = tried(tmp_path, "at_every_moment", RUNS[name], power=True, step=3)

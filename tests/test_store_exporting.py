@@ -173,3 +173,20 @@ def test_a_missing_package_is_named_before_anything_is_written(store, tmp_path: 
             export(store, tmp_path / name, **given)
         assert_tells(told.value, "pip install 'featx[export]'")
     assert left_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.parquet", "a.h5"])
+def test_a_file_that_is_this_export_already_is_left_and_any_other_is_refused(tmp_path: Path, name: str) -> None:
+    first = _write(tmp_path / "0.h5")
+    second = _write(tmp_path / "1.h5", y=np.arange(N) / 2, taps={"layer3:avg": (6,)})
+    output = tmp_path / name
+    layers = ["layer3"] if name == "a.npy" else None
+    export(first, output, layers)
+    content = output.read_bytes()
+    assert export(first, output, layers) == output and output.read_bytes() == content
+    with pytest.raises(StoreError, match="is there already"):
+        export(second, output, layers)
+    output.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(StoreError, match="is there already"):
+        export(first, output, layers)
+    assert left_in(tmp_path) == ["0.h5", "1.h5", name]

@@ -54,7 +54,9 @@ def assert_told(path: Path, expected: Damage | None, rng: np.random.Generator) -
     with pytest.raises(DamageError) as caught:
         store.verify()
     assert caught.value.damages == [expected]
-    assert_tells(caught.value, f"{expected.layer!r} rows {expected.start} to {expected.stop - 1}")
+    first, last = store.ids[[expected.start, expected.stop - 1]].tolist()
+    where = f"{expected.layer!r} rows {expected.start} to {expected.stop - 1} ({first!r} to {last!r})"
+    assert_tells(caught.value, where)
     row = int(rng.integers(expected.start, expected.stop))
     with pytest.raises(DamageError) as caught:
         store.take([0, row, -1], expected.layer, check=True)

@@ -9,6 +9,7 @@ from featx.backbones.network import COMPILED, EAGER, TappedNetwork
 from featx.backbones.pools import POOLS, Tap
 from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.taps import describe, resolve_taps
+from featx.backbones.trace import trace_of
 
 __all__ = [
     "COMPILED",
@@ -23,4 +24,5 @@ __all__ = [
     "describe",
     "recall",
     "resolve_taps",
+    "trace_of",
 ]

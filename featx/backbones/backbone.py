@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import os
@@ -14,7 +15,8 @@ from torch.export import ExportedProgram
 
 from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.programs import constants, load_program, module_of, program_name
-from featx.backbones.sources import SOURCES, canonical, load_weights
+from featx.backbones.sources import SOURCES, canonical
+from featx.backbones.weights import load_state, read_state, room_for, room_for_random
 from featx.errors import BackboneError
 from featx.grammar import PROGRAM_FILE, is_weights_file
 
@@ -83,7 +85,8 @@ class Backbone:
         cls, name: str, weights: str | None, weights_file_sha256: str | None, preprocessing: Preprocessing
     ) -> Backbone:
         """The network that a recipe names, which may be somebody else's: nothing but a name in a library's own list is
-        built, nothing is downloaded, and a weights file is parsed only if it has the recorded SHA-256.
+        built, nothing is downloaded, a weights file is parsed only if it has the recorded SHA-256, and no network is
+        built that is far larger than its file, or of more random weights than `MOST_RANDOM_BYTES`.
         """
         source, _, model = name.partition(":")
         if source not in SOURCES or canonical(name) != name:
@@ -128,14 +131,22 @@ class Backbone:
                 raise BackboneError(f"{self.name}: {error}") from error
         source, _, name = self.name.partition(":")
         file = self.weights if is_weights_file(self.weights) else None
+        room: contextlib.AbstractContextManager = contextlib.nullcontext()
+        state, file_sha256 = None, None
+        if file:
+            state, file_sha256, nbytes = read_state(file, self._expected_sha256)
+            room = room_for(file, nbytes)
+        elif self.weights is None and not self._fetch:
+            room = room_for_random(self.name)
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), room:
                 torch.manual_seed(SEED)
                 own = None if file else self.weights
                 module, preprocessing = SOURCES[source](name, own, self._preprocessing, self._fetch)
         except BackboneError as error:
             raise BackboneError(f"{self.name}: {error}") from error
-        file_sha256 = load_weights(module, file, self.name, self._expected_sha256) if file else None
+        if state is not None:
+            load_state(module, state, str(file), self.name)
         return module.eval().requires_grad_(False), preprocessing, file_sha256
 
     @property

@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from featx.backbones.backbone import Backbone
+from featx.backbones.layers import Layers
 from featx.backbones.pools import Pool, Tap
 from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.trace import trace_of
@@ -31,6 +32,7 @@ class TappedNetwork:
     precision : "float32", "bfloat16" or "float16"; pooling is float32 in all of them
     engine : EAGER, or COMPILED by inductor, with frozen weights, for the number of images of the first call
     preprocessing : by default the backbone's; its size, mean and deviation
+    trace : of the backbone, if there is one; it is used up
 
     Raises
     ------
@@ -47,11 +49,12 @@ class TappedNetwork:
         precision: str,
         engine: str = EAGER,
         preprocessing: Preprocessing | None = None,
+        trace: Layers | None = None,
     ) -> None:
         self.precision, self.engine = precision, engine
         self._name, self._taps = backbone.name, list(taps)
         self._made_of, self._device, self._type = (backbone, taps, preprocessing), device, getattr(torch, precision)
-        trace = trace_of(backbone)
+        trace = trace_of(backbone) if trace is None else trace
         self._compilable = trace.compilable
         network = trace.tapped([tap.node for tap in taps], [Pool(tap) for tap in taps])
         self._network = network.to(device, self._type).requires_grad_(False)

@@ -6,13 +6,10 @@ In: a name of the source and a name of weights. Out: the module, built, and the 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import io
 import logging
 import os
 import socket
-import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +18,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -213,52 +209,6 @@ class _Pixels(nn.Module):
 
 
 SOURCES = {"torchvision": _torchvision, "timm": _timm, "bundled": _bundled}
-
-
-def load_weights(module: nn.Module, file: str, name: str, expected_sha256: str | None = None) -> str:
-    """Load a state dict from a file; returns the SHA-256 of its bytes.
-
-    expected_sha256 : other bytes are refused before anything parses them
-    """
-    try:
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:  # a pipe of this name is not waited for
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise BackboneError(f"{file!r} is not a file; weights are a state dict, .safetensors or .pth")
-            sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
-            if expected_sha256 not in (None, sha256):
-                raise BackboneError(
-                    f"{file!r} is not the weights file that was recorded: its SHA-256 begins with {sha256[:12]}, not "
-                    f"{str(expected_sha256)[:12]}; say where it is: featx predict --weights, featx.load(path, weights=)"
-                )
-            opened.seek(0)
-            content = opened.read()  # what is parsed is what was opened here, even if another takes its name
-    except FileNotFoundError as error:
-        raise BackboneError(f"there is no weights file {file}") from error
-    except OSError as error:
-        raise BackboneError(f"cannot read the weights file {file!r}: {error.strerror}") from error
-    state: dict[str, Any]
-    try:
-        if file.endswith(".safetensors"):
-            state = safetensors.torch.load(content)
-        else:
-            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling, zip and safetensors errors of many types
-        raise BackboneError(f"{file} is not a state dict: a .safetensors file, or .pth with tensors only") from error
-    if not isinstance(state, dict):
-        raise BackboneError(f"{file} is not a state dict, but holds a {type(state).__name__}")
-    for wrapper in ("state_dict", "model"):  # what training scripts save around it
-        if isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    own = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-    got = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}
-    if own != got:
-        wrong = sorted(key for key in own.keys() | got.keys() if own.get(key) != got.get(key))
-        raise BackboneError(
-            f"{file} does not fit {name}: {len(wrong)} of {len(own)} tensors differ, the first is {wrong[0]!r} "
-            f"(needed {own.get(wrong[0], 'nothing')}, got {got.get(wrong[0], 'nothing')})"
-        )
-    module.load_state_dict(state)
-    return sha256
 
 
 def _cause(error: BaseException) -> str:

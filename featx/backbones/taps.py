@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from featx.backbones.backbone import Backbone
+from featx.backbones.layers import Layers
 from featx.backbones.pools import Tap
 from featx.backbones.trace import trace_of
 from featx.errors import LayerError
 
 
-def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> tuple[list[Tap], dict[str, str]]:
+def resolve_taps(
+    backbone: Backbone, layers: str | Sequence[str], pool: str, trace: Layers | None = None
+) -> tuple[list[Tap], dict[str, str]]:
     """Turn what a user asked for into taps.
 
     Parameters
@@ -23,6 +26,7 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     backbone : Backbone
     layers : node names, "penultimate", "stages", each alone or as "node:pool"
     pool : for those that name none
+    trace : of the backbone, if there is one
 
     Returns
     -------
@@ -39,7 +43,7 @@ def resolve_taps(backbone: Backbone, layers: str | Sequence[str], pool: str) -> 
     wanted = [layers] if isinstance(layers, str) else list(layers)
     if not wanted:
         raise LayerError("layers is empty; name at least one, 'penultimate' for example")
-    trace = trace_of(backbone)
+    trace = trace_of(backbone) if trace is None else trace
     asked = []  # (what was asked for, node, pool)
     for text in wanted:
         name, colon, own = str(text).partition(":")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featx.errors import SourceError, listed, nearest
+from featx.errors import ImageError, SourceError, listed, nearest
 from featx.images.decoding import EXTENSIONS, AnyImage
 from featx.manifest import as_labels, column, read_manifest, text_array
 
@@ -23,7 +23,7 @@ _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "test
 class Collection:
     """The n ordered images of a run.
 
-    images : n paths, uint8 arrays or PIL images
+    images : n paths, uint8 arrays or PIL images; an ImageError in place of a file whose name is not UTF-8
     ids : n different strings; what names an image in the store
     y : (n,) class names, (n,) float64, or None
     columns : a manifest's other columns, (n,) str each, see `manifest.text_array`
@@ -80,7 +80,8 @@ def collect(
     Raises
     ------
     SourceError
-        Nothing is there, no image is, labels don't fit, an id is there twice or is not UTF-8.
+        Nothing is there, no image is, labels don't fit, an id is there twice; the name of the folder, or one of `ids`,
+        is not UTF-8.
     """
     if isinstance(source, str | os.PathLike):
         path = Path(source)
@@ -125,16 +126,16 @@ def _from_folder(root: Path, target: str) -> Collection:
         raise SourceError(
             f"{root} holds no images (of {passed_over:,} files none ends in {', '.join(sorted(EXTENSIONS))})"
         )
-    names = [file.relative_to(root).as_posix() for file in files]
+    images, names = _named(files, [file.relative_to(root).as_posix() for file in files])
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
-        return Collection(files, names, origin=root, passed_over=passed_over)
+        return Collection(images, names, origin=root, passed_over=passed_over)
     if loose:
         raise SourceError(f"{root} holds class folders and loose images beside them ({listed(loose)}); move those")
     y = as_labels([name.split("/")[0] for name in names], target)
     if target == "class" and {str(name).lower() for name in np.unique(y)} <= _SPLIT_NAMES:
         raise SourceError(f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); name one")
-    return Collection(files, names, y, origin=root, passed_over=passed_over)
+    return Collection(images, names, y, origin=root, passed_over=passed_over)
 
 
 def _walk(root: Path) -> tuple[list[Path], int]:
@@ -191,15 +192,25 @@ def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, ta
             Path(image).as_posix() if isinstance(image, str | os.PathLike) else str(number)
             for number, image in enumerate(images)
         ]
+        images, ids = _named(images, ids)
     y = None if labels is None else as_labels(labels, target)  # type: ignore[arg-type]
     return Collection(images, list(map(str, ids)), y)
+
+
+def _named(images: Sequence[AnyImage], names: Sequence[str]) -> tuple[list[AnyImage], list[str]]:
+    r"""Images and their ids. A store cannot hold a name that is not UTF-8: such a file is one that cannot be read, and
+    its id is the name as Python writes it, "caf\udce9.png".
+    """
+    ids = [name.encode(errors="backslashreplace").decode() for name in names]
+    misnamed = ImageError("unreadable", "its name is not UTF-8; rename it")
+    return [image if name == id_ else misnamed for image, name, id_ in zip(images, names, ids, strict=True)], ids
 
 
 def _check_utf8(name: str) -> None:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise SourceError(f"file names must be UTF-8; rename {os.fsencode(name)!r}") from error
+        raise SourceError(f"names must be UTF-8; rename {name!r}") from error
 
 
 def _neighbours(path: Path) -> str:

@@ -58,7 +58,7 @@ _TURNS = {
 # Pillow warns of metadata that it passes over, and so does the rule; appended, so that a user's own filters come first
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
 
-AnyImage = str | os.PathLike | np.ndarray | Image.Image
+AnyImage = str | os.PathLike | np.ndarray | Image.Image | ImageError  # the last: why this one cannot be read
 Stamp = tuple[int, int]
 
 
@@ -140,6 +140,8 @@ def _open_at_once(path: str, flags: int) -> int:
 
 def _open(image: AnyImage, expected: Stamp | None = None) -> tuple[bytes, Image.Image]:
     """The bytes that identify an image, and the picture, not yet decoded."""
+    if isinstance(image, ImageError):
+        raise ImageError(image.code, image.reason)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3):
             got = f"{image.dtype} {image.shape}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -50,7 +49,7 @@ class Blocks:
             at, nbytes = array.chunks.extents[block]
         stored = memoryview(mapped.content)[at : at + nbytes]
         if check and layout.checksum(stored) != mapped.array(self._contents.checksums[name])[block]:
-            raise damage_error(mapped.path, [Damage(name, start, stop)])
+            raise damage_error(self._contents, [Damage(name, start, stop)])
         shape = (stop - start, *array.shape[1:])
         if array.chunks is None:
             return np.frombuffer(stored, array.dtype).reshape(shape)
@@ -60,7 +59,7 @@ class Blocks:
         except StoreError:  # a package is missing
             raise
         except ValueError as error:
-            raise damage_error(mapped.path, [Damage(name, start, stop)]) from error
+            raise damage_error(self._contents, [Damage(name, start, stop)]) from error
         return np.frombuffer(content, array.dtype).reshape(unit, *shape[1:])[: stop - start]
 
     def verify(self) -> None:
@@ -85,14 +84,19 @@ class Blocks:
                         damage = Damage(name, found.pop().start, damage.stop)
                     found.append(damage)
         if found:
-            raise damage_error(mapped.path, found)
+            raise damage_error(self._contents, found)
         if not mapped.is_zero(layout.gaps(self._contents.layers.values(), layout.PAGE, mapped.seal.metadata)):
             raise StoreError(f"{mapped.path} is damaged: there is something between its layers; no row is")
 
 
-def damage_error(path: Path, damages: list[Damage]) -> DamageError:
-    said = [f"{damage.layer!r} rows {damage.start:,} to {damage.stop - 1:,}" for damage in damages]
-    more = f" and {len(said) - 3:,} more places" if len(said) > 3 else ""
+def damage_error(contents: Contents, damages: list[Damage]) -> DamageError:
+    ids = contents.ids
+    said = [
+        f"{layer!r} rows {start:,} to {stop - 1:,} ({str(ids[start])!r} to {str(ids[stop - 1])!r})"
+        for layer, start, stop in damages[:3]
+    ]
+    more = f" and {len(damages) - 3:,} more places" if len(damages) > 3 else ""
     return DamageError(
-        f"{path} is damaged in {'; '.join(said[:3])}{more}; extract it again, or restore it from a copy", damages
+        f"{contents.mapped.path} is damaged in {'; '.join(said)}{more}; extract it again, or restore it from a copy",
+        damages,
     )

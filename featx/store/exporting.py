@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import filecmp
 import json
 import math
 import os
@@ -30,6 +32,8 @@ def export(
     replace: bool = False,
 ) -> Path:
     """Write a store's rows, checked on the way, into another kind of file. The output appears when it is complete.
+
+    A file that is there and has these very bytes is left as it is.
 
     Parameters
     ----------
@@ -76,10 +80,32 @@ def export(
     names = list(dict.fromkeys(map(store.recipe.layer, store.layers if layers is None else layers)))
     if output.suffix == ".npy" and len(names) != 1:
         store.recipe.some(names).layer(None)  # says which there are
-    files.refuse_existing(output, replace)
+    again = output.is_file() and not replace and _may_be(output, store, names)  # a kill after it had its name
+    files.refuse_existing(output, replace or again)
     with files.written_aside(output) as file:
         writers[output.suffix](file, output, store, names, compression or "gzip")
+        file.flush()
+        if again and not filecmp.cmp(files.beside(output, ".writing"), output, shallow=False):
+            files.refuse_existing(output, replace)
     return output
+
+
+def _may_be(output: Path, store: FeatureStore, layers: list[str]) -> bool:
+    """Whether a file looks like what is to be written: of such an one every byte is compared."""
+    with contextlib.suppress(Exception):  # whatever is said of a file of another kind
+        if output.suffix == ".npy":
+            rows = np.load(output, mmap_mode="r")
+            return rows.dtype == store.recipe.dtype and rows.shape == (
+                len(store),
+                *store.recipe.taps[layers[0]]["shape"],
+            )
+        if output.suffix == ".h5":
+            other = FeatureStore(output)
+            return other.recipe == store.recipe and np.array_equal(other.digests, store.digests)
+        from pyarrow import parquet
+
+        return parquet.read_schema(output).metadata[b"featx.recipe"] == store.recipe.to_json().encode()
+    return False
 
 
 def _write_npy(file: BinaryIO, output: Path, store: FeatureStore, layers: list[str], _: str) -> None:
