@@ -129,15 +129,19 @@ def test_a_search_over_shrinking_is_scikit_learn_s():
     np.testing.assert_allclose(ours.cv_results_["mean_test_score"], theirs.cv_results_["mean_test_score"], rtol=1e-10)
 
 
-def test_a_model_saved_before_it_had_these_parameters_predicts_the_same():
-    X, y = data()
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_model_saved_before_it_had_these_parameters_gives_the_numbers_it_gave(k):
+    X, y = data(k)
     model = NearestCentroid().fit(X, y)
     old = NearestCentroid.__new__(NearestCentroid)
     later = ("shrink_threshold", "priors", "class_prior_", "within_class_std_dev_", "deviations_")
     old.__setstate__({name: value for name, value in model.__getstate__().items() if name not in later})
     assert old.get_params() == model.get_params()
     np.testing.assert_array_equal(old.predict(X), model.predict(X))
-    assert old.decision_function(X).shape == (300, 4)
+    distances = -((X[:, None] - model.centroids_) ** 2).sum(2)
+    expected = distances[:, 1] - distances[:, 0] if k == 2 else distances
+    np.testing.assert_allclose(old.decision_function(X), expected, rtol=1e-9, atol=1e-9)
+    assert not hasattr(old, "predict_proba")
 
 
 @pytest.mark.parametrize("k", [2, 4])
