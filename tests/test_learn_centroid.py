@@ -204,6 +204,7 @@ def test_all_folds_at_once_are_the_folds_one_by_one(scaled):
         np.testing.assert_array_equal(estimator.predict(fold.X_test), alone.predict(fold.X_test))
 
 
+@pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
 def test_a_saved_model_predicts_the_same(tmp_path):
     X, y = data()
     np.save(tmp_path / "X.npy", X)

@@ -407,6 +407,7 @@ def test_column_names_are_kept_and_compared(model, data):
     assert not hasattr(clone(model).fit(X, y), "feature_names_in_")
 
 
+@pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
 @all_models
 def test_models_survive_pickle_joblib_and_featx_s_own_files(model, data, tmp_path):
     X, y = data[0], target_of(model, data)

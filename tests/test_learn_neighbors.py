@@ -216,6 +216,7 @@ def test_all_numbers_of_neighbours_at_once_are_those_one_by_one(scaled):
     assert not any("_at_hand" in vars(job.estimator) for job in jobs)
 
 
+@pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
 def test_a_model_of_a_memory_map_keeps_a_copy_and_is_saved(tmp_path):
     X, y = data()
     np.save(tmp_path / "X.npy", X)

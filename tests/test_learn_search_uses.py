@@ -158,6 +158,7 @@ def test_clone_parameters_and_pickle():
     assert not [name for name in unfitted if name.endswith("_")], "the estimator that was given is not fitted"
 
 
+@pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
 def test_the_best_is_saved(tmp_path):
     search = GridSearchCV(SCALED, GRID, cv=3).fit(X, Y)
     featx.save(search.best_estimator_, tmp_path / "best.skops")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import secrets
 import sys
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -18,13 +17,17 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
 
-from featx.errors import ModelError, StoreError, listed, readable
+from featx.errors import ModelError, StoreError, listed, readable, warn
 from featx.grammar import is_weights_file
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.loaded import objects_of
 from featx.learn.trees import TREE_TYPES, check_trees
 from featx.store import FeatureStore, Recipe
+from featx.store.files import written_aside
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone
@@ -78,10 +81,14 @@ _TRUSTED = (
 def save(estimator: Any, path: str | os.PathLike) -> Path:
     """Save a fitted estimator or pipeline to one file.
 
+    A file of that name is replaced when the new one is complete; until then, and if anything fails, it stays.
+
     Parameters
     ----------
-    estimator : a scikit-learn estimator, with StoredFeatures or ImageFeatures in it or without
-    path : where to; by convention it ends in ".skops"
+    estimator : fitted scikit-learn estimator, a pipeline or search for example
+        With StoredFeatures or ImageFeatures in it, it predicts images once it is loaded. Without them it takes the rows
+        of numbers that it was fitted on, and `save` warns.
+    path : a name that ends in ".skops"
 
     Returns
     -------
@@ -90,39 +97,65 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     Raises
     ------
     ModelError
-        The estimator holds something that `load` would refuse (a class or a function of your own, a KDTree, gradient
-        boosting of categorical features or from an estimator of your own), or the file cannot be written.
+        The estimator is not fitted, or holds something that `load` would refuse (a class or a function of your own, a
+        KDTree, gradient boosting of categorical features or from an estimator of your own); the name has another
+        suffix, or the file cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        The model cannot predict images.
 
     Examples
     --------
     >>> save(search.best_estimator_, "cats.skops")    # doctest: +SKIP
     """
+    path = Path(path)
+    if path.suffix != ".skops":
+        raise ModelError(f"a model is a .skops file; got {path}")
+    _refuse_unfitted(estimator)
     import skops.io  # seconds to import: it lists every class of scikit-learn
 
-    path = Path(path)
     try:
         detached = _detached(estimator)
         check_trees(detached)
         model = {"format": _FORMAT, "version": _VERSION, "estimator": detached}
         content = skops.io.dumps(model, compression=ZIP_DEFLATED)
     except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError) as error:
-        raise ModelError(f"{type(estimator).__name__} cannot be saved: {error}") from error
+        raise ModelError(f"{type(estimator).__name__} cannot be saved: {_in_a_line(error)}") from error
     if foreign := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED)):
         instead = "use scikit-learn's and featx's own classes, and functions of numpy"
         if any(name.startswith("sklearn.neighbors._") for name in foreign):
             instead = "scikit-learn's neighbours can be saved with algorithm=\"brute\"; so can featx.learn's"
         raise ModelError(f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; {instead}")
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    if not _features_of(detached):
+        warn(
+            f"{type(estimator).__name__} has no StoredFeatures or ImageFeatures: the saved model predicts rows of "
+            "features, not images; to predict images, fit and save a pipeline that begins with one of them",
+            UserWarning,
+        )
     try:
-        with aside.open("wb") as file:
+        with written_aside(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise ModelError(f"cannot write {path}: {error.strerror}") from error
+    except StoreError as error:
+        raise ModelError(str(error)) from error
     return path
+
+
+def _refuse_unfitted(estimator: Any) -> None:
+    name = type(estimator).__name__
+    try:
+        # of a pipeline, scikit-learn looks at the last step only
+        steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+        for step in steps:
+            if step is not None and step != "passthrough":
+                check_is_fitted(step)
+    except NotFittedError as error:
+        raise ModelError(f"{name} is not fitted: call its fit first, then save it") from error
+    except TypeError as error:
+        raise ModelError(f"a model is a fitted scikit-learn estimator; got {name}") from error
+    if hasattr(estimator, "cv_results_") and not hasattr(estimator, "best_estimator_"):
+        raise ModelError(f"{name} with refit=False holds no fitted model: fit it with refit=True, then save it")
 
 
 def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: str | os.PathLike | None = None) -> Any:
