@@ -106,7 +106,7 @@ def test_columns_without_deviation_do_not_spoil_the_others():
 def test_cosine_has_neither_shrinking_nor_priors():
     X, y = data()
     for params in ({"shrink_threshold": 0.1}, {"priors": "empirical"}, {"priors": [0.25] * 4}):
-        with pytest.raises(FeatxError, match="of metric='euclidean'"):
+        with pytest.raises(FeatxError, match="need metric='euclidean'"):
             NearestCentroid("cosine", **params).fit(X, y)
     assert not hasattr(NearestCentroid("cosine"), "predict_proba")
 

@@ -198,7 +198,9 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
     def _refuse(self) -> None:
         is_plain = self.shrink_threshold is None and isinstance(self.priors, str) and self.priors == "uniform"
         if self.metric == "cosine" and not is_plain:
-            raise FeatxError("NearestCentroid has shrink_threshold and priors of metric='euclidean'; got 'cosine'")
+            raise FeatxError(
+                "shrink_threshold and priors of NearestCentroid need metric='euclidean'; got metric='cosine'"
+            )
 
     def _keep(
         self, fold: Fold, classes: np.ndarray, centroids: np.ndarray, sizes: np.ndarray, squares: np.ndarray | None
