@@ -1,7 +1,6 @@
 """A fitted estimator in, one file that predicts anywhere out: skops, never pickle, with the recipe inside.
 
-A store that a pipeline was trained on is replaced by its recipe, wherever in the estimator it sits: predicting on new
-images needs neither the store nor the images it was made from.
+Predicting on new images needs neither the store that a pipeline was trained on nor the images it was made from.
 """
 
 from __future__ import annotations
@@ -9,13 +8,10 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import sys
-from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
-import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
@@ -23,10 +19,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.errors import ModelError, StoreError, listed, readable, warn
 from featx.grammar import is_weights_file
+from featx.learn.detached import detached
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.loaded import objects_of
 from featx.learn.trees import TREE_TYPES, check_trees
-from featx.store import FeatureStore, Recipe
+from featx.store import Recipe
 from featx.store.files import written_aside
 
 if TYPE_CHECKING:
@@ -117,9 +114,9 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     import skops.io  # seconds to import: it lists every class of scikit-learn
 
     try:
-        detached = _detached(estimator)
-        check_trees(detached)
-        model = {"format": _FORMAT, "version": _VERSION, "estimator": detached}
+        copy = detached(estimator)
+        check_trees(copy)
+        model = {"format": _FORMAT, "version": _VERSION, "estimator": copy}
         content = skops.io.dumps(model, compression=ZIP_DEFLATED)
     except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError) as error:
         raise ModelError(f"{type(estimator).__name__} cannot be saved: {_in_a_line(error)}") from error
@@ -128,7 +125,7 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
         if any(name.startswith("sklearn.neighbors._") for name in foreign):
             instead = "scikit-learn's neighbours can be saved with algorithm=\"brute\"; so can featx.learn's"
         raise ModelError(f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; {instead}")
-    if not _features_of(detached):
+    if not _features_of(copy):
         warn(
             f"{type(estimator).__name__} has no StoredFeatures or ImageFeatures: the saved model predicts rows of "
             "features, not images; to predict images, fit and save a pipeline that begins with one of them",
@@ -277,37 +274,6 @@ def _check(estimator: Any) -> None:
             preprocessing = Preprocessing.from_dict(recipe.preprocessing)
             known = recipe.backbone, recipe.weights, recipe.weights_file_sha256
             features.backbone = Backbone.of_recipe(*known, preprocessing)  # so fitting it again checks the file, too
-
-
-class _Detacher(pickle.Pickler):
-    """A deep copy, in memory, that turns stores into recipes and memory maps into arrays."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, FeatureStore):
-            return Recipe.from_json, (replace(obj.recipe, origin=None).to_json(),)
-        if isinstance(obj, np.memmap):
-            return np.array, (np.array(obj),)
-        if isinstance(obj, PurePath):
-            return str, (str(obj),)
-        if _is_network(obj):  # the recipe names it; a module of the user's is handed back at load
-            return str, (getattr(obj, "name", f"module:{type(obj).__name__}"),)
-        return NotImplemented
-
-
-def _is_network(obj: Any) -> bool:
-    if "torch" not in sys.modules:
-        return False
-    from torch import nn
-
-    from featx.backbones import Backbone
-
-    return isinstance(obj, Backbone | nn.Module)
-
-
-def _detached(estimator: Any) -> Any:
-    file = io.BytesIO()
-    _Detacher(file, protocol=5).dump(estimator)
-    return pickle.loads(file.getvalue())  # our own bytes, of a moment ago
 
 
 def _hand_back(estimator: Any, backbone: Backbone | None, weights: str | os.PathLike | None) -> None:
