@@ -534,6 +534,8 @@ def search(
         raise FeatxError(f"a figure is a .png, .pdf or .svg file; got {figure}")
     if output is not None and output.suffix != ".skops":
         raise FeatxError(f"a model is a .skops file; got {output}")
+    if output is not None and output.exists():
+        raise FeatxError(f"{output} is there already; choose another --output, or remove the file")
     if results is not None and results.suffix not in (".csv", ".json"):
         raise FeatxError(f"results are a .csv or .json file; got {results}")
     for name, number, least in (("folds", folds, 2), ("repeats", repeats, 1), ("pca", pca, 1), ("top", top, 1)):
@@ -724,15 +726,18 @@ def _keep(result: Selection | ProtocolResult, results: Path | None, figure: Path
     """Write what was asked for; lines that say so."""
     from featx.learn import Selection
     from featx.report import protocol_figure, results_csv, results_json, selection_figure
+    from featx.store.files import written_aside
 
     lines = []
     if results is not None:
         text = results_csv(result) if results.suffix == ".csv" else results_json(result)
-        results.write_text(text + "\n", encoding="utf-8")
+        with written_aside(results) as file:
+            file.write(f"{text}\n".encode())
         lines.append(f"{results}: every score")
     if figure is not None:
         drawn = selection_figure(result) if isinstance(result, Selection) else protocol_figure(result)
-        drawn.savefig(figure, dpi=110)
+        with written_aside(figure) as file:
+            drawn.savefig(file, format=figure.suffix[1:].lower(), dpi=110)
         lines.append(f"{figure}: the picture")
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import itertools
 import json
@@ -338,6 +339,37 @@ def test_search_writes_over_nothing_that_it_reads(store: Path, option: str) -> N
         "search", store, option, store.parent / ".." / store.parent.name / store.name
     )
     assert store.read_bytes() == before
+
+
+def test_search_replaces_no_model_and_says_so_before_it_searches(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(featx.learn, "select_model", None)  # which would not go well
+    (tmp_path / "m.skops").write_bytes(b"an hour's work")
+    refused = _refused("search", store, "-o", tmp_path / "m.skops")
+    assert "m.skops is there already; choose another --output, or remove the file" in refused
+    assert (tmp_path / "m.skops").read_bytes() == b"an hour's work"
+
+
+@pytest.mark.parametrize("option, name", [("--results", "r.csv"), ("--results", "r.json"), ("--figure", "f.PDF")])
+def test_what_search_writes_is_whole_or_as_it_was(
+    found: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / name
+    path.write_bytes(b"the old one")
+    monkeypatch.setattr(featx.learn, "select_model", lambda *args, **kwargs: found[1]["select_model"])
+    words = ["search", found[0] / "all.h5", option, path]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert f"cannot write {path}: No space left on device" in _refused(*words)
+    assert path.read_bytes() == b"the old one" and list(tmp_path.iterdir()) == [path]
+    assert _run(*words).exit_code == 0
+    assert path.read_bytes() != b"the old one" and list(tmp_path.iterdir()) == [path]
+    if name.endswith("PDF"):
+        assert path.read_bytes().startswith(b"%PDF")
 
 
 PROTOCOLS = ("grid", "linear-probe", "knn", "few-shot", "learning-curve")

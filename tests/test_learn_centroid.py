@@ -106,7 +106,7 @@ def test_columns_without_deviation_do_not_spoil_the_others():
 def test_cosine_has_neither_shrinking_nor_priors():
     X, y = data()
     for params in ({"shrink_threshold": 0.1}, {"priors": "empirical"}, {"priors": [0.25] * 4}):
-        with pytest.raises(FeatxError, match="of metric='euclidean'"):
+        with pytest.raises(FeatxError, match="need metric='euclidean'"):
             NearestCentroid("cosine", **params).fit(X, y)
     assert not hasattr(NearestCentroid("cosine"), "predict_proba")
 
@@ -129,15 +129,19 @@ def test_a_search_over_shrinking_is_scikit_learn_s():
     np.testing.assert_allclose(ours.cv_results_["mean_test_score"], theirs.cv_results_["mean_test_score"], rtol=1e-10)
 
 
-def test_a_model_saved_before_it_had_these_parameters_predicts_the_same():
-    X, y = data()
+@pytest.mark.parametrize("k", [2, 4])
+def test_a_model_saved_before_it_had_these_parameters_gives_the_numbers_it_gave(k):
+    X, y = data(k)
     model = NearestCentroid().fit(X, y)
     old = NearestCentroid.__new__(NearestCentroid)
     later = ("shrink_threshold", "priors", "class_prior_", "within_class_std_dev_", "deviations_")
     old.__setstate__({name: value for name, value in model.__getstate__().items() if name not in later})
     assert old.get_params() == model.get_params()
     np.testing.assert_array_equal(old.predict(X), model.predict(X))
-    assert old.decision_function(X).shape == (300, 4)
+    distances = -((X[:, None] - model.centroids_) ** 2).sum(2)
+    expected = distances[:, 1] - distances[:, 0] if k == 2 else distances
+    np.testing.assert_allclose(old.decision_function(X), expected, rtol=1e-9, atol=1e-9)
+    assert not hasattr(old, "predict_proba")
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -200,6 +204,7 @@ def test_all_folds_at_once_are_the_folds_one_by_one(scaled):
         np.testing.assert_array_equal(estimator.predict(fold.X_test), alone.predict(fold.X_test))
 
 
+@pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
 def test_a_saved_model_predicts_the_same(tmp_path):
     X, y = data()
     np.save(tmp_path / "X.npy", X)

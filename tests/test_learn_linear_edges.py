@@ -103,11 +103,17 @@ def test_a_class_that_float32_cannot_weigh_is_absent():
 
 
 @pytest.mark.parametrize(
-    "fit", [Fit(scale=np.zeros(6)), Fit(scale=np.full(6, np.nan)), Fit(shift=np.full(6, np.nan)), Fit(shift=np.ones(1))]
+    "fit, got",
+    [
+        (Fit(scale=np.zeros(6)), "0.0"),
+        (Fit(scale=np.full(6, np.nan)), "nan"),
+        (Fit(shift=np.array([0, 0, 1, np.inf, 0, 0])), "inf"),
+        (Fit(shift=np.ones(1)), r"shape \(1,\)"),
+    ],
 )
-def test_a_shift_or_scale_that_cannot_be_used_is_refused(fit):
+def test_a_shift_or_scale_that_cannot_be_used_is_refused(fit, got):
     X, y = rows()
-    with pytest.raises(FeatxError, match=r"Fit\.(shift|scale) has a number for each of the 6 columns"):
+    with pytest.raises(FeatxError, match=rf"Fit\.(shift|scale) has a number for each of the 6 columns, .* got {got}$"):
         LogisticRegression().fit_many(X, y, [fit])
 
 
@@ -123,6 +129,9 @@ def test_shifts_and_fits_may_be_lists_and_generators():
 def test_a_weight_that_is_not_finite_is_refused(weight, model):
     with pytest.raises(ValueError, match="sample_weight|NaN|infinity"):
         model().fit(*rows(), sample_weight=weight)
+    with pytest.raises(ValueError, match="sample_weight|NaN|infinity") as error:
+        model().fit(*rows(), sample_weight=np.r_[np.ones(79), weight])
+    assert "\n" not in str(error.value)
 
 
 def test_targets_too_large_for_the_type_of_x_are_refused():
@@ -170,5 +179,5 @@ def test_torch_s_default_device_and_type_change_nothing(model, shape, dtype, oth
     expected = coefs()
     other_defaults()
     for found, wanted in zip(coefs(), expected, strict=True):
-        assert found.dtype == dtype
+        assert found.dtype == (np.float64 if isinstance(model, LinearSVC) else dtype)
         assert_array_equal(found, wanted)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import warnings
+
 import numpy as np
 import pytest
 import sklearn.svm
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import make_classification
 
@@ -63,6 +66,40 @@ def test_it_finds_scikit_learn_s_optimum(k, intercept, class_weight, C):
     assert_allclose(ours.coef_, theirs.coef_, rtol=1e-4, atol=1e-4 * scale)
     assert_allclose(ours.intercept_, theirs.intercept_, rtol=1e-4, atol=1e-4 * scale)
     assert_allclose(ours.decision_function(X), theirs.decision_function(X), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scales", [0, 3], ids=["alike", "scales apart"])
+@pytest.mark.parametrize("offset", [30.0, 1e3, 8e3])
+@pytest.mark.parametrize("shape", [(180, 96), (300, 50), (60, 300)])
+def test_float32_columns_far_from_0_end_near_the_minimum_or_warn(shape, offset, scales):
+    rng = np.random.default_rng(0)
+    n, d = shape
+    y = np.arange(n) % 3
+    X = rng.normal(size=shape) + rng.normal(size=(3, d))[y] / np.sqrt(d) + offset * rng.normal(size=d)
+    X = (X * 10 ** rng.uniform(-scales, scales, d)).astype(np.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fitted = LinearSVC(C=5e3).fit(X, y)
+    exact = LinearSVC(C=5e3, tol=1e-10, max_iter=10_000).fit(X.astype(np.float64), y)
+    values = [objective(model, X.astype(np.float64), y, np.ones(n), np.ones(3)) for model in (fitted, exact)]
+    assert values[0] <= 1.001 * values[1] or caught
+
+
+def test_scores_of_many_rows_are_those_of_each_and_no_copy_of_all_rows_is_made():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(50_000, 60)).astype(np.float32)
+    for k in (2, 3):
+        fitted = LinearSVC().fit(X[:500], np.arange(500) % k)
+        tracemalloc.start()
+        scores = fitted.decision_function(X)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak_bytes < 1.5 * X.nbytes  # in float64 they would take twice as much
+        assert scores.dtype == np.float64 and scores.shape == ((50_000,) if k == 2 else (50_000, 3))
+        assert_allclose(
+            scores, np.squeeze(X.astype(float) @ fitted.coef_.T + fitted.intercept_), rtol=1e-12, atol=1e-12
+        )
+        assert_array_equal(fitted.sparsify().predict(X[:500]), fitted.densify().predict(X[:500]))
 
 
 @pytest.mark.parametrize("k", [2, 4])

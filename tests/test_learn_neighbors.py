@@ -76,6 +76,7 @@ def _id(params: dict) -> str:
     return re.sub(" at 0x[0-9a-f]+", "", str(params))
 
 
+@pytest.mark.filterwarnings("ignore:p=7 has no effect")
 @pytest.mark.parametrize("params", NORMS, ids=_id)
 def test_distances_of_other_norms_are_scikit_learn_s(params):
     X, y = data(150, dtype=np.float64)
@@ -123,7 +124,7 @@ def test_what_scikit_learn_says_is_said_in_its_words(params):
         {"metric": "canberra"},
         {"metric": "precomputed"},
         {"metric": lambda a, b: 0.0},
-        {"metric_params": {"w": np.ones(10)}},
+        {"metric_params": {"w": np.ones(100)}},
     ],
     ids=_id,
 )
@@ -216,6 +217,7 @@ def test_all_numbers_of_neighbours_at_once_are_those_one_by_one(scaled):
     assert not any("_at_hand" in vars(job.estimator) for job in jobs)
 
 
+@pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
 def test_a_model_of_a_memory_map_keeps_a_copy_and_is_saved(tmp_path):
     X, y = data()
     np.save(tmp_path / "X.npy", X)
@@ -224,3 +226,13 @@ def test_a_model_of_a_memory_map_keeps_a_copy_and_is_saved(tmp_path):
     assert not np.shares_memory(model._fit_X, mapped)
     again = featx.load(featx.save(model, tmp_path / "m.skops"))
     np.testing.assert_array_equal(again.predict(X), model.predict(X))
+
+
+def test_a_p_that_the_metric_has_no_use_for_is_said_to_have_no_effect():
+    X, y = np.arange(12.0).reshape(6, 2), np.arange(6) % 2
+    for metric, p in (("euclidean", 1), ("cosine", 3), ("chebyshev", 1)):
+        with pytest.warns(UserWarning, match=f"^p={p} has no effect with metric='{metric}': p belongs") as warned:
+            KNeighborsClassifier(2, metric=metric, p=p).fit(X, y)
+        assert warned[0].filename == __file__
+    for metric, p in (("minkowski", 3), ("manhattan", 1), ("chebyshev", np.inf), ("cosine", None), ("cosine", 2)):
+        KNeighborsClassifier(2, metric=metric, p=p).fit(X, y)

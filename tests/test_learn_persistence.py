@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 import skops.io
 import torch
 from PIL import Image
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -30,10 +32,12 @@ import featx
 from featx import FeatureStore, learn, passes
 from featx.backbones import Backbone, Preprocessing, backbone
 from featx.errors import BackboneError, KeysError, LayerError, ModelError
-from featx.learn import ImageFeatures, StoredFeatures, features, load, persistence, save
+from featx.learn import ImageFeatures, StoredFeatures, features, load, persistence, predict_images, save
 from featx.store import Recipe
+from featx.store.files import written_aside
 
 SMALL = Preprocessing((32, 32), 32)
+ROOT = str(Path(featx.__file__).parent.parent)
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (190, 50, 40)}
 
 
@@ -246,7 +250,11 @@ def test_image_features_and_plain_estimators_are_saved_too(store, new, root, tmp
     forget()
     np.testing.assert_array_equal(load(tmp_path / "images.skops").predict(new), model.predict(new))
     plain = Ridge().fit(store["penultimate"], np.arange(len(store)))
-    save(plain, tmp_path / "plain.skops")
+    with pytest.warns(UserWarning, match="^Ridge has no StoredFeatures or ImageFeatures: .* predicts rows") as warned:
+        save(plain, tmp_path / "plain.skops")
+    assert warned[0].filename == __file__
+    with pytest.raises(ModelError, match="Ridge predicts rows of features, not images: .*; fit and save a pipeline"):
+        list(predict_images(load(tmp_path / "plain.skops"), new))
     np.testing.assert_array_equal(load(tmp_path / "plain.skops").coef_, plain.coef_)
 
 
@@ -334,15 +342,43 @@ def own_function(X):
     [(Own(), "Own"), (FunctionTransformer(own_function), "own_function"), (FunctionTransformer(os.fspath), "fspath")],
 )
 def test_code_of_ones_own_is_refused_when_saved_by_name(store, tmp_path, step, name):
-    model = make_pipeline(StoredFeatures(store, "penultimate"), step)
+    model = make_pipeline(StoredFeatures(store, "penultimate"), step).fit(store.X)
     with pytest.raises(ModelError, match=name) as error:
         save(model, tmp_path / "model.skops")
     message(error)
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_not_fitted_is_refused(store, tmp_path):
+    features, folds = StoredFeatures(store, "penultimate"), {"cv": 3, "refit": False}
+    grid = GridSearchCV(make_pipeline(features, SVC()), {"svc__C": [1]}, **folds).fit(store.X, store.y)
+    ours = learn.GridSearchCV(make_pipeline(features, SVC()), {"svc__C": [1]}, **folds).fit(store.X, store.y)
+    for model, text in (
+        (make_pipeline(features, SVC()), "Pipeline is not fitted: call its fit first"),
+        (make_pipeline(features, FunctionTransformer(np.cbrt)), "Pipeline is not fitted"),
+        (make_pipeline(features, "passthrough"), "Pipeline is not fitted"),
+        (clone(grid), "GridSearchCV is not fitted"),
+        (grid, "GridSearchCV with refit=False holds no fitted model: fit it with refit=True"),
+        (ours, "GridSearchCV with refit=False holds no fitted model"),
+        ({"model": 1}, "a model is a fitted scikit-learn estimator; got dict"),
+        (SVC, "a model is a fitted scikit-learn estimator; got ABCMeta"),
+    ):
+        with pytest.raises(ModelError, match=text) as error:
+            save(model, tmp_path / "model.skops")
+        message(error)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_with_another_suffix_is_refused(store, tmp_path):
+    for name in ("model.pkl", "model", "model.skops.gz"):
+        with pytest.raises(ModelError, match="a model is a .skops file; got ") as error:
+            save(pipeline(store), tmp_path / name)
+        assert name in message(error)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_lambda_is_refused_when_saved(store, tmp_path):
-    model = make_pipeline(StoredFeatures(store, "penultimate"), FunctionTransformer(lambda X: X))
+    model = make_pipeline(StoredFeatures(store, "penultimate"), FunctionTransformer(lambda X: X)).fit(store.X)
     with pytest.raises(ModelError, match="Pipeline cannot be saved|must not") as error:
         save(model, tmp_path / "model.skops")
     message(error)
@@ -525,8 +561,39 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(store, tmp_path, mo
     assert list(tmp_path.iterdir()) == [path] and load(path)
 
 
+def test_what_a_killed_save_left_is_gone_after_the_next(store, tmp_path):
+    path = tmp_path / "model.skops"
+    code = """
+import os, sys
+from sklearn.linear_model import Ridge
+import featx
+os.fsync = lambda _: os._exit(7)  # as a kill there
+featx.save(Ridge().fit([[1.0], [2.0]], [1, 2]), sys.argv[1])
+"""
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", code, path], env=os.environ | {"PYTHONPATH": ROOT})
+        assert done.returncode == 7
+        assert [left.name for left in tmp_path.iterdir()] == ["model.skops.writing"]
+    save(pipeline(store), path)
+    assert list(tmp_path.iterdir()) == [path] and load(path)
+
+
+def test_of_two_that_save_at_once_the_second_is_refused(store, tmp_path):
+    path = tmp_path / "model.skops"
+    save(pipeline(store), path)
+    before = path.read_bytes()
+    with written_aside(path) as other:
+        with pytest.raises(ModelError, match=r"another run is writing .*model\.skops") as error:
+            save(pipeline(store), path)
+        message(error)
+        assert path.read_bytes() == before
+        other.write(b"theirs")
+    assert path.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_place_that_cannot_be_written_is_named(store, tmp_path):
-    for path in (tmp_path / "nowhere" / "model.skops", tmp_path):
+    (tmp_path / "folder.skops").mkdir()
+    for path in (tmp_path / "nowhere" / "model.skops", tmp_path / "folder.skops"):
         with pytest.raises(ModelError, match="cannot write") as error:
             save(pipeline(store), path)
         assert str(path) in message(error)

@@ -210,7 +210,9 @@ def test_groups_stay_whole_in_every_part(store):
     with pytest.raises(FeatxError, match="hold out whole groups"):
         linear_probe(store, groups=numbers, test_rows=column == "test")
     validation = np.arange(300) % 3 == 0
-    with pytest.raises(FeatxError, match="validation images are of other groups.*choose whole ones"):
+    with pytest.raises(
+        FeatxError, match="groups are both among the validation images and those .*: put each on one side"
+    ):
         linear_probe(store, groups=numbers, validation_rows=validation)
     found = linear_probe(store, groups=numbers, C=[1.0])
     assert found.n_train % 6 == found.n_validation % 6 == found.n_test % 6 == 0

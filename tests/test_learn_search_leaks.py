@@ -43,7 +43,7 @@ def _nothing_recorded():
     CountedClassifier.raises.clear()
 
 
-UNSHARED = pytest.mark.filterwarnings("ignore:.*were to share work and went the stock way")
+UNSHARED = pytest.mark.filterwarnings("ignore:.*candidates could not share their work")
 
 
 def _folds(cv: Any) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -170,7 +170,7 @@ def test_held_out_rows_and_labels_change_nothing_of_their_folds_model(final, par
 @MODELS
 @UNSHARED
 def test_nor_where_another_fold_trains_on_them_or_they_are_not_finite(final, parameter, about, before):
-    """To the precision of a solver: another fold goes into its order of work, or everything goes the stock way."""
+    """To the precision of a solver: another fold goes into its order of work, or everything goes to scikit-learn."""
     train, test = np.arange(0, N, 3), np.setdiff1d(np.arange(N), np.arange(0, N, 3))
     other, labels = ROWS.copy(), Y.copy()
     other[test] = 10 * other[test][::-1] + 3

@@ -128,7 +128,7 @@ def test_two_processes(model):
 def test_a_plan_says_that_callbacks_leave_nothing_to_share(model):
     grid = {name: CS for name in model.get_params() if name.split("__")[-1] == "C"}
     search = GridSearchCV(model, grid, cv=2).set_callbacks(RecordingCallback())
-    assert "the stock way: callbacks are set" in (plan := str(search.plan(X, Y))) and "solve:" not in plan
+    assert "which shares no work: callbacks are set" in (plan := str(search.plan(X, Y))) and "solve:" not in plan
 
 
 @pytest.mark.parametrize("model", [LOGISTIC, SCALED])
@@ -158,6 +158,7 @@ def test_clone_parameters_and_pickle():
     assert not [name for name in unfitted if name.endswith("_")], "the estimator that was given is not fitted"
 
 
+@pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
 def test_the_best_is_saved(tmp_path):
     search = GridSearchCV(SCALED, GRID, cv=3).fit(X, Y)
     featx.save(search.best_estimator_, tmp_path / "best.skops")
@@ -285,7 +286,7 @@ def test_a_plan_tells_what_is_shared():
     grid = [{"model__C": CS}, {"model": [forest], "scale": ["passthrough"], "model__max_depth": [1, 2]}]
     search = GridSearchCV(pipe, grid, cv=4)
     text = str(search.plan(X, Y))
-    for words in ("8 fits of LogisticRegression", "StandardScaler", "8 fits", "stock way", "memory"):
+    for words in ("8 fits of LogisticRegression", "StandardScaler", "8 fits", "by scikit-learn's search", "memory"):
         assert words in text
     assert not [name for name in vars(search) if name.endswith("_") and not name.startswith("_")]
     reduced = Pipeline([("pca", PCA()), ("model", LOGISTIC)])

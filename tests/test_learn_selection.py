@@ -338,7 +338,7 @@ def test_every_mean_has_an_interval_around_it(store, selection):
         (
             {"y": np.linspace(0, 1, 60)},
             FeatxError,
-            "the labels are numbers, and rbf_svm predicts classes; choose of ridge",
+            "the labels are numbers, and rbf_svm predicts classes; choose from ridge",
         ),
         ({"y": np.ones(60)}, FeatxError, "labels that differ; they are all 1"),
         ({"y": np.r_[np.nan, np.ones(59)]}, StoreError, "finite"),

@@ -233,6 +233,7 @@ def test_probabilities_come_of_calibration():
 
 
 @pytest.mark.parametrize("model", [SVC(), SVC(kernel="poly"), SVR(), SVC(kernel="linear", class_weight="balanced")])
+@pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
 def test_a_saved_model_predicts_the_same(model, tmp_path):
     X, y = numbers() if isinstance(model, SVR) else data(3)
     model.fit(X, y)

@@ -36,6 +36,8 @@ X = X.astype(np.float32)
 CHILD = Path(__file__).with_name("trees_child.py")
 
 FEW = {"n_estimators": 3, "random_state": 0}
+pytestmark = pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
+
 MODELS = {
     "tree": tree.DecisionTreeClassifier(random_state=0),
     "best first": tree.DecisionTreeClassifier(max_leaf_nodes=4, random_state=0),

@@ -25,7 +25,10 @@ _ROWS = 1024  # that are added up at once
 
 
 def _is_euclidean(estimator: NearestCentroid) -> bool:
-    """Whether there are probabilities; a model saved before there were has no deviations to base them on."""
+    """Whether there are probabilities and distances in units of deviations.
+
+    A model saved by a version that kept no deviations has neither, and the scores that it had then.
+    """
     fitted_before = hasattr(estimator, "centroids_") and not hasattr(estimator, "deviations_")
     return estimator.metric == "euclidean" and not fitted_before
 
@@ -96,8 +99,8 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
         """Models saved before there were these parameters have their defaults."""
         state = {"shrink_threshold": None, "priors": "uniform"} | state
         if "centroids_" in state and "class_prior_" not in state:
-            k, d = state["centroids_"].shape
-            state |= {"class_prior_": np.full(k, 1 / k), "within_class_std_dev_": np.ones(d)}
+            k = len(state["centroids_"])
+            state["class_prior_"] = np.full(k, 1 / k)
         super().__setstate__(state)
 
     @_fit_context(prefer_skip_nested_validation=True)
@@ -195,7 +198,9 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
     def _refuse(self) -> None:
         is_plain = self.shrink_threshold is None and isinstance(self.priors, str) and self.priors == "uniform"
         if self.metric == "cosine" and not is_plain:
-            raise FeatxError("NearestCentroid has shrink_threshold and priors of metric='euclidean'; got 'cosine'")
+            raise FeatxError(
+                "shrink_threshold and priors of NearestCentroid need metric='euclidean'; got metric='cosine'"
+            )
 
     def _keep(
         self, fold: Fold, classes: np.ndarray, centroids: np.ndarray, sizes: np.ndarray, squares: np.ndarray | None
@@ -243,9 +248,12 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
         return prior / prior.sum()
 
     def _decision_function(self, X: Any) -> np.ndarray:
-        """(m, k) what `decision_function` compares: cosines, or -|(x - centroid) / deviation|^2 + 2 log prior."""
+        """(m, k) what `decision_function` compares: cosines, or -|(x - centroid) / deviation|^2 + 2 log prior.
+
+        -|x - centroid|^2 of a model that has no deviations.
+        """
         check_is_fitted(self)
-        if self.metric == "cosine":
+        if not _is_euclidean(self):
             return self._scores(X)
         unit = np.where(self.within_class_std_dev_ == 0, 1, self.within_class_std_dev_)
         with np.errstate(divide="ignore"):

@@ -214,7 +214,9 @@ class StoredFeatures(_Features):
             )
         recipe = self.store.recipe.only(self.layers_)
         if differences := self.recipe_.other_meaning(recipe):
-            raise RecipeError(f"it was fitted on a store made otherwise: {'; '.join(differences)}; fit it again")
+            raise RecipeError(
+                f"this model was fitted on a store made otherwise: {'; '.join(differences)}; fit it on this store"
+            )
         if note := rounding_note(recipe, self.recipe_, (self.store.path.name, "the store of fit")):
             warn(note, RowsDifferWarning)
         rows = self.store.rows(keys_of(items))

@@ -89,7 +89,7 @@ def fit_all(
                 given = fit.sample_weight
                 checked = None if given is None else _check_sample_weight(given, X, ensure_non_negative=True)
                 if checked is not None and not np.isfinite(checked).all():
-                    raise FeatxError(f"sample_weight is finite; got {given!r}")
+                    raise FeatxError(f"sample_weight must be finite; got {checked[~np.isfinite(checked)][0]}")
                 shared[key] = estimator._weights(targets, checked)
             problems[number] = _problem(estimator, fit, targets, shared[key], affine)
 
@@ -156,9 +156,11 @@ class _Affine:
             return None
         if (id(given), name) not in self.known:
             values = np.asarray(given, np.float64)
-            if values.shape != (self.d,) or not np.isfinite(values).all() or (name == "scale" and not values.all()):
+            bad = values[~np.isfinite(values) | (values == 0 if name == "scale" else False)]
+            if values.shape != (self.d,) or len(bad):
                 wanted = "finite and not 0" if name == "scale" else "finite"
-                raise FeatxError(f"Fit.{name} has a number for each of the {self.d} columns, {wanted}; got {given!r}")
+                got = f"shape {values.shape}" if values.shape != (self.d,) else bad[0]
+                raise FeatxError(f"Fit.{name} has a number for each of the {self.d} columns, {wanted}; got {got}")
             self.known[id(given), name] = values
         return self.known[id(given), name]
 

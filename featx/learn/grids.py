@@ -265,7 +265,9 @@ def _families(
             raise FeatxError(f"there is no estimator {name!r}{nearest(name, choices)}; choose {', '.join(choices)}")
         if name not in choices:
             told = ("numbers", "classes") if is_numeric else ("classes", "numbers")
-            raise FeatxError(f"the labels are {told[0]}, and {name} predicts {told[1]}; choose of {', '.join(choices)}")
+            raise FeatxError(
+                f"the labels are {told[0]}, and {name} predicts {told[1]}; choose from {', '.join(choices)}"
+            )
     if not estimators:
         raise FeatxError(f"name at least one estimator of {', '.join(choices)}")
     found = []

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from sklearn.linear_model._base import SparseCoefMixin
+from sklearn.utils import gen_batches
 from sklearn.utils._param_validation import Interval, StrOptions
+from sklearn.utils.extmath import safe_sparse_dot
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.learn.fits import Targets, Weights
 from featx.learn.linear import LinearClassifier
 
 if TYPE_CHECKING:
     from featx.solvers import Solution
+
+_BLOCK = 2**18  # numbers of X that become float64 at once: more are no faster
 
 
 class LinearSVC(SparseCoefMixin, LinearClassifier):
@@ -25,12 +30,11 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     scikit-learn's class (liblinear), except:
 
     - `tol` bounds a norm of each class's gradient relative to that at W = 0, whatever the units of X. At the default, a
-      fit without a ConvergenceWarning is within a thousandth of its minimum before its coefficients are rounded to the
-      type of X: where float32 columns lie far from 0 and C is large, that rounding may cost more.
+      fit without a ConvergenceWarning is within a thousandth of its minimum.
     - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
     - A row of weight 2 has the same objective as the row twice; the two fits stop at different points within `tol`.
       scikit-learn's check_sample_weight_equivalence asks for seven digits, and passes with tol=1e-10.
-    - X is dense, and a float32 X is computed and answered in float32.
+    - X is dense; of a float32 X, coefficients are float64 all the same, but most passes compute in float32.
     - `penalty` is "l2", `loss` is "squared_hinge", `multi_class` is "ovr".
 
     Parameters
@@ -55,7 +59,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     Attributes
     ----------
     classes_ : (k,) labels
-    coef_ : (1, d) for two classes, else (k, d), of X's type
+    coef_ : (1, d) for two classes, else (k, d); float64, as liblinear's
     intercept_ : (1,) or (k,); 0.0 without an intercept
     n_iter_ : int, passes over the rows
     n_features_in_ : int, d
@@ -117,6 +121,24 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
         self.random_state = random_state
         self.max_iter = max_iter
         self.device = device
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores, in float64.
+
+        Parameters
+        ----------
+        X : (m, d), of which float32 rows are not copied as a whole
+
+        Returns
+        -------
+        (m,) for two classes, positive where the second is likelier; else (m, k), columns as `classes_`
+        """
+        check_is_fitted(self)
+        X = validate_data(self, X, accept_sparse="csr", reset=False)
+        parts = gen_batches(X.shape[0], max(64, _BLOCK // X.shape[1]))
+        scores = np.concatenate([safe_sparse_dot(X[part], self.coef_.T, dense_output=True) for part in parts])
+        scores += self.intercept_
+        return scores[:, 0] if scores.shape[1] == 1 else scores
 
     def _constant(self) -> float:
         return float(self.intercept_scaling)

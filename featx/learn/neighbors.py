@@ -18,7 +18,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, listed
 from featx.learn.folds import Fitted, Fold, Job
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     algorithm, leaf_size, n_jobs : as of scikit-learn
         Accepted for compatibility, no effect.
     p : float, above 0
-        Of metric="minkowski".
+        Of metric="minkowski"; no effect with another metric, which warns where it is another p's.
     metric : "minkowski", "euclidean", "l2", "manhattan", "l1", "cityblock", "chebyshev" or "cosine"
         Cosine: 1 - x.a / (|x| |a|), and 1 where a row is 0.
     metric_params : dict, optional
@@ -139,6 +139,12 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
                 stacklevel=3,
             )
         self._keep(np.array(X) if _is_mapped(X) else X, y)
+        if self.metric != "minkowski" and self.p not in (None, 2, _NORMS.get(self.metric)):
+            warnings.warn(
+                f"p={self.p} has no effect with metric={self.metric!r}: p belongs to metric='minkowski'",
+                UserWarning,
+                stacklevel=3,
+            )
         if self.effective_metric_params_.get("p", 1) < 1:
             warnings.warn(
                 "Mind that for 0 < p < 1, Minkowski metrics are not distance metrics. Continuing the execution with "
@@ -168,7 +174,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
             )
         p = params.pop("p", self.p) if metric == "minkowski" else None
         if params or metric != "minkowski" and (not isinstance(metric, str) or metric not in {*_NORMS, "cosine"}):
-            given = f"metric={metric!r}" + (f", metric_params={self.metric_params!r}" if params else "")
+            given = f"metric={metric!r}" + (f" with metric_params {listed(params)}" if params else "")
             raise FeatxError(
                 f"{type(self).__name__} has no {given}, only {', '.join(_NORMS)}, cosine, and minkowski with p; "
                 "sklearn.neighbors.KNeighborsClassifier has others"

@@ -1,7 +1,6 @@
 """A fitted estimator in, one file that predicts anywhere out: skops, never pickle, with the recipe inside.
 
-A store that a pipeline was trained on is replaced by its recipe, wherever in the estimator it sits: predicting on new
-images needs neither the store nor the images it was made from.
+Predicting on new images needs neither the store that a pipeline was trained on nor the images it was made from.
 """
 
 from __future__ import annotations
@@ -9,22 +8,23 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import secrets
-import sys
-from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
-import numpy as np
 from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
 
-from featx.errors import ModelError, StoreError, listed, readable
+from featx.errors import ModelError, StoreError, listed, readable, warn
 from featx.grammar import is_weights_file
+from featx.learn.detached import detached
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.loaded import objects_of
 from featx.learn.trees import TREE_TYPES, check_trees
-from featx.store import FeatureStore, Recipe
+from featx.store import Recipe
+from featx.store.files import written_aside
 
 if TYPE_CHECKING:
     from featx.backbones import Backbone
@@ -78,10 +78,14 @@ _TRUSTED = (
 def save(estimator: Any, path: str | os.PathLike) -> Path:
     """Save a fitted estimator or pipeline to one file.
 
+    A file of that name is replaced when the new one is complete; until then, and if anything fails, it stays.
+
     Parameters
     ----------
-    estimator : a scikit-learn estimator, with StoredFeatures or ImageFeatures in it or without
-    path : where to; by convention it ends in ".skops"
+    estimator : fitted scikit-learn estimator, a pipeline or search for example
+        With StoredFeatures or ImageFeatures in it, it predicts images once it is loaded. Without them it takes the rows
+        of numbers that it was fitted on, and `save` warns.
+    path : a name that ends in ".skops"
 
     Returns
     -------
@@ -90,39 +94,65 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     Raises
     ------
     ModelError
-        The estimator holds something that `load` would refuse (a class or a function of your own, a KDTree, gradient
-        boosting of categorical features or from an estimator of your own), or the file cannot be written.
+        The estimator is not fitted, or holds something that `load` would refuse (a class or a function of your own, a
+        KDTree, gradient boosting of categorical features or from an estimator of your own); the name has another
+        suffix, or the file cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        The model cannot predict images.
 
     Examples
     --------
     >>> save(search.best_estimator_, "cats.skops")    # doctest: +SKIP
     """
+    path = Path(path)
+    if path.suffix != ".skops":
+        raise ModelError(f"a model is a .skops file; got {path}")
+    _refuse_unfitted(estimator)
     import skops.io  # seconds to import: it lists every class of scikit-learn
 
-    path = Path(path)
     try:
-        detached = _detached(estimator)
-        check_trees(detached)
-        model = {"format": _FORMAT, "version": _VERSION, "estimator": detached}
+        copy = detached(estimator)
+        check_trees(copy)
+        model = {"format": _FORMAT, "version": _VERSION, "estimator": copy}
         content = skops.io.dumps(model, compression=ZIP_DEFLATED)
     except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError) as error:
-        raise ModelError(f"{type(estimator).__name__} cannot be saved: {error}") from error
+        raise ModelError(f"{type(estimator).__name__} cannot be saved: {_in_a_line(error)}") from error
     if foreign := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_TRUSTED)):
         instead = "use scikit-learn's and featx's own classes, and functions of numpy"
         if any(name.startswith("sklearn.neighbors._") for name in foreign):
             instead = "scikit-learn's neighbours can be saved with algorithm=\"brute\"; so can featx.learn's"
         raise ModelError(f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; {instead}")
-    aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    if not _features_of(copy):
+        warn(
+            f"{type(estimator).__name__} has no StoredFeatures or ImageFeatures: the saved model predicts rows of "
+            "features, not images; to predict images, fit and save a pipeline that begins with one of them",
+            UserWarning,
+        )
     try:
-        with aside.open("wb") as file:
+        with written_aside(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise ModelError(f"cannot write {path}: {error.strerror}") from error
+    except StoreError as error:
+        raise ModelError(str(error)) from error
     return path
+
+
+def _refuse_unfitted(estimator: Any) -> None:
+    name = type(estimator).__name__
+    try:
+        # of a pipeline, scikit-learn looks at the last step only
+        steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+        for step in steps:
+            if step is not None and step != "passthrough":
+                check_is_fitted(step)
+    except NotFittedError as error:
+        raise ModelError(f"{name} is not fitted: call its fit first, then save it") from error
+    except TypeError as error:
+        raise ModelError(f"a model is a fitted scikit-learn estimator; got {name}") from error
+    if hasattr(estimator, "cv_results_") and not hasattr(estimator, "best_estimator_"):
+        raise ModelError(f"{name} with refit=False holds no fitted model: fit it with refit=True, then save it")
 
 
 def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: str | os.PathLike | None = None) -> Any:
@@ -244,37 +274,6 @@ def _check(estimator: Any) -> None:
             preprocessing = Preprocessing.from_dict(recipe.preprocessing)
             known = recipe.backbone, recipe.weights, recipe.weights_file_sha256
             features.backbone = Backbone.of_recipe(*known, preprocessing)  # so fitting it again checks the file, too
-
-
-class _Detacher(pickle.Pickler):
-    """A deep copy, in memory, that turns stores into recipes and memory maps into arrays."""
-
-    def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, FeatureStore):
-            return Recipe.from_json, (replace(obj.recipe, origin=None).to_json(),)
-        if isinstance(obj, np.memmap):
-            return np.array, (np.array(obj),)
-        if isinstance(obj, PurePath):
-            return str, (str(obj),)
-        if _is_network(obj):  # the recipe names it; a module of the user's is handed back at load
-            return str, (getattr(obj, "name", f"module:{type(obj).__name__}"),)
-        return NotImplemented
-
-
-def _is_network(obj: Any) -> bool:
-    if "torch" not in sys.modules:
-        return False
-    from torch import nn
-
-    from featx.backbones import Backbone
-
-    return isinstance(obj, Backbone | nn.Module)
-
-
-def _detached(estimator: Any) -> Any:
-    file = io.BytesIO()
-    _Detacher(file, protocol=5).dump(estimator)
-    return pickle.loads(file.getvalue())  # our own bytes, of a moment ago
 
 
 def _hand_back(estimator: Any, backbone: Backbone | None, weights: str | os.PathLike | None) -> None:

@@ -111,7 +111,8 @@ class Plan:
         by_reason: dict[str, list[Entry]] = {}
         for entry in self.stock:
             by_reason.setdefault(entry.stock, []).append(entry)
-        lines += [f"{_fits(entries, self.n_splits)} the stock way: {reason}" for reason, entries in by_reason.items()]
+        for reason, entries in by_reason.items():
+            lines.append(f"{_fits(entries, self.n_splits)} by scikit-learn's search, which shares no work: {reason}")
         most = readable(self.budget_bytes)
         memory = f"memory: {readable(self.nbytes)} of rows at once; for solving what it needs, at most {most}"
         return "\n".join([*lines, memory])

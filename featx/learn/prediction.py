@@ -9,6 +9,7 @@ import numpy as np
 
 from featx.errors import FeatxError, ModelError, UnreadableImages
 from featx.learn.inputs import as_images
+from featx.learn.persistence import recipes
 
 _CHUNK = 256  # images a call: what is shown while a long run goes on, and what a bad image makes run twice
 
@@ -73,6 +74,11 @@ def _predict(model: Any, images: list[Any]) -> list[tuple[str | float, float | N
     except FeatxError:
         raise
     except (ValueError, TypeError, AttributeError) as error:  # of scikit-learn, about what a step was given
+        if not recipes(model):
+            raise ModelError(
+                f"{type(model).__name__} predicts rows of features, not images: it has no StoredFeatures or "
+                "ImageFeatures; fit and save a pipeline that begins with one of them"
+            ) from error
         cause = " ".join(str(error).split())
         raise ModelError(f"{type(model).__name__} cannot predict images: {cause}") from error
 

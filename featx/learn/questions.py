@@ -89,8 +89,8 @@ class Question:
         ):
             name = self.stores[0].ids[rows[self.tied.numbers == shared[0]][0]]
             raise FeatxError(
-                f"validation images are of other {self.tied.noun} than those to learn from; {len(shared):,} are on "
-                f"both sides, {str(name)!r} in one of them: choose whole ones"
+                f"{len(shared):,} {self.tied.noun} are both among the validation images and those to learn from, "
+                f"{str(name)!r} is of one of them: put each on one side"
             )
         if not self.is_numeric and (missing := sorted(set(self.y) - set(self.y[~chosen]))):
             raise FeatxError(f"the images to learn from need every class; there is none of {listed(missing)}")

@@ -250,7 +250,9 @@ class Run:
     def _leave(self, entries: Iterable[Entry], error: Exception) -> None:
         """Have the stock way answer what has no answer yet."""
         known = {id(entry) for entry, _ in self._left}
-        reason = f"{type(error).__name__}: {error}"  # not the error, which would hold on to the rows
+        reason = (
+            f"{type(error).__name__}: {' '.join(str(error).split())}"  # not the error, which would hold on to the rows
+        )
         self._left += [(entry, reason) for entry in entries if id(entry) not in known]
 
     def _follow_stock(self) -> None:
@@ -294,7 +296,8 @@ class Run:
         next(answers, None)  # which ends the generator
         if unshared:
             warnings.warn(
-                f"{len(unshared):,} of {self.n_candidates:,} candidates were to share work and went the stock way: "
+                f"{len(unshared):,} of {self.n_candidates:,} candidates could not share their work and were left to "
+                f"scikit-learn's search, which is slower: "
                 f"{next(iter(unshared.values()))}",
                 RuntimeWarning,
                 stacklevel=4,

@@ -56,7 +56,7 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
             raise FeatxError(f"groups has one value an image: {store.path.name} has {len(store):,}, got {values.shape}")
     found, numbers = np.unique(values, return_inverse=True)
     if len(found) < 2:
-        raise FeatxError(f"groups part the images, so there are two or more; all have {str(found[0])!r}")
+        raise FeatxError(f"groups need two or more different values; all images have {str(found[0])!r}")
     return numbers
 
 

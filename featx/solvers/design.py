@@ -24,7 +24,8 @@ from featx.solvers.columns import Columns
 from featx.solvers.products import eigenvectors, product
 
 _STRIPS = 8  # of a symmetric product, of which half is left out
-_UNEVEN = 1e5  # columns whose sizes differ by more are rotated in float64: in float32 the small would drown
+_FAR = 1e3  # a direction so many times the size of most, as columns far from 0 have: rows are rotated in float64
+_UNEVEN = 1e5  # columns whose sizes differ by more: so is their basis found, in float32 the small would drown
 
 
 class Design(Protocol):
@@ -115,11 +116,12 @@ class Primal:
         uneven = bool((sizes > 0).any()) and float(sizes.max()) > _UNEVEN * float(sizes[sizes > 0].min())
         spectrum, Q = self._basis(moments if uneven else moments.to(like))
         self.Q = Q.to(like)
+        far = float(spectrum.max()) > _FAR**2 * float(spectrum.median())
         self.spectrum = torch.cat([spectrum.clamp_min(0), spectrum.new_ones(int(free))]).to(like)
         self.penalised = torch.ones_like(self.spectrum)
         self.penalised[width:] = 0
         if self.resident is not None:
-            turn = Q if uneven else self.Q
+            turn = self.Q.double() if uneven or far else self.Q
             for block in columns.blocks():
                 rows = self.resident[block]
                 rows.copy_(product(rows.to(turn.dtype), turn.T))

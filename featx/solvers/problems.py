@@ -64,7 +64,8 @@ class Status(Enum):
 class Solution:
     """What came of one problem.
 
-    coef : (m, d), of the shifted and scaled columns; m is 1 for two classes, else one a class or target
+    coef : (m, d), of the shifted and scaled columns; m is 1 for two classes, else one a class or target. Of X's type;
+        float64 for squared hinges, as liblinear's are
     intercept : (m,)
     classes : (m,) or (2,) the classes that had rows, as they are numbered in y
     objective : the minimised sum at the solution

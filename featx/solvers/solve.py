@@ -184,7 +184,9 @@ def _solve_family(
             minimum = minimise(objective, start, null, rule)
             if newton:
                 finish(batch, minimum, stopping)
-            yield from _pieces(members, every, minimum, design, totals, moves, X.dtype)
+            # no free intercept takes up what rounding of the coefficients does to scores of columns far from 0
+            answered = X.dtype if loss is Loss.LOGISTIC else np.dtype(np.float64)
+            yield from _pieces(members, every, minimum, design, totals, moves, answered)
 
 
 def _odd_squares(columns: Columns, family: list[Member], affine: Affine) -> Tensor:
