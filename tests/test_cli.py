@@ -289,7 +289,7 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
         (("extract", photos, "-o", out, *PIXELS, "--pool", "average"), "avg"),
         (("extract", photos, "-o", out, *PIXELS, "--precision", "half"), "bfloat16"),
         (("extract", photos, "-o", out, *PIXELS, "--device", "tpu"), "cuda"),
-        (("extract", photos, "-o", out, *PIXELS, "--batch-size", 0), "--batch-size is 'auto' or"),
+        (("extract", photos, "-o", out, *PIXELS, "--batch-size", 0), "--batch-size is auto or"),
         (("extract", photos, "-o", store, *PIXELS, "--dtype", "float16"), "dtype: 'float32' there, 'float16' here"),
         (("info", tmp_path / "photo.h5"), "close: 'photos.h5'"),
         (("info", text), "not a featx store"),
@@ -307,13 +307,13 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
         (("search", photos), "not a file"),
         (("search", store, "--labels", tmp_path / "no.csv"), "cannot read the CSV file"),
         (("search", store, "--labels", manifest), "with --label-column"),
-        (("search", store, "--label-column", "age"), "labels are a column of photos.h5; it has no 'age'"),
+        (("search", store, "--label-column", "age"), "photos.h5 has no column 'age'"),
         (("search", store, "--label-column", "age", "--target", "numeric"), "has no column 'age'"),
         (("search", store, "--target", "numeric"), "--labels or --label-column"),
         (("search", store, "--figure", tmp_path / "x.foo"), ".png, .pdf or .svg"),
         (("search", store, "--figure", tmp_path / "no" / "x.png"), "no such folder"),
         (("search", store, "--protocol", "knn", "--test-size", 0), "a test size above 0"),
-        (("search", store, "--groups", "patient"), "it has none"),
+        (("search", store, "--groups", "patient"), "no column 'patient', and no others"),
         (("search", store, "--scoring", "acuracy"), "close: 'accuracy'"),
         (("search", store, "-e", "ridge"), "ridge predicts numbers"),
         (("search", store, "--results", tmp_path / "r.txt"), "a .csv or .json file"),
@@ -490,7 +490,7 @@ def test_a_column_of_the_store_holds_the_labels(found: tuple[Path, dict[str, Any
     assert _run("search", folder / "all.h5", *words, "age", "--target", "numeric").exit_code == 0
     said = json.loads((tmp_path / "r.json").read_text())
     assert said["classes"] is None and said["scoring"] == "r2"
-    assert "--target numeric needs a finite number as label, got 'p0'" in _refused(
+    assert "--target numeric needs a finite number as label; image 0.png has 'p0'" in _refused(
         "search", folder / "all.h5", "--label-column", "patient", "--target", "numeric"
     )
     assert "--target numeric" in _refused("search", folder / "all.h5", "--label-column", "age")

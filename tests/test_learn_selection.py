@@ -356,7 +356,7 @@ def test_every_mean_has_an_interval_around_it(store, selection):
         ({"random_state": 0.5}, FeatxError, "the seed .* got 0.5"),
         ({"estimators": "rbf_swm"}, FeatxError, "there is no estimator 'rbf_swm'; close: 'rbf_svm'"),
         ({"layers": "featurs.3"}, LayerError, "layer 'featurs.3' is not stored; close: 'features.3:max'"),
-        ({"y": "species"}, StoreError, "labels are a column of photos.h5; it has no 'species'; it has none"),
+        ({"y": "species"}, StoreError, "photos.h5 has no column 'species', and no others"),
         ({"y": np.arange(60)}, FeatxError, "to predict numbers, give them as floats"),
         ({"y": ["a"] * 30 + ["b"] * 30, "test_rows": np.arange(60) >= 30}, FeatxError, "two classes"),
     ],
