@@ -301,6 +301,7 @@ class Plan:
     recipe : Recipe, what will be computed and how
     is_done : bool, the output is there already, and is what was asked for
     is_timed : bool, `seconds` computes nothing
+    is_dry : bool, it was planned with `dry_run`: to be looked at, not to be run
     n_kept : images that an unfinished run has done, or of which the store at the output has all rows
     sizes : {layer: bytes of its n rows}
     nbytes : of all rows
@@ -315,7 +316,7 @@ class Plan:
     _workers: int | str = field(repr=False)
     _discard: bool = field(repr=False)
     _there: Stamp | None = field(repr=False)
-    _dry_run: bool = field(repr=False)
+    is_dry: bool = field(repr=False)
     _trial: Trial | None = field(default=None, repr=False)
 
     @property
@@ -358,7 +359,7 @@ class Plan:
             return 0.0
         if self._trial is not None:
             return left * self._trial.image_seconds
-        if self._dry_run:
+        if self.is_dry:
             return math.nan
         self._recall()
         with _threads(self.recipe.threads):
@@ -381,7 +382,7 @@ class Plan:
     def _run(self, progress: bool | Callable[[Progress], None]) -> FeatureStore:
         """One call beneath `run` and `extract` alike, so that warnings name the line of who called either."""
         output, images, old = self.output, self.images, self._old
-        if self._dry_run:
+        if self.is_dry:
             raise StoreError("this plan was made with dry_run=True, to be looked at; plan again without it")
         if self._discard:
             discard_unfinished(output)

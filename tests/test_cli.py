@@ -570,8 +570,16 @@ def test_messages_speak_of_options_and_leave_names_of_files_alone() -> None:
         "give weights='a/b.pth', or weights=None": "give --weights a/b.pth, or --weights random",
         "cannot open /tmp/test_size=2/test_size.h5, test_size.csv or 'test_size'": None,
         "folds and groups are words": None,
+        "choose one with layer=: a, b": "choose one with --layer: a, b",
+        "choose a, b with labels=": "choose a, b with --labels",
+        "go on with backbone='timm:a b'": "go on with --backbone timm:a b",
+        "give them: y=store.align('labels.csv'), or --labels labels.csv": "give them: --labels labels.csv",
+        "gone: featx predict --weights FILE, featx.load(path, weights='x')": "gone: featx predict --weights FILE",
+        "the grid (featx.learn.select_model, or no --protocol)": "the grid (no --protocol)",
     }.items():
-        assert _spoken(message, ["test_size", "folds", "groups", "target", "replace", "weights"]) == (said or message)
+        assert _spoken(
+            message, ["test_size", "folds", "groups", "target", "replace", "weights", "layer", "labels", "backbone"]
+        ) == (said or message)
 
 
 def test_help_and_version_load_no_torch() -> None:

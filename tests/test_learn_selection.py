@@ -344,7 +344,7 @@ def test_every_mean_has_an_interval_around_it(store, selection):
         ({"y": np.r_[np.nan, np.ones(59)]}, StoreError, "finite"),
         ({"scoring": "acuracy"}, FeatxError, "no score 'acuracy' of classes; close: 'accuracy'"),
         ({"scoring": "r2"}, FeatxError, "no score 'r2' of classes"),
-        ({"groups": "patient"}, StoreError, "it has no 'patient'; it has none"),
+        ({"groups": "patient"}, StoreError, "has no column 'patient', and no others"),
         ({"repeats": 0}, FeatxError, "got repeats=0"),
         ({"pca": 0}, FeatxError, "pca is how many components are kept, 1 or more; got 0"),
         ({"estimators": ["knn"], "C": {"knn": [500]}}, FeatxError, "n_neighbors is at most the 32 images"),

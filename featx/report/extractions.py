@@ -48,7 +48,7 @@ def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
         table.caption = printable(f"{plan.output} is there already, and is this")
     elif seconds is not None:
         table.caption = f"about {spoken(seconds)}"
-    else:
+    elif plan.is_dry:
         table.caption = "how long it takes shows once it runs"
     return table
 

@@ -98,7 +98,7 @@ def notes_text(store: FeatureStore) -> str:
     """What one should know of a store's images, in lines; empty if there is nothing."""
     lines = []
     if store.failures:
-        lines.append(f"{count(len(store.failures), 'image')} cannot be read, without rows:")
+        lines.append(f"no rows for {count(len(store.failures), 'image')} that cannot be read:")
         lines += _shortened([f"  {failure.id}: {failure.reason}" for failure in store.failures], "store.failures")
     if store.nonfinite:
         lines.append(f"{count(len(store.nonfinite), 'row')} with NaN or inf:")
