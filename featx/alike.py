@@ -93,7 +93,7 @@ class Example:
             what, *hint = _OF_A_MODEL.split(str(error), 1)
             if not hint:
                 raise
-            raise BackboneError(f"{self.name}: {what}. Give the backbone or its weights beside like") from error
+            raise BackboneError(f"{self.name}: {what}. Give the backbone or its weights beside like=") from error
         return found if known is not None else found.prepared_by(preprocessing)
 
     def layers(self, given: str | Sequence[str] | None, pool: str) -> list[str]:
@@ -138,4 +138,4 @@ class Example:
         )
 
     def _otherwise(self, differences: Sequence[str]) -> str:
-        return f"{self.name} was made otherwise: {'; '.join(differences)}. Leave out what differs, or like"
+        return f"{self.name} was made otherwise: {'; '.join(differences)}. Leave out what differs, or like="

@@ -1,7 +1,8 @@
 """The command line: arguments in, printed results out; what is done is done elsewhere. Long, being mostly options.
 
 Exit codes: 0 done; 1 done, but some images could not be read; 2 something asked for is not there or does not fit;
-130 interrupted. Messages are the library's; `_spoken` turns its parameters into options.
+130 interrupted. Messages are the library's; `_spoken` turns its parameters into options. torch and scikit-learn take
+seconds to import: what can be refused without them is refused before.
 """
 
 from __future__ import annotations
@@ -21,18 +22,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
+from typer.exceptions import TyperException
 
 from featx import __version__
 from featx.display import console, printable
 from featx.errors import (
     ContradictionWarning,
     FeatxError,
+    ModelError,
     NonFiniteWarning,
     RowsDifferWarning,
     StoreError,
     UnreadableImagesWarning,
+    count,
     listed,
     nearest,
+    no_column,
+    readable,
 )
 from featx.progress import Progress, preparing, shown
 
@@ -40,8 +47,50 @@ if TYPE_CHECKING:
     from featx.learn import ProtocolResult, Selection
     from featx.store import FeatureStore
 
+
+class _Commands(TyperGroup):
+    """featx's commands; words that fit none of them cost one line."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        standalone_mode = options.get("standalone_mode", True)
+        try:
+            code = super().main(*args, **{**options, "standalone_mode": False})
+        except TyperException as error:
+            if not standalone_mode:
+                raise
+            if line := _misused(error):  # there is none where the help was printed instead
+                _complain(line)
+            code = error.exit_code
+        if standalone_mode:
+            raise SystemExit(code or 0)
+        return code
+
+
+def _misused(error: Any) -> str:
+    """What is wrong with the words of a command, and what says which there are; error : typer's, of whatever type."""
+    text = " ".join(error.format_message().split())
+    if not text:
+        return ""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    command = context.command_path if context is not None else "featx"
+    if context is not None and type(error).__name__ == "NoSuchOption":
+        options = [name for one in context.command.get_params(context) for name in one.opts]
+        text = f"{command} has no option {error.option_name}{nearest(error.option_name, options)}"
+    elif parameter is not None:
+        name = "/".join(reversed(parameter.opts)) if parameter.param_type_name == "option" else parameter.name.upper()
+        reason = " ".join(error.message.removeprefix("Value error, ").split())
+        known = {"valid integer": f"{name} is a whole number", "valid number": f"{name} is a number"}
+        known |= {"valid boolean": f"{name} takes no value"}
+        needed = next((needed for words, needed in known.items() if words in reason), f"{name}: {reason.rstrip('.')}")
+        text = needed if reason else f"{command} needs {name}: {parameter.help}"
+    else:
+        text = (text[0].lower() + text[1:]).rstrip(".")
+    return f"{text}{'' if text[-1] in '.?' else '.'} {command} --help says what it takes"
+
+
 app = typer.Typer(
     name="featx",
+    cls=_Commands,
     help="Features once, answers in seconds: CNN activations in one HDF5 file, scikit-learn on top.",
     epilog="Exit codes: 0 done; 1 done, some images unreadable; 2 something asked for is missing or does not fit; "
     "130 interrupted.",
@@ -54,6 +103,30 @@ app = typer.Typer(
 class Target(StrEnum):
     class_ = "class"
     numeric = "numeric"
+
+
+class Device(StrEnum):
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class Precision(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Engine(StrEnum):
+    auto = "auto"
+    eager = "eager"
+    compiled = "compiled"
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    float16 = "float16"
 
 
 class Compression(StrEnum):
@@ -142,6 +215,15 @@ def _interruptible() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def _loading(phase: str) -> Iterator[Callable[[str], None]]:
+    """Say on a terminal what takes seconds, and be interruptible; gives what to call with the next phase."""
+    with shown(True) as show, _interruptible():
+        on_phase = preparing(show)
+        on_phase(phase)
+        yield on_phase
+
+
 def _what_is_left(output: Path) -> str:
     """Of an interrupted run that writes a store."""
     from featx.store import discard, is_unfinished
@@ -154,6 +236,8 @@ def _what_is_left(output: Path) -> str:
 
 
 _OPTIONS = {"random_state": "seed", "n_jobs": "jobs", "estimators": "estimator", "layers": "layer", "like": "like"}
+# what a message says for Python, beside what it says for the command line
+_PYTHON = r"(?:y=)?(?:featx|store)(?:\.\w+)+(?:\((?:[^()]|\([^()]*\))*\))?"
 
 
 def _option(parameter: str) -> str:
@@ -169,9 +253,11 @@ def _spoken(message: str, options: Iterable[str]) -> str:
     names = [*options, *_OPTIONS]
     begin, end = r"(?<![-\w./'\"])", r"(?![-\w./'\"=])"  # not inside a path or a quoted name
     message = re.sub(rf" \((?:{'|'.join(names)})=True\)", "", message)
+    message = re.sub(rf"{_PYTHON}, or (?=--|no --|featx )", "", message)
+    message = re.sub(rf"(?<=\w)(?:,| or) {_PYTHON}(?=[,;.]|$| or)", "", message)
     message = re.sub(rf"{begin}weights=None{end}", "--weights random", message)
-    given = re.compile(rf"{begin}({'|'.join(names)})='?([^\s,;:)']+)'?")
-    message = given.sub(lambda found: f"{_option(found[1])} {found[2]}", message)
+    given = re.compile(rf"{begin}({'|'.join(names)})=(?:'([^']*)'|([^\s,;:)']+)|(?=[\s,;:.)]|$))")
+    message = given.sub(lambda found: f"{_option(found[1])} {found[2] or found[3] or ''}".rstrip(), message)
     word = re.compile(rf"{begin}({'|'.join(name for name in names if '_' in name)}){end}")  # others are any sentence's
     return word.sub(lambda found: _option(found[1]), message)
 
@@ -253,14 +339,12 @@ def extract(
     labels: Annotated[str | None, typer.Option(help="The manifest's column of labels; 'label' if it has one.")] = None,
     path_column: Annotated[str, typer.Option(help="The manifest's column of paths.")] = "path",
     target: Annotated[Target, typer.Option(help="Whether labels are class names or numbers.")] = Target.class_,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
-    batch_size: Annotated[int | None, typer.Option(help="Images a forward pass.", show_default="auto")] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads that decode.", show_default="auto")] = None,
-    dtype: Annotated[
-        str, typer.Option(help="Of the stored rows: float32 or float16.", show_default="float32")
-    ] = "auto",
+    device: Annotated[Device, typer.Option(help="Where the network runs.")] = Device.auto,
+    precision: Annotated[Precision, typer.Option(help="Of the forward pass.")] = Precision.auto,
+    engine: Annotated[Engine, typer.Option(help="Whether the network is compiled.")] = Engine.auto,
+    batch_size: Annotated[str, typer.Option(help="Images a forward pass.", metavar="NUMBER")] = "auto",
+    workers: Annotated[str, typer.Option(help="Threads that decode.", metavar="NUMBER")] = "auto",
+    dtype: Annotated[Dtype | None, typer.Option(help="Of the stored rows.", show_default="float32")] = None,
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace a store of which images are gone or changed, or have new labels.")
     ] = False,
@@ -268,7 +352,8 @@ def extract(
         bool, typer.Option("--discard", help="Drop what an interrupted run has done, instead of going on.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be done, how large it is and how long it takes.")
+        bool,
+        typer.Option("--dry-run", help="Say what would be done and how large it is; download and compute nothing."),
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No plan and no progress bar.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Plan, progress and result as lines of JSON.")] = False,
@@ -279,35 +364,44 @@ def extract(
     layers that are new. Exit codes: 0 done; 1 done, some images unreadable; 2 refused; 130 interrupted, and the same
     command goes on.
     """
+    rows, threads = _auto_or_number("batch_size", batch_size), _auto_or_number("workers", workers)
     with shown(_phase_line if as_json else not quiet) as show:
+        preparing(show)("looking for the images")
+        from featx.images import collect
+        from featx.store import FeatureStore, refuse_unwritable
+
+        _refuse_file_as_backbone(backbone)
+        images = collect(source, labels, target=target.value, path_column=path_column)
+        refuse_unwritable(output)
+        if output.exists():
+            FeatureStore(output)
+        example = None if like is None else FeatureStore(like)
         preparing(show)("loading torch")
         with _interruptible():
             from featx.extraction import plan
             from featx.report import ExtractionLines, notes_text, plan_table
 
         todo = plan(
-            source,
+            images,
             output,
             backbone,
             layer or None,
-            like=like,
+            like=example,
             pool=pool,
             weights=None if weights == "random" else weights,
-            labels=labels,
-            target=target.value,
-            path_column=path_column,
-            device=device,
-            precision=precision,
-            engine=engine,
-            batch_size="auto" if batch_size is None else batch_size,
-            workers="auto" if workers is None else workers,
-            dtype=dtype,
+            device=device.value,
+            precision=precision.value,
+            engine=engine.value,
+            dtype="auto" if dtype is None else dtype.value,
+            batch_size=rows,
+            workers=threads,
             replace=replace,
             discard=discard,
             progress=show,
+            dry_run=dry_run,
         )
         lines = ExtractionLines(todo, _hand_over)
-        seconds = todo.seconds() if dry_run or todo.is_timed else None
+        seconds = todo.seconds() if todo.is_timed else None
     if as_json:
         lines.plan(seconds)
     elif dry_run or not quiet and not todo.is_done:
@@ -327,7 +421,8 @@ def extract(
         labelled = "no labels" if store.y is None else "numbers as labels"
     if store.y is None and store.columns:
         labelled += f" (--labels chooses one of the columns {', '.join(store.columns)})"
-    _tell(f"{output}: {len(store):,} images, {labelled}; layers {', '.join(store.layers)}")
+    done = "nothing left to do; " if todo.is_done else ""
+    _tell(f"{output}: {done}{count(len(store), 'image')}, {labelled}; layers {', '.join(store.layers)}")
     if notes := notes_text(store):
         _print(notes)
     return 1 if store.failures else 0
@@ -346,7 +441,7 @@ def info(
     opened = FeatureStore(store)
     if other is not None:
         second = FeatureStore(other)
-        _print(difference_table(opened, second), printable(together_text(opened, second)))
+        _print(difference_table(opened, second), together_text(opened, second))
         return
     _print(store_table(opened))
     if notes := notes_text(opened):
@@ -386,7 +481,8 @@ def merge(
         before = output.stat()
     merged = run(stores, output, replace=replace, discard=discard)
     was_there = before is not None and os.path.samestat(before, output.stat())
-    _tell(f"{output}: {len(merged):,} images of {len(stores)} stores{', was finished already' if was_there else ''}")
+    finished = ", was finished already" if was_there else ""
+    _tell(f"{output}: {count(len(merged), 'image')} of {len(stores)} stores{finished}")
 
 
 @app.command()
@@ -409,7 +505,7 @@ def export(
 
     method = None if compression is None else compression.value
     written = run(store, output, layer or None, compression=method, replace=replace)
-    _tell(f"{written}: {written.stat().st_size / 1e6:,.1f} MB")
+    _tell(f"{written}: {readable(written.stat().st_size)}")
 
 
 @app.command()
@@ -418,10 +514,14 @@ def layers(
     backbone: Annotated[str, typer.Argument(help="resnet50, timm:convnext_tiny, bundled:efficientnet_lite0, ...")],
 ) -> None:
     """Every layer of a backbone that can be extracted, with its size. Needs no weights."""
-    from featx.backbones import Backbone
-    from featx.report import layers_table
+    _refuse_file_as_backbone(backbone)
+    with _loading("loading torch") as on_phase:
+        from featx.backbones import Backbone
+        from featx.report import layers_table
 
-    _print(layers_table(Backbone(backbone, weights=None)))
+        on_phase(f"building {backbone}")
+        table = layers_table(Backbone(backbone, weights=None))
+    _print(table)
 
 
 @app.command()
@@ -518,8 +618,6 @@ def search(
     Images of the same content are never split between training and test, nor are --groups. Labels that are numbers are
     predicted as numbers. Interrupted, it shows and writes what was done.
     """
-    from featx.learn import Interrupted, Selection, save
-    from featx.report import model_text, nested_table, protocol_table, ranking_table, search_progress, selection_text
     from featx.store import FeatureStore
 
     inputs = {given.resolve() for given in (*stores, labels, test_store) if given is not None}
@@ -575,6 +673,12 @@ def search(
             "--label-column reads numbers of the searched store only; give both stores labels by extracting"
         )
     opened = [FeatureStore(path) for path in stores]
+    for store in opened[1:]:
+        if lacking := sorted(set(opened[0].ids.tolist()) - set(store.ids.tolist())):
+            raise StoreError(
+                f"stores that are searched together hold the same images; {store.path.name} lacks {listed(lacking)}. "
+                "featx merge makes one store of several with different images"
+            )
     test_rows = validation_rows = None
     if tests_by_column is not None:
         test_rows = _split_rows(opened[0], tests_by_column, "test" if test_value is None else test_value)
@@ -592,6 +696,16 @@ def search(
         repeats=repeats,
         random_state=seed,
     )
+    with _loading("loading scikit-learn"):
+        from featx.learn import Interrupted, Selection, save
+        from featx.report import (
+            model_text,
+            nested_table,
+            protocol_table,
+            ranking_table,
+            search_progress,
+            selection_text,
+        )
     is_whole = True
     try:
         with search_progress(scoring or "accuracy") as on_progress:
@@ -642,25 +756,29 @@ def predict(
     from rich.progress import track
 
     from featx.images import files
-    from featx.learn import load, predict_images
-    from featx.report import predictions_csv, predictions_json, predictions_table
 
     if as_json and as_csv:
         raise FeatxError("choose one of --json and --csv")
+    if model.is_dir():
+        raise ModelError(f"{model} is a folder, and the model comes first: featx predict MODEL IMAGES")
+    if not model.exists():
+        beside = [path.name for path in model.parent.glob("*.skops")]
+        raise ModelError(f"there is no model file {model}{nearest(model.name, beside)}; featx search -o makes one")
     paths = files(images)
+    with _loading("loading scikit-learn and torch"):
+        from featx.learn import load, predict_images
+        from featx.report import predictions_csv, predictions_json, predictions_table
+
+        found = predict_images(load(model, weights=weights), paths)
     bar = console(stderr=True)
-    predictions = list(
-        track(
-            predict_images(load(model, weights=weights), paths), "predicting", len(paths), console=bar, transient=True
-        )
-    )
+    predictions = list(track(found, "predicting", len(paths), console=bar, transient=True, disable=not bar.is_terminal))
     if as_json or as_csv:
         _hand_over(predictions_json(predictions) if as_json else predictions_csv(predictions))
     else:
         _print(predictions_table(predictions))
     unreadable = sum(bool(row.error) for row in predictions)
     if unreadable:
-        _complain(f"{unreadable:,} of {len(predictions):,} images cannot be read")
+        _complain(f"{unreadable:,} of {count(len(predictions), 'image')} cannot be read")
     return 1 if unreadable else 0
 
 
@@ -673,6 +791,21 @@ def demo(
     from featx.demo import run
 
     run(folder, _print)
+
+
+def _auto_or_number(name: str, text: str) -> int | str:
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise FeatxError(f"{_option(name)} is auto or a whole number, 1 or more; got {text}")
+    return text if text == "auto" else int(text)
+
+
+def _refuse_file_as_backbone(name: str | None) -> None:
+    """A store, a model, or a folder of images in the place of a network's name."""
+    if name is not None and (name.endswith((".h5", ".skops")) or Path(name).is_dir()):
+        hint = f"; featx info {name} says what a store holds" if name.endswith(".h5") else ""
+        raise FeatxError(
+            f"a backbone is a network's name, resnet50 or timm:convnext_tiny for example; got {name}{hint}"
+        )
 
 
 def _given(**values: Any) -> dict[str, Any]:
@@ -702,10 +835,7 @@ def _split_rows(store: FeatureStore, name: str, value: str) -> Any:
 
 def _cells(store: FeatureStore, name: str) -> Any:
     if name not in store.columns:
-        raise StoreError(
-            f"{store.path.name} has no column {name!r}{nearest(name, store.columns)}; it has "
-            f"{', '.join(store.columns) or 'none'}"
-        )
+        raise StoreError(no_column(store.path.name, name, store.columns))
     return store.columns[name]
 
 
@@ -751,4 +881,7 @@ def main() -> None:
     """The `featx` command."""
     as_text = warnings.formatwarning
     warnings.formatwarning = lambda *args, **kwargs: printable(as_text(*args, **kwargs), keep="\n")
-    app()
+    try:
+        app()
+    finally:  # what is done stays done while Python ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

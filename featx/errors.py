@@ -7,6 +7,7 @@ and leaves with exit code 2.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -116,8 +117,33 @@ def warn(message: str, category: type[Warning]) -> None:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """`"; close: 'layer4', 'layer3'"`, or nothing when no choice resembles `name`."""
-    close = difflib.get_close_matches(name, list(dict.fromkeys(choices)), n=3, cutoff=0.5)
-    return "; close: " + ", ".join(map(repr, close)) if close else ""
+    likeness = {choice: _likeness(name, choice) for choice in choices}
+    close = sorted(((like, choice) for choice, like in likeness.items() if like >= 0.6), reverse=True)[:3]
+    return "; close: " + ", ".join(repr(choice) for _, choice in close) if close else ""
+
+
+def _likeness(name: str, choice: str) -> float:
+    """From 0 to 1. An ending that both have, ".h5" or ":avg", says nothing; what holds the whole name is like it."""
+    choice = choice if ":" in name else choice.partition(":")[0]
+    ending = re.search(r"[.:]\w*$", name)
+    if ending is not None and 0 < ending.start() and choice.endswith(ending[0]) and choice != ending[0]:
+        name, choice = name[: ending.start()], choice.removesuffix(ending[0])
+    if len(name) >= 3 and name in choice:
+        return 1.0 - 0.4 * (1 - len(name) / len(choice))
+    matcher = difflib.SequenceMatcher(None, name.lower(), choice.lower())
+    return matcher.ratio() if matcher.real_quick_ratio() >= 0.6 and matcher.quick_ratio() >= 0.6 else 0.0
+
+
+def no_column(where: str, name: str, columns: Iterable[str]) -> str:
+    """What is wrong with the name of a column that a store does not have."""
+    if not (has := list(columns)):
+        return f"{where} has no column {name!r}, and no others; those of a .csv manifest are kept when it is extracted"
+    return f"{where} has no column {name!r}{nearest(name, has)}; it has {', '.join(has)}"
+
+
+def count(n: int, noun: str) -> str:
+    """ "1 image", "2,000 images" """
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def listed(items: Iterable[object], most: int = 3) -> str:

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ from featx.alike import Example, followed
 from featx.backbones import COMPILED, Backbone, Preprocessing, recall
 from featx.display import printable
 from featx.errors import ContradictionWarning, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
-from featx.forward import Trial, decoders, measure, settle, stream
+from featx.forward import Trial, check_choices, decoders, measure, settle, stream
 from featx.images import Collection, Stamp, collect, stamp
 from featx.parts import parts
 from featx.processes import places, spread
 from featx.progress import EXTRACTING, Clock, Progress, preparing, shown
-from featx.reuse import Old, look, refuse_another_run, refuse_changed
+from featx.reuse import Old, look, refuse_another_run, refuse_changed, refuse_other_names
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, refuse_running, refuse_unwritable, unfinished
 from featx.store import discard as discard_unfinished
 
@@ -196,6 +197,7 @@ def plan(
     replace: bool = False,
     discard: bool = False,
     progress: Callable[[Progress], None] = lambda now: None,
+    dry_run: bool = False,
 ) -> Plan:
     """Decide all that `extract` would, and write nothing.
 
@@ -204,6 +206,9 @@ def plan(
     Parameters
     ----------
     source, output, ... : as `extract` has them
+    dry_run : bool
+        Download no weights and compute no batch, for a plan that is looked at and not run. What the first batch would
+        decide stays "auto" in its recipe; weights of the name that a store was made with are taken to be the same.
     progress : callable
         Called with a `featx.Progress` whenever something else is being done.
 
@@ -250,6 +255,13 @@ def plan(
         choices = followed(choices, known)
     if choices["dtype"] == "auto":
         choices["dtype"] = "float32"
+    check_choices(**choices)
+    if store is not None:
+        refuse_other_names(output, store.recipe, backbone, choices)
+    elif begun is not None:
+        refuse_other_names(output, begun.recipe, backbone, choices, is_begun=True)
+    if dry_run:
+        backbone = backbone.without_download()
     recipe = settle(
         images.images,
         backbone=backbone,
@@ -259,8 +271,10 @@ def plan(
         **choices,
         workers=workers,
         on_phase=on_phase,
-        on_trial=trials.append,
+        on_trial=None if dry_run else trials.append,
     )
+    if known is not None and not backbone.has_weights:
+        recipe = changed(recipe, weights_sha256=known.weights_sha256)
     if example is not None:
         recipe = example.made_alike(recipe)
     if store is not None:
@@ -273,7 +287,7 @@ def plan(
         if old is not None:
             old.refuse_what_is_lost(replace)
             recipe = recipe if begun is not None else old.grown()
-    return Plan(output, images, recipe, old, begun, backbone, workers, discard, there, *trials)
+    return Plan(output, images, recipe, old, begun, backbone, workers, discard, there, dry_run, *trials)
 
 
 @dataclass
@@ -287,6 +301,7 @@ class Plan:
     recipe : Recipe, what will be computed and how
     is_done : bool, the output is there already, and is what was asked for
     is_timed : bool, `seconds` computes nothing
+    is_dry : bool, it was planned with `dry_run`: to be looked at, not to be run
     n_kept : images that an unfinished run has done, or of which the store at the output has all rows
     sizes : {layer: bytes of its n rows}
     nbytes : of all rows
@@ -301,6 +316,7 @@ class Plan:
     _workers: int | str = field(repr=False)
     _discard: bool = field(repr=False)
     _there: Stamp | None = field(repr=False)
+    is_dry: bool = field(repr=False)
     _trial: Trial | None = field(default=None, repr=False)
 
     @property
@@ -335,13 +351,16 @@ class Plan:
     def seconds(self) -> float:
         """An estimate of the time that `run` takes.
 
-        Where planning has computed a batch, from the time of this; else computes one, after one that warms up.
+        Where planning has computed a batch, from the time of this; else computes one, after one that warms up. NaN of a
+        plan made with `dry_run`.
         """
         left = len(self.images.ids) - self.n_kept
         if not left:
             return 0.0
         if self._trial is not None:
             return left * self._trial.image_seconds
+        if self.is_dry:
+            return math.nan
         self._recall()
         with _threads(self.recipe.threads):
             return left * measure(self.images.images, self.recipe, device=self.recipe.device, workers=self._workers)
@@ -363,6 +382,8 @@ class Plan:
     def _run(self, progress: bool | Callable[[Progress], None]) -> FeatureStore:
         """One call beneath `run` and `extract` alike, so that warnings name the line of who called either."""
         output, images, old = self.output, self.images, self._old
+        if self.is_dry:
+            raise StoreError("this plan was made with dry_run=True, to be looked at; plan again without it")
         if self._discard:
             discard_unfinished(output)
             self._discard = False  # what this run does is kept if it is run again

@@ -55,7 +55,7 @@ def settle(
     origin: Path | None = None,
     workers: int | str = "auto",
     on_phase: Callable[[str], None] = lambda phase: None,
-    on_trial: Callable[[Trial], None] = lambda trial: None,
+    on_trial: Callable[[Trial], None] | None = lambda trial: None,
 ) -> Recipe:
     """Decide everything that will determine the numbers.
 
@@ -71,8 +71,10 @@ def settle(
         Threads that decode the first batch.
     on_phase : callable
         Called with what is being done, in a few words, whenever that changes.
-    on_trial : callable
-        Called with the rows that were computed to decide, if any: they are the run's own.
+    on_trial : callable, or None
+        Called with the rows that were computed to decide, if any: they are the run's own. With None nothing is
+        computed: precision and engine stay "auto" where a first batch would decide, and the batch size on a GPU is the
+        largest that its memory is asked for.
 
     Returns
     -------
@@ -83,19 +85,14 @@ def settle(
     FeatxError
         A choice is not one of those there are; the leaf says which.
     """
-    _one_of("precision", precision, ("auto", *_NUMBER_TYPES))
-    _one_of("engine", engine, ("auto", *_ENGINES))
-    _one_of("dtype", dtype, ("float32", "float16"))
-    place = _device(device)
-    if batch_size != "auto" and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-        raise FeatxError(f"batch_size is 'auto' or a whole number of images, 1 or more; got {batch_size!r}")
+    place = check_choices(device=device, precision=precision, engine=engine, batch_size=batch_size, dtype=dtype)
     if not isinstance(backbone, Backbone):
         backbone = Backbone(backbone, weights)
     with threads_for(0):  # small work: beside other processes several threads would wait for each other
         trace = trace_of(backbone)
         taps, aliases = resolve_taps(backbone, layers, pool, trace)
     if batch_size == "auto":
-        batch_size = _batch_size(backbone, taps, place)
+        batch_size = _batch_size(backbone, taps, place, measures=on_trial is not None)
     libraries = ["featx", "torch", "torchvision", "pillow", "numpy"]
     if backbone.name.startswith(("timm:", "bundled:efficientnet")):
         libraries.append("timm")
@@ -123,6 +120,8 @@ def settle(
     n_batches = -(-len(images) // recipe.batch_size)
     if n_batches < (TRIAL_BATCHES if precision == "auto" else _PROBE_BATCHES) or "auto" not in (precision, engine):
         return recipe
+    if on_trial is None:
+        return replace(recipe, precision=precision, engine=_ENGINES.get(engine, engine))
     on_phase(f"computing the first batch in {recipe.precision}")
     with threads_for(0):
         network = TappedNetwork(backbone, taps, place, recipe.precision, trace=trace)
@@ -141,11 +140,21 @@ def settle(
     return recipe
 
 
-def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device) -> int:
+def check_choices(*, device: str, precision: str, engine: str, batch_size: int | str, dtype: str) -> torch.device:
+    """The device; raises FeatxError if a choice is not one of those there are."""
+    _one_of("precision", precision, ("auto", *_NUMBER_TYPES))
+    _one_of("engine", engine, ("auto", *_ENGINES))
+    _one_of("dtype", dtype, ("float32", "float16"))
+    if batch_size != "auto" and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise FeatxError(f"batch_size is 'auto' or a whole number of images, 1 or more; got {batch_size!r}")
+    return _device(device)
+
+
+def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device, measures: bool) -> int:
     """Images a forward pass, a power of two: what a device's memory holds, and rows of a batch that are no burden."""
     row_bytes = 4 * sum(math.prod(tap.shape) for tap in taps)
     most = max(1, min(_BATCH_SIZE[place.type], _MOST_BATCH_BYTES // row_bytes))
-    if place.type == "cuda":
+    if place.type == "cuda" and measures:
         most = max(1, min(most, _fitting(backbone, taps, place)))
     return 2 ** (most.bit_length() - 1)
 

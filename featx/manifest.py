@@ -66,19 +66,27 @@ def column(table: dict[str, list[str]], name: str, path: str | os.PathLike, opti
     """One column of a table by name; `option` is the argument by which the user chooses another."""
     if name not in table:
         raise SourceError(
-            f"{path} has no column {name!r}{nearest(name, table)}; choose one of {', '.join(table)} with {option}"
+            f"{path} has no column {name!r}{nearest(name, table)}; choose one of {', '.join(table)} with {option}="
         )
     return table[name]
 
 
-def as_labels(values: Sequence[object] | np.ndarray, target: str) -> np.ndarray:
+def as_labels(values: Sequence[object] | np.ndarray, target: str, ids: Sequence[str] | None = None) -> np.ndarray:
     """Labels as class names, (n,) str, or for `target="numeric"` as (n,) float64.
+
+    Parameters
+    ----------
+    ids : what to call the images in a message, by default their numbers
 
     Raises
     ------
     SourceError
         A label is empty, or is not a finite number where numbers are needed.
     """
+
+    def image(number: int) -> str:
+        return f"image {number if ids is None else ids[number]}"
+
     if target not in ("class", "numeric"):
         raise SourceError(f"target is 'class' or 'numeric', got {target!r}")
     are_texts = isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
@@ -89,7 +97,7 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str) -> np.ndarray:
         names = [str(value).strip() for value in array.tolist()]
         for number, (name, value) in enumerate(zip(names, values, strict=True)):
             if not name or value is None or value != value:  # NaN: what pandas has for an empty cell
-                raise SourceError(f"image {number} has no label; give every image one, or none at all")
+                raise SourceError(f"{image(number)} has no label; give every image one, or none at all")
         return text_array(names)
     numbers = np.empty(len(array))
     for number, value in enumerate(array.tolist()):
@@ -98,5 +106,5 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str) -> np.ndarray:
         except (TypeError, ValueError):
             numbers[number] = math.nan
         if not math.isfinite(numbers[number]):
-            raise SourceError(f"image {number}: target='numeric' needs a finite number as label, got {value!r}")
+            raise SourceError(f"target='numeric' needs a finite number as label; {image(number)} has {value!r}")
     return numbers

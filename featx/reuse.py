@@ -4,6 +4,7 @@ refusal by name, out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from featx.backbones import Backbone
 from featx.errors import ImageError, RecipeError, StoreError, listed
 from featx.images import NO_MEMORY, Collection, content_digest, decode
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collection_digest, copy_rows
@@ -47,9 +49,11 @@ class Old:
 
     @property
     def is_all(self) -> bool:
-        """Whether the store is what was asked for."""
+        """Whether the store is what was asked for, or that and more layers."""
         images_differ = self.gone or self.new or self.changed or self.labels_differ
-        return not images_differ and not self.store.recipe.differences(self.asked)
+        if images_differ or self.new_layers:
+            return False
+        return not self.store.recipe.some(self.asked.layers).differences(self.asked)
 
     def refuse_what_is_lost(self, replacing: bool) -> None:
         """Raise RecipeError if the store's recipe is another, or if rows or labels of it would be lost unasked."""
@@ -60,13 +64,13 @@ class Old:
             hint = "; to add layers, name those that are stored too"
             if kept.keys() != stored.taps.keys():
                 differences = stored.differences(self.asked)
+        elif kept.keys() != stored.taps.keys():
+            hint = "; to add images, name all layers that are stored"
         elif not differences and (self.new or self.changed or self.new_layers):
             differences = _device_differs(stored, self.asked)
             hint = f"; new images in a store of their own, made with like={path.name!r}, go with these"
         if differences:
-            raise RecipeError(
-                f"{path} was made otherwise: {'; '.join(differences)}{hint}. Choose another output, or delete it"
-            )
+            raise RecipeError(f"{path} was made otherwise: {'; '.join(differences)}{hint}. {_OTHER}")
         images = {"gone since": self.gone, "changed": self.changed}
         found = [f"{how}: {listed(names)}" for how, names in images.items() if names]
         if found and self.new:
@@ -133,6 +137,32 @@ def _labels_differ(store: FeatureStore, images: Collection, rows: np.ndarray, gr
     return ""
 
 
+def refuse_other_names(
+    output: Path, there: Recipe, backbone: Backbone, choices: Mapping[str, Any], is_begun: bool = False
+) -> None:
+    """Raise RecipeError if what is at the output was made with other words, as far as they say so without weights.
+
+    Parameters
+    ----------
+    there : Recipe of the store, or of the unfinished run
+    choices : values of precision, engine, batch_size and dtype, none of them "auto"
+    """
+    engine = choices["engine"] if there.engine.partition(",")[0] != choices["engine"] else there.engine
+    kept = {name: choices[name] for name in ("precision", "batch_size", "dtype")}
+    differences = there.differences(replace(there, backbone=backbone.name, engine=engine, **kept))
+    if backbone.name == there.backbone and (backbone.weights is None) != (there.weights is None):
+        differences.append(f"weights: {there.weights or 'random'!r} there, {backbone.weights or 'random'!r} here")
+    way = _OTHER
+    if backbone.name != there.backbone:
+        way = f"Go on with backbone={there.backbone!r}, or choose another output"
+    if differences and is_begun:
+        raise RecipeError(
+            f"an unfinished run towards {output} was begun otherwise: {'; '.join(differences)}. {_FINISH}"
+        )
+    if differences:
+        raise RecipeError(f"{output} was made otherwise: {'; '.join(differences)}. {way}")
+
+
 def refuse_another_run(output: Path, begun: Unfinished, asked: Recipe, images: Collection) -> None:
     """Raise RecipeError unless what is asked for is what was begun."""
     found = begun.recipe.differences(asked) + _device_differs(begun.recipe, asked)
@@ -171,6 +201,7 @@ def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> Non
         )
 
 
+_OTHER = "Ask for what it was made with, or choose another output"
 _FINISH = "Finish it with the images and words it was begun with, or --discard it (discard=True)"
 
 

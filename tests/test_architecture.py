@@ -34,6 +34,7 @@ MAY_IMPORT = {
     **{room: LOW | MIDDLE | {"forward", "extraction", "learn"} for room in ("report", "transfer", "scale")},
     "demo": LOW | MIDDLE | {"forward", "extraction", "learn", "report"},  # it uses featx as a notebook would
     "cli": LOW | MIDDLE | {"forward", "extraction", "learn", "report", "transfer", "scale", "demo"},
+    "__main__": {"cli"},
 }
 LEFT_SIDE = {
     "display",

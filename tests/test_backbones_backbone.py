@@ -330,7 +330,9 @@ def test_the_network_is_in_eval_mode_and_wants_no_gradients():
 
 
 def test_a_module_of_ones_own_needs_its_preprocessing():
-    with pytest.raises(BackboneError, match=r"needs its preprocessing: featx\.Backbone\(Sequential") as error:
+    with pytest.raises(
+        BackboneError, match=r"needs its preprocessing, which is given in Python: featx\.Backbone\(Seq"
+    ) as error:
         Backbone(small_net())
     message(error)
     own = Backbone(small_net(), preprocessing=SMALL)

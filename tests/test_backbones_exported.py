@@ -221,10 +221,17 @@ def test_a_program_of_something_else_than_images_is_refused():
 def test_a_program_and_a_file_need_their_preprocessing(constants):
     with pytest.raises(BackboneError) as error:
         Backbone(constants)
-    assert_tells(error.value, "an exported program needs its preprocessing: featx.Backbone(program, preprocessing=")
+    assert_tells(
+        error.value,
+        "an exported program needs its preprocessing, which is given in Python: featx.Backbone(program, preprocessing=",
+    )
     with pytest.raises(BackboneError) as error:
         Backbone("net.pt2")
-    assert_tells(error.value, "an exported program needs its preprocessing: featx.Backbone('net.pt2', preprocessing=")
+    assert_tells(
+        error.value,
+        "an exported program needs its preprocessing",
+        "in Python: featx.Backbone('net.pt2', preprocessing=",
+    )
 
 
 @pytest.fixture

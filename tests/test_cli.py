@@ -290,7 +290,7 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
         (("extract", photos, "-o", out, *PIXELS, "--pool", "average"), "avg"),
         (("extract", photos, "-o", out, *PIXELS, "--precision", "half"), "bfloat16"),
         (("extract", photos, "-o", out, *PIXELS, "--device", "tpu"), "cuda"),
-        (("extract", photos, "-o", out, *PIXELS, "--batch-size", 0), "--batch-size is 'auto' or"),
+        (("extract", photos, "-o", out, *PIXELS, "--batch-size", 0), "--batch-size is auto or"),
         (("extract", photos, "-o", store, *PIXELS, "--dtype", "float16"), "dtype: 'float32' there, 'float16' here"),
         (("info", tmp_path / "photo.h5"), "close: 'photos.h5'"),
         (("info", text), "not a featx store"),
@@ -308,13 +308,13 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
         (("search", photos), "not a file"),
         (("search", store, "--labels", tmp_path / "no.csv"), "cannot read the CSV file"),
         (("search", store, "--labels", manifest), "with --label-column"),
-        (("search", store, "--label-column", "age"), "labels are a column of photos.h5; it has no 'age'"),
+        (("search", store, "--label-column", "age"), "photos.h5 has no column 'age'"),
         (("search", store, "--label-column", "age", "--target", "numeric"), "has no column 'age'"),
         (("search", store, "--target", "numeric"), "--labels or --label-column"),
         (("search", store, "--figure", tmp_path / "x.foo"), ".png, .pdf or .svg"),
         (("search", store, "--figure", tmp_path / "no" / "x.png"), "no such folder"),
         (("search", store, "--protocol", "knn", "--test-size", 0), "a test size above 0"),
-        (("search", store, "--groups", "patient"), "it has none"),
+        (("search", store, "--groups", "patient"), "no column 'patient', and no others"),
         (("search", store, "--scoring", "acuracy"), "close: 'accuracy'"),
         (("search", store, "-e", "ridge"), "ridge predicts numbers"),
         (("search", store, "--results", tmp_path / "r.txt"), "a .csv or .json file"),
@@ -522,7 +522,7 @@ def test_a_column_of_the_store_holds_the_labels(found: tuple[Path, dict[str, Any
     assert _run("search", folder / "all.h5", *words, "age", "--target", "numeric").exit_code == 0
     said = json.loads((tmp_path / "r.json").read_text())
     assert said["classes"] is None and said["scoring"] == "r2"
-    assert "--target numeric needs a finite number as label, got 'p0'" in _refused(
+    assert "--target numeric needs a finite number as label; image 0.png has 'p0'" in _refused(
         "search", folder / "all.h5", "--label-column", "patient", "--target", "numeric"
     )
     assert "--target numeric" in _refused("search", folder / "all.h5", "--label-column", "age")
@@ -602,8 +602,16 @@ def test_messages_speak_of_options_and_leave_names_of_files_alone() -> None:
         "give weights='a/b.pth', or weights=None": "give --weights a/b.pth, or --weights random",
         "cannot open /tmp/test_size=2/test_size.h5, test_size.csv or 'test_size'": None,
         "folds and groups are words": None,
+        "choose one with layer=: a, b": "choose one with --layer: a, b",
+        "choose a, b with labels=": "choose a, b with --labels",
+        "go on with backbone='timm:a b'": "go on with --backbone timm:a b",
+        "give them: y=store.align('labels.csv'), or --labels labels.csv": "give them: --labels labels.csv",
+        "gone: featx predict --weights FILE, featx.load(path, weights='x')": "gone: featx predict --weights FILE",
+        "the grid (featx.learn.select_model, or no --protocol)": "the grid (no --protocol)",
     }.items():
-        assert _spoken(message, ["test_size", "folds", "groups", "target", "replace", "weights"]) == (said or message)
+        assert _spoken(
+            message, ["test_size", "folds", "groups", "target", "replace", "weights", "layer", "labels", "backbone"]
+        ) == (said or message)
 
 
 def test_help_and_version_load_no_torch() -> None:

@@ -104,14 +104,15 @@ def test_info_shows_the_recipe_and_compares_two(folder: Path) -> None:
     _done("extract", folder / "monday", "-o", folder / "half.h5", *PIXELS, "--dtype", "float16", "--batch-size", 3)
     text = _done("info", folder / "monday.h5", folder / "half.h5")
     assert _changes(text) == {"batch_size": "the rounding", "dtype": "the rounding"}
-    assert "can be used together: monday.h5 was made with batch_size 32, dtype float32; half.h5 with" in text
-    assert text.rstrip().endswith("rows agree within 0.06 % (relative L2)")
+    assert "one can be searched and the other its --test-store: monday.h5 was made with batch_size 32, dtype" in text
+    assert "rows agree within 0.06 % (relative L2)\n" in text
+    assert text.rstrip().endswith("featx merge cannot join them")
     text = _done("info", folder / "monday.h5", folder / "tuesday.h5")
     assert _changes(text) == {"origin": "nothing", "collection": "nothing"}
-    assert text.rstrip().endswith("their rows can be used together")
+    assert text.rstrip().endswith("one can be searched and the other its --test-store\nfeatx merge can join them")
     write_store(folder / "other.h5")
     text = _done("info", folder / "monday.h5", folder / "other.h5")
-    expected = {"backbone": "the meaning", "origin": "nothing", "taps.flatten:none": "nothing: only one has it"}
+    expected = {"backbone": "the meaning", "origin": "nothing", "layers that only one has": "nothing"}
     assert _changes(text).items() >= expected.items()
     assert text.rstrip().endswith("their rows cannot be used together: they share no layer")
     assert "equal" in _done("info", folder / "monday.h5", folder / "monday.h5")
@@ -131,7 +132,7 @@ def test_notes_name_duplicates_with_different_labels_and_overflow(tmp_path: Path
     save_noise(tmp_path / "photos" / "bee" / "again.png", seed=0)  # the same as ant_0
     told = _done("extract", tmp_path / "photos", "-o", tmp_path / "photos.h5", *PIXELS)
     assert "different labels" in told and "ant/ant_0.png (ant), bee/again.png (bee)" in told
-    assert "1 images have the same content" in _done("info", tmp_path / "photos.h5")
+    assert "1 image with the same content as another" in _done("info", tmp_path / "photos.h5")
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path, monkeypatch) -> None:

@@ -112,7 +112,7 @@ def test_a_compiled_run_is_recorded_and_goes_on_compiled(planned, break_off, mon
     break_off(lambda: planned(200, engine="compiled").run(False), after=40)
     monkeypatch.setattr(trial, "choose", lambda *_, **__: pytest.fail("decided again"))
     assert planned(200).run(False).path.read_bytes() == before  # engine "auto" is as it was
-    with pytest.raises(RecipeError, match="engine: 'compiled, .* there, 'eager, .* here"):
+    with pytest.raises(RecipeError, match="engine: 'compiled, .* there, 'eager' here"):
         planned(210, engine="eager")
 
 
@@ -236,7 +236,16 @@ def photos(tmp_path):
 def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(photos, tmp_path):
     done = run("extract", photos, "-o", tmp_path / "a.h5", "-b", "bundled:pixels", "--dry-run")
     assert done.exit_code == 0 and sorted(path.name for path in tmp_path.iterdir()) == ["in"]
-    for word in ("10 images", "bundled:pixels", "float32, eager", "3,072", "12.3 kB", "123 kB", "free", "about 1 s"):
+    for word in (
+        "10 images",
+        "bundled:pixels",
+        "float32, eager",
+        "3,072",
+        "12.3 kB",
+        "123 kB",
+        "free",
+        "how long it takes",
+    ):
         assert word in done.output, word
 
 
@@ -259,7 +268,7 @@ def test_scripts_read_lines_of_json(photos, tmp_path):
     assert done.exit_code == 1  # an image could not be read
     events = [json.loads(line) for line in done.stdout.splitlines()]
     phases = [event["phase"] for event in events if event["event"] == "phase"]
-    assert phases[:2] == ["loading torch", "building bundled:pixels"]
+    assert phases[:3] == ["looking for the images", "loading torch", "building bundled:pixels"]
     events = events[len(phases) :]
     assert [events[0]["event"], events[-2]["event"], events[-1]["event"]] == ["plan", "progress", "done"]
     layer = {"shape": [3072], "bytes": 11 * 3072 * 4}

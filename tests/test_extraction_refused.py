@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import class_folders, save_noise
+from helpers import assert_tells, class_folders, save_noise
 from runs import extract, pictures, refused, same_file
 
 import featx
 from featx import forward
-from featx.errors import UnreadableImagesWarning
+from featx.errors import RecipeError, UnreadableImagesWarning
 
 
 @pytest.fixture
@@ -108,7 +108,6 @@ OTHERWISE = [
     ({"batch_size": 7}, "batch_size: 4 there, 7 here"),
     ({"weights": "DEFAULT", "backbone": "bundled:pixels", "layers": "flatten"}, "backbone: "),
     ({"layers": "second"}, "layers: 'first:avg', 'last:none' there, 'second:avg' here"),
-    ({"layers": "first"}, "layers: 'first:avg', 'last:none' there, 'first:avg' here"),
     ({"layers": ["first:max", "last"]}, "layers: 'first:avg', 'last:none' there, 'first:max', 'last:none' here"),
 ]
 
@@ -131,6 +130,38 @@ def test_all_fields_that_differ_are_named(tmp_path, run):
     store = run(tmp_path / "a.h5", range(3))
     words = ["dtype: ", "batch_size: 4 there, 2 here", "precision: "]
     refused(lambda: run(store.path, range(3), dtype="float16", batch_size=2, precision="float16"), store.path, *words)
+
+
+def test_some_of_a_stores_layers_are_there_already_and_more_images_need_all(tmp_path, run, never):
+    store = run(tmp_path / "a.h5", range(3), ["first", "last"])
+    never()
+    before = store.path.read_bytes()
+    assert run(store.path, range(3), "first").layers == store.layers and store.path.read_bytes() == before
+    words = ["layers: 'first:avg', 'last:none' there, 'first:avg' here", "to add images, name all layers"]
+    said = refused(lambda: run(store.path, range(4), "first"), store.path, *words)
+    assert "delete" not in str(said)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_other_names_are_refused_before_any_weights_are_fetched(tmp_path, monkeypatch, run, break_off, begun):
+    names = list(map(str, range(300)))
+    backbone = featx.Backbone("squeezenet1_1", weights=None)
+    known = {"backbone": backbone, "layers": "features.0", "ids": names, "batch_size": 4, "precision": "float32"}
+    small = featx.Backbone("bundled:pixels")
+    made = {"backbone": small, "ids": names, "batch_size": 4, "precision": "float32", "device": "cpu"}
+    if begun:
+        break_off(lambda: extract(pictures(names), tmp_path / "a.h5", **made), after=40)
+    else:
+        extract(pictures(names), tmp_path / "a.h5", **made)
+    monkeypatch.setattr(featx.Backbone, "module", property(lambda self: pytest.fail("it was built")))
+    for words, options in [
+        ("backbone: 'bundled:pixels' there, 'torchvision:squeezenet1_1' here", known),
+        ("batch_size: 4 there, 5 here", made | {"batch_size": 5}),
+        ("weights: 'DEFAULT' there, 'random' here", made | {"backbone": featx.Backbone("bundled:pixels", None)}),
+    ]:
+        with pytest.raises(RecipeError) as caught:
+            extract(pictures(names), tmp_path / "a.h5", **options)
+        assert_tells(caught.value, words, "another output" if not begun else "discard")
 
 
 def test_other_layers_are_told_how_to_be_added(tmp_path, run):
@@ -166,5 +197,5 @@ def test_other_weights_and_another_preprocessing_are_refused_by_the_field(tmp_pa
     refused(
         lambda: extract(pictures(range(3)), store.path, other, layers="features.0"),
         store.path,
-        f"weights_sha256: {pretrained.weights_sha256[:12]!r} there, {other.weights_sha256[:12]!r} here",
+        "weights: 'random' there",
     )

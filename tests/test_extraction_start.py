@@ -151,8 +151,8 @@ def test_the_first_line_comes_before_torch_and_a_run_that_compiles_nothing_impor
     words = ["--json", "--weights", "random"]
     code = FIRST_LINE.format(photos=str(photos), output=str(tmp_path / "a.h5"), backbone=backbone, words=words)
     seen, loaded = fresh_python(code)
-    first, heavy = seen[0]
-    assert first == {"event": "phase", "phase": "loading torch"} and heavy == []
+    assert [line["phase"] for line, _ in seen[:2]] == ["looking for the images", "loading torch"]
+    assert seen[0][1] == [] and "torch" not in seen[1][1]
     assert (
         seen[-1][0]["event"] == "done"
         and {"torch", "torchvision"} <= set(loaded)

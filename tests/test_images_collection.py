@@ -117,9 +117,10 @@ def test_what_is_not_there_names_its_neighbours(tmp_path):
     refused("there is no", source=tmp_path / "no" / "where")
 
 
-def test_a_single_file_is_told_to_be_put_in_a_list(tmp_path):
-    path = save_noise(tmp_path / "a.png", seed=0)
-    refused("single file", f"['{path}']", source=path)
+@pytest.mark.parametrize("name", ["a.png", "list.txt"])
+def test_a_single_file_is_refused_with_what_is_needed(tmp_path, name):
+    path = save_noise(tmp_path / "a.png", seed=0).rename(tmp_path / name)
+    refused("single file", str(path), "give a folder, or a .csv file of paths", source=path)
 
 
 @pytest.mark.parametrize("where", ["image", "class folder", "list"])
@@ -230,7 +231,7 @@ def test_a_manifest_that_does_not_fit_is_refused(tmp_path):
     refused("label column", source=path, labels=["x"])
     refused("label column", source=path, ids=["x"])
     refused("once", "'a.png'", source=write_csv(path, "path,label\na.png,x\na.png,y\n"))
-    refused("image 0 has no label", source=write_csv(path, "path,label\na.png,\n"))
+    refused("image a.png has no label", source=write_csv(path, "path,label\na.png,\n"))
     refused("none of the 2 images", "b.png", source=write_csv(path, "path\nb.png\nc.png\n"))
 
 

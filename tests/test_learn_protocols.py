@@ -226,7 +226,7 @@ def test_groups_stay_whole_in_every_part(store):
         (knn_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, "--protocol learning-curve"),
         (few_shot, {"y": np.linspace(0, 1, 300)}, FeatxError, "or the grid"),
         (few_shot, {"random_state": -1}, FeatxError, "the seed .* got -1"),
-        (knn_probe, {"y": "spilt"}, StoreError, "labels are a column of a.h5; it has no 'spilt'; close: 'split'"),
+        (knn_probe, {"y": "spilt"}, StoreError, "a.h5 has no column 'spilt'; close: 'split'"),
         (linear_probe, {"C": [0.0]}, FeatxError, "C is one or more positive numbers"),
         (linear_probe, {"validation_size": 0}, FeatxError, "validation_size is the share"),
         (linear_probe, {"validation_rows": np.ones(3, bool)}, FeatxError, r"validation_rows says of each of the 300"),

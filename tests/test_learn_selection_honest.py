@@ -229,7 +229,7 @@ def test_labels_may_be_a_column(tmp_path):
     assert by_name.classes.tolist() == by_hand.classes.tolist() == ["x", "y", "z"]
     np.testing.assert_array_equal(by_name.y_test, later.columns["species"])
     for y, text in [
-        ("specie", "labels are a column of a.h5; it has no 'specie'; close: 'species'; it has species, age, gaps"),
+        ("specie", "a.h5 has no column 'specie'; close: 'species'; it has species, age, gaps"),
         ("gaps", "every image needs a label; column 'gaps' is empty for 45 of 90"),
     ]:
         with pytest.raises(StoreError, match=text):

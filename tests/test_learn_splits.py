@@ -122,7 +122,7 @@ def test_groups_are_a_column_or_a_value_an_image(tmp_path):
     store = separable_store(tmp_path / "a.h5", 3, columns=columns)
     assert group_numbers(store, "patient").tolist() == group_numbers(store, [3, 7, 7]).tolist() == [0, 1, 1]
     for groups, error, text in [
-        ("patent", StoreError, "it has no 'patent'; close: 'patient'; it has patient, site, one"),
+        ("patent", StoreError, "has no column 'patent'; close: 'patient'; it has patient, site, one"),
         ("site", StoreError, "column 'site' is empty for 1 of 3: 'image 1'"),
         ("one", FeatxError, "two or more; all have 'x'"),
         ([0, 1], FeatxError, r"a.h5 has 3, got \(2,\)"),

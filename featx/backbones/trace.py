@@ -34,8 +34,9 @@ def trace_of(backbone: Backbone) -> Layers:
     BackboneError
         The network does not run on images of its preprocessing's size.
     """
+    module = backbone.module  # weights that cannot be had are no reason to try hooks
     if backbone.name.startswith("export:"):
-        return exported_layers(backbone.module, backbone.preprocessing.size)
+        return exported_layers(module, backbone.preprocessing.size)
     try:
         graph = _traced(backbone)
     except Exception:  # whatever the network's own code raises on symbolic values

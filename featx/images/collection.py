@@ -83,6 +83,8 @@ def collect(
         Nothing is there, no image is, labels don't fit, an id is there twice; the name of the folder, or one of `ids`,
         is not UTF-8.
     """
+    if isinstance(source, Collection):
+        return source
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if path.is_dir():
@@ -95,7 +97,7 @@ def collect(
             if ids is not None or not (labels is None or isinstance(labels, str)):
                 raise SourceError(f"{path} is a CSV file: give the name of its label column as labels")
             return _from_manifest(path, path_column, labels, target)
-        raise SourceError(f"{path} is a single file; a folder, a .csv file or a list is needed: ['{path}']")
+        raise SourceError(f"{path} is a single file; give a folder, or a .csv file of paths with a first line 'path'")
     if isinstance(labels, str):
         raise SourceError(f"labels are one value an image; got the string {labels!r}")
     return _from_sequence(source, labels, ids, target)
@@ -132,7 +134,7 @@ def _from_folder(root: Path, target: str) -> Collection:
         return Collection(images, names, origin=root, passed_over=passed_over)
     if loose:
         raise SourceError(f"{root} holds class folders and loose images beside them ({listed(loose)}); move those")
-    y = as_labels([name.split("/")[0] for name in names], target)
+    y = as_labels([name.split("/")[0] for name in names], target, names)
     if target == "class" and {str(name).lower() for name in np.unique(y)} <= _SPLIT_NAMES:
         raise SourceError(f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); name one")
     return Collection(images, names, y, origin=root, passed_over=passed_over)
@@ -165,7 +167,7 @@ def _from_manifest(path: Path, path_column: str, label_column: str | None, targe
     table = read_manifest(path)
     names = column(table, path_column, path, "path_column")
     label_column = label_column or ("label" if "label" in table else None)
-    y = None if label_column is None else as_labels(column(table, label_column, path, "labels"), target)
+    y = None if label_column is None else as_labels(column(table, label_column, path, "labels"), target, names)
     others = {key: text_array(values) for key, values in table.items() if key not in (path_column, label_column)}
     files = [path.parent / name for name in names]
     if not any(file.exists() for file in files):
@@ -193,7 +195,7 @@ def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, ta
             for number, image in enumerate(images)
         ]
         images, ids = _named(images, ids)
-    y = None if labels is None else as_labels(labels, target)  # type: ignore[arg-type]
+    y = None if labels is None else as_labels(labels, target, ids)  # type: ignore[arg-type]
     return Collection(images, list(map(str, ids)), y)
 
 

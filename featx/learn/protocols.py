@@ -157,7 +157,8 @@ def asked_classes(stores: Stores, y: Labels, random_state: int, test: dict[str, 
     if asked.is_numeric:
         raise FeatxError(
             "this protocol tells classes apart, and these labels are numbers; take learning curves "
-            "(featx.learn.learning_curves, or --protocol learning-curve) or the grid (select_model, or no --protocol)"
+            "(featx.learn.learning_curves, or --protocol learning-curve) or the grid "
+            "(featx.learn.select_model, or no --protocol)"
         )
     return asked
 

@@ -161,7 +161,9 @@ def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
         return column_of(store, y, "label")
     labels = store.y if y is None else np.asarray(y)
     if labels is None:
-        raise StoreError(f"{store.path.name} has no labels; give them: y=store.align('labels.csv'), or --labels")
+        raise StoreError(
+            f"{store.path.name} has no labels; give them: y=store.align('labels.csv'), or --labels labels.csv"
+        )
     if labels.shape != (len(store),):
         raise StoreError(f"one label an image is needed: {store.path.name} has {len(store):,}, got {len(labels):,}")
     if labels.dtype.kind != "f":

@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
-from featx.errors import FeatxError, StoreError, listed, nearest
+from featx.errors import FeatxError, StoreError, listed, no_column
 from featx.store import FeatureStore
 
 _MANY_CLASSES = 10
@@ -63,10 +63,7 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
 def column_of(store: FeatureStore, name: str, noun: str) -> np.ndarray:
     """(n,) cells of a column of the store, none of them empty; an error says what they are wanted for."""
     if name not in store.columns:
-        raise StoreError(
-            f"{noun}s are a column of {store.path.name}; it has no {name!r}{nearest(name, store.columns)}; it has "
-            f"{', '.join(store.columns) or 'none'}"
-        )
+        raise StoreError(no_column(store.path.name, name, store.columns))
     values = store.columns[name]
     if (empty := values == "").any():
         raise StoreError(

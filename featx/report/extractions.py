@@ -30,7 +30,10 @@ def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
     recipe, n = plan.recipe, len(plan.images.ids)
     passed_over = f", {plan.images.passed_over:,} other files passed over" if plan.images.passed_over else ""
     kept = f", {plan.n_kept:,} of them done" if plan.n_kept else ""
-    how = f"{recipe.precision}, {recipe.engine}, batches of {recipe.batch_size:,}, on {recipe.device}"
+    open_choices = [name for name in ("precision", "engine") if getattr(recipe, name) == "auto"]
+    made = [choice for choice in (recipe.precision, recipe.engine) if choice != "auto"]
+    made += [f"{' and '.join(open_choices)} chosen on the first batch"] if open_choices else []
+    how = ", ".join([*made, f"batches of {recipe.batch_size:,}", f"on {recipe.device}"])
     error = f" (at most {recipe.precision_error:.2%} off float32)" if recipe.precision_error is not None else ""
     table = PlainTable(f"{n:,} images{kept}{passed_over}, {recipe.backbone}", f"{how}{error}", show_footer=True)
     free = readable(shutil.disk_usage(plan.output.absolute().parent).free)
@@ -45,6 +48,8 @@ def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
         table.caption = printable(f"{plan.output} is there already, and is this")
     elif seconds is not None:
         table.caption = f"about {spoken(seconds)}"
+    elif plan.is_dry:
+        table.caption = "how long it takes shows once it runs"
     return table
 
 

@@ -7,9 +7,9 @@ import json
 import numpy as np
 
 from featx.display import printable_lines
-from featx.errors import readable
+from featx.errors import count, readable
 from featx.report.columns import PlainTable
-from featx.store import FeatureStore, rounding_note
+from featx.store import FeatureStore, can_merge, rounding_note
 
 _CHANGES = {"meaning": "the meaning", "rounding": "the rounding", "recorded": "nothing"}
 _MOST = 20  # lines of a list
@@ -29,14 +29,14 @@ def store_table(store: FeatureStore) -> PlainTable:
     elif store.y is not None:
         table.add_row("labels", f"numbers from {store.y.min():g} to {store.y.max():g}")
     else:
-        table.add_row("labels", "none; featx search --labels FILE.csv, or store.align, gives them")
+        table.add_row("labels", "none; featx search --labels FILE.csv gives them")
     if store.columns:
         table.add_row("columns", ", ".join(store.columns))
     if store.failures:
-        table.add_row("unreadable", f"{len(store.failures):,} images without rows, listed below")
+        table.add_row("unreadable", f"{count(len(store.failures), 'image')} without rows, listed below")
     if store.duplicates:
         again = sum(len(group) - 1 for group in store.duplicates)
-        table.add_row("duplicates", f"{again:,} images have the same content as another")
+        table.add_row("duplicates", f"{count(again, 'image')} with the same content as another")
     for name, tap in recipe.taps.items():
         size = len(store) * store.row_bytes(name)
         others = [alias for alias, meant in recipe.aliases.items() if meant == name]
@@ -70,34 +70,41 @@ def difference_table(first: FeatureStore, second: FeatureStore) -> PlainTable | 
     table.add_column(first.path.name, overflow="fold")
     table.add_column(second.path.name, overflow="fold")
     table.add_column("changes")
+    only = [
+        [name for name in one.layers if name not in other.layers] for one, other in ((first, second), (second, first))
+    ]
+    if any(only):
+        table.add_row("layers that only one has", *(", ".join(names) or "-" for names in only), "nothing")
     for field, there, here, kind in differences:
-        is_missing_layer = field.startswith("taps.") and None in (there, here)
-        changes = "nothing: only one has it" if is_missing_layer else _CHANGES[kind]
+        if field.startswith(("taps.", "aliases.")) and None in (there, here):
+            continue
+        changes = _CHANGES[kind]
         table.add_row(field, _value(there), _value(here), changes, style="bold" if changes == "the meaning" else None)
     return table
 
 
 def together_text(first: FeatureStore, second: FeatureStore) -> str:
-    """Whether rows of two stores, of the layers that both have, can be used together, in a line."""
+    """What two stores go together for, in lines: learning from one and scoring on the other; being merged."""
     shared = [name for name in first.layers if name in second.layers]
     recipe, other = first.recipe.some(shared), second.recipe.some(shared)
     if not shared or recipe.other_meaning(other):
         return "their rows cannot be used together" + ("" if shared else ": they share no layer")
     note = rounding_note(recipe, other, (first.path.name, second.path.name))
-    return f"their rows can be used together{': ' + note if note else ''}"
+    merges = "featx merge can join them" if can_merge(first, second) else "featx merge cannot join them"
+    return printable_lines([f"one can be searched and the other its --test-store{': ' + note if note else ''}", merges])
 
 
 def notes_text(store: FeatureStore) -> str:
     """What one should know of a store's images, in lines; empty if there is nothing."""
     lines = []
     if store.failures:
-        lines.append(f"{len(store.failures):,} images cannot be read and have no rows:")
+        lines.append(f"no rows for {count(len(store.failures), 'image')} that cannot be read:")
         lines += _shortened([f"  {failure.id}: {failure.reason}" for failure in store.failures], "store.failures")
     if store.nonfinite:
-        lines.append(f"{len(store.nonfinite):,} rows contain NaN or inf:")
+        lines.append(f"{count(len(store.nonfinite), 'row')} with NaN or inf:")
         lines += _shortened([f"  {row.id}, {row.layer}: {row.what}" for row in store.nonfinite], "store.nonfinite")
     if store.contradictions and store.y is not None:
-        lines.append(f"{len(store.contradictions):,} images are there several times with different labels:")
+        lines.append(f"{count(len(store.contradictions), 'image')} there several times, with different labels:")
         pairs = [
             "  " + ", ".join(f"{store.ids[row]} ({store.y[row]})" for row in group.tolist())
             for group in store.contradictions

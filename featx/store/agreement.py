@@ -39,7 +39,10 @@ def _agreement(recipe: Recipe, other: Recipe, differences: list[Difference]) -> 
     if not computed_alike:
         off = [_off_float32(recipe), _off_float32(other)]
         if None in off:
-            return "how far their rows differ was not measured"
+            fast = (recipe if off[0] is None else other).precision
+            return (
+                f"how far rows may differ is not known: {fast} was chosen by name, and only precision auto measures it"
+            )
         error = max(FLOAT32_ERROR, math.fsum(filter(None, off)))
     error += _FLOAT16_ERROR * [recipe.dtype, other.dtype].count("float16")
     percent = math.ceil(round(error * 1e4, 6)) / 100  # rounded up, it still holds

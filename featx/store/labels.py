@@ -36,4 +36,4 @@ def align(
     if missing:
         close = nearest(missing[0], list(table)[:1000])
         raise StoreError(f"{len(missing):,} of {len(ids):,} images have no label in {name}: {listed(missing)}{close}")
-    return as_labels([table[key] for key in ids], target)
+    return as_labels([table[key] for key in ids], target, ids)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.errors import DamageError, ImageError, RecipeError, RowsDifferWarning, StoreError, listed, warn
+from featx.errors import DamageError, ImageError, RecipeError, RowsDifferWarning, StoreError, count, listed, warn
 from featx.manifest import text_array
 from featx.store.agreement import rounding_note
 from featx.store.contents import Failure
@@ -76,31 +76,14 @@ def merge(
             discard_unfinished(output)  # a kill between the last two steps leaves a journal
         return finished
     refuse_existing(output, replace)
+    _refuse_unlike(opened)
     first = opened[0]
     recipe = first.recipe
     for other in opened[1:]:
-        where = (f"in {first.path.name}", f"in {other.path.name}")
-        if differences := first.recipe.differences(other.recipe, where):
-            raise RecipeError(
-                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of one again, "
-                f"with like={first.path.name!r}"
-            )
-        if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
-            raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
-        if first.columns.keys() != other.columns.keys():
-            raise StoreError(
-                f"{first.path} has the columns {listed(first.columns, 20)}, {other.path} {listed(other.columns, 20)}; "
-                "they must be the same"
-            )
         if note := rounding_note(other.recipe, first.recipe, (other.path.name, first.path.name)):
             warn(note, RowsDifferWarning)
         recipe = recipe.joined(other.recipe)
     ids = [name for store in opened for name in store.ids.tolist()]
-    if twice := [name for name, count in Counter(ids).items() if count > 1]:
-        raise StoreError(
-            f"{len(twice):,} images are in several of the stores: {listed(twice)}; ids must be different (images of "
-            "several folders are, when they are extracted from a common parent)"
-        )
     failures = {failure.id: ImageError(failure.code, failure.reason) for failure in _failures(opened)}
     # images without a row have no label and no value in a column; what stands here for them is not written
     columns = {
@@ -131,6 +114,37 @@ def merge(
         writer.fail({i: error for i, error in failed.items() if writer.todo[i]})
         writer.finish()
     return FeatureStore(output)
+
+
+def can_merge(*stores: FeatureStore) -> bool:
+    """Whether `merge` would join stores: made alike, of different images, with labels and columns of one kind."""
+    try:
+        _refuse_unlike(stores)
+    except StoreError:
+        return False
+    return True
+
+
+def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
+    first = stores[0]
+    for other in stores[1:]:
+        where = (f"in {first.path.name}", f"in {other.path.name}")
+        if differences := first.recipe.differences(other.recipe, where):
+            raise RecipeError(
+                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of one again, "
+                f"with like={first.path.name!r}"
+            )
+        if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
+            raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
+        if first.columns.keys() != other.columns.keys():
+            has = [f"{one.path.name} {listed(one.columns, 20) or 'none'}" for one in (first, other)]
+            raise StoreError(f"a merge takes stores with the same columns; {has[0]}, {has[1]}: extract one again")
+    times = Counter(name for store in stores for name in store.ids.tolist())
+    if twice := [name for name, number in times.items() if number > 1]:
+        raise StoreError(
+            f"a merge takes every image once; {count(len(twice), 'image')} in several of the stores: {listed(twice)}. "
+            "If others have the same names, extract their folders by their common parent: ids then begin with it"
+        )
 
 
 def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> None:
