@@ -124,7 +124,7 @@ def test_groups_are_a_column_or_a_value_an_image(tmp_path):
     for groups, error, text in [
         ("patent", StoreError, "has no column 'patent'; close: 'patient'; it has patient, site, one"),
         ("site", StoreError, "column 'site' is empty for 1 of 3: 'image 1'"),
-        ("one", FeatxError, "two or more; all have 'x'"),
+        ("one", FeatxError, "two or more different values; all images have 'x'"),
         ([0, 1], FeatxError, r"a.h5 has 3, got \(2,\)"),
         (np.zeros((3, 1)), FeatxError, r"a.h5 has 3, got \(3, 1\)"),
     ]:
