@@ -313,12 +313,18 @@ class Drifting:
         pass
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A problem may have low precision though there are no others."""
+    monkeypatch.setattr(lbfgs, "_FEW", 0)
+
+
 def run(drifting: Drifting) -> lbfgs.Minimum:
     null = torch.zeros(1, 1, len(drifting.h), dtype=torch.float64)
     return lbfgs.minimise(drifting, null, null, lbfgs.Stopping(1e-7, 1000, 1.0, math.inf, math.inf))
 
 
-def test_low_precision_that_drifts_has_its_anchors_sooner():
+def test_low_precision_that_drifts_has_its_anchors_sooner(alone):
     sound, drifting = Drifting(40), Drifting(40, error=1e-6)
     for each in sound, drifting:
         assert run(each).status == [Status.CONVERGED]
@@ -326,7 +332,22 @@ def test_low_precision_that_drifts_has_its_anchors_sooner():
     assert drifting.passes["low"] > drifting.passes["exact"]
 
 
-def test_low_precision_whose_steps_are_all_refused_is_given_up():
+def test_low_precision_whose_steps_are_all_refused_is_given_up(alone):
     refused = Drifting(40, jump=1e6)
     assert run(refused).status == [Status.CONVERGED]
     assert refused.passes["low"] < 5
+
+
+@pytest.mark.parametrize("after", [1, 5, 20])
+def test_a_point_that_low_precision_made_too_good_is_found_out_when_exact_passes_begin(after, alone, monkeypatch):
+    drifting = Drifting(40, error=1e-4)
+    low = drifting.low
+
+    def until_then(U, problems):
+        monkeypatch.setattr(lbfgs, "_FEW", 100 if drifting.passes["low"] >= after else 0)
+        point = low(U, problems)
+        point.value -= 10.0  # no later step gains as much
+        return point
+
+    monkeypatch.setattr(drifting, "low", until_then)
+    assert run(drifting).status == [Status.CONVERGED]

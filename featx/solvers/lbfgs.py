@@ -35,6 +35,7 @@ _GAIN = 30.0  # a step may still gain this multiple of `tol`, relative to the va
 _FALL = 0.003  # of the gradient's norm since the anchor, after which low precision wants a new one
 _DRIFT = 2.0  # times the norm that low precision has said: then the next anchor comes after half as many steps
 _LEAST_SPAN = 3  # steps from one anchor to the next; where that is too long, low precision is given up
+_FEW = 100  # columns of all problems: then reading the rows takes a pass longer than the arithmetic
 _LOW_CUTS = 2  # refused steps in a row that are blamed on low precision
 _EXACT_CUTS = 20  # ... and on rounding
 _CROWD = 0.8  # the part of a batch that must be left, else it is packed
@@ -172,12 +173,16 @@ class _Run:
         """
         if self.fresh.any():
             self._aim()
+        if self._are_few(self.alive):
+            self.distrusted |= self.alive
         waiting = self.doubted & self.alive
         waits = waiting & (2 * waiting.sum() < self.alive.sum())
         tried = self.alive & ~waits
         length = torch.where(self.doubted, 0.0, self.length).to(self.U.dtype)
         trial = torch.addcmul(self.U, length[:, None], self.direction)
         asked_exact = self.doubted | self.distrusted
+        if (asked_exact & tried).any() and self._are_few(tried & ~asked_exact):
+            asked_exact |= tried
         point = Point(self.value, self.gradient, self.curvature)
         for chosen, evaluate in ((asked_exact, self.objective.exact), (~asked_exact, self.objective.low)):
             where = (chosen & tried).nonzero()[:, 0]
@@ -190,6 +195,10 @@ class _Run:
                 )
         self.passes += tried
         self._judge(trial, point, asked_exact, tried)
+
+    def _are_few(self, problems: Tensor) -> bool:
+        """Whether low precision gains them little."""
+        return int(problems.sum()) * self.pairs.k < _FEW
 
     def _aim(self) -> None:
         metric = self.metric.flatten(1)  # (b, K)
@@ -239,14 +248,15 @@ class _Run:
         drifted = self.norm > _DRIFT * said
         self.span = torch.where(anchored, torch.where(drifted, self.since // 2, 2 * self.since), self.span)
         self.distrusted |= anchored & (self.span < _LEAST_SPAN)
-        self.since = torch.where(anchored, 0, self.since + (accepted & ~exact))
-        self.anchor_norm = torch.where(anchored, self.norm, self.anchor_norm)
+        self.since = torch.where(exact & tried, 0, self.since + accepted)
+        self.anchor_norm = torch.where(exact & accepted, self.norm, self.anchor_norm)
         fallen = self.norm <= torch.maximum(
             _FALL * self.anchor_norm, torch.full_like(self.norm, 0.9 * self.stopping.tol)
         )
         ran_out = (self.since >= self.span) | (self.passes >= self.stopping.max_iter)
         unsure = (accepted & fallen) | (self.cuts >= _LOW_CUTS) | ran_out
-        self.doubted = torch.where(tried, ~exact & unsure, self.doubted)
+        refused = exact & ~accepted & ~self.exact  # perhaps since the point is not what low precision has said
+        self.doubted = torch.where(tried, (~exact & unsure) | refused, self.doubted)
 
     def retire(self) -> None:
         """Write down what has ended, and pack the batch when many have."""

@@ -15,9 +15,9 @@ from typing import TypeVar
 
 import torch
 
-# Operations from which several threads are worth the wait: 6 ms of one core here, in float32 (benchmarks/small.py).
+# Operations from which several threads are worth the wait: 3 ms of one core here, in float32 (benchmarks/small.py).
 # Alone on the machine 0.04e9 would be enough, which then gains less than a millisecond.
-_LEAST_FLOP = 2**29
+_LEAST_FLOP = 2**28
 
 Share = TypeVar("Share")
 Result = TypeVar("Result")
