@@ -7,12 +7,18 @@ import signal
 
 
 def main() -> None:
-    if (before := signal.getsignal(signal.SIGINT)) is signal.default_int_handler:
+    if was_default := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open yet
     from featx.cli import main as run
 
-    signal.signal(signal.SIGINT, before)
-    run()
+    if was_default:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    finally:  # what is done stays done while Python ends
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ seconds to import: what can be refused without them is refused before.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import json
 import os
@@ -165,6 +166,11 @@ def _command(function: Callable[..., int | None]) -> Callable[..., None]:
         except FeatxError as error:
             _complain(_spoken(str(error), kwargs))
             raise typer.Exit(2) from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            _complain(f"no file can have so long a name: {str(error.filename)[:60]}...")
+            raise typer.Exit(2) from None
         except KeyboardInterrupt:
             left = _what_is_left(kwargs["output"]) if "discard" in kwargs else ""
             _complain(f"interrupted{left}")
@@ -193,8 +199,9 @@ def _notes() -> Iterator[None]:
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """KeyboardInterrupt on Ctrl-C while libraries are imported; these may swallow it, or raise something else."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield  # somebody else's
         return
     interrupted = False
 
@@ -237,7 +244,8 @@ def _what_is_left(output: Path) -> str:
 
 _OPTIONS = {"random_state": "seed", "n_jobs": "jobs", "estimators": "estimator", "layers": "layer", "like": "like"}
 # what a message says for Python, beside what it says for the command line
-_PYTHON = r"(?:y=)?(?:featx|store)(?:\.\w+)+(?:\((?:[^()]|\([^()]*\))*\))?"
+_PYTHON = r"(?:y=)?(?:featx|store)(?:\.\w+)+"
+_CALL = rf"{_PYTHON}\((?:[^()]|\([^()]*\))*\)"
 
 
 def _option(parameter: str) -> str:
@@ -253,13 +261,16 @@ def _spoken(message: str, options: Iterable[str]) -> str:
     names = [*options, *_OPTIONS]
     begin, end = r"(?<![-\w./'\"])", r"(?![-\w./'\"=])"  # not inside a path or a quoted name
     message = re.sub(rf" \((?:{'|'.join(names)})=True\)", "", message)
-    message = re.sub(rf"{_PYTHON}, or (?=--|no --|featx )", "", message)
-    message = re.sub(rf"(?<=\w)(?:,| or) {_PYTHON}(?=[,;.]|$| or)", "", message)
-    message = re.sub(rf"{begin}weights=None{end}", "--weights random", message)
+    message = re.sub(rf"(?:{_CALL}|{_PYTHON}), or (?=--|no --|featx )", "", message)
+    message = re.sub(rf"(?<=\w)(?:,| or) {_CALL}(?=[,;.]|$| or)", "", message)
     given = re.compile(rf"{begin}({'|'.join(names)})=(?:'([^']*)'|([^\s,;:)']+)|(?=[\s,;:.)]|$))")
-    message = given.sub(lambda found: f"{_option(found[1])} {found[2] or found[3] or ''}".rstrip(), message)
     word = re.compile(rf"{begin}({'|'.join(name for name in names if '_' in name)}){end}")  # others are any sentence's
-    return word.sub(lambda found: _option(found[1]), message)
+    parts = re.split(f"({_CALL})", message)
+    for place in range(0, len(parts), 2):  # what is said for Python alone stays as it is
+        text = re.sub(rf"{begin}weights=None{end}", "--weights random", parts[place])
+        text = given.sub(lambda found: f"{_option(found[1])} {found[2] or found[3] or ''}".rstrip(), text)
+        parts[place] = word.sub(lambda found: _option(found[1]), text)
+    return "".join(parts)
 
 
 def _phase_line(now: Progress) -> None:
@@ -625,6 +636,8 @@ def search(
         _refuse_unwritable(path)
         if path is not None and path.resolve() in inputs:
             raise FeatxError(f"{path} is read by this search and would be written over; choose another name")
+        if path is not None and path.exists():
+            raise FeatxError(f"{path} is there already; choose another name, or remove the file")
     outputs = [path.resolve() for path in (output, figure, results) if path is not None]
     if len(set(outputs)) < len(outputs):
         raise FeatxError("--output, --figure and --results are files of their own; give them different names")
@@ -632,8 +645,6 @@ def search(
         raise FeatxError(f"a figure is a .png, .pdf or .svg file; got {figure}")
     if output is not None and output.suffix != ".skops":
         raise FeatxError(f"a model is a .skops file; got {output}")
-    if output is not None and output.exists():
-        raise FeatxError(f"{output} is there already; choose another --output, or remove the file")
     if results is not None and results.suffix not in (".csv", ".json"):
         raise FeatxError(f"results are a .csv or .json file; got {results}")
     for name, number, least in (("folds", folds, 2), ("repeats", repeats, 1), ("pca", pca, 1), ("top", top, 1)):
@@ -794,14 +805,14 @@ def demo(
 
 
 def _auto_or_number(name: str, text: str) -> int | str:
-    if text != "auto" and not (text.isdecimal() and int(text) > 0):
-        raise FeatxError(f"{_option(name)} is auto or a whole number, 1 or more; got {text}")
+    if text != "auto" and not (text.isdecimal() and len(text) < 6 and 0 < int(text) <= 2**16):
+        raise FeatxError(f"{_option(name)} is auto or a whole number, 1 to {2**16:,}; got {text[:20]}")
     return text if text == "auto" else int(text)
 
 
 def _refuse_file_as_backbone(name: str | None) -> None:
     """A store, a model, or a folder of images in the place of a network's name."""
-    if name is not None and (name.endswith((".h5", ".skops")) or Path(name).is_dir()):
+    if name is not None and (name.endswith((".h5", ".skops")) or "/" in name and os.path.isdir(name)):
         hint = f"; featx info {name} says what a store holds" if name.endswith(".h5") else ""
         raise FeatxError(
             f"a backbone is a network's name, resnet50 or timm:convnext_tiny for example; got {name}{hint}"
@@ -881,7 +892,4 @@ def main() -> None:
     """The `featx` command."""
     as_text = warnings.formatwarning
     warnings.formatwarning = lambda *args, **kwargs: printable(as_text(*args, **kwargs), keep="\n")
-    try:
-        app()
-    finally:  # what is done stays done while Python ends
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    app()

@@ -22,7 +22,14 @@ from torch import nn
 from featx.alike import Example, followed
 from featx.backbones import COMPILED, Backbone, Preprocessing, recall
 from featx.display import printable
-from featx.errors import ContradictionWarning, NonFiniteWarning, StoreError, UnreadableImagesWarning, listed
+from featx.errors import (
+    ContradictionWarning,
+    NonFiniteWarning,
+    RecipeError,
+    StoreError,
+    UnreadableImagesWarning,
+    listed,
+)
 from featx.forward import Trial, check_choices, decoders, measure, settle, stream
 from featx.images import Collection, Stamp, collect, stamp
 from featx.parts import parts
@@ -273,6 +280,11 @@ def plan(
         on_phase=on_phase,
         on_trial=None if dry_run else trials.append,
     )
+    if known is not None and not backbone.has_weights and backbone.weights != known.weights:
+        raise RecipeError(
+            f"{output} was made with weights {known.weights!r}; whether {backbone.weights!r} are the same is not known "
+            "before they are downloaded"
+        )
     if known is not None and not backbone.has_weights:
         recipe = changed(recipe, weights_sha256=known.weights_sha256)
     if example is not None:

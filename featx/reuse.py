@@ -153,7 +153,7 @@ def refuse_other_names(
     if backbone.name == there.backbone and (backbone.weights is None) != (there.weights is None):
         differences.append(f"weights: {there.weights or 'random'!r} there, {backbone.weights or 'random'!r} here")
     way = _OTHER
-    if backbone.name != there.backbone:
+    if backbone.name != there.backbone and not there.backbone.startswith(("module:", "export:")):
         way = f"Go on with backbone={there.backbone!r}, or choose another output"
     if differences and is_begun:
         raise RecipeError(

@@ -347,7 +347,7 @@ def test_search_replaces_no_model_and_says_so_before_it_searches(
     monkeypatch.setattr(featx.learn, "select_model", None)  # which would not go well
     (tmp_path / "m.skops").write_bytes(b"an hour's work")
     refused = _refused("search", store, "-o", tmp_path / "m.skops")
-    assert "m.skops is there already; choose another --output, or remove the file" in refused
+    assert "m.skops is there already; choose another name, or remove the file" in refused
     assert (tmp_path / "m.skops").read_bytes() == b"an hour's work"
 
 
@@ -359,15 +359,17 @@ def test_what_search_writes_is_whole_or_as_it_was(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / name
-    path.write_bytes(b"the old one")
     monkeypatch.setattr(featx.learn, "select_model", lambda *args, **kwargs: found[1]["select_model"])
     words = ["search", found[0] / "all.h5", option, path]
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert f"cannot write {path}: No space left on device" in _refused(*words)
-    assert path.read_bytes() == b"the old one" and list(tmp_path.iterdir()) == [path]
+    assert not list(tmp_path.iterdir())
     assert _run(*words).exit_code == 0
-    assert path.read_bytes() != b"the old one" and list(tmp_path.iterdir()) == [path]
+    assert list(tmp_path.iterdir()) == [path]
+    written = path.read_bytes()
+    assert f"{path} is there already; choose another name" in _refused(*words)
+    assert path.read_bytes() == written
     if name.endswith("PDF"):
         assert path.read_bytes().startswith(b"%PDF")
 
@@ -518,15 +520,17 @@ def test_a_column_of_the_store_holds_the_labels(found: tuple[Path, dict[str, Any
     words = ["-e", "nearest_centroid", "--jobs", 1, "--results", tmp_path / "r.json", "--label-column"]
     assert _run("search", folder / "all.h5", *words, "split").exit_code == 0
     assert json.loads((tmp_path / "r.json").read_text())["classes"] == ["test", "train", "val"]
-    words[1] = "ridge"
+    words[1], words[5] = "ridge", tmp_path / "numbers.json"
     assert _run("search", folder / "all.h5", *words, "age", "--target", "numeric").exit_code == 0
-    said = json.loads((tmp_path / "r.json").read_text())
+    said = json.loads((tmp_path / "numbers.json").read_text())
     assert said["classes"] is None and said["scoring"] == "r2"
     assert "--target numeric needs a finite number as label; image 0.png has 'p0'" in _refused(
         "search", folder / "all.h5", "--label-column", "patient", "--target", "numeric"
     )
     assert "--target numeric" in _refused("search", folder / "all.h5", "--label-column", "age")
-    done = _run("search", folder / "all.h5", "--protocol", "learning-curve", *words[4:], "age", "--target", "numeric")
+    done = _run(
+        "search", folder / "all.h5", "--protocol", "learning-curve", "--label-column", "age", "--target", "numeric"
+    )
     assert done.exit_code == 0 and "R² by training images" in done.stdout
 
 
@@ -544,12 +548,13 @@ def test_layers_side_by_side_are_named_with_spaces_or_without(photos: Path, tmp_
             "-l",
             name,
             "--results",
-            tmp_path / "r.csv",
+            tmp_path / f"{number}.csv",
         )
-        for name in ("layer1+layer2", "layer1 + layer2")
+        for number, name in enumerate(("layer1+layer2", "layer1 + layer2"))
     ]
     assert [done.exit_code for done in said] == [0, 0], said[1].output
-    assert "layer1:avg+layer2:avg" in (tmp_path / "r.csv").read_text()
+    for number in range(2):
+        assert "layer1:avg+layer2:avg" in (tmp_path / f"{number}.csv").read_text()
 
 
 def test_one_class_and_one_image_of_a_class_are_refused_by_search(photos: Path, tmp_path: Path) -> None:

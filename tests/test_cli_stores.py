@@ -104,9 +104,12 @@ def test_info_shows_the_recipe_and_compares_two(folder: Path) -> None:
     _done("extract", folder / "monday", "-o", folder / "half.h5", *PIXELS, "--dtype", "float16", "--batch-size", 3)
     text = _done("info", folder / "monday.h5", folder / "half.h5")
     assert _changes(text) == {"batch_size": "the rounding", "dtype": "the rounding"}
-    assert "one can be searched and the other its --test-store: monday.h5 was made with batch_size 32, dtype" in text
+    assert (
+        "featx search takes both at once: they hold the same images: monday.h5 was made with batch_size 32, dtype"
+        in text
+    )
     assert "rows agree within 0.06 % (relative L2)\n" in text
-    assert text.rstrip().endswith("featx merge cannot join them")
+    assert text.rstrip().splitlines()[-1].startswith("featx merge cannot join them: a merge takes every image once")
     text = _done("info", folder / "monday.h5", folder / "tuesday.h5")
     assert _changes(text) == {"origin": "nothing", "collection": "nothing"}
     assert text.rstrip().endswith("one can be searched and the other its --test-store\nfeatx merge can join them")

@@ -14,8 +14,9 @@ from helpers import class_folders, fresh_python, left_in
 from typer.testing import CliRunner
 
 import featx
+from featx import extraction
 from featx.backbones import sources
-from featx.cli import app
+from featx.cli import _spoken, app
 from featx.errors import nearest
 
 PIXELS = ["-b", "bundled:pixels", "-q"]
@@ -44,7 +45,7 @@ def folder(tmp_path_factory) -> Path:
         ("extract -o x.h5", "featx extract needs SOURCE: A folder of class folders"),
         ("layers", "featx layers needs BACKBONE: resnet50"),
         ("extract photos -o x.h5 --layers stages", "featx extract has no option --layers; close: '--layer'"),
-        ("extract photos -o x.h5 --batch-size many", "--batch-size is auto or a whole number, 1 or more; got many"),
+        ("extract photos -o x.h5 --batch-size many", "--batch-size is auto or a whole number, 1 to 65,536; got many"),
         ("extract photos -o x.h5 --precision fp16", "--precision: 'fp16' is not one of 'auto', 'float32', 'bfloat16'"),
         ("extract photos test -o x.h5", "unexpected extra argument(s) (test)"),
         ("extrakt photos", "Did you mean 'extract'"),
@@ -140,7 +141,40 @@ def test_a_download_prints_nothing_and_is_tried_once(monkeypatch):
 
 def test_what_two_stores_go_together_for(folder):
     text = run("info", folder / "photos.h5", folder / "more.h5").stdout
-    assert "one can be searched and the other its --test-store" in text and "featx merge cannot join them" in text
+    assert (
+        "one can be searched and the other its --test-store" in text
+        and "featx merge cannot join them: it takes" in text
+    )
+
+
+def test_names_that_look_like_words_of_python_stay_in_a_message():
+    for message in (
+        "it has store.id, store.city",
+        "there is no store /data/cats or featx.h5",
+        "allow it with featx.load(path, backbone=featx.Backbone('resnet50', None))",
+    ):
+        assert _spoken(message, ["backbone", "labels"]) == message
+
+
+def test_a_folder_named_like_a_network_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundled:pixels").mkdir()
+    assert run("layers", "bundled:pixels").exit_code == 0
+    assert "got ./bundled:pixels" in run("layers", "./bundled:pixels").stderr
+
+
+@pytest.mark.parametrize("words", [("extract", ".", "-b"), ("predict",), ("info",), ("extract",)])
+def test_a_name_that_no_file_can_have_costs_one_line(words):
+    done = run(*words, "r" * 5000, *(["-o", "x.h5"] if words[0] == "extract" else ["."]))
+    assert done.exit_code == 2 and done.stderr.startswith("featx: ") and done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_does_not_take_weights_of_another_name_for_the_same(folder, monkeypatch):
+    output, named = folder / "named.h5", featx.Backbone("squeezenet1_1", "DEFAULT")
+    featx.extract(folder / "photos", output, featx.Backbone("squeezenet1_1", None), "features", progress=False)
+    monkeypatch.setattr(extraction, "refuse_other_names", lambda *_, **__: None)
+    with pytest.raises(featx.FeatxError, match="made with weights None; whether 'DEFAULT' are the same"):
+        featx.plan(folder / "photos", output, named, "features", dry_run=True)
 
 
 def test_only_what_resembles_is_suggested():

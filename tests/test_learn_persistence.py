@@ -361,6 +361,7 @@ def test_what_is_not_fitted_is_refused(store, tmp_path):
         (grid, "GridSearchCV with refit=False holds no fitted model: fit it with refit=True"),
         (ours, "GridSearchCV with refit=False holds no fitted model"),
         ({"model": 1}, "a model is a fitted scikit-learn estimator; got dict"),
+        (None, "a model is a fitted scikit-learn estimator; got NoneType"),
         (SVC, "a model is a fitted scikit-learn estimator; got ABCMeta"),
     ):
         with pytest.raises(ModelError, match=text) as error:

@@ -183,7 +183,9 @@ def test_a_file_that_is_this_export_already_is_left_and_any_other_is_refused(tmp
     layers = ["layer3"] if name == "a.npy" else None
     export(first, output, layers)
     content = output.read_bytes()
+    before = output.stat()
     assert export(first, output, layers) == output and output.read_bytes() == content
+    assert (output.stat().st_ino, output.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     with pytest.raises(StoreError, match="is there already"):
         export(second, output, layers)
     output.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))

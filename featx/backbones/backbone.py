@@ -136,7 +136,7 @@ class Backbone:
         if file:
             state, file_sha256, nbytes = read_state(file, self._expected_sha256)
             room = room_for(file, nbytes)
-        elif self.weights is None and not self._fetch:
+        elif self.weights is None and self._fetch is False:
             room = room_for_random(self.name)
         try:
             with torch.random.fork_rng(devices=[]), room:

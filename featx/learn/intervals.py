@@ -21,6 +21,7 @@ class Interval(NamedTuple):
     high: float
 
 
+_LEAST_GROUPS = 6  # of fewer the resamples have so few different means that their interval is too narrow
 UNKNOWN = Interval(float("nan"), float("nan"))
 
 
@@ -180,7 +181,7 @@ def _over_images(
     if metric.name == "accuracy" and groups is None:
         return wilson(min(1.0, float(np.mean([metric.score(y, one) for one in said]))), len(y))
     members = np.arange(len(y))[:, None] if groups is None else _members(groups)
-    if len(members) < 2:
+    if len(members) < (2 if groups is None else _LEAST_GROUPS):
         return UNKNOWN
     generator = np.random.default_rng(0)
     samples = []

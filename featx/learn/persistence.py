@@ -143,9 +143,8 @@ def _refuse_unfitted(estimator: Any) -> None:
     name = type(estimator).__name__
     try:
         # of a pipeline, scikit-learn looks at the last step only
-        steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
-        for step in steps:
-            if step is not None and step != "passthrough":
+        for _, step in estimator.steps if isinstance(estimator, Pipeline) else [("", estimator)]:
+            if step is estimator or step not in (None, "passthrough"):
                 check_is_fitted(step)
     except NotFittedError as error:
         raise ModelError(f"{name} is not fitted: call its fit first, then save it") from error

@@ -110,6 +110,8 @@ def ask(
 ) -> Question:
     """Parameters and errors as of `select_model`."""
     stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
+    if strange := [other for other in stores if not isinstance(other, FeatureStore)]:
+        raise FeatxError(f"a store is a featx.FeatureStore; got {strange[0]!r}; featx.FeatureStore(path) opens one")
     store = stores[0]
     if not isinstance(random_state, Integral) or not 0 <= random_state < _SEEDS:
         raise FeatxError(f"the seed (random_state) is a whole number from 0 to {_SEEDS - 1}; got {random_state!r}")
@@ -133,6 +135,11 @@ def ask(
     X_test, y_test = (store.X[test], labels[test]) if len(test) else (None, None)
     test_groups = None if numbers is None or not len(test) else numbers[test]
     if test_store is not None:
+        if test_store.y is None and not isinstance(y, str):
+            raise StoreError(
+                f"{test_store.path.name} has no labels, and a test store is scored by its own: extract it from class "
+                "folders, or from a manifest with labels"
+            )
         X_test, y_test = test_store.X, labels_of(test_store, y if isinstance(y, str) else None)
         _refuse_unlike(store, labels, test_store, y_test, allow_duplicates)
         if isinstance(groups, str) and groups in test_store.columns:

@@ -9,7 +9,7 @@ import numpy as np
 from featx.display import printable_lines
 from featx.errors import count, readable
 from featx.report.columns import PlainTable
-from featx.store import FeatureStore, can_merge, rounding_note
+from featx.store import FeatureStore, not_merged_since, rounding_note
 
 _CHANGES = {"meaning": "the meaning", "rounding": "the rounding", "recorded": "nothing"}
 _MOST = 20  # lines of a list
@@ -90,8 +90,16 @@ def together_text(first: FeatureStore, second: FeatureStore) -> str:
     if not shared or recipe.other_meaning(other):
         return "their rows cannot be used together" + ("" if shared else ": they share no layer")
     note = rounding_note(recipe, other, (first.path.name, second.path.name))
-    merges = "featx merge can join them" if can_merge(first, second) else "featx merge cannot join them"
-    return printable_lines([f"one can be searched and the other its --test-store{': ' + note if note else ''}", merges])
+    both = len(np.intersect1d(first.ids, second.ids))
+    if both == len(first) == len(second):
+        search = "featx search takes both at once: they hold the same images"
+    elif both:
+        search = f"neither can be the other's --test-store: {count(both, 'image')} are in both"
+    else:
+        search = "one can be searched and the other its --test-store"
+    reason = not_merged_since(first, second)
+    merges = f"featx merge cannot join them: {reason}" if reason else "featx merge can join them"
+    return printable_lines([f"{search}{': ' + note if note else ''}", merges])
 
 
 def notes_text(store: FeatureStore) -> str:

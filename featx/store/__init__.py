@@ -9,7 +9,7 @@ from featx.store.exporting import export
 from featx.store.files import refuse_unwritable
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
-from featx.store.merging import can_merge, copy_rows, merge
+from featx.store.merging import copy_rows, merge, not_merged_since
 from featx.store.reader import FeatureStore
 from featx.store.recipe import Difference, Recipe, collection_digest
 from featx.store.rows import RowFile
@@ -23,7 +23,6 @@ __all__ = [
     "RowFile",
     "StoreWriter",
     "Unfinished",
-    "can_merge",
     "collection_digest",
     "copy_rows",
     "discard",
@@ -31,6 +30,7 @@ __all__ = [
     "image_keys",
     "is_unfinished",
     "merge",
+    "not_merged_since",
     "refuse_running",
     "refuse_unwritable",
     "rounding_note",

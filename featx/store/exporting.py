@@ -82,12 +82,18 @@ def export(
         store.recipe.some(names).layer(None)  # says which there are
     again = output.is_file() and not replace and _may_be(output, store, names)  # a kill after it had its name
     files.refuse_existing(output, replace or again)
-    with files.written_aside(output) as file:
+    with contextlib.suppress(_Same), files.written_aside(output) as file:
         writers[output.suffix](file, output, store, names, compression or "gzip")
         file.flush()
-        if again and not filecmp.cmp(files.beside(output, ".writing"), output, shallow=False):
-            files.refuse_existing(output, replace)
+        if again:
+            if not filecmp.cmp(files.beside(output, ".writing"), output, shallow=False):
+                files.refuse_existing(output, replace)
+            raise _Same
     return output
+
+
+class _Same(Exception):
+    """The output has these bytes already, and stays."""
 
 
 def _may_be(output: Path, store: FeatureStore, layers: list[str]) -> bool:

@@ -25,6 +25,10 @@ def align(
     else:
         csv = read_manifest(labels)
         name = str(labels)
+        if id_column is None and not {"id", "path"} & csv.keys():
+            raise StoreError(
+                f"{name} has no column 'id' of the images' ids; it has {', '.join(csv)}: rename one of them"
+            )
         id_column = id_column or ("path" if "path" in csv and "id" not in csv else "id")
         names = column(csv, id_column, labels, "id_column")
         values = column(csv, label_column, labels, "label_column")
@@ -34,6 +38,10 @@ def align(
             raise StoreError(f"every id needs one row in {name}; there several times: {listed(twice)}")
     missing = [key for key in ids if key not in table]
     if missing:
-        close = nearest(missing[0], list(table)[:1000])
-        raise StoreError(f"{len(missing):,} of {len(ids):,} images have no label in {name}: {listed(missing)}{close}")
+        others = [key for key in table if key not in set(ids)] if len(missing) == len(ids) else []
+        close = nearest(missing[0], others[:1000])
+        raise StoreError(
+            f"{len(missing):,} of {len(ids):,} images have no label in {name}, and every image needs one: "
+            f"{listed(missing)}{close}"
+        )
     return as_labels([table[key] for key in ids], target, ids)

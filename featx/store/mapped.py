@@ -57,7 +57,7 @@ class Mapped:
         except (OSError, ValueError, OverflowError) as error:
             raise StoreError(f"cannot open {path} as a store: it cannot be read ({error})") from error
         if (version := layout.version_of(page)) is None:
-            raise StoreError(f"{path} is not a featx store; featx extract makes one")
+            raise StoreError(f"{path} is not a featx store; featx extract makes one, under another name")
         if version not in layout.VERSIONS:
             known = " and ".join(map(str, layout.VERSIONS))
             raise StoreError(f"{path} has format version {version}; this featx reads {known}: update it")

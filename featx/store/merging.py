@@ -116,16 +116,25 @@ def merge(
     return FeatureStore(output)
 
 
-def can_merge(*stores: FeatureStore) -> bool:
-    """Whether `merge` would join stores: made alike, of different images, with labels and columns of one kind."""
+def not_merged_since(*stores: FeatureStore) -> str:
+    """Why `merge` would not join stores, or "" if it would."""
     try:
         _refuse_unlike(stores)
-    except StoreError:
-        return False
-    return True
+    except RecipeError:
+        return "it takes stores whose recipes are equal"
+    except StoreError as error:
+        return str(error)
+    return ""
 
 
 def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
+    times = Counter(name for store in stores for name in store.ids.tolist())
+    if twice := [name for name, number in times.items() if number > 1]:
+        raise StoreError(
+            f"a merge takes every image once; {count(len(twice), 'image')} in several of the stores: {listed(twice)}. "
+            "If those are other images of the same names, extract their folders by their common parent: ids then begin "
+            "with it. featx search takes several stores of the same images"
+        )
     first = stores[0]
     for other in stores[1:]:
         where = (f"in {first.path.name}", f"in {other.path.name}")
@@ -139,12 +148,6 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
         if first.columns.keys() != other.columns.keys():
             has = [f"{one.path.name} {listed(one.columns, 20) or 'none'}" for one in (first, other)]
             raise StoreError(f"a merge takes stores with the same columns; {has[0]}, {has[1]}: extract one again")
-    times = Counter(name for store in stores for name in store.ids.tolist())
-    if twice := [name for name, number in times.items() if number > 1]:
-        raise StoreError(
-            f"a merge takes every image once; {count(len(twice), 'image')} in several of the stores: {listed(twice)}. "
-            "If others have the same names, extract their folders by their common parent: ids then begin with it"
-        )
 
 
 def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> None:
