@@ -27,7 +27,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     A drop-in for scikit-learn's class with any of its solvers but "liblinear" (which penalises the intercept), except:
 
     - `tol` bounds a norm of the gradient relative to that at W = 0, whatever the units of X; `max_iter` is 1000. At the
-      default, the objective is estimated to be within 1e-5 of its minimum, relative to it; within 1e-3 if X has 2**20
+      default, the objective is estimated to be within 1e-5 of its minimum, relative to it; within 1e-4 if X has 2**20
       elements or more.
     - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
     - A row of weight 2 has the same objective as the row twice; the two fits stop at different points within `tol`.
