@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from featx.errors import StoreError, listed, nearest
+from featx.errors import SourceError, StoreError, listed, nearest
 from featx.manifest import as_labels, column, read_manifest
 
 
@@ -26,8 +26,9 @@ def align(
         csv = read_manifest(labels)
         name = str(labels)
         if id_column is None and not {"id", "path"} & csv.keys():
-            raise StoreError(
-                f"{name} has no column 'id' of the images' ids; it has {', '.join(csv)}: rename one of them"
+            has = ", ".join(csv)
+            raise SourceError(
+                f"{name} has no column 'id'; it has {has}: rename that of the images' ids (id_column= in Python)"
             )
         id_column = id_column or ("path" if "path" in csv and "id" not in csv else "id")
         names = column(csv, id_column, labels, "id_column")
