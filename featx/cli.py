@@ -684,12 +684,6 @@ def search(
             "--label-column reads numbers of the searched store only; give both stores labels by extracting"
         )
     opened = [FeatureStore(path) for path in stores]
-    for store in opened[1:]:
-        if lacking := sorted(set(opened[0].ids.tolist()) - set(store.ids.tolist())):
-            raise StoreError(
-                f"stores that are searched together hold the same images; {store.path.name} lacks {listed(lacking)}. "
-                "featx merge makes one store of several with different images"
-            )
     test_rows = validation_rows = None
     if tests_by_column is not None:
         test_rows = _split_rows(opened[0], tests_by_column, "test" if test_value is None else test_value)

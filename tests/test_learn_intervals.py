@@ -95,6 +95,14 @@ def test_most_intervals_of_held_out_scores_hold_the_truth():
     assert max(wrong.values()) <= 12, wrong
 
 
+def test_an_interval_over_few_groups_is_not_known():
+    y = np.arange(24) % 2
+    right = np.where(np.arange(24) == 5, 1 - y, y)
+    assert np.isnan(held_out_interval(ACCURACY, y, right, np.arange(24) // 12)).all()
+    low, high = held_out_interval(ACCURACY, y, right, np.arange(24) // 4)
+    assert low < 23 / 24 <= high
+
+
 def test_images_that_go_together_say_less():
     y = np.tile(["a", "b"], 100)
     predicted = np.where(np.arange(200) < 150, y, "c")

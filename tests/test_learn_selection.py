@@ -213,6 +213,13 @@ def test_a_layer_that_one_of_several_stores_lacks_names_that_store(store, pixels
     message(error)
 
 
+@pytest.mark.parametrize("given", ["a.h5", Path("a.h5"), ["a.h5"]])
+def test_a_path_is_no_store(given):
+    with pytest.raises(FeatxError, match=r"got .*'a\.h5'.*; featx.FeatureStore\(path\) opens one") as error:
+        select_model(given, **QUICK)
+    message(error)
+
+
 def test_one_layer_and_one_estimator_need_no_list(pixels, store):
     one, listed = (
         select_model(store, layers=layers, estimators=estimators, **QUICK)
@@ -224,7 +231,7 @@ def test_one_layer_and_one_estimator_need_no_list(pixels, store):
 
 def test_stores_of_other_images_are_refused(root, store):
     later = extracted(root, "later", "later-pixels.h5", "bundled:pixels")
-    with pytest.raises(KeysError, match="are not in later-pixels.h5"):
+    with pytest.raises(KeysError, match="hold the same images; later-pixels.h5 lacks 'dark/"):
         select_model([store, later], **QUICK)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -9,7 +10,7 @@ from numbers import Integral
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError, StoreError, listed
+from featx.errors import FeatxError, KeysError, StoreError, listed
 from featx.learn.features import StoredFeatures
 from featx.learn.metrics import Metric
 from featx.learn.splits import Split, Tied, column_of, group_numbers, hold_out, is_numeric, refuse_parted, tie
@@ -78,7 +79,7 @@ class Question:
         Raises
         ------
         FeatxError
-            A group, or images of the same content, would be parted.
+            A group, or images of the same content, would be split between training and test.
         """
         rows = self.stores[0].rows(self.X)
         chosen = _mask(chosen, len(self.stores[0]), "validation_rows")[rows]
@@ -109,7 +110,7 @@ def ask(
     test_store: FeatureStore | None = None,
 ) -> Question:
     """Parameters and errors as of `select_model`."""
-    stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
+    stores = [stores] if isinstance(stores, FeatureStore | str | os.PathLike) else list(stores)
     if strange := [other for other in stores if not isinstance(other, FeatureStore)]:
         raise FeatxError(f"a store is a featx.FeatureStore; got {strange[0]!r}; featx.FeatureStore(path) opens one")
     store = stores[0]
@@ -119,7 +120,12 @@ def ask(
     if not is_numeric(labels) and len(np.unique(labels)) < 2:
         raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
     for other in stores[1:]:
-        other.rows(store.X)  # raises where the images differ
+        if len(lacking := np.setdiff1d(store.ids, other.ids)):
+            raise KeysError(
+                f"stores that are searched together hold the same images; {other.path.name} lacks "
+                f"{listed(lacking.tolist())}. featx merge makes one store of several with different images"
+            )
+        other.rows(store.X)  # raises where images of the same id differ
     numbers = group_numbers(store, groups)
     tied = tie(store, numbers, allow_duplicates)
     if test_store is not None:

@@ -104,7 +104,7 @@ class Selection:
     steps : what is between features and scaler, in words: "l2", "power", "pca 256"; where there are fewer components
         than asked for, how many were kept: "pca 256 (64 to 256 kept, all there are)"
     n_duplicates : images whose content another one has too, and that were kept on one side
-    n_groups : groups of images that were never parted, or None if no groups were given
+    n_groups : groups of images that were never split between training and test, or None if no groups were given
     X_test, y_test, predicted : the images held out, (m, 1) keys and (m,) labels, or None
     decisions : (m,) for two classes or (m, k) decision scores, where `scoring` judges these, else None
     confidence : (m,) decision score of what was predicted, or None where an estimator has none

@@ -1,7 +1,7 @@
 """A plan and the folds in; what scikit-learn's `_fit_and_score` answers for each candidate and fold out.
 
-What cannot be shared after all (a row that is not finite, a transformer that fails) is done the stock way, which says
-of each candidate what is wrong with it.
+What cannot be shared after all (a row that is not finite, a transformer that fails) falls back to scikit-learn, which
+says of each candidate what is wrong with it.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ class Run:
             print(self.task.said(entry, split, answer))
 
     def _leave(self, entries: Iterable[Entry], error: Exception) -> None:
-        """Have the stock way answer what has no answer yet."""
+        """Have scikit-learn fit and score what has no score yet."""
         known = {id(entry) for entry, _ in self._left}
         reason = (
             f"{type(error).__name__}: {' '.join(str(error).split())}"  # not the error, which would hold on to the rows

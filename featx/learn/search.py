@@ -235,7 +235,7 @@ class _Rounds:
 
 
 def _has_callbacks(search: SharedSearch) -> bool:
-    """Whether scikit-learn's callbacks are set, on the search or on what it fits: then its own way is gone."""
+    """Whether scikit-learn's callbacks are set, on the search or on what it fits: these need its own fits."""
     estimators = [search, search.estimator]
     if hasattr(search.estimator, "get_params"):
         estimators += [value for value in search.estimator.get_params().values() if isinstance(value, BaseEstimator)]

@@ -25,7 +25,7 @@ Split = tuple[np.ndarray, np.ndarray]  # positions to train on, positions to tes
 class Tied:
     """Which images stay together.
 
-    numbers : (n,) the same number for images that are never parted
+    numbers : (n,) the same number for images that are never split between training and test
     noun : what such a number stands for: "groups" or "different images"
     """
 
@@ -79,7 +79,7 @@ def tie(store: FeatureStore, groups: np.ndarray | None, allow_duplicates: bool) 
     Parameters
     ----------
     groups : (n,) numbers, optional
-    allow_duplicates : whether images of the same content may be parted
+    allow_duplicates : whether images of the same content may be split between training and test
 
     Returns
     -------

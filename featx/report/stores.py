@@ -9,7 +9,7 @@ import numpy as np
 from featx.display import printable_lines
 from featx.errors import count, readable
 from featx.report.columns import PlainTable
-from featx.store import FeatureStore, not_merged_since, rounding_note
+from featx.store import FeatureStore, merge_refusal, rounding_note
 
 _CHANGES = {"meaning": "the meaning", "rounding": "the rounding", "recorded": "nothing"}
 _MOST = 20  # lines of a list
@@ -97,7 +97,7 @@ def together_text(first: FeatureStore, second: FeatureStore) -> str:
         search = f"neither can be the other's --test-store: {count(both, 'image')} are in both"
     else:
         search = "one can be searched and the other its --test-store"
-    reason = not_merged_since(first, second)
+    reason = merge_refusal(first, second)
     merges = f"featx merge cannot join them: {reason}" if reason else "featx merge can join them"
     return printable_lines([f"{search}{': ' + note if note else ''}", merges])
 

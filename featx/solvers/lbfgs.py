@@ -181,7 +181,7 @@ class _Run:
         length = torch.where(self.doubted, 0.0, self.length).to(self.U.dtype)
         trial = torch.addcmul(self.U, length[:, None], self.direction)
         asked_exact = self.doubted | self.distrusted
-        if (asked_exact & tried).any() and self._are_few(tried & ~asked_exact):
+        if self._are_few(tried & ~asked_exact) and (asked_exact & tried).any():
             asked_exact |= tried
         point = Point(self.value, self.gradient, self.curvature)
         for chosen, evaluate in ((asked_exact, self.objective.exact), (~asked_exact, self.objective.low)):
@@ -198,7 +198,7 @@ class _Run:
 
     def _are_few(self, problems: Tensor) -> bool:
         """Whether low precision gains them little."""
-        return int(problems.sum()) * self.pairs.k < _FEW
+        return self.objective.anchored and int(problems.sum()) * self.pairs.k < _FEW
 
     def _aim(self) -> None:
         metric = self.metric.flatten(1)  # (b, K)

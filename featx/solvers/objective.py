@@ -125,7 +125,7 @@ class Objective:
         if self.squares is not None:
             free = like.new_zeros(len(self.squares), int(design.free))
             self.stretch = torch.cat([self.squares.diagonal(dim1=1, dim2=2), free], 1)  # (F, D)
-        self.shared: tuple[list[int], list[list[_Part]]] = ([], [])
+        self._last: tuple[list[int], list[list[_Part]]] = ([], [])
         self._measure()
         self.widest = (self.spectrum * design.penalised).max()  # not the free intercept, which may be larger
         # a piece costs its problems a copy of their coordinates: of fewer rows, that is more than is saved
@@ -163,7 +163,7 @@ class Objective:
 
     def keep(self, which: Tensor) -> None:
         """Only these of the problems, from now on."""
-        self.batch, self.shared = self.batch[which], ([], [])
+        self.batch, self._last = self.batch[which], ([], [])
         self._measure()
         moves = [(to, of) for to, of in enumerate(which.tolist()) if to != of]
         for name in _STATE if self.anchored else ():
@@ -265,9 +265,9 @@ class Objective:
     def _shares(self, problems: Tensor) -> list[list[_Part]]:
         """What each thread does in a pass; that of the last pass is kept."""
         numbers = problems.tolist()
-        if numbers != self.shared[0]:
-            self.shared = numbers, self._cut(problems)
-        return self.shared[1]
+        if numbers != self._last[0]:
+            self._last = numbers, self._cut(problems)
+        return self._last[1]
 
     def _cut(self, problems: Tensor) -> list[list[_Part]]:
         folds, k, D = self.batch.fold[problems], self.batch.k, len(self.batch.design.spectrum)

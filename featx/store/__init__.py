@@ -9,7 +9,7 @@ from featx.store.exporting import export
 from featx.store.files import refuse_unwritable
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
-from featx.store.merging import copy_rows, merge, not_merged_since
+from featx.store.merging import copy_rows, merge, merge_refusal
 from featx.store.reader import FeatureStore
 from featx.store.recipe import Difference, Recipe, collection_digest
 from featx.store.rows import RowFile
@@ -30,7 +30,7 @@ __all__ = [
     "image_keys",
     "is_unfinished",
     "merge",
-    "not_merged_since",
+    "merge_refusal",
     "refuse_running",
     "refuse_unwritable",
     "rounding_note",

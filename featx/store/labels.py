@@ -39,8 +39,8 @@ def align(
             raise StoreError(f"every id needs one row in {name}; there several times: {listed(twice)}")
     missing = [key for key in ids if key not in table]
     if missing:
-        others = [key for key in table if key not in set(ids)] if len(missing) == len(ids) else []
-        close = nearest(missing[0], others[:1000])
+        # where some images are found, the ids in the table are spelt right
+        close = nearest(missing[0], list(table)[:1000]) if len(missing) == len(ids) else ""
         raise StoreError(
             f"{len(missing):,} of {len(ids):,} images have no label in {name}, and every image needs one: "
             f"{listed(missing)}{close}"

@@ -116,7 +116,7 @@ def merge(
     return FeatureStore(output)
 
 
-def not_merged_since(*stores: FeatureStore) -> str:
+def merge_refusal(*stores: FeatureStore) -> str:
     """Why `merge` would not join stores, or "" if it would."""
     try:
         _refuse_unlike(stores)
