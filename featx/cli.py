@@ -59,7 +59,9 @@ class _Commands(TyperGroup):
         except TyperException as error:
             if not standalone_mode:
                 raise
-            if line := _misused(error):  # there is none where the help was printed instead
+            words = args[0] if args else options.get("args") or sys.argv[1:]
+            command = " ".join(["featx", *(word for word in words[:1] if word in self.commands)])
+            if line := _misused(error, command):  # there is none where the help was printed instead
                 _complain(line)
             code = error.exit_code
         if standalone_mode:
@@ -67,13 +69,19 @@ class _Commands(TyperGroup):
         return code
 
 
-def _misused(error: Any) -> str:
-    """What is wrong with the words of a command, and what says which there are; error : typer's, of whatever type."""
+def _misused(error: Any, command: str) -> str:
+    """What is wrong with the words of a command, and what says which there are.
+
+    Parameters
+    ----------
+    error : typer's, of whatever type
+    command : where the error doesn't say
+    """
     text = " ".join(error.format_message().split())
     if not text:
         return ""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
-    command = context.command_path if context is not None else "featx"
+    command = context.command_path if context is not None else command
     if context is not None and type(error).__name__ == "NoSuchOption":
         options = [name for one in context.command.get_params(context) for name in one.opts]
         text = f"{command} has no option {error.option_name}{nearest(error.option_name, options)}"

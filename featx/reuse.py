@@ -78,8 +78,9 @@ class Old:
         if self.labels_differ:
             found.append(self.labels_differ)
         if found and not replacing:
+            holds = "has other labels or columns" if found == [self.labels_differ] else "holds other images"
             raise RecipeError(
-                f"{path} holds other images: {'; '.join(found)}. Choose another output, or --replace it "
+                f"{path} {holds}: {'; '.join(found)}. Choose another output, or --replace it "
                 "(replace=True): rows that still serve are copied"
             )
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import sys
+import zipfile
 from pathlib import Path
 from urllib.error import URLError
 
@@ -297,6 +298,19 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
     with pytest.raises(BackboneError, match=r"other\.pth (is not a state dict|does not fit)") as error:
         _ = Backbone("squeezenet1_1", tmp_path / "other.pth").module
     message(error)
+
+
+def test_a_compressed_state_dict_is_refused_before_it_is_decompressed(tmp_path, monkeypatch):
+    torch.save({"weight": torch.zeros(2**20)}, tmp_path / "stored.pth")
+    with zipfile.ZipFile(tmp_path / "stored.pth") as stored:
+        members = {member.filename: stored.read(member) for member in stored.infolist()}
+    with zipfile.ZipFile(tmp_path / "small.pth", "w", zipfile.ZIP_DEFLATED) as small:
+        for name, content in members.items():
+            small.writestr(name, content)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(BackboneError, match=r"small\.pth is not a state dict") as error:
+        _ = Backbone("squeezenet1_1", tmp_path / "small.pth").module
+    assert isinstance(error.value.__cause__, ValueError)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])

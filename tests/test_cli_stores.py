@@ -135,7 +135,7 @@ def test_notes_name_duplicates_with_different_labels_and_overflow(tmp_path: Path
     save_noise(tmp_path / "photos" / "bee" / "again.png", seed=0)  # the same as ant_0
     told = _done("extract", tmp_path / "photos", "-o", tmp_path / "photos.h5", *PIXELS)
     assert "different labels" in told and "ant/ant_0.png (ant), bee/again.png (bee)" in told
-    assert "1 image with the same content as another" in _done("info", tmp_path / "photos.h5")
+    assert "2 images have the same content as another one" in _done("info", tmp_path / "photos.h5")
 
 
 def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path, monkeypatch) -> None:

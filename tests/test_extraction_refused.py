@@ -78,7 +78,7 @@ def test_other_labels_and_columns_are_refused_and_replaced_without_computing(tmp
     streamed.clear()
     others = [{"labels": list("aabb")}, {"labels": [1, 2, 3, 4], "target": "numeric"}]
     for options in others:
-        refused(lambda options=options: run(store.path, range(4), **options), store.path, "other labels", "align")
+        refused(lambda options=options: run(store.path, range(4), **options), store.path, "has other labels", "align")
     refused(lambda: run(store.path, range(5)), store.path, "it has labels, and these images have none")
     replaced = run(store.path, range(4), replace=True, **others[0])
     assert replaced.y.tolist() == list("aabb") and not streamed
@@ -87,7 +87,7 @@ def test_other_labels_and_columns_are_refused_and_replaced_without_computing(tmp
 
 def test_labels_for_a_store_that_has_none_are_refused(tmp_path, run):
     store = run(tmp_path / "a.h5", range(4))
-    refused(lambda: run(store.path, range(4), labels=list("abab")), store.path, "other labels", "align")
+    refused(lambda: run(store.path, range(4), labels=list("abab")), store.path, "has other labels", "align")
 
 
 def test_other_columns_of_a_manifest_are_refused(tmp_path):

@@ -213,7 +213,7 @@ def test_the_answer_puts_the_flattered_score_before_the_one_that_is_not(selectio
     found = searched(selection, made(LAYERS))
     nested = nested_of(found.candidates)
     text = selection_text(replace(found, nested=nested, steps=("l2", "pca 8"), n_groups=7, n_duplicates=2))
-    order = ["l2, pca 8", "7 groups", "2 images are there more than once", "flattered", "nested", "held out: "]
+    order = ["l2, pca 8", "7 groups", "2 images have the same content as another one", "flattered", "nested", "held out: "]
     assert sorted(order, key=text.index) == order
     assert f"{found.held_out:.3f} [{found.held_out_interval.low:.3f}" in text  # type: ignore[union-attr]
     assert "3 of 4 outer splits, interrupted" in text

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import stat
+import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,8 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
     try:
         if file.endswith(".safetensors"):
             state = safetensors.torch.load(content)
+        elif _is_deflated(content):
+            raise ValueError("a few bytes would take any amount of memory")
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and safetensors errors of many types
@@ -103,6 +106,15 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     return state, sha256, len(content)
+
+
+def _is_deflated(content: bytes) -> bool:
+    """Whether this is a zip file with members that take more bytes than it has; torch.save stores them as they are."""
+    opened = io.BytesIO(content)
+    if not zipfile.is_zipfile(opened):
+        return False
+    with zipfile.ZipFile(opened) as archive:
+        return sum(member.file_size for member in archive.infolist()) > len(content)
 
 
 def load_state(module: nn.Module, state: dict[str, Any], file: str, name: str) -> None:

@@ -40,7 +40,9 @@ def _search_lines(selection: Selection) -> list[str]:
     if selection.n_groups is not None:
         lines.append(f"{selection.n_groups:,} groups of images were never split between training and test")
     if selection.n_duplicates:
-        lines.append(f"{selection.n_duplicates:,} images are there more than once; copies were kept on one side")
+        lines.append(
+            f"{selection.n_duplicates:,} images have the same content as another one; copies were kept on one side"
+        )
     n = len(selection.candidates)
     among = f"{'best' if chosen == selection.best else 'chosen'} of {n:,} " if n > 1 else ""
     score = scored(chosen.mean, chosen.interval, scoring)

@@ -35,8 +35,8 @@ def store_table(store: FeatureStore) -> PlainTable:
     if store.failures:
         table.add_row("unreadable", f"{count(len(store.failures), 'image')} without rows, listed below")
     if store.duplicates:
-        again = sum(len(group) - 1 for group in store.duplicates)
-        table.add_row("duplicates", f"{count(again, 'image')} with the same content as another")
+        copies = sum(map(len, store.duplicates))
+        table.add_row("duplicates", f"{copies:,} images have the same content as another one")
     for name, tap in recipe.taps.items():
         size = len(store) * store.row_bytes(name)
         others = [alias for alias, meant in recipe.aliases.items() if meant == name]
