@@ -27,8 +27,8 @@ from solve_data import RESULTS, SLOW_SECONDS, Cell, labels, power_law
 
 from featx.learn import LogisticRegression
 from featx.solvers import Loss, Problem, Solution, solve
-from featx.solvers.machine import device_of, low_type
-from featx.solvers.products import product
+from featx.solvers.hardware import device_of, low_type
+from featx.solvers.matmul import product
 
 GPU_BYTES = 40e9  # what D asks for
 CPU_FLOP = 1e10  # of a pass of all of D's problems, which a CPU is given too

@@ -869,7 +869,7 @@ def _keep(result: Selection | ProtocolResult, results: Path | None, figure: Path
     """Write what was asked for; lines that say so."""
     from featx.learn import Selection
     from featx.report import protocol_figure, results_csv, results_json, selection_figure
-    from featx.store.files import written_aside
+    from featx.store import written_aside
 
     lines = []
     if results is not None:

@@ -22,7 +22,7 @@ from faults import REAL, Steps, Unsynced
 from helpers import digests_of, left_in, recipe, rows_of
 
 from featx.errors import ImageError
-from featx.store import FeatureStore, StoreWriter, closing, export, layout, merge, writer
+from featx.store import FeatureStore, StoreWriter, compaction, export, layout, merge, writer
 
 FINISHED, KILLED = 0, -signal.SIGKILL
 
@@ -173,7 +173,11 @@ class Trial:
     """
 
     def __init__(self, folder: str, run: Run, power: bool = False) -> None:
-        writer._SYNC_BYTES, closing._MOVE_BYTES, layout._BLOCK_BYTES = run.sync_bytes, run.move_bytes, run.block_bytes
+        writer._SYNC_BYTES, compaction._MOVE_BYTES, layout._BLOCK_BYTES = (
+            run.sync_bytes,
+            run.move_bytes,
+            run.block_bytes,
+        )
         self.folder, self.aside = Path(folder) / "store", Path(folder) / "aside"
         for path in (self.folder, self.aside):
             path.mkdir()

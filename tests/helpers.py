@@ -16,6 +16,8 @@ from PIL import Image
 from featx.errors import FeatxError, ImageError
 from featx.store import FeatureStore, Recipe, StoreWriter
 
+TESTS = Path(__file__).parent
+
 
 def noise(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
     """(h, w, 3) uint8 noise; no two seeds give the same picture."""

@@ -1,6 +1,6 @@
 """`python make_version1.py` made `data/version1.h5`, the store of version 1 that every later featx must open.
 
-The file is never made anew: `test_store_version1.py` knows its digest, and that this writes the same bytes.
+The file is never made anew: `test_version1.py` knows its digest, and that this writes the same bytes.
 """
 
 from __future__ import annotations

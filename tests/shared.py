@@ -18,8 +18,8 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 import featx
-from featx import extraction
-from featx.store import closing, writer
+from featx.extraction import plans
+from featx.store import compaction, writer
 
 # Matrices of tests are small: a second thread only waits, and takes the core from who shares it.
 torch.set_num_threads(1)
@@ -70,9 +70,9 @@ def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     raise raised
                 yield block
 
-        stream = extraction.stream
+        stream = plans.stream
         with monkeypatch.context() as patched, pytest.raises(type(raised)):
-            patched.setattr(extraction, "stream", blocks)
+            patched.setattr(plans, "stream", blocks)
             run()
 
     return broken
@@ -82,13 +82,13 @@ def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def streamed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], list[int]]]:
     """(layers, positions of the images to do) of each pass through the network from now on."""
     found: list[tuple[tuple[str, ...], list[int]]] = []
-    stream = extraction.stream
+    stream = plans.stream
 
     def recorded(images, recipe, *, todo, **options):  # type: ignore[no-untyped-def]
         found.append((recipe.layers, todo.nonzero()[0].tolist()))
         return stream(images, recipe, todo=todo, **options)
 
-    monkeypatch.setattr(extraction, "stream", recorded)
+    monkeypatch.setattr(plans, "stream", recorded)
     return found
 
 
@@ -111,14 +111,14 @@ def never(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def computed(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be computed")
 
-    return lambda: monkeypatch.setattr(extraction, "stream", computed)
+    return lambda: monkeypatch.setattr(plans, "stream", computed)
 
 
 @pytest.fixture
 def many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run asks the disk for much, in small parts."""
     monkeypatch.setattr(writer, "_SYNC_BYTES", 0)
-    monkeypatch.setattr(closing, "_MOVE_BYTES", 15_000)
+    monkeypatch.setattr(compaction, "_MOVE_BYTES", 15_000)
 
 
 @pytest.fixture(scope="session")
@@ -126,7 +126,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """What an unbroken `RUN` writes."""
     output = tmp_path_factory.mktemp("whole") / "a.h5"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(closing, "_MOVE_BYTES", 15_000)
+        patched.setattr(compaction, "_MOVE_BYTES", 15_000)
         RUN(output)
     return output.read_bytes()
 

@@ -13,51 +13,41 @@ from helpers import fresh_python
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-LOW = {"display", "errors", "grammar", "manifest", "progress"}
+LOW = {"display", "errors", "grammar", "manifest", "progress", "recipe"}
 MIDDLE = {"images", "backbones", "store", "solvers"}
+LEFT = {"forward", "extraction"}
+LEARN = {f"learn.{room}" for room in ("features", "estimators", "scores", "search", "selection", "protocols", "models")}
 MAY_IMPORT = {
     "display": set(),
     "errors": set(),
     "grammar": set(),
     "manifest": {"errors"},
     "progress": {"display"},
+    "recipe": {"errors", "grammar"},
     **{room: LOW for room in MIDDLE},
-    "passes": LOW | MIDDLE,
-    "trial": LOW | MIDDLE | {"passes"},
-    "forward": LOW | MIDDLE | {"passes", "trial"},  # and nobody else imports passes
-    "reuse": LOW | {"images", "backbones", "store"},
-    "alike": LOW | {"backbones", "store"},
-    "parts": LOW | MIDDLE | {"forward", "reuse"},
-    "processes": LOW | MIDDLE | {"forward"},
-    "extraction": LOW | MIDDLE | {"forward", "reuse", "parts", "processes", "alike"},  # and nobody else imports these
-    "learn": LOW | MIDDLE | {"forward"},
-    **{room: LOW | MIDDLE | {"forward", "extraction", "learn"} for room in ("report", "transfer", "scale")},
-    "demo": LOW | MIDDLE | {"forward", "extraction", "learn", "report"},  # it uses featx as a notebook would
-    "cli": LOW | MIDDLE | {"forward", "extraction", "learn", "report", "transfer", "scale", "demo"},
+    "forward": LOW | MIDDLE,
+    "extraction": LOW | MIDDLE | {"forward"},
+    "learn.estimators": LOW | {"solvers"},
+    "learn.features": LOW | {"store", "forward", "images"},
+    "learn.scores": LOW,
+    "learn.search": LOW | {"store", "solvers", "learn.features", "learn.estimators"},
+    "learn.models": LOW | {"store", "backbones", "learn.features", "learn.estimators", "learn.search"},
+    "learn.selection": LOW | {"store"} | LEARN - {"learn.protocols", "learn.models"},
+    "learn.protocols": LOW | LEARN - {"learn.models"},
+    "learn": LEARN,  # the public list
+    "report": LOW | MIDDLE | LEFT | LEARN | {"learn"},
+    "demo": LOW | MIDDLE | LEFT | LEARN | {"learn", "report"},  # it uses featx as a notebook would
+    "cli": LOW | MIDDLE | LEFT | LEARN | {"learn", "report", "demo"},
     "__main__": {"cli"},
 }
-LEFT_SIDE = {
-    "display",
-    "errors",
-    "grammar",
-    "manifest",
-    "images",
-    "backbones",
-    "store",
-    "passes",
-    "trial",
-    "forward",
-    "processes",
-    "reuse",
-    "alike",
-    "extraction",
-    "progress",
-}
-FILES = sorted(PACKAGE.rglob("*.py"))
+LEFT_SIDE = LOW | MIDDLE | LEFT
+FILES = {file.relative_to(PACKAGE).as_posix(): file.read_text() for file in sorted(PACKAGE.rglob("*.py"))}
 
 
-def room_of(file: Path) -> str:
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def room_of(name: str) -> str:
+    """The room of a file or a module, given its name below featx: "learn/search/planner.py", "store.recipe"."""
+    parts = name.removesuffix(".py").replace("/", ".").removesuffix("__init__").strip(".").split(".")
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in LEARN else parts[0]
 
 
 def imports(source: str) -> Iterator[tuple[str, bool]]:
@@ -71,56 +61,77 @@ def imports(source: str) -> Iterator[tuple[str, bool]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             # `from featx import forward` names a room, `from featx.store import Recipe` an object in one
-            names = [f"featx.{name.name}" for name in node.names] if node.module == "featx" else [str(node.module)]
+            rooms = [f"{node.module}.{name.name}".removeprefix("featx.") for name in node.names]
+            is_room = node.module == "featx" or set(rooms) <= LEARN
+            names = [f"featx.{room}" for room in rooms] if is_room else [str(node.module)]
             yield from ((name, id(node) in inside) for name in names)
 
 
-def rooms_imported(source: str) -> set[str]:
-    names = {name.split(".")[1] for name, _ in imports(source) if name.startswith("featx.")}
-    return {name for name in names if name in MAY_IMPORT}
+def featx_imports(source: str) -> set[str]:
+    """Names below featx of the modules that are imported: "store", "learn.search"."""
+    names = {name.removeprefix("featx.") for name, _ in imports(source) if name.startswith("featx.")}
+    return {name for name in names if room_of(name) in MAY_IMPORT}
 
 
 def test_imports_are_found_wherever_they_stand():
     source = "import featx.images\ndef f():\n    from featx.learn import load\n    from featx import forward, extract\n"
-    assert rooms_imported(source) == {"images", "learn", "forward"}
+    assert featx_imports(source) == {"images", "learn", "forward"}
     assert dict(imports(source)) == {
         "featx.images": False,
         "featx.learn": True,
         "featx.forward": True,
         "featx.extract": True,
     }
+    assert featx_imports("from featx.learn import search") == {"learn.search"}
+    assert room_of("learn/__init__.py") == "learn" and room_of("learn/search/__init__.py") == "learn.search"
 
 
-def test_every_file_is_in_a_room_that_has_a_place():
-    assert {room_of(file) for file in FILES} - {"__init__"} <= MAY_IMPORT.keys()
+def test_every_room_has_a_place_and_every_place_a_room():
+    assert {room_of(name) for name in FILES} - {""} == MAY_IMPORT.keys()
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_imports_point_down_only(file):
-    room = room_of(file)
-    if room == "__init__":
-        return  # lists the public names; tested below
-    assert rooms_imported(file.read_text()) <= MAY_IMPORT[room] | {room}
+def test_imports_point_down_only():
+    wrong = {
+        f"{name} imports {module}"
+        for name, source in FILES.items()
+        for module in featx_imports(source)
+        if name != "__init__.py" and room_of(module) not in MAY_IMPORT[room_of(name)] | {room_of(name)}
+    }
+    assert not wrong
 
 
-@pytest.mark.parametrize("room", sorted(LEFT_SIDE))
-def test_nothing_left_of_the_file_imports_scikit_learn(room):
-    for file in FILES:
-        if room_of(file) == room:
-            assert not any(name.split(".")[0] in ("sklearn", "skops") for name, _ in imports(file.read_text())), file
+def test_a_room_is_used_by_what_its_init_lists():
+    wrong = {
+        f"{name} imports {module}"
+        for name, source in FILES.items()
+        for module in featx_imports(source)
+        if room_of(module) not in (module, room_of(name))
+    }
+    assert not wrong
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(PACKAGE).as_posix())
-def test_nothing_needs_the_hdf5_library(file):
-    assert not {"h5py", "hdf5plugin", "tables"} & {name.split(".")[0] for name, _ in imports(file.read_text())}
+def test_walls_are_no_wider_than_what_stands():
+    """A wall that nobody needs open is closed."""
+    used = {room: set() for room in MAY_IMPORT}
+    for name, source in FILES.items():
+        used.get(room_of(name), set()).update(map(room_of, featx_imports(source)))
+    for room in LEARN:
+        assert MAY_IMPORT[room] - LOW - used[room] == set(), room
+
+
+def test_nothing_left_of_the_file_imports_scikit_learn_and_nothing_needs_the_hdf5_library():
+    for name, source in FILES.items():
+        libraries = {module.split(".")[0] for module, _ in imports(source)}
+        assert not {"h5py", "hdf5plugin", "tables"} & libraries, name
+        assert room_of(name) not in LEFT_SIDE or not {"sklearn", "skops"} & libraries, name
 
 
 def test_learning_reaches_for_the_forward_pass_in_one_place_and_only_when_it_must():
     found = [
-        (file.name, lazy)
-        for file in FILES
-        if room_of(file) == "learn"
-        for name, lazy in imports(file.read_text())
+        (file, lazy)
+        for file, source in FILES.items()
+        if room_of(file).startswith("learn")
+        for name, lazy in imports(source)
         if name.startswith("featx.forward")
     ]
     assert [lazy for _, lazy in found] == [True]

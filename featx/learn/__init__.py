@@ -3,23 +3,22 @@
 Decodes nothing and loads no network, except to predict on new images, through `forward.stream`.
 """
 
-from featx.learn.centroid import NearestCentroid
-from featx.learn.draws import few_shot, learning_curves
+from featx.learn.estimators import (
+    SVC,
+    SVR,
+    Fit,
+    KNeighborsClassifier,
+    LinearSVC,
+    LogisticRegression,
+    NearestCentroid,
+    Ridge,
+    RidgeClassifier,
+)
 from featx.learn.features import ImageFeatures, StoredFeatures
-from featx.learn.fits import Fit
-from featx.learn.halving import HalvingGridSearchCV, HalvingRandomSearchCV
-from featx.learn.linear_svc import LinearSVC
-from featx.learn.logistic import LogisticRegression
-from featx.learn.neighbors import KNeighborsClassifier
-from featx.learn.parsimony import one_se
-from featx.learn.persistence import load, save
-from featx.learn.prediction import Prediction, predict_images
-from featx.learn.protocols import knn_probe, linear_probe
-from featx.learn.ranking import Candidate, Interrupted, Nested, ProtocolResult, Selection
-from featx.learn.ridge import Ridge, RidgeClassifier
-from featx.learn.search import GridSearchCV, RandomizedSearchCV
-from featx.learn.selection import select_model
-from featx.learn.svm import SVC, SVR
+from featx.learn.models import Prediction, load, predict_images, save
+from featx.learn.protocols import few_shot, knn_probe, learning_curves, linear_probe
+from featx.learn.search import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
+from featx.learn.selection import Candidate, Interrupted, Nested, ProtocolResult, Selection, one_se, select_model
 
 __all__ = [
     "Candidate",
@@ -53,3 +52,6 @@ __all__ = [
     "save",
     "select_model",
 ]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__  # which saved models name: they don't depend on where a class is defined

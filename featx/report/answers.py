@@ -8,19 +8,19 @@ from featx.display import printable_lines
 from featx.report.scores import amount, named, score_name, scored, value_text
 
 if TYPE_CHECKING:
-    from featx.learn.ranking import Nested, ProtocolResult, Selection
+    from featx.learn.selection import Nested, ProtocolResult, Selection
 
 
 def selection_text(result: Selection | ProtocolResult) -> str:
     """The answer in a few lines: first the score that was chosen by, then the one that was not."""
-    from featx.learn.ranking import Selection
+    from featx.learn.selection import Selection
 
     return printable_lines(_search_lines(result) if isinstance(result, Selection) else _protocol_lines(result))
 
 
 def model_text(result: Selection | ProtocolResult) -> str:
     """What a fitted model is, for the line that says where it was saved."""
-    from featx.learn.ranking import Selection
+    from featx.learn.selection import Selection
 
     if isinstance(result, Selection):
         return f"{named(result.chosen)}, fitted on the {result.n_train:,} training images"

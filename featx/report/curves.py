@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from featx.learn.ranking import ProtocolResult
+    from featx.learn.selection import ProtocolResult
 
 _COLOURED = 7  # curves that can be told apart; the others are grey
 

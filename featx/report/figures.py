@@ -13,7 +13,7 @@ from featx.report.heldout import draw_held_out, draw_mistakes, mistake_pictures
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from featx.learn.ranking import Selection
+    from featx.learn.selection import Selection
 
 _WIDTH, _MISTAKES_HEIGHT = 13.0, 2.4
 

@@ -12,7 +12,7 @@ from featx.report.scores import backbone_names, score_name, shortened
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from featx.learn.ranking import Selection
+    from featx.learn.selection import Selection
 
 _MOST_COLUMNS = 22  # of numbers beside one another that can be read
 _LETTER = 0.33  # columns that a letter of a title is wide

@@ -17,7 +17,7 @@ from featx.report.scores import amount, score_name, scored, shortened
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from featx.learn.ranking import Selection
+    from featx.learn.selection import Selection
 
 MISTAKES = 8
 _THUMBNAIL_PX = 256

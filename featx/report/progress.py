@@ -16,7 +16,7 @@ from featx.report.columns import FittedTable
 from featx.report.scores import backbone_names, number, setting
 
 if TYPE_CHECKING:
-    from featx.learn.ranking import Candidate
+    from featx.learn.selection import Candidate
 
 _LEADERS = 5
 

@@ -9,7 +9,7 @@ from featx.report.columns import FittedTable
 from featx.report.scores import amount, backbone_names, named, number, score_name, scored, setting, stacked, value_text
 
 if TYPE_CHECKING:
-    from featx.learn.ranking import Candidate, Curve, Nested, ProtocolResult, Selection
+    from featx.learn.selection import Candidate, Curve, Nested, ProtocolResult, Selection
 
 
 def ranking_table(selection: Selection, most: int = 12) -> FittedTable:

@@ -30,8 +30,8 @@ import numpy as np
 from featx.report.interchange import csv_text, json_text
 
 if TYPE_CHECKING:
-    from featx.learn.intervals import Interval
-    from featx.learn.ranking import Candidate, Nested, ProtocolResult, Selection
+    from featx.learn.scores import Interval
+    from featx.learn.selection import Candidate, Nested, ProtocolResult, Selection
 
 _COLUMNS = (
     *("kind", "rank", "chosen", "partial", "backbone", "layer", "features", "estimator", "parameter", "value"),
@@ -62,7 +62,7 @@ def results_json(result: Selection | Nested | ProtocolResult) -> str:
 
 
 def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
-    from featx.learn.ranking import Nested, Selection
+    from featx.learn.selection import Nested, Selection
 
     if isinstance(result, Nested):
         low, high = _ends(result.interval)
@@ -113,7 +113,7 @@ def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
 
 
 def _rows(result: Selection | Nested | ProtocolResult) -> Iterator[dict[str, Any]]:
-    from featx.learn.ranking import Nested, Selection
+    from featx.learn.selection import Nested, Selection
 
     if isinstance(result, Nested):
         yield from _nested_rows(result)

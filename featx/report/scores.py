@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from featx.display import printable
 
 if TYPE_CHECKING:
-    from featx.learn.intervals import Interval
-    from featx.learn.ranking import Candidate
+    from featx.learn.scores import Interval
+    from featx.learn.selection import Candidate
 
 _WORDS = {
     "balanced_accuracy": "balanced accuracy",

@@ -23,8 +23,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from featx.solvers.history import Pairs, dot
 from featx.solvers.objective import Objective, Point, picked
-from featx.solvers.pairs import Pairs, dot
 from featx.solvers.problems import Status
 
 _DECREASE = 1e-4  # Armijo's condition

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from featx.solvers.history import dot
 from featx.solvers.lbfgs import Minimum, Stopping
 from featx.solvers.losses import logistic
 from featx.solvers.objective import Batch
-from featx.solvers.pairs import dot
 from featx.solvers.problems import Status
 
 _HESSIAN, _HESSIANS = 2**27, 2**30  # multiplications that one, and that one of each column, may take

@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featx.solvers.design import Design
+from featx.solvers.basis import Design
 from featx.solvers.losses import BlockLoss, Sums
-from featx.solvers.products import product
+from featx.solvers.matmul import product
 from featx.solvers.threads import Team, worth_sharing
 
 _LEAST_ROWS = 256  # of a block

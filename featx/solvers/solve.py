@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from featx.solvers.affine import Affine, common_scale, move_of, values_of
+from featx.solvers.basis import Design, Dual, Primal
 from featx.solvers.columns import Columns, weighted_mean
-from featx.solvers.design import Design, Dual, Primal
-from featx.solvers.families import Member, by_weights, factor_of, families_of, mean_weights, members_of, together
+from featx.solvers.groups import Member, by_weights, factor_of, families_of, mean_weights, members_of, together
+from featx.solvers.hardware import budget_of, device_of, low_type
+from featx.solvers.history import PAIRS
 from featx.solvers.lbfgs import Minimum, Stopping, minimise
 from featx.solvers.losses import BlockLoss, logistic, softmax, squared_hinge
-from featx.solvers.machine import budget_of, device_of, low_type
+from featx.solvers.matmul import full_precision
 from featx.solvers.newton import PROVEN, affordable, finish
 from featx.solvers.objective import Batch, Objective
-from featx.solvers.pairs import PAIRS
 from featx.solvers.problems import FREE, Loss, Problem, Solution, Status
-from featx.solvers.products import full_precision
 from featx.solvers.ridge import solve_ridge
 from featx.solvers.threads import Team, threads_for
 

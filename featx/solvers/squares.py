@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from featx.solvers.columns import weighted_mean
+from featx.solvers.matmul import eigenvectors
 from featx.solvers.problems import FREE, NONE, Problem
-from featx.solvers.products import eigenvectors
 
 _MOST = 2**23  # numbers of a block: more are no faster
 _UNEVEN = 1000.0  # columns whose sizes differ by more than this are solved without eigenvectors, which mix them

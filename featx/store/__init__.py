@@ -3,19 +3,20 @@
 Knows nothing of images, networks or scikit-learn.
 """
 
+from featx.recipe import Difference, Recipe, collection_digest
 from featx.store.agreement import rounding_note
 from featx.store.blocks import Damage
 from featx.store.exporting import export
-from featx.store.files import refuse_unwritable
+from featx.store.files import KEPT, refuse_unwritable, told, written_aside
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
 from featx.store.reader import FeatureStore
-from featx.store.recipe import Difference, Recipe, collection_digest
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
 
 __all__ = [
+    "KEPT",
     "Damage",
     "Difference",
     "FeatureStore",
@@ -34,5 +35,10 @@ __all__ = [
     "refuse_running",
     "refuse_unwritable",
     "rounding_note",
+    "told",
     "unfinished",
+    "written_aside",
 ]
+
+for _class in (FeatureStore, Recipe):
+    _class.__module__ = __name__  # which saved models name: they don't depend on where a class is defined

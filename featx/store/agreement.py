@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from featx.store.recipe import Difference, Recipe
+from featx.recipe import Difference, Recipe
 
 # Relative L2 distances of a row.
 FLOAT32_ERROR = 1e-4  # between engines (what "auto" accepts), batch sizes, threads, devices; measured: 8.3e-6 at most

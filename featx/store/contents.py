@@ -14,11 +14,11 @@ import numpy as np
 
 from featx.errors import StoreError
 from featx.manifest import is_padded, text_array
+from featx.recipe import Recipe
 from featx.store import hdf5, layout
 from featx.store.compression import could_hold, filters_of
 from featx.store.hdf5 import Array
 from featx.store.mapped import Mapped, damaged
-from featx.store.recipe import Recipe
 
 _LAYOUT = {
     "images": ("key", "id", "digest"),

@@ -16,9 +16,9 @@ from typing import Any
 import xxhash
 
 from featx.errors import StoreError
+from featx.recipe import Recipe
 from featx.store.files import beside, fsync_folder, is_at, open_alone, told
 from featx.store.layout import GROUP_ROWS
-from featx.store.recipe import Recipe
 
 _FORMAT = "featx-journal 1"
 _STAYS = "what is there stays as it is"

@@ -17,10 +17,10 @@ import xxhash
 
 from featx.errors import StoreError
 from featx.manifest import is_padded
+from featx.recipe import Recipe
 from featx.store import hdf5
 from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import most_bytes
-from featx.store.recipe import Recipe
 
 FORMAT = "featx-store"
 VERSIONS = (1, 2)  # the second has texts that are not padded

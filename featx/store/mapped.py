@@ -151,7 +151,9 @@ def _opened(path: Path) -> int:
         if is_unfinished(path):
             raise StoreError(f"{path} is not finished yet: the featx extract that began it goes on") from error
         siblings = [file.name for file in path.parent.glob("*.h5")] if path.parent.is_dir() else []
-        raise StoreError(f"there is no store {path}{nearest(path.name, siblings) or '; featx extract makes one'}") from error
+        raise StoreError(
+            f"there is no store {path}{nearest(path.name, siblings) or '; featx extract makes one'}"
+        ) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StoreError(f"cannot open {path} as a store: {reason}") from error

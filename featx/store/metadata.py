@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from featx.errors import StoreError, readable
+from featx.recipe import Recipe
 from featx.store import layout
 from featx.store.contents import Failure
 from featx.store.hdf5_parse import MOST_MEMBERS
 from featx.store.keys import image_keys
-from featx.store.recipe import Recipe
 
 _MOST_NAME_BYTES = 1000
 

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from featx.errors import KeysError
+from featx.recipe import Recipe
 from featx.store import layout
 from featx.store.blocks import Blocks
 from featx.store.contents import Contents, Failure, NonFinite
 from featx.store.labels import align
 from featx.store.mapped import Mapped, reopened
-from featx.store.recipe import Recipe
 
 _READ_AHEAD_BYTES = 2**17  # what the system reads from a disk at a time
 

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from featx.errors import ImageError, StoreError
+from featx.recipe import Recipe, collection_digest
 from featx.store import files, layout, metadata
 from featx.store.checksums import Checksums, unfinished_damage
-from featx.store.closing import SPARE_BYTES, close_up
+from featx.store.compaction import SPARE_BYTES, close_up
 from featx.store.contents import Failure
 from featx.store.journal import (
     Journal,
@@ -34,7 +35,6 @@ from featx.store.journal import (
     unfinished,
 )
 from featx.store.layout import GROUP_ROWS
-from featx.store.recipe import Recipe, collection_digest
 from featx.store.rows import RowFile, runs
 
 _SYNC_BYTES = 160 * 2**20

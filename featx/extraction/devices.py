@@ -1,0 +1,329 @@
+"""A run's batches in, dealt out to the GPUs of this machine, a process each; blocks out whose rows are in the file.
+
+A process computes its batches by `forward.stream`, writes their rows to their places, and tells what became of the
+images. It has the run's own handle on the file, and with that its lock: as long as one process is left of a run that
+was killed, no other run can begin to write there. All else goes over a socket, which ends when the other side does.
+Long, since both sides of the socket are here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.spawn import get_executable
+from typing import IO, Any
+
+import numpy as np
+import torch
+from joblib import wrap_non_picklable_objects
+from PIL import Image, ImageFile
+
+from featx.backbones import Backbone, Preprocessing, recall
+from featx.errors import FeatxError
+from featx.forward import Block, decoders, release, stream
+from featx.store import KEPT, Recipe, RowFile, told
+
+_LEAST_BATCHES = 32  # of a GPU; a process takes some seconds to start, which fewer don't earn back
+
+_log = logging.getLogger("featx")
+
+
+def places(images: Sequence[Any], recipe: Recipe, todo: np.ndarray) -> list[str]:
+    """Where batches are computed: on all GPUs that are like the current one, as far as there are batches for them.
+
+    On another kind of GPU the last bits of the numbers would differ.
+    """
+    # PIL images are decoded when they are handed over, here, and would lose what their files say of rotation
+    if recipe.device != "cuda" or any(isinstance(image, Image.Image) for image in images):
+        return [recipe.device]
+    current = torch.cuda.current_device()
+    others = [number for number in range(torch.cuda.device_count()) if number != current]
+    name = torch.cuda.get_device_name
+    alike = [current, *(number for number in others if name(number) == name(current))]
+    most = len(_starts(recipe, todo)) // _LEAST_BATCHES
+    return [f"cuda:{number}" for number in alike[: max(1, most)]]
+
+
+def spread(
+    images: Sequence[Any],
+    recipe: Recipe,
+    *,
+    places: Sequence[str],
+    workers: int | str,
+    todo: np.ndarray,
+    rows: RowFile,
+    computed: Iterable[Block] = (),
+) -> Generator[Block, None, None]:
+    """Run images through a recipe, as `forward.stream` does, in several processes.
+
+    Parameters
+    ----------
+    images : n paths or uint8 arrays
+    recipe : Recipe
+        Its rows do not depend on the number of processes.
+    places : "cuda:0", "cuda:1", ...; or "cpu" several times
+    workers : threads that decode, of all processes together, or "auto"
+    todo : (n,) bool, the images to do
+    rows : RowFile, where rows go; none of another image is touched
+    computed : blocks by this recipe that need not be computed
+
+    Yields
+    ------
+    Block
+        As they come; the rows of those that are computed here are in the file. No process is left when this ends,
+        however it does. One that is ahead waits when the socket is full of blocks that nobody took.
+
+    Raises
+    ------
+    FeatxError
+        A process was killed.
+    BackboneError, StoreError, ...
+        What was raised in a process.
+    """
+    threads = decoders(workers)
+    todo = todo.copy()
+    for block in computed:
+        todo[block.start : block.stop] = False
+        yield block
+    try:
+        network = _handed_over(recipe)
+    except Exception as error:  # of many types: locks, open files, exported programs
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        release()
+        with contextlib.ExitStack() as stack:
+            children = [stack.enter_context(_child(place, rows)) for place in places]
+            shares = _deal(images, recipe, places, -(-threads // len(places)), todo, rows)
+            for child, share in zip(children, map(pickle.dumps, shares), strict=True):
+                child.send(network)
+                child.send(share)
+            refusals = [child.receive() for child in children]
+            if not any(refusals):
+                yield from _received(children)
+                return
+        reason = next(filter(None, refusals))
+    _log.info("running in one process: the network cannot be handed to another (%s)", reason)
+    yield from stream(images, recipe, device=places[0].partition(":")[0], workers=threads, todo=todo)
+
+
+def _received(children: Sequence[_Child]) -> Iterator[Block]:
+    busy = list(children)
+    while busy:
+        ready = wait([child.connection for child in busy])
+        for child in [child for child in busy if child.connection in ready]:
+            message = child.receive()
+            if isinstance(message, BaseException):
+                raise message
+            if message is None:
+                busy.remove(child)
+            else:
+                yield message
+
+
+def _starts(recipe: Recipe, todo: np.ndarray) -> list[int]:
+    """Of the batches with something to do."""
+    size = recipe.batch_size
+    return [start for start in range(0, len(todo), size) if todo[start : start + size].any()]
+
+
+def _handed_over(recipe: Recipe) -> bytes:
+    """The run's network, classes of a script or a notebook with it: a new process does not run those again."""
+    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+    backbone = recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing)
+    if backbone.name.startswith("export:") and str(backbone.weights).endswith(".pt2"):
+        backbone = Backbone(str(backbone.weights), preprocessing=preprocessing)  # to be opened again
+    return pickle.dumps(wrap_non_picklable_objects(backbone, keep_wrapper=False))
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a process has to do: some of a run's batches, whole, joined as if they were a run of their own.
+
+    starts : first image of each batch, in the run
+    images, todo : of these batches
+    pillow : what a user may have set that decides which images can be read
+    """
+
+    place: str
+    recipe: Recipe
+    starts: list[int]
+    images: list[Any]
+    todo: np.ndarray
+    workers: int
+    threads: int
+    rows: RowFile
+    load_truncated: bool
+
+    def blocks(self) -> Iterator[Block]:
+        device, _, number = self.place.partition(":")
+        if number:
+            torch.cuda.set_device(int(number))  # which "cuda" means from here on
+        torch.set_num_threads(self.threads)
+        ImageFile.LOAD_TRUNCATED_IMAGES = self.load_truncated
+        for block in stream(self.images, self.recipe, device=device, workers=self.workers, todo=self.todo):
+            shift = self.starts[block.start // self.recipe.batch_size] - block.start
+            here = self.todo[block.indices]
+            with told(self.rows.output, lambda: KEPT):
+                for name, values in block.rows.items():
+                    self.rows.write(name, block.indices[here] + shift, values[here])
+            yield replace(
+                block,
+                start=block.start + shift,
+                stop=block.stop + shift,
+                indices=block.indices + shift,
+                rows={},
+                digests={i + shift: digest for i, digest in block.digests.items()},
+                failures={i + shift: error for i, error in block.failures.items()},
+                in_file=self.recipe.layers,
+            )
+
+
+def _deal(
+    images: Sequence[Any], recipe: Recipe, places: Sequence[str], workers: int, todo: np.ndarray, rows: RowFile
+) -> Iterator[_Share]:
+    """By turns, so that neighbours are done at about the same time; one at a time, since a share may be large."""
+    size, starts = recipe.batch_size, _starts(recipe, todo)
+    for number, place in enumerate(places):
+        own = starts[number :: len(places)]
+        positions = [i for start in own for i in range(start, min(start + size, len(images)))]
+        named = (str, os.PathLike)  # a path is handed over as text
+        chosen = [os.fspath(images[i]) if isinstance(images[i], named) else images[i] for i in positions]
+        # on a CPU their number decides the last bits
+        threads = recipe.threads if place == "cpu" else max(1, recipe.threads // len(places))
+        load_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
+        yield _Share(place, recipe, own, chosen, todo[positions], workers, threads, rows, load_truncated)
+
+
+@dataclass(frozen=True)
+class _Child:
+    """A process, seen from the run.
+
+    said : what it wrote to stderr
+    """
+
+    place: str
+    process: subprocess.Popen
+    connection: Connection
+    said: IO[bytes]
+
+    def send(self, content: bytes) -> None:
+        try:
+            self.connection.send_bytes(content)
+        except OSError as error:
+            raise self._died() from error
+
+    def receive(self) -> Any:
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._died() from error
+
+    def _died(self) -> FeatxError:
+        code = self.process.wait()
+        self.said.seek(0)
+        words = self.said.read()[-2000:].decode(errors="replace").split("\n")
+        last = "".join(f": {line.strip()}" for line in [line for line in words if line.strip()][-1:])
+        killed = " (killed; was there too little memory?)" if code == -signal.SIGKILL else ""
+        return FeatxError(f"the process on {self.place} ended with exit code {code}{killed}{last}; {KEPT}")
+
+
+@contextlib.contextmanager
+def _child(place: str, rows: RowFile) -> Iterator[_Child]:
+    """A new process that knows nothing of this one, and is not left behind.
+
+    Not multiprocessing's: that would run the user's script again in each.
+    """
+    ours, theirs = Pipe()
+    with ours, theirs, tempfile.TemporaryFile() as said:
+        path = [folder for folder in sys.path if isinstance(folder, str)]
+        code = (
+            "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+            f"sys.path[:] = {path!r}; from featx.extraction.devices import work; work({theirs.fileno()}, {os.getpid()})"
+        )
+        process = subprocess.Popen(
+            [get_executable(), "-P", "-c", code],
+            stdin=subprocess.DEVNULL,
+            stderr=said,
+            pass_fds=[theirs.fileno(), rows.handle],
+            process_group=0,  # Ctrl-C is for the run, which ends its processes
+        )
+        try:
+            theirs.close()
+            yield _Child(place, process, ours, said)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def work(handle: int, run: int) -> None:
+    """A process of `spread`, from first to last.
+
+    Parameters
+    ----------
+    handle : of the socket to the run
+    run : its process id
+    """
+    code = 1
+    try:
+        connection = Connection(handle)
+        with contextlib.suppress(EOFError, OSError):  # the run is gone
+            for message in _messages(connection, run):
+                connection.send(message)
+        code = 0
+    except BaseException:
+        traceback.print_exc()  # the run tells the last line
+    finally:
+        sys.stdout.flush()
+        os._exit(code)  # at once, whatever threads there are
+
+
+def _messages(connection: Connection, run: int) -> Iterator[Any]:
+    """Why this process can't begin, or None; blocks; None for the end, or an error."""
+    network, content = connection.recv_bytes(), connection.recv_bytes()
+    threading.Thread(target=_end_with, args=(connection, run), daemon=True).start()
+    share: _Share = pickle.loads(content)
+    try:
+        backbone = pickle.loads(network)
+    except Exception as error:  # whatever the import of a module of the user's raises
+        yield f"{type(error).__name__}: {error}"
+        return
+    yield None
+    try:
+        recipe = share.recipe
+        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, backbone)
+        yield from share.blocks()
+    except (Exception, SystemExit) as error:
+        yield _portable(error, share.place)
+    else:
+        yield None
+
+
+def _end_with(connection: Connection, run: int) -> None:
+    """End this process when the run has; a run says nothing more, so what comes is its end."""
+    with contextlib.suppress(OSError):
+        # another process may have been forked that holds the other side open
+        while os.getppid() == run and not connection.poll(0.5):
+            pass
+    os._exit(1)
+
+
+def _portable(error: BaseException, place: str) -> BaseException:
+    """The error, or if it can't be handed over, one that says the same."""
+    error.add_note(f"On {place}:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return FeatxError(f"on {place}: {type(error).__name__}: {error}")
+    return error

@@ -1,0 +1,290 @@
+"""Images and a recipe in, blocks of rows out: the only loop of the left side, for extracting and for predicting.
+
+`settle` makes a recipe from what a user asked for; `stream` follows one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, recall, resolve_taps, trace_of
+from featx.errors import FeatxError, RecipeError
+from featx.forward.passes import Block, Passes, Rows, block_of, forget, network_of, pinned
+from featx.forward.trial import TRIAL_BATCHES, Trial, try_out
+from featx.images import DECODER, Batch, batches
+from featx.solvers import threads_for
+from featx.store import Recipe
+
+_BATCH_SIZE = {"cpu": 32, "cuda": 256}
+_PASS_PIXELS = 2**24  # of images that are predicted: 334 of 224 x 224
+_MOST_BATCH_BYTES = 2**28  # of the rows of a batch
+_PROBE_BATCHES = 16  # shorter runs don't earn back compiling
+# Images that one thread passes through a network in time: on a free machine two threads save 70 ms of 8 images, and
+# beside other work, where each convolution waits for cores, one thread is 5 to 10 times as fast (EfficientNet-Lite0).
+_FEW = 8
+_NUMBER_TYPES = ("float32", "bfloat16", "float16")
+_ENGINES = {"eager": EAGER, "compiled": COMPILED}
+
+
+def settle(
+    images: Sequence[Any],
+    *,
+    backbone: str | nn.Module | Backbone,
+    weights: str | os.PathLike | None = "DEFAULT",
+    layers: str | Sequence[str] = "penultimate",
+    pool: str = "avg",
+    device: str = "auto",
+    precision: str = "auto",
+    engine: str = "auto",
+    batch_size: int | str = "auto",
+    dtype: str = "float32",
+    origin: Path | None = None,
+    workers: int | str = "auto",
+    on_phase: Callable[[str], None] = lambda phase: None,
+    on_trial: Callable[[Trial], None] | None = lambda trial: None,
+) -> Recipe:
+    """Decide everything that will determine the numbers.
+
+    Parameters
+    ----------
+    images : n paths, uint8 arrays or PIL images
+        The run's; precision and engine "auto" are decided on the first batch, if there are enough to earn that back.
+    backbone, weights, layers, pool, device, precision, engine, batch_size, dtype
+        As `featx.extract` has them.
+    origin : path, optional
+        The folder that ids are relative to; only recorded.
+    workers : int or "auto"
+        Threads that decode the first batch.
+    on_phase : callable
+        Called with what is being done, in a few words, whenever that changes.
+    on_trial : callable, or None
+        Called with the rows that were computed to decide, if any: they are the run's own. With None nothing is
+        computed: precision and engine stay "auto" where a first batch would decide, and the batch size on a GPU is the
+        largest that its memory is asked for.
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    FeatxError
+        A choice is not one of those there are; the leaf says which.
+    """
+    place = check_choices(device=device, precision=precision, engine=engine, batch_size=batch_size, dtype=dtype)
+    if not isinstance(backbone, Backbone):
+        backbone = Backbone(backbone, weights)
+    with threads_for(0):  # small work: beside other processes several threads would wait for each other
+        trace = trace_of(backbone)
+        taps, aliases = resolve_taps(backbone, layers, pool, trace)
+    if batch_size == "auto":
+        batch_size = _batch_size(backbone, taps, place, measures=on_trial is not None)
+    libraries = ["featx", "torch", "torchvision", "pillow", "numpy"]
+    if backbone.name.startswith(("timm:", "bundled:efficientnet")):
+        libraries.append("timm")
+    recall(backbone.name, backbone.weights, backbone.weights_sha256, backbone.preprocessing, backbone)
+    recipe = Recipe(
+        backbone=backbone.name,
+        weights=backbone.weights,
+        weights_sha256=backbone.weights_sha256,
+        preprocessing=backbone.preprocessing.to_dict(),
+        decoder=DECODER,
+        taps={tap.name: tap.to_dict() for tap in taps},
+        aliases=aliases,
+        engine=_ENGINES.get(engine, EAGER),
+        precision="float32" if precision == "auto" else precision,
+        precision_error=None,
+        batch_size=int(batch_size),
+        dtype=dtype,
+        device=place.type,
+        threads=torch.get_num_threads(),
+        versions={name: version(name) for name in libraries},
+        origin=None if origin is None else str(origin.absolute()),
+        weights_file_sha256=backbone.weights_file_sha256,
+    )
+    recipe.check()
+    n_batches = -(-len(images) // recipe.batch_size)
+    if n_batches < (TRIAL_BATCHES if precision == "auto" else _PROBE_BATCHES) or "auto" not in (precision, engine):
+        return recipe
+    if on_trial is None:
+        return replace(recipe, precision=precision, engine=_ENGINES.get(engine, engine))
+    on_phase(f"computing the first batch in {recipe.precision}")
+    with threads_for(0):
+        network = TappedNetwork(backbone, taps, place, recipe.precision, trace=trace)
+    recipe, trial = try_out(
+        images,
+        recipe,
+        network,
+        backbone,
+        precision=precision,
+        engine=_ENGINES.get(engine, engine),
+        workers=decoders(workers),
+        on_phase=on_phase,
+    )
+    if trial is not None:
+        on_trial(trial)
+    return recipe
+
+
+def check_choices(*, device: str, precision: str, engine: str, batch_size: int | str, dtype: str) -> torch.device:
+    """The device; raises FeatxError if a choice is not one of those there are."""
+    _one_of("precision", precision, ("auto", *_NUMBER_TYPES))
+    _one_of("engine", engine, ("auto", *_ENGINES))
+    _one_of("dtype", dtype, ("float32", "float16"))
+    if batch_size != "auto" and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise FeatxError(f"batch_size is 'auto' or a whole number of images, 1 or more; got {batch_size!r}")
+    return _device(device)
+
+
+def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device, measures: bool) -> int:
+    """Images a forward pass, a power of two: what a device's memory holds, and rows of a batch that are no burden."""
+    row_bytes = 4 * sum(math.prod(tap.shape) for tap in taps)
+    most = max(1, min(_BATCH_SIZE[place.type], _MOST_BATCH_BYTES // row_bytes))
+    if place.type == "cuda" and measures:
+        most = max(1, min(most, _fitting(backbone, taps, place)))
+    return 2 ** (most.bit_length() - 1)
+
+
+def _fitting(backbone: Backbone, taps: Sequence[Tap], place: torch.device, trial_rows: int = 8) -> int:
+    """How many images a pass fit a GPU's free memory, from what a pass of a few takes in float32."""
+    network = TappedNetwork(backbone, taps, place, "float32")
+    before = torch.cuda.memory_allocated(place)
+    torch.cuda.reset_peak_memory_stats(place)
+    network(torch.zeros(trial_rows, *backbone.preprocessing.size, 3, dtype=torch.uint8))
+    taken = (torch.cuda.max_memory_allocated(place) - before) / trial_rows
+    torch.cuda.empty_cache()
+    return int(0.7 * torch.cuda.mem_get_info(place)[0] / max(taken, 1))
+
+
+def stream(
+    images: Sequence[Any],
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    workers: int | str = "auto",
+    todo: np.ndarray | None = None,
+    computed: Iterable[Block] = (),
+) -> Generator[Block, None, None]:
+    """Run images through a recipe, in order.
+
+    Parameters
+    ----------
+    images : n paths, uint8 arrays or PIL images
+    recipe : Recipe
+        Its layers are computed, and nothing deeper.
+    device : "auto", "cpu" or "cuda"
+    workers : threads that decode, or "auto": one a core
+        On a CPU they take turns with the forward pass.
+    todo : (n,) bool, optional
+        For a run that is kept: batches without an image to do are passed over, and every batch has the recipe's size,
+        so that rows do not depend on how many images there are or what was done before.
+    computed : of a run that is kept, blocks by this recipe that need not be computed
+
+    Yields
+    ------
+    Block
+        Together they cover every image (every batch to do) once, with rows or with a failure.
+
+    Raises
+    ------
+    BackboneError
+        The recorded network cannot be had again.
+    """
+    workers = decoders(workers)
+    place = _device(device)
+    recipe.check()
+    if recipe.decoder != DECODER:
+        raise RecipeError(
+            f"the recipe's images were decoded by another rule, {recipe.decoder!r}; here it is {DECODER!r}"
+        )
+    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+    # predicting one image costs one image: a few are not padded to a batch, and no network is compiled for them
+    rows = recipe.batch_size
+    if todo is None:
+        rows = min(rows, len(images), max(1, _PASS_PIXELS // math.prod(preprocessing.size)))
+    if todo is not None:
+        todo = todo.copy()
+        for block in computed:
+            todo[block.start : block.stop] = False
+            yield block
+    network = network_of(recipe if todo is not None else replace(recipe, engine=EAGER), place)
+    starts = [start for start in range(0, len(images), rows) if todo is None or todo[start : start + rows].any()]
+    on_gpu = place.type == "cuda"
+    found = batches(
+        images,
+        preprocessing,
+        preprocessing.size,
+        rows,
+        workers,
+        starts,
+        taking_turns=not on_gpu,
+        **({"allocate": pinned} if on_gpu else {}),
+    )
+    passes = Passes(network, rows, on_gpu, few=todo is None and len(images) <= _FEW and not on_gpu)
+    under_way: deque[tuple[Batch, Rows]] = deque()
+    with contextlib.closing(found):  # whatever ends this, decoding threads wait for nothing
+        for batch in found:  # a GPU computes one batch while the rows of the one before come back
+            under_way.append((batch, passes.start(batch)))
+            if len(under_way) > on_gpu:
+                yield block_of(*under_way.popleft(), len(images))
+    while under_way:
+        yield block_of(*under_way.popleft(), len(images))
+
+
+def decoders(workers: int | str) -> int:
+    """Threads that decode; "auto" is one a core."""
+    if workers == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not isinstance(workers, int) or workers < 1:
+        raise FeatxError(f"workers is 'auto' or a whole number of threads, 1 or more; got {workers!r}")
+    return workers
+
+
+def release() -> None:
+    """Forget the networks that were built, and leave what they took of a GPU's memory to other processes."""
+    forget()
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def measure(images: Sequence[Any], recipe: Recipe, *, device: str = "auto", workers: int | str = "auto") -> float:
+    """Seconds that an image takes by a recipe, here: one batch is computed, after one that warms up.
+
+    Raises
+    ------
+    BackboneError
+        The recorded network cannot be had again.
+    """
+    first = images[: recipe.batch_size]
+    for _ in range(2):
+        start = time.perf_counter()
+        for _ in stream(first, recipe, device=device, workers=workers, todo=np.ones(len(first), bool)):
+            pass
+        seconds = time.perf_counter() - start
+    return seconds / len(first)
+
+
+def _device(name: str) -> torch.device:
+    _one_of("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise FeatxError("device 'cuda' needs a GPU that torch can see; there is none. Use 'auto' or 'cpu'")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _one_of(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise FeatxError(f"{name} is one of {', '.join(choices)}; got {value!r}")

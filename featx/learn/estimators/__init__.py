@@ -1,0 +1,30 @@
+"""scikit-learn's estimators on the batched solvers: linear models, support vector machines, neighbours, centroids.
+
+Matrices and labels in, fitted estimators out. `batched` is the contract by which a search fits many of them at once.
+Knows nothing of stores, searches or images.
+"""
+
+from featx.learn.estimators.batched import Fold, Held, Job, scaler_of
+from featx.learn.estimators.centroid import NearestCentroid
+from featx.learn.estimators.fits import Fit
+from featx.learn.estimators.linear_svc import LinearSVC
+from featx.learn.estimators.logistic import LogisticRegression
+from featx.learn.estimators.neighbors import KNeighborsClassifier
+from featx.learn.estimators.ridge import Ridge, RidgeClassifier
+from featx.learn.estimators.svm import SVC, SVR
+
+__all__ = [
+    "SVC",
+    "SVR",
+    "Fit",
+    "Fold",
+    "Held",
+    "Job",
+    "KNeighborsClassifier",
+    "LinearSVC",
+    "LogisticRegression",
+    "NearestCentroid",
+    "Ridge",
+    "RidgeClassifier",
+    "scaler_of",
+]

@@ -1,0 +1,243 @@
+"""What the linear models share: scikit-learn's X and y in; checked rows, numbers for labels and row weights out.
+
+`logistic`, `linear_svc` and `ridge` say what is minimised and which attributes come of it, `fits` calls the solvers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator, _fit_context, clone
+from sklearn.linear_model._base import LinearClassifierMixin
+from sklearn.utils import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import validate_data
+
+from featx.errors import FeatxError
+from featx.learn.estimators.batched import Fitted, Fold, Job
+from featx.learn.estimators.fits import Fit, Targets, Weights, fit_all
+
+if TYPE_CHECKING:
+    from featx.solvers import Solution
+
+
+class LinearModel(BaseEstimator):
+    """Scores X @ coef_.T + intercept_, with coefficients that the solvers find; see `Problem` for the objective."""
+
+    coef_: np.ndarray
+    intercept_: Any  # (m,), or a number
+    n_features_in_: int
+    feature_names_in_: np.ndarray  # where X has column names
+
+    _loss: ClassVar[str]  # the value of a featx.solvers.Loss
+    _penalty: ClassVar[str]  # the parameter that names a problem
+    _counterpart: ClassVar[str]  # scikit-learn's class
+    _only: ClassVar[dict[str, object]] = {}  # the one value solved here of a parameter that has others there
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : (n, d) float32 or float64, of which a C-ordered array or memory map is not copied; others become float64
+        y : (n,)
+            Labels; numbers for Ridge, which like RidgeClassifier also takes (n, t).
+        sample_weight : (n,) or a number, at least 0, optional
+            A row of weight 0 is as if absent.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            X or y cannot be used (FeatxError where scikit-learn's class could use it), or has fewer than two classes.
+
+        Warns
+        -----
+        ConvergenceWarning
+            The iterations ran out, or rounding ended them.
+        """
+        fit_all([self], [Fit(sample_weight=sample_weight)], X, y, stacklevel=5)
+        return self
+
+    def fit_many(self, X: Any, y: Any, fits: Sequence[Fit]) -> list[Self]:
+        """Fit many clones on the same rows at once: a grid, the folds of a cross-validation, or both.
+
+        Each is what `clone(self).set_params(**params).fit` makes of the rows of positive weight of
+        (X - shift) / scale. Fits that hold the same array objects share the work on them.
+
+        Parameters
+        ----------
+        X, y : as of `fit`; checked once
+        fits : sequence of Fit
+
+        Returns
+        -------
+        list of fitted estimators, one a fit
+
+        Examples
+        --------
+        >>> folds = [np.arange(len(y)) % 5 != fold for fold in range(5)]              # doctest: +SKIP
+        >>> fits = [Fit({"C": C}, weights) for C in (0.01, 1, 100) for weights in folds]    # doctest: +SKIP
+        >>> models = LogisticRegression().fit_many(X, y, fits)                        # doctest: +SKIP
+        """
+        fits = list(fits)
+        estimators = [clone(self).set_params(**fit.params) for fit in fits]
+        for estimator in estimators:
+            estimator._validate_params()
+        if estimators:
+            fit_all(estimators, fits, X, y, stacklevel=4)
+        return estimators
+
+    @classmethod
+    def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
+        """As `Batched` says: one solve for all jobs, which then come fold by fold."""
+        start = time.perf_counter()
+        failed: dict[int, Exception] = {}
+        fits: list[Fit] = []
+        weights: dict[int, np.ndarray | None] = {}
+        for number, (estimator, fold) in enumerate(jobs):
+            try:
+                estimator._validate_params()
+            except ValueError as error:
+                failed[number] = error
+            if id(fold) not in weights:
+                weights[id(fold)] = _row_weights(fold, len(y))
+            fits.append(Fit({}, weights[id(fold)], fold.shift, fold.scale))
+        good = [number for number in range(len(jobs)) if number not in failed]
+        if good:
+            refused: dict[int, Exception] = {}
+            fit_all([jobs[i].estimator for i in good], [fits[i] for i in good], X, y, 4, refused)
+            failed |= {good[number]: error for number, error in refused.items()}
+        seconds = (time.perf_counter() - start) / len(jobs)
+        turns = {fold: turn for turn, fold in enumerate(weights)}
+        for number in sorted(range(len(jobs)), key=lambda number: turns[id(jobs[number].fold)]):
+            yield Fitted(number, failed.get(number, jobs[number].estimator), seconds)
+
+    def _refuse(self) -> None:
+        """Raise where scikit-learn's class solves what is not solved here."""
+        for name, only in self._only.items():
+            if getattr(self, name) != only:
+                raise FeatxError(
+                    f"{type(self).__name__} has no {name}={getattr(self, name)!r}, only {only!r}; "
+                    f"{self._counterpart} has it"
+                )
+
+    def _checked(self, X: Any, y: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+        """X and y as scikit-learn checks them; a C-ordered float array or memory map is not copied."""
+        for name, given in (("X", X), ("y", y)):
+            if issparse(given):
+                raise FeatxError(
+                    f"{type(self).__name__} takes dense arrays, and {name} is sparse; give {name}.toarray(), or use "
+                    f"{self._counterpart}"
+                )
+        return validate_data(self, X, y, dtype=[np.float64, np.float32], order="C", **options)
+
+    def _targets(self, X: Any, y: Any) -> tuple[np.ndarray, Targets]:
+        """X and y, checked and encoded; sets `n_features_in_` and `feature_names_in_`."""
+        raise NotImplementedError
+
+    def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
+        """What the loss of each row is multiplied by."""
+        return weights, None
+
+    def _l2(self, targets: Targets) -> float | np.ndarray:
+        """The penalty in the sum form of `Problem`."""
+        raise NotImplementedError
+
+    def _constant(self) -> float | None:
+        """The value of the column whose penalised coefficient is the intercept; None where it is free."""
+        return None
+
+    def _start(self, d: int, targets: Targets, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        return None
+
+    def _stopping(self) -> tuple[float, int]:
+        return self.tol, self.max_iter
+
+    def _keep_features(self, seen: LinearModel) -> None:
+        """Set what `_targets` set on another."""
+        self.n_features_in_ = seen.n_features_in_
+        if hasattr(seen, "feature_names_in_"):
+            self.feature_names_in_ = seen.feature_names_in_
+        elif hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+
+    def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
+        """Set the other attributes that `fit` sets."""
+        raise NotImplementedError
+
+
+class LinearClassifier(LinearClassifierMixin, LinearModel):
+    """Labels to numbers and back; class weights into row weights. A class without positive weight is as if absent."""
+
+    _penalty = "C"
+
+    def _targets(self, X: Any, y: Any) -> tuple[np.ndarray, Targets]:
+        X, y = self._checked(X, y)
+        check_classification_targets(y)
+        classes, codes = np.unique(y, return_inverse=True)
+        return X, Targets(codes, codes, classes)
+
+    def _l2(self, targets: Targets) -> float | np.ndarray:
+        return 1 / self.C  # |W|^2 / 2 + C sum_i s_i l_i, divided by C; 0 for C=inf
+
+    def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
+        factors = self._class_factors(targets, weights)
+        if factors is not None:
+            weights, factors = self._weighed(targets, weights, factors)
+        if len(present := self._present(targets, weights)) < 2:
+            raise ValueError(
+                "This solver needs samples of at least 2 classes in the data, but the data contains only one class: "
+                f"{targets.classes[present[0]]!r}"
+            )
+        return weights, factors
+
+    def _weighed(self, targets: Targets, weights: np.ndarray | None, factors: np.ndarray) -> Weights:
+        """Row weights and (k,) class weights, together."""
+        return factors[targets.given] * (1 if weights is None else weights), None
+
+    def _class_factors(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray | None:
+        """(k,) class weights, 0 for classes without rows; None for ones."""
+        if self.class_weight is None:
+            return None
+        counts = self._class_counts(targets, weights)
+        (present,) = counts.nonzero()
+        labels, factors = targets.classes[present], np.zeros(len(counts))
+        # one row a class, with the weight of all its rows: the same answer, without going through them
+        factors[present] = compute_class_weight(
+            self.class_weight, classes=labels, y=labels, sample_weight=counts[present]
+        )
+        if not 0 <= factors.min() <= factors.max() < np.inf or not factors.any():
+            raise FeatxError(
+                f"class weights are finite, at least 0 and not all 0; got class_weight={self.class_weight!r}"
+            )
+        return factors
+
+    def _class_counts(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
+        """(k,) what "balanced" balances: the weight of each class."""
+        return np.bincount(targets.given, weights, minlength=len(targets.classes))
+
+    def _present(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
+        """Numbers of the classes that have rows of positive weight."""
+        return np.bincount(targets.given, weights, minlength=len(targets.classes)).nonzero()[0]
+
+    def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
+        self.classes_ = targets.classes[solution.classes]
+        self.coef_, self.intercept_ = solution.coef, solution.intercept
+
+
+def _row_weights(fold: Fold, n: int) -> np.ndarray | None:
+    """(n,) weights of all rows: 0 but for the fold's."""
+    if len(fold.train) == n and fold.sample_weight is None:
+        return None
+    weights = np.zeros(n)
+    weights[fold.train] = 1.0 if fold.sample_weight is None else fold.sample_weight
+    return weights

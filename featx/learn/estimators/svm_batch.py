@@ -1,0 +1,299 @@
+"""Jobs of kernel machines in; SVC and SVR fitted as scikit-learn would fit them out, in the order that shares most.
+
+`libsvm` solves what shares distances or products of rows; a job that cannot share them goes scikit-learn's own way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.utils import check_array, column_or_1d
+from sklearn.utils.validation import validate_data
+
+from featx.learn.estimators.batched import Fitted, Fold, Job
+from featx.learn.estimators.libsvm import BYTES, Duals, Machine, decisions, solve, together, workers_within
+
+if TYPE_CHECKING:
+    from featx.learn.estimators.kernels import Kernel
+
+
+@dataclass(eq=False)
+class _Request:
+    """A job that has passed the checks.
+
+    y : (n_train,) what `_validate_targets` made of the fold's
+    weights : (n_train,)
+    kernel : once gamma is known
+    """
+
+    index: int
+    estimator: Any
+    fold: Fold
+    y: np.ndarray
+    weights: np.ndarray
+    seconds: float
+    kernel: Kernel | None = None
+
+
+def fit_machines(X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
+    """Fit each job's SVC or SVR; see `Batched.fit_each`."""
+    given, X = X, X if issparse(X) else check_array(X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=0)
+    y = column_or_1d(y, warn=True)
+    groups: dict[tuple, list[_Request]] = {}
+    for index, job in enumerate(jobs):
+        began = perf_counter()
+        try:
+            job.estimator._validate_params()
+            if issparse(X) or job.estimator._stock_only():
+                fitted: Any = _stock(X, y, job)
+            else:
+                validate_data(job.estimator, given, skip_check_array=True)  # sets number and names of columns
+                request = _requested(index, job, X, y, began)
+                squared = job.estimator.kernel == "rbf"
+                key = id(job.fold.shift), id(job.fold.scale), squared, job.estimator.device, job.estimator.budget_bytes
+                groups.setdefault(key, []).append(request)
+                continue
+        except Exception as error:
+            fitted = error
+        yield Fitted(index, fitted, perf_counter() - began)
+    announced = False
+    for requests in groups.values():
+        began = perf_counter()
+        group = _Group(X, y, requests)
+        if group.workers:
+            group.prepare()
+            spent = (perf_counter() - began) / len(requests)
+            for request in requests:
+                request.seconds += spent
+            yield from group.fitted()
+            continue
+        if not announced:
+            announced = True
+            warnings.warn(group.refusal(), UserWarning, stacklevel=3)
+        for request in requests:
+            began = perf_counter()
+            try:
+                fitted = _stock(X, y, jobs[request.index])
+            except Exception as error:
+                fitted = error
+            yield Fitted(request.index, fitted, request.seconds + perf_counter() - began)
+
+
+def _requested(index: int, job: Job, X: np.ndarray, y: np.ndarray, began: float) -> _Request:
+    estimator, fold = job
+    targets = estimator._validate_targets(y[fold.train])
+    weights = np.ones(len(fold.train)) if fold.sample_weight is None else np.asarray(fold.sample_weight, np.float64)
+    if weights.shape != (len(fold.train),):
+        shape = len(fold.train), X.shape[1]
+        raise ValueError(f"sample_weight and X have incompatible shapes: {weights.shape} vs {shape}")
+    present = weights > 0
+    if not present.any():
+        raise ValueError("Invalid input - all samples have zero or negative weights.")
+    if hasattr(estimator, "classes_"):
+        (there,) = np.bincount(targets.astype(np.intp), present, len(estimator.classes_)).nonzero()
+        if len(there) < 2:
+            raise ValueError("Invalid input - all samples with positive weights belong to the same class.")
+        estimator.classes_, estimator.class_weight_ = estimator.classes_[there], estimator.class_weight_[there]
+    return _Request(index, estimator, fold, targets, weights, perf_counter() - began)
+
+
+def _stock(X: Any, y: np.ndarray, job: Job) -> Any:
+    from featx.learn.estimators.kernels import rows_of
+
+    estimator, fold = job
+    if estimator.kernel == "precomputed":
+        rows = X[np.ix_(fold.train, fold.train)]
+    else:
+        rows = X[fold.train] if issparse(X) else rows_of(X, fold.train, fold)
+    return estimator._fit_stock(rows, y[fold.train], fold.sample_weight)
+
+
+class _Group:
+    """Requests on the same rows, alike shifted and scaled, for kernels of distances or for kernels of products."""
+
+    def __init__(self, X: np.ndarray, y: np.ndarray, requests: list[_Request]) -> None:
+        from featx.solvers import budget_of, device_of
+
+        self.X, self.requests = X, requests
+        self.first = requests[0].estimator
+        self.device = device_of(self.first.device)
+        self.budget = budget_of(self.device, self.first.budget_bytes)
+        involved = [
+            part for request in requests for part in (request.fold.train, request.fold.test) if part is not None
+        ]
+        self.rows = np.unique(np.concatenate(involved))
+        self.classifies = hasattr(self.first, "classes_")
+        self.bounds, self.codes = np.array([0, len(self.rows)]), np.zeros(len(self.rows), np.intp)
+        if self.classifies:  # sorted by class, so that the rows of each are side by side
+            self.classes, codes = np.unique(y[self.rows], return_inverse=True)
+            order = np.argsort(codes, kind="stable")
+            self.rows, self.codes = self.rows[order], codes[order]
+            self.bounds = np.searchsorted(self.codes, np.arange(len(self.classes) + 1))
+            self.y = self.codes.astype(np.float64)
+        else:
+            self.y = np.asarray(y[self.rows], np.float64)
+        sizes = np.sort(np.diff(self.bounds))
+        self.pair = int(sizes[-2:].sum())
+        self.ranks: dict[int, np.ndarray | None] = {}
+        self.at = np.full(len(X), -1)  # where in these rows a row of X is
+        self.at[self.rows] = np.arange(len(self.rows))
+        self.own = 8 * len(self.rows) * X.shape[1]  # the rows in float64
+        self.kept, self.workers = workers_within(self.budget - self.own, len(self.rows), self.pair)
+
+    def refusal(self) -> str:
+        needed = BYTES * self.pair**2 + self.own
+        return (
+            f"{type(self.first).__name__}: the kernel matrix of {self.pair} rows takes {needed / 2**30:.3g} GiB, and "
+            f"the budget is {self.budget / 2**30:.3g} GiB: falling back to scikit-learn, which is slower; give "
+            f"budget_bytes={needed} where there is the memory, or fewer rows"
+        )
+
+    def prepare(self) -> None:
+        """The distances or products, and the kernels that are to be made of them."""
+        import torch
+
+        from featx.learn.estimators.kernels import Gram, Kernel, Moments, Rows, rows_of
+
+        fold = self.requests[0].fold
+        # Rounded to float32, kernels send libsvm another way, to an optimum that only `tol` holds near scikit-learn's.
+        Z = torch.from_numpy(rows_of(self.X, self.rows, fold)).double()
+        sums = Moments(Z) if any(request.estimator.gamma == "scale" for request in self.requests) else None
+        for request in self.requests:
+            gamma, d = request.estimator.gamma, self.X.shape[1]
+            if sums is not None and gamma == "scale":
+                variance = sums.variance(self.at[request.fold.train])
+                gamma = 1 / (d * variance) if variance else 1.0
+            request.estimator._gamma = 1 / d if gamma == "auto" else float(gamma)
+            request.kernel = Kernel.of_estimator(request.estimator)
+        self.gram = Gram(Rows(Z.to(self.device), self.first.kernel == "rbf"), self.kept)
+
+    def fitted(self) -> Iterator[Fitted]:
+        """All of them, those of the same fold and kernel one after the other."""
+        requests = sorted(self.requests, key=lambda request: (str(request.kernel), id(request.fold)))
+        one = 16 * len(self.rows) * max(1, len(self.bounds) - 2)  # bytes of a machine's coefficients, at most
+        at_once = max(1, self.budget // 8 // max(1, one))
+        for start in range(0, len(requests), at_once):
+            yield from self._solved(requests[start : start + at_once])
+
+    def _solved(self, requests: list[_Request]) -> Iterator[Fitted]:
+        began = perf_counter()
+        machines = [self._machine(request) for request in requests]
+        bounds = self.bounds if self.classifies else None
+        solved = solve(self.gram, self.y, bounds, machines, self.workers)
+        whole, shares = perf_counter() - began, np.array([one.seconds for one in solved])
+        for request, share in zip(requests, shares / max(shares.sum(), 1e-300), strict=True):
+            request.seconds += whole * share
+        alike: dict[tuple, list[int]] = {}
+        for number, request in enumerate(requests):
+            alike.setdefault((id(request.fold), request.kernel), []).append(number)
+        turns = {fold: turn for turn, fold in enumerate(dict.fromkeys(fold for fold, _ in alike))}
+        for _, numbers in sorted(alike.items(), key=lambda item: turns[item[0][0]]):
+            began = perf_counter()
+            duals = []
+            for number in numbers:
+                estimator = requests[number].estimator
+                classes = list(np.searchsorted(self.classes, estimator.classes_)) if self.classifies else [0]
+                spans = [slice(int(self.bounds[c]), int(self.bounds[c + 1])) for c in classes]
+                duals.append(together(solved[number], len(self.rows), classes, spans))
+            at_hand = self._at_hand(requests[numbers[0]], duals)
+            spent = (perf_counter() - began) / len(numbers)
+            for position, number in enumerate(numbers):
+                began = perf_counter()
+                request = requests[number]
+                try:
+                    fitted = self._finished(request, duals[position])
+                    fitted._at_hand = [(of, values[position]) for of, values in at_hand]
+                except Exception as error:
+                    fitted = error
+                yield Fitted(request.index, fitted, request.seconds + spent + perf_counter() - began)
+                request.estimator.__dict__.pop("_at_hand", None)
+
+    def _machine(self, request: _Request) -> Machine:
+        estimator = request.estimator
+        weights = np.zeros(len(self.rows))
+        weights[self.at[request.fold.train]] = request.weights
+        factors = None
+        if self.classifies:
+            factors = np.ones(len(self.classes))
+            factors[np.searchsorted(self.classes, estimator.classes_)] = estimator.class_weight_
+        assert request.kernel is not None
+        return Machine(request.kernel, estimator._settings(), weights, factors, self._rank(request.fold))
+
+    def _rank(self, fold: Fold) -> np.ndarray | None:
+        """(n,) where the fold has each row, if not as they come; one array a fold."""
+        if id(fold) not in self.ranks:
+            rank = np.zeros(len(self.rows), np.int64)
+            rank[self.at[fold.train]] = np.arange(len(fold.train))
+            self.ranks[id(fold)] = None if (np.diff(fold.train) > 0).all() else rank
+        return self.ranks[id(fold)]
+
+    def _at_hand(self, request: _Request, duals: list[Duals]) -> list[tuple[Any, list[np.ndarray]]]:
+        """Decisions on what the fitted models will be asked about, each with the matrix whose they are."""
+        fold, found = request.fold, []
+        assert request.kernel is not None
+        for given in [] if fold.X_test is None else [fold.X_test, *fold.also]:
+            positions = fold.test if given is fold.X_test else None
+            if (
+                positions is None
+                and np.shape(given) == (len(fold.train), self.X.shape[1])
+                and self._is_train(given, fold)
+            ):
+                positions = fold.train
+            if positions is not None:
+                blocks = self.gram.of(self.at[positions])
+            else:
+                blocks = self.gram.rows.between(check_array(given, dtype=[np.float64, np.float32]))
+            rows = len(given) if positions is None else len(positions)
+            found.append((given, decisions(blocks, rows, request.kernel, duals)))
+        return found
+
+    def _is_train(self, given: Any, fold: Fold) -> bool:
+        from featx.learn.estimators.kernels import rows_of
+
+        if np.shape(given) != (len(fold.train), self.X.shape[1]):
+            return False
+        tolerance = 0.0 if fold.shift is None and fold.scale is None else 16 * np.finfo(self.X.dtype).eps
+        for start in range(0, len(given), 1024):
+            rows = rows_of(self.X, fold.train[start : start + 1024], fold)
+            if not np.allclose(given[start : start + 1024], rows, rtol=tolerance, atol=tolerance):
+                return False
+        return True
+
+    def _finished(self, request: _Request, duals: Duals) -> Any:
+        """The estimator with the attributes that scikit-learn's `fit` would set."""
+        from featx.learn.estimators.kernels import rows_of
+
+        estimator, fold = request.estimator, request.fold
+        if not np.isfinite(duals.dual).all() or not np.isfinite(duals.intercept).all():
+            raise ValueError(
+                "The dual coefficients or intercepts are not finite. The input data may contain large values and need "
+                "to be preprocessed."
+            )
+        rank = np.empty(len(self.rows), np.int32)
+        rank[self.at[fold.train]] = np.arange(len(fold.train))
+        support = np.flatnonzero(duals.dual.any(axis=0))
+        support = support[np.lexsort((rank[support], self.codes[support]))]
+        counts = np.array([np.count_nonzero((span.start <= support) & (support < span.stop)) for span in duals.spans])
+        estimator.support_ = rank[support]
+        estimator.support_vectors_ = rows_of(self.X, self.rows[support], fold)
+        estimator._n_support = (counts if self.classifies else np.repeat(counts, 2)).astype(np.int32)
+        estimator.dual_coef_ = np.ascontiguousarray(duals.dual[:, support])
+        estimator.intercept_ = duals.intercept
+        estimator._probA, estimator._probB = np.empty(0), np.empty(0)
+        estimator.fit_status_, estimator._num_iter = duals.status, duals.n_iter
+        estimator._sparse, estimator._effective_probability = False, False
+        estimator.shape_fit_ = len(fold.train), self.X.shape[1]
+        estimator._intercept_, estimator._dual_coef_ = estimator.intercept_.copy(), estimator.dual_coef_
+        estimator.n_iter_ = duals.n_iter
+        if not self.classifies:
+            estimator.n_iter_ = int(estimator.n_iter_[0])
+        elif len(estimator.classes_) == 2:  # scikit-learn's sign: the second class is the positive one
+            estimator.intercept_, estimator.dual_coef_ = -estimator.intercept_, -estimator.dual_coef_
+        estimator._warn_from_fit_status()
+        return estimator

@@ -1,0 +1,325 @@
+"""Image keys, or images, in; matrices of features out, as the first step of a scikit-learn pipeline."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from featx.errors import (
+    FeatxError,
+    ImageError,
+    KeysError,
+    RecipeError,
+    RowsDifferWarning,
+    UnreadableImages,
+    warn,
+)
+from featx.learn.features.inputs import as_images, items_of, keys_of
+from featx.store import FeatureStore, Recipe, rounding_note
+
+
+def _forward() -> ModuleType:
+    """The one place where learning reaches for images and networks, and only when it must."""
+    from featx import forward
+
+    return forward
+
+
+class _Features(TransformerMixin, BaseEstimator):
+    """What both transformers share: a recipe of what they give in `recipe_`, and images through it."""
+
+    recipe_: Recipe
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False  # one column of keys, or images
+        tags.input_tags.string = True
+        tags.no_validation = True
+        return tags
+
+    def _remember(self, recipe: Recipe) -> None:
+        self.recipe_ = recipe
+        self.n_features_in_ = 1
+        self.n_features_out_ = sum(self._widths.values())
+
+    @property
+    def layers_(self) -> tuple[str, ...]:
+        """Full names of the layers, "node:pool", in the order of the columns."""
+        return self.recipe_.layers
+
+    @property
+    def layer_(self) -> str:
+        """The same in one word: "layer3:avg", or "layer3:avg+layer4:avg" for several."""
+        return "+".join(self.layers_)
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        return {name: math.prod(tap["shape"]) for name, tap in self.recipe_.taps.items()}
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.n_features_out_
+
+    def get_feature_names_out(self, input_features: object = None) -> np.ndarray:
+        """Names of the d columns: "layer3:avg_0", "layer3:avg_1" ...
+
+        Parameters
+        ----------
+        input_features : ignored
+
+        Returns
+        -------
+        (d,) object array of str
+        """
+        check_is_fitted(self, "recipe_")
+        return np.array([f"{name}_{i}" for name, width in self._widths.items() for i in range(width)], dtype=object)
+
+    def _blocks(self, matrix: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Every layer with its own columns of a matrix, (n, its width)."""
+        start = 0
+        for name, width in self._widths.items():
+            yield name, matrix[:, start : start + width]
+            start += width
+
+    def _through_recipe(self, images: Sequence[Any], device: str) -> np.ndarray:
+        """(n, d) float32, or UnreadableImages naming those that have no row."""
+        key = _memo_key(self.recipe_, images)
+        if key is None or key not in _memo:
+            matrix = np.empty((0, sum(self._widths.values())), np.float32)
+            failures: dict[int, ImageError] = {}
+            for block in _forward().stream(images, self.recipe_, device=device):
+                if not len(matrix):  # not before a first batch has shown that rows are as wide as the recipe says
+                    matrix = np.empty((len(images), matrix.shape[1]), np.float32)
+                if len(block.indices):
+                    for name, columns in self._blocks(matrix):
+                        columns[block.indices] = block.rows[name].reshape(len(block.indices), -1)
+                failures |= block.failures
+            if failures:
+                position, reason = next(iter(failures.items()))
+                raise UnreadableImages(
+                    f"{len(failures):,} of {len(images):,} images cannot be read; the first, number {position} "
+                    f"({_name(images[position])}): {reason}. Leave them out",
+                    failures,
+                )
+            if key is None or matrix.nbytes > _MEMO_BYTES:
+                return matrix
+            _memo.clear()
+            _memo[key] = matrix
+        return _memo[key].copy()
+
+
+# The last matrix computed from images: a calibrated or voting ensemble asks for the same one once a member.
+_memo: dict[tuple[str, ...], np.ndarray] = {}
+_MEMO_BYTES = 64 * 2**20
+
+
+def _memo_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
+    from featx.images import content_digest
+
+    try:
+        return (recipe.to_json(), *(content_digest(image).hex() for image in images))
+    except ImageError:  # the stream says which, and why
+        return None
+
+
+class StoredFeatures(_Features):
+    """Turn image keys into the rows of a layer of a store; new images go through the store's recipe.
+
+    Parameters
+    ----------
+    store : FeatureStore or Recipe
+        A recipe alone is what a loaded model carries: it serves new images, and refuses keys.
+    layer : str or list of str, optional
+        "layer3:avg"; "layer3" or "penultimate" where that is unambiguous. By default the only layer there is. A list
+        gives the columns of several layers side by side, in its order; new images go through the network once.
+    device : "auto", "cpu" or "cuda"
+        Where new images are computed.
+
+    Attributes
+    ----------
+    layers_ : tuple of full names, in the order of the columns
+    layer_ : str, the same in one word, "layer3:avg+layer4:avg"
+    recipe_ : Recipe, of these layers
+    n_features_out_ : int, d
+
+    Examples
+    --------
+    >>> pipe = make_pipeline(StoredFeatures(store), StandardScaler(), SVC())        # doctest: +SKIP
+    >>> grid = {"storedfeatures__layer": ["layer3", "layer4", ["layer3", "layer4"]]}    # doctest: +SKIP
+    >>> GridSearchCV(pipe, grid).fit(store.X, store.y)    # doctest: +SKIP
+    """
+
+    def __init__(
+        self, store: FeatureStore | Recipe, layer: str | Sequence[str] | None = None, device: str = "auto"
+    ) -> None:
+        self.store = store
+        self.layer = layer
+        self.device = device
+
+    def fit(self, X: object = None, y: object = None) -> StoredFeatures:
+        """Find the layers; nothing is learned.
+
+        Raises
+        ------
+        LayerError
+            The store has no such layer, has several and none was chosen, or one is named twice.
+        """
+        if not isinstance(self.store, FeatureStore | Recipe):
+            raise FeatxError(f"store is a featx.FeatureStore; got {type(self.store).__name__}")
+        recipe = self.store if isinstance(self.store, Recipe) else self.store.recipe
+        self._remember(recipe.only(self.layer))
+        return self
+
+    def transform(self, X: object) -> np.ndarray:
+        """Features of images.
+
+        Parameters
+        ----------
+        X : (n,) or (n, 1)
+            Integer keys from `store.X`, or images: paths, PIL images, uint8 arrays.
+
+        Returns
+        -------
+        (n, d) float, of the store's type for keys, float32 for images
+
+        Raises
+        ------
+        KeysError
+            A key is not of this store.
+        RecipeError
+            The store is not the one of `fit`, and its rows mean something else; the differences are named.
+        UnreadableImages
+            Some images cannot be read.
+
+        Warns
+        -----
+        RowsDifferWarning
+            The store is not the one of `fit`, and its rows are rounded differently.
+        """
+        check_is_fitted(self, "recipe_")
+        items = items_of(X)
+        if isinstance(items, list):
+            return self._through_recipe(as_images(items), self.device)
+        if isinstance(self.store, Recipe):
+            raise KeysError(
+                "X holds image keys, and this model carries no rows, only the way to compute them; give images, or "
+                "set_params(...__store=featx.FeatureStore(path))"
+            )
+        recipe = self.store.recipe.only(self.layers_)
+        if differences := self.recipe_.other_meaning(recipe):
+            raise RecipeError(
+                f"this model was fitted on a store made otherwise: {'; '.join(differences)}; fit it on this store"
+            )
+        if note := rounding_note(recipe, self.recipe_, (self.store.path.name, "the store of fit")):
+            warn(note, RowsDifferWarning)
+        rows = self.store.rows(keys_of(items))
+        if len(self.layers_) == 1:
+            return self._stored(rows, self.layer_)
+        matrix = np.empty((len(rows), self.n_features_out_), self.store.recipe.dtype)
+        for name, columns in self._blocks(matrix):  # layer by layer: beside the matrix, one layer's rows at most
+            columns[:] = self._stored(rows, name)
+        return matrix
+
+    def _stored(self, rows: np.ndarray, layer: str) -> np.ndarray:
+        """(m, d) rows of one layer; neighbours in the file need no copy: a whole layer stays a memory map."""
+        assert isinstance(self.store, FeatureStore)
+        in_order = len(rows) > 0 and len(rows) == rows[-1] - rows[0] + 1 and bool((np.diff(rows) == 1).all())
+        taken = self.store[layer][rows[0] : rows[-1] + 1] if in_order else self.store.take(rows, layer)
+        return np.asarray(taken).reshape(len(rows), -1)
+
+
+class ImageFeatures(_Features):
+    """Compute features of images with a pretrained network; nothing is stored.
+
+    Use it for a few images, or where a pipeline must start with images; for anything repeated, extract once and use
+    StoredFeatures.
+
+    Parameters
+    ----------
+    backbone, layer, pool, weights, device, precision, batch_size
+        As `featx.extract` has them, for one layer.
+
+    Attributes
+    ----------
+    layer_ : str, full name of the layer; layers_ : tuple of it
+    recipe_ : Recipe
+    n_features_out_ : int, d
+
+    Examples
+    --------
+    >>> make_pipeline(ImageFeatures("resnet50"), SVC()).fit(paths, y)    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: Any = "resnet50",
+        layer: str = "penultimate",
+        *,
+        pool: str = "avg",
+        weights: str | os.PathLike | None = "DEFAULT",
+        device: str = "auto",
+        precision: str = "auto",
+        batch_size: int | str = "auto",
+    ) -> None:
+        self.backbone = backbone
+        self.layer = layer
+        self.pool = pool
+        self.weights = weights
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+
+    def fit(self, X: object, y: object = None) -> ImageFeatures:
+        """Build the network and record the recipe; nothing is learned.
+
+        Parameters
+        ----------
+        X : (n,) or (n, 1) paths, PIL images or uint8 arrays
+
+        Raises
+        ------
+        BackboneError, LayerError
+        """
+        recipe = _forward().settle(
+            as_images(X),
+            backbone=self.backbone,
+            weights=self.weights,
+            layers=[self.layer],
+            pool=self.pool,
+            device=self.device,
+            precision=self.precision,
+            engine="eager",
+            batch_size=self.batch_size,
+        )
+        self._remember(recipe.only(None))
+        return self
+
+    def transform(self, X: object) -> np.ndarray:
+        """Features of images.
+
+        Parameters
+        ----------
+        X : (n,) or (n, 1) paths, PIL images or uint8 arrays
+
+        Returns
+        -------
+        (n, d) float32
+
+        Raises
+        ------
+        UnreadableImages
+            Some images cannot be read.
+        """
+        check_is_fitted(self, "recipe_")
+        return self._through_recipe(as_images(X), self.device)
+
+
+def _name(image: object) -> str:
+    return str(image) if isinstance(image, str | os.PathLike) else type(image).__name__

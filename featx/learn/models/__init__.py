@@ -1,0 +1,11 @@
+"""Fitted estimators as files, and what they predict of images."""
+
+from featx.learn.models.persistence import load, save
+from featx.learn.models.prediction import Prediction, predict_images
+
+__all__ = [
+    "Prediction",
+    "load",
+    "predict_images",
+    "save",
+]

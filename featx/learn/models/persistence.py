@@ -1,0 +1,324 @@
+"""A fitted estimator in, one file that predicts anywhere out: skops, never pickle, with the recipe inside.
+
+Predicting on new images needs neither the store that a pipeline was trained on nor the images it was made from.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import ZIP_DEFLATED, ZipFile
+
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import Pipeline
+from sklearn.utils.validation import check_is_fitted
+
+from featx.errors import ModelError, StoreError, listed, readable, warn
+from featx.grammar import is_weights_file
+from featx.learn import estimators, features, search
+from featx.learn.features import ImageFeatures, StoredFeatures
+from featx.learn.models.detached import detached
+from featx.learn.models.objects import objects_of
+from featx.learn.models.trees import TREE_TYPES, check_trees
+from featx.store import Recipe, written_aside
+
+if TYPE_CHECKING:
+    from featx.backbones import Backbone
+
+_FORMAT = "featx-model"
+_VERSION = 1
+_MOST_INFLATED = 2**28  # bytes that any file may hold, compressed or not
+_MOST_RATIO = 20  # of what a larger one holds to its size; arrays of numbers shrink to a half or so
+# The modules of public classes, in files of featx 0.1: the classes have moved since, and are named by featx.learn now.
+_FORMER_MODULES = {
+    "featx.learn.centroid": "featx.learn",
+    "featx.learn.features": "featx.learn",
+    "featx.learn.halving": "featx.learn",
+    "featx.learn.linear_svc": "featx.learn",
+    "featx.learn.logistic": "featx.learn",
+    "featx.learn.neighbors": "featx.learn",
+    "featx.learn.ridge": "featx.learn",
+    "featx.learn.search": "featx.learn",
+    "featx.learn.svm": "featx.learn",
+    "featx.store.recipe": "featx.store",
+}
+# Beside featx's public estimators and what skops itself trusts (scikit-learn's public estimators, numpy, scipy). All of
+# it is data with methods that only compute; a type is added here after reading what its construction runs.
+_TRUSTED = (
+    *TREE_TYPES,
+    "featx.store.Recipe",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.metrics._scorer._PassthroughScorer",  # a fitted GridSearchCV
+    "sklearn.utils._bunch.Bunch",  # voting and stacking: a dict
+    *(
+        f"sklearn.model_selection._split.{splitter}"  # what meta-estimators keep as their cv
+        for splitter in (
+            "GroupKFold",
+            "GroupShuffleSplit",
+            "KFold",
+            "LeaveOneGroupOut",
+            "LeaveOneOut",
+            "PredefinedSplit",
+            "ShuffleSplit",
+            "StratifiedGroupKFold",
+            "StratifiedKFold",
+            "StratifiedShuffleSplit",
+            "TimeSeriesSplit",
+        )
+    ),
+)
+
+
+def save(estimator: Any, path: str | os.PathLike) -> Path:
+    """Save a fitted estimator or pipeline to one file.
+
+    A file of that name is replaced when the new one is complete; until then, and if anything fails, it stays.
+
+    Parameters
+    ----------
+    estimator : fitted scikit-learn estimator, a pipeline or search for example
+        With StoredFeatures or ImageFeatures in it, it predicts images once it is loaded. Without them it takes the rows
+        of numbers that it was fitted on, and `save` warns.
+    path : a name that ends in ".skops"
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    ModelError
+        The estimator is not fitted, or holds something that `load` would refuse (a class or a function of your own, a
+        KDTree, gradient boosting of categorical features or from an estimator of your own); the name has another
+        suffix, or the file cannot be written.
+
+    Warns
+    -----
+    UserWarning
+        The model cannot predict images.
+
+    Examples
+    --------
+    >>> save(search.best_estimator_, "cats.skops")    # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.suffix != ".skops":
+        raise ModelError(f"a model is a .skops file; got {path}")
+    _refuse_unfitted(estimator)
+    import skops.io  # seconds to import: it lists every class of scikit-learn
+
+    try:
+        copy = detached(estimator)
+        check_trees(copy)
+        model = {"format": _FORMAT, "version": _VERSION, "estimator": copy}
+        content = skops.io.dumps(model, compression=ZIP_DEFLATED)
+    except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError) as error:
+        raise ModelError(f"{type(estimator).__name__} cannot be saved: {_in_a_line(error)}") from error
+    if foreign := sorted(set(skops.io.get_untrusted_types(data=content)) - set(_trusted())):
+        instead = "use scikit-learn's and featx's own classes, and functions of numpy"
+        if any(name.startswith("sklearn.neighbors._") for name in foreign):
+            instead = "scikit-learn's neighbours can be saved with algorithm=\"brute\"; so can featx.learn's"
+        raise ModelError(f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; {instead}")
+    if not _features_of(copy):
+        warn(
+            f"{type(estimator).__name__} has no StoredFeatures or ImageFeatures: the saved model predicts rows of "
+            "features, not images; to predict images, fit and save a pipeline that begins with one of them",
+            UserWarning,
+        )
+    try:
+        with written_aside(path) as file:
+            file.write(content)
+    except StoreError as error:
+        raise ModelError(str(error)) from error
+    return path
+
+
+def _refuse_unfitted(estimator: Any) -> None:
+    name = type(estimator).__name__
+    try:
+        # of a pipeline, scikit-learn looks at the last step only
+        for _, step in estimator.steps if isinstance(estimator, Pipeline) else [("", estimator)]:
+            if step is estimator or step not in (None, "passthrough"):
+                check_is_fitted(step)
+    except NotFittedError as error:
+        raise ModelError(f"{name} is not fitted: call its fit first, then save it") from error
+    except TypeError as error:
+        raise ModelError(f"a model is a fitted scikit-learn estimator; got {name}") from error
+    if hasattr(estimator, "cv_results_") and not hasattr(estimator, "best_estimator_"):
+        raise ModelError(f"{name} with refit=False holds no fitted model: fit it with refit=True, then save it")
+
+
+def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: str | os.PathLike | None = None) -> Any:
+    """Load what `save` wrote. Nothing in the file is executed: types that are not on a fixed list are refused.
+
+    A model file says which network it needs; it does not make featx open, download or import one that you did not
+    name. Weights on disk are read again only if their file is where it was, with the recorded SHA-256. The `memory`
+    of a pipeline, a folder whose files scikit-learn unpickles, is not taken over.
+
+    Parameters
+    ----------
+    path : the model file
+    backbone : Backbone, optional
+        The network, where featx cannot find it by itself: a module of your own or an exported program. It must have
+        the recorded fingerprint.
+    weights : str or path, optional
+        The weights of the recorded network: a state dict that has moved, a `.pt2` program, or the name of pretrained
+        weights that may be downloaded, "DEFAULT" for example. They must have the recorded fingerprint.
+
+    Returns
+    -------
+    estimator
+
+    Raises
+    ------
+    ModelError
+        There is no such file, it is not featx's, or it holds other types, a recipe that featx does not write, or
+        decision trees that cannot be followed.
+    BackboneError
+        `backbone` or `weights` are not the recorded ones.
+    """
+    import skops.io
+
+    if backbone is not None and weights is not None:
+        raise ModelError("give backbone= or weights=, not both: a backbone has its weights")
+
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"there is no model file {path}; featx search -o makes one")
+    try:
+        content = path.read_bytes()
+        _refuse_bomb(content, path)
+        content = _with_current_names(content)
+        foreign = sorted(set(skops.io.get_untrusted_types(data=content)) - set(_trusted()))
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror}") from error
+    except ModelError:
+        raise
+    except Exception as error:  # skops and zipfile raise many types on files of another kind
+        raise ModelError(f"{path} is not a featx model; featx.save and featx search -o make them") from error
+    if foreign:
+        raise ModelError(f"{path} holds types that a featx model must not: {listed(foreign)}; it was not opened")
+    try:
+        model = skops.io.loads(content, trusted=list(_trusted()))
+    except Exception as error:
+        raise ModelError(f"{path} is damaged, or from other versions: {_in_a_line(error)}") from error
+    if not isinstance(model, dict) or model.get("format") != _FORMAT:
+        raise ModelError(f"{path} is a skops file, but not a featx model; featx.save makes them")
+    if model.get("version") != _VERSION:
+        raise ModelError(f"{path} has format version {model.get('version')}; this featx reads {_VERSION}: update it")
+    if "estimator" not in model:
+        raise ModelError(f"{path} is damaged: it holds no model")
+    estimator = model["estimator"]
+    try:
+        check_trees(estimator)
+    except ModelError as error:
+        raise ModelError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # attributes of any type
+        raise ModelError(f"{path} is damaged: {_in_a_line(error)}") from error
+    try:
+        _check(estimator)
+    except (StoreError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is refused: {error}") from error
+    if backbone is not None or weights is not None:
+        _hand_back(estimator, backbone, weights)
+    return estimator
+
+
+def _trusted() -> tuple[str, ...]:
+    """Names of the types that a model file may hold."""
+    public = (getattr(room, name) for room in (estimators, features, search) for name in room.__all__)
+    classes = (each for each in public if isinstance(each, type) and issubclass(each, BaseEstimator))
+    return *_TRUSTED, *(f"{each.__module__}.{each.__name__}" for each in classes)
+
+
+def _with_current_names(content: bytes) -> bytes:
+    """A model file with featx's classes named by the modules that they are imported from today."""
+    with ZipFile(io.BytesIO(content)) as archive:
+        schema = json.loads(archive.read("schema.json"))
+        if not _rename_modules(schema):
+            return content
+        renamed = io.BytesIO()
+        with ZipFile(renamed, "w") as copy:
+            for name in archive.namelist():
+                copy.writestr(name, json.dumps(schema) if name == "schema.json" else archive.read(name))
+    return renamed.getvalue()
+
+
+def _rename_modules(node: Any) -> bool:
+    """Give all nodes of a skops schema, in place, today's names of modules; whether any had another."""
+    if isinstance(node, list):
+        return any([_rename_modules(each) for each in node])
+    if not isinstance(node, dict):
+        return False
+    former = node.get("__module__") or ""
+    is_renamed = isinstance(former, str) and former in _FORMER_MODULES
+    if is_renamed:
+        node["__module__"] = _FORMER_MODULES[former]
+    return any([_rename_modules(each) for each in node.values()]) or is_renamed
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _refuse_bomb(content: bytes, path: Path) -> None:
+    """Raise ModelError if a small file would take gigabytes of memory."""
+    with ZipFile(io.BytesIO(content)) as archive:
+        nbytes = sum(entry.file_size for entry in archive.infolist())
+    if nbytes > max(_MOST_INFLATED, _MOST_RATIO * len(content)):
+        raise ModelError(f"{path} is refused: its {readable(len(content))} would inflate to {readable(nbytes)}")
+
+
+def recipes(estimator: Any) -> list[Recipe]:
+    """The different recipes of all StoredFeatures and ImageFeatures in a fitted estimator, wherever they sit."""
+    found = (step.recipe_ for step in _features_of(estimator))
+    return list({recipe.to_json(): recipe for recipe in found}.values())
+
+
+def _features_of(estimator: Any) -> list[StoredFeatures | ImageFeatures]:
+    """The fitted ones in an estimator, wherever they sit."""
+    found = (held for held in objects_of(estimator) if isinstance(held, StoredFeatures | ImageFeatures))
+    return [step for step in found if hasattr(step, "recipe_")]
+
+
+def _check(estimator: Any) -> None:
+    """Raise StoreError unless all recipes in a loaded estimator are such as featx writes; make inert what names files.
+
+    skops can set the attributes of an object without its constructor: only what lies there now is looked at.
+    """
+    for held in objects_of(estimator):
+        if isinstance(held, Recipe):
+            held.check()
+        elif isinstance(held, BaseEstimator) and getattr(held, "memory", None) is not None:
+            held.memory = None
+    for step in _features_of(estimator):
+        recipe = step.recipe_
+        if not isinstance(recipe, Recipe) or not isinstance(getattr(step, "store", recipe), Recipe):
+            raise StoreError("it holds features without a recipe")
+        if isinstance(step, ImageFeatures) and is_weights_file(str(step.weights)):
+            from featx.backbones import Backbone, Preprocessing  # seconds to import, and rarely needed
+
+            preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+            known = recipe.backbone, recipe.weights, recipe.weights_file_sha256
+            step.backbone = Backbone.of_recipe(*known, preprocessing)  # so fitting it again checks the file, too
+
+
+def _hand_back(estimator: Any, backbone: Backbone | None, weights: str | os.PathLike | None) -> None:
+    from featx.backbones import Backbone, Preprocessing, recall
+
+    recorded = recipes(estimator)
+    fitting = [recipe for recipe in recorded if backbone and recipe.weights_sha256 == backbone.weights_sha256]
+    for recipe in fitting or recorded:  # where none fits, recall says what was needed
+        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+        known = backbone
+        if known is None and not recipe.backbone.startswith("module:"):
+            program = recipe.backbone.startswith("export:")
+            network = (weights,) if program else (recipe.backbone, weights)
+            known = Backbone(*network, preprocessing=preprocessing)
+        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, known)

@@ -1,0 +1,187 @@
+"""A model from a file in; an error out unless every decision tree in it can be followed safely.
+
+scikit-learn follows the nodes of a tree in compiled code that checks no index: a forged child, feature or depth would
+read or write memory that is not the tree's. So each tree must be one that scikit-learn's builders could have made, and
+belong to one estimator that lets only rows of the tree's number of features through.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from featx.errors import ModelError
+from featx.learn.models.objects import refuse_own_methods
+
+# Trusted beside what skops trusts. Their construction copies arrays, of checked type and shape; `check_trees` looks at
+# what is in these.
+TREE_TYPES = (
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+)
+
+
+def check_trees(model: Any) -> None:
+    """Look at every decision tree that can be reached from a model.
+
+    Raises
+    ------
+    ModelError
+        A tree is not one that scikit-learn could have made, or is where none belongs; or an object in the model has
+        attributes in place of its class's methods.
+    """
+    refuse_own_methods(model)  # so that the walk sees all that there is
+    walk = _Walk()
+    walk.dump(model)
+    owned: Counter[int] = Counter()
+    for estimator in walk.estimators.values():
+        owned.update(id(tree) for tree in _checked_trees(estimator))
+    for number, references in walk.trees.items():
+        if owned[number] != 1 or references != 1:
+            raise ModelError("a decision tree belongs to one estimator; got one that is elsewhere too")
+
+
+class _Walk(pickle.Pickler):
+    """A pickler that writes nowhere: it visits all objects and keeps those that matter.
+
+    estimators : {id: estimator with trees}
+    trees : {id: number of references to the tree}
+    """
+
+    def __init__(self) -> None:
+        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+        from sklearn.ensemble._gb import BaseGradientBoosting
+        from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
+        from sklearn.tree import BaseDecisionTree
+        from sklearn.tree._tree import Tree
+
+        super().__init__(_Nowhere(), protocol=5, buffer_callback=lambda _: None)
+        self._kinds = (
+            BaseDecisionTree,
+            BaseGradientBoosting,
+            HistGradientBoostingClassifier,
+            HistGradientBoostingRegressor,
+        )
+        self._tree_kinds = Tree, TreePredictor
+        self.estimators: dict[int, Any] = {}
+        self.trees: Counter[int] = Counter()
+
+    def persistent_id(self, obj: Any) -> None:
+        """Called at every reference to an object, not only at the first."""
+        if isinstance(obj, self._tree_kinds):
+            self.trees[id(obj)] += 1
+        elif isinstance(obj, self._kinds):
+            self.estimators[id(obj)] = obj
+
+
+class _Nowhere:
+    def write(self, content: Any) -> int:
+        return len(content)
+
+
+def _checked_trees(estimator: Any) -> list[Any]:
+    """The trees that an estimator follows itself, none if it is not fitted."""
+    from sklearn.ensemble._gb import BaseGradientBoosting
+    from sklearn.tree import BaseDecisionTree
+
+    fitted, name = vars(estimator), type(estimator).__name__
+    if not {"tree_", "estimators_", "_predictors"} & fitted.keys():
+        return []
+    d = fitted.get("n_features_in_")  # scikit-learn compares the number of columns with it, if it is there
+    if not isinstance(d, int) or isinstance(d, bool) or d < 1:
+        raise ModelError(f"{name} has a number of features; got {d!r}")
+    if isinstance(estimator, BaseDecisionTree):
+        _check_tree(estimator.tree_, d)
+        return [estimator.tree_]
+    if isinstance(estimator, BaseGradientBoosting):
+        _check_boosting(estimator, d)
+        return []  # its trees belong to its decision trees
+    return _checked_predictors(estimator, d)
+
+
+def _check_tree(tree: Any, d: int) -> None:
+    from sklearn.tree._tree import Tree
+
+    if type(tree) is not Tree or tree.n_features != d or min(tree.n_outputs, tree.max_n_classes) < 1:
+        raise ModelError(f"a decision tree is a Tree of the {d} features of its estimator, with a number a leaf")
+    inner = tree.children_left != -1
+    if not np.array_equal(inner, tree.children_right != -1):
+        raise ModelError("a node of a tree has two children or none; got one")
+    depth = _check_nodes(tree.children_left, tree.children_right, inner, tree.feature, d)
+    if tree.max_depth != depth:  # by which scikit-learn allocates decision paths
+        raise ModelError(f"the depth of a tree is that of its deepest node, {depth}; got {tree.max_depth}")
+
+
+def _check_boosting(estimator: Any, d: int) -> None:
+    """GradientBoosting: compiled code adds what each tree of a stage says to a column of its own."""
+    from sklearn.base import is_classifier
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.ensemble._gb import _init_raw_predictions
+    from sklearn.tree import DecisionTreeRegressor
+
+    name, stages, first = type(estimator).__name__, estimator.estimators_, estimator.init_
+    if type(stages) is not np.ndarray or stages.ndim != 2 or not stages.size:
+        raise ModelError(f"the trees of {name} are an array of two dimensions; got {type(stages).__name__}")
+    for tree in stages.flat:
+        if type(tree) is not DecisionTreeRegressor or vars(tree).get("n_features_in_") != d:
+            raise ModelError(f"the trees of {name} are regression trees of its {d} features")
+    if isinstance(first, str):
+        width = np.zeros((1, estimator.n_trees_per_iteration_)).shape[1]
+    elif type(first) not in (DummyClassifier, DummyRegressor):
+        raise ModelError(f"{name} can be saved with init=None or 'zero'; got {type(first).__name__}")
+    else:
+        shapes = [
+            _init_raw_predictions(np.zeros((n, 1)), first, estimator._loss, is_classifier(estimator)).shape
+            for n in (1, 2, 3)  # for these three alike, it is a row for each of any number
+        ]
+        width = shapes[0][-1] if shapes == [(n, shapes[0][-1]) for n in (1, 2, 3)] else None
+    if width != stages.shape[1]:
+        raise ModelError(f"{name} begins with {stages.shape[1]} numbers a row, one a tree; got others")
+
+
+def _checked_predictors(estimator: Any, d: int) -> list[Any]:
+    """The trees of HistGradientBoosting."""
+    from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
+    from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
+
+    name = type(estimator).__name__
+    if estimator._preprocessor is not None:
+        raise ModelError(f"{name} can be saved without categorical features; encode them in a step before it")
+    if "_in_fit" in vars(estimator):  # it would take columns as they come
+        raise ModelError(f"{name} is fitted; got one that is being fitted")
+    trees = [tree for stage in estimator._predictors for tree in stage]
+    for tree in trees:
+        if type(tree) is not TreePredictor or type(tree.nodes) is not np.ndarray:
+            raise ModelError(f"the trees of {name} are arrays of nodes; got {type(tree).__name__}")
+        if tree.nodes.dtype != PREDICTOR_RECORD_DTYPE or tree.nodes.ndim != 1:
+            raise ModelError(f"the nodes of {name} are records in a row; got {tree.nodes.dtype}, {tree.nodes.shape}")
+        nodes = tree.nodes = tree.nodes.copy()  # nothing else in the file holds this one
+        inner = nodes["is_leaf"] == 0
+        if nodes["is_categorical"][inner].any():
+            raise ModelError(f"the trees of {name} split on numbers; got a categorical feature")
+        _check_nodes(nodes["left"], nodes["right"], inner, nodes["feature_idx"], d)
+    return trees
+
+
+def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray, feature: np.ndarray, d: int) -> int:
+    """The depth of a tree: its first node is the root, and each other one is the child of one node, before it.
+
+    left, right, feature : (n,) int
+    inner : (n,) bool, which nodes have children
+    """
+    n, parents = len(left), np.tile(inner.nonzero()[0], 2)
+    if not n:
+        raise ModelError("a tree has a node; got none")
+    children = np.concatenate([left[inner], right[inner]]).astype(np.int64)
+    if not np.array_equal(np.sort(children), np.arange(1, n)) or not (children > parents).all():
+        raise ModelError("each node of a tree but the first is the child of one before it; got others")
+    if not ((feature[inner] >= 0) & (feature[inner] < d)).all():
+        raise ModelError(f"a tree splits on its {d} features; got another")
+    above, depths = np.zeros(n, np.int64), np.ones(n, np.int64)
+    above[children], depths[0] = parents, 0
+    while above.any():  # each time twice as far towards the root
+        depths, above = depths + depths[above], above[above]
+    return int(depths.max())

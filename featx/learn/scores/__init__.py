@@ -1,0 +1,25 @@
+"""Metrics, and how certain a score is. Arrays in, numbers and intervals out."""
+
+from featx.learn.scores.intervals import (
+    UNKNOWN,
+    Interval,
+    drawn_interval,
+    held_out_interval,
+    splits_interval,
+    wilson,
+    within_one_se,
+)
+from featx.learn.scores.metrics import METRICS, Metric, decisions_of
+
+__all__ = [
+    "METRICS",
+    "UNKNOWN",
+    "Interval",
+    "Metric",
+    "decisions_of",
+    "drawn_interval",
+    "held_out_interval",
+    "splits_interval",
+    "wilson",
+    "within_one_se",
+]

@@ -1,0 +1,31 @@
+"""Which layer and which estimator: an experiment on stores in, candidates ranked under honest splits out."""
+
+from featx.learn.selection.catalogue import ESTIMATORS, Layers, stored_features
+from featx.learn.selection.experiment import Labels, Question, Stores, ask
+from featx.learn.selection.one_se_rule import one_se
+from featx.learn.selection.results import Candidate, Curve, Interrupted, Nested, Point, ProtocolResult, Selection
+from featx.learn.selection.selection import select_model
+from featx.learn.selection.splits import Split, cv_splits, hold_out, units
+
+__all__ = [
+    "ESTIMATORS",
+    "Candidate",
+    "Curve",
+    "Interrupted",
+    "Labels",
+    "Layers",
+    "Nested",
+    "Point",
+    "ProtocolResult",
+    "Question",
+    "Selection",
+    "Split",
+    "Stores",
+    "ask",
+    "cv_splits",
+    "hold_out",
+    "one_se",
+    "select_model",
+    "stored_features",
+    "units",
+]

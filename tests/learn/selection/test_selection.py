@@ -1,0 +1,388 @@
+"""The choice of a model: an honest grid search, and a score on images that the choice never saw."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+import featx
+from featx import FeatureStore, Preprocessing
+from featx.backbones import Backbone
+from featx.errors import FeatxError, KeysError, LayerError, StoreError
+from featx.learn import StoredFeatures, select_model
+from featx.learn.features import features
+from featx.learn.scores.intervals import wilson
+from featx.learn.selection.catalogue import ESTIMATORS
+
+C = {"logistic_regression": [1e-3, 1e-1], "rbf_svm": [0.1, 10.0], "linear_svm": [1e-3]}
+QUICK = {"folds": 3, "n_jobs": 1, "C": C}
+
+
+def network(**options) -> Backbone:
+    return Backbone("squeezenet1_1", weights=None, preprocessing=Preprocessing((32, 32), 32, **options))
+
+
+def make_images(root: Path, levels: dict[str, int], n: int, seed: int = 0) -> Path:
+    """Grey noise around a level for each class."""
+    rng = np.random.default_rng(seed)
+    for name, level in levels.items():
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            noise = rng.normal(level, 40, (20, 20, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(noise).save(root / name / f"{i:02}.png")
+    return root
+
+
+LEVELS = {"dark": 60, "dim": 68, "light": 180}  # two of them are alike
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    make_images(root / "photos", LEVELS, 20)
+    make_images(root / "later", LEVELS, 5, seed=1)
+    return root
+
+
+def extracted(root: Path, source: str, name: str, backbone, layers="penultimate", **options) -> FeatureStore:
+    return featx.extract(root / source, root / name, backbone, layers, device="cpu", progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def store(root) -> FeatureStore:
+    return extracted(root, "photos", "photos.h5", network(), ["features.3:max", "penultimate"])
+
+
+@pytest.fixture(scope="module")
+def pixels(root) -> FeatureStore:
+    return extracted(root, "photos", "pixels.h5", "bundled:pixels")
+
+
+@pytest.fixture(scope="module")
+def selection(store):
+    return select_model(store, estimators=["logistic_regression", "rbf_svm"], **QUICK)
+
+
+def message(error: pytest.ExceptionInfo) -> str:
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_table_has_every_layer_estimator_and_C_best_first(store, selection):
+    found = {(c.layer, c.estimator, c.value) for c in selection.candidates}
+    names = ("logistic_regression", "rbf_svm")
+    assert found == {(layer, name, value) for layer in store.layers for name in names for value in C[name]}
+    assert len(selection.candidates) == 8
+    means = [c.mean for c in selection.candidates]
+    assert means == sorted(means, reverse=True) and selection.best is selection.candidates[0]
+    for one, other in zip(selection.candidates, selection.candidates[1:], strict=False):
+        assert one.mean > other.mean or one.cost <= other.cost
+    for c in selection.candidates:
+        assert c.mean == pytest.approx(np.mean(c.scores)) and c.std == pytest.approx(np.std(c.scores))
+        assert len(c.scores) == 3 and c.d == store[c.layer].shape[1] and c.backbone == "torchvision:squeezenet1_1"
+
+
+def test_the_scores_are_a_plain_grid_searchs(store, selection):
+    held_out = set(selection.X_test.ravel().tolist())
+    train = np.array([key not in held_out for key in store.X.ravel().tolist()])
+    cv = StratifiedKFold(3, shuffle=True, random_state=0)
+    for layer in store.layers:
+        pipe = make_pipeline(StandardScaler(), SVC())
+        search = GridSearchCV(pipe, {"svc__C": C["rbf_svm"]}, cv=cv).fit(np.array(store[layer])[train], store.y[train])
+        for i, value in enumerate(C["rbf_svm"]):
+            (c,) = [c for c in selection.candidates if (c.layer, c.estimator, c.value) == (layer, "rbf_svm", value)]
+            assert c.mean == pytest.approx(search.cv_results_["mean_test_score"][i], abs=1e-12)
+            assert c.scores == tuple(search.cv_results_[f"split{fold}_test_score"][i] for fold in range(3))
+
+
+def test_the_winner_is_fitted_on_the_training_images_and_scored_on_the_others(store, selection):
+    best = selection.best
+    held_out = set(selection.X_test.ravel().tolist())
+    train = np.array([key not in held_out for key in store.X.ravel().tolist()])
+    assert selection.n_train == train.sum() == 48 and len(held_out) == 12
+    assert dict(zip(*np.unique(selection.y_test, return_counts=True), strict=True)) == dict.fromkeys(LEVELS, 4)
+    classifier = {"logistic_regression": LogisticRegression(max_iter=1000), "rbf_svm": SVC()}[best.estimator]
+    again = make_pipeline(StandardScaler(), classifier.set_params(C=best.value))
+    again.fit(np.array(store[best.layer])[train], store.y[train])
+    rows = store.rows(selection.X_test)
+    np.testing.assert_array_equal(selection.y_test, store.y[rows])
+    np.testing.assert_array_equal(selection.predicted, again.predict(np.array(store[best.layer])[rows]))
+    np.testing.assert_array_equal(selection.best_estimator.predict(selection.X_test), selection.predicted)
+    assert selection.held_out == accuracy_score(selection.y_test, selection.predicted)
+    p = selection.held_out
+    assert selection.held_out_interval == wilson(p, 12)
+    assert selection.confusion.sum() == 12 and np.trace(selection.confusion) == round(12 * p)
+    assert selection.confusion.sum(1).tolist() == [4, 4, 4]
+    assert selection.chance == pytest.approx(1 / 3) and selection.classes.tolist() == sorted(LEVELS)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[set[int]]:
+    """The keys of every matrix that was asked for, the held-out predictions included."""
+    seen: list[set[int]] = []
+    transform = StoredFeatures.transform
+
+    def recording(self, X):
+        seen.append(set(np.asarray(X).ravel().tolist()))
+        return transform(self, X)
+
+    monkeypatch.setattr(StoredFeatures, "transform", recording)
+    return seen
+
+
+def test_held_out_images_touch_nothing_but_the_last_prediction(store, asked):
+    found = select_model(store, estimators=["logistic_regression"], layers=["penultimate"], **QUICK)
+    held_out = set(found.X_test.ravel().tolist())
+    assert len(asked) > 1 and asked[-1] == held_out
+    assert all(not keys & held_out for keys in asked[:-1])
+    assert len(set().union(*asked[:-1])) == found.n_train
+
+
+def test_test_rows_are_held_out(store, asked):
+    test = np.zeros(len(store), bool)
+    test[[0, 7, 25, 40, 59]] = True
+    found = select_model(store, estimators=["logistic_regression"], layers=["features.3"], test_rows=test, **QUICK)
+    np.testing.assert_array_equal(found.X_test, store.X[test])
+    np.testing.assert_array_equal(found.y_test, store.y[test])
+    assert found.n_train == 55 and all(not keys & set(store.X[test].ravel()) for keys in asked[:-1])
+
+
+def test_a_store_of_its_own_is_held_out(root, store):
+    later = extracted(root, "later", "later.h5", network(), ["features.3:max", "penultimate"])
+    found = select_model(store, test_store=later, estimators=["logistic_regression"], **QUICK)
+    assert found.n_train == 60 and found.test_store is later
+    np.testing.assert_array_equal(found.X_test, later.X)
+    np.testing.assert_array_equal(found.y_test, later.y)
+    plain = make_pipeline(StandardScaler(), LogisticRegression(C=found.best.value, max_iter=1000))
+    plain.fit(np.array(store[found.best.layer]), store.y)
+    np.testing.assert_array_equal(found.predicted, plain.predict(np.array(later[found.best.layer])))
+    assert found.best_estimator[0].store is store
+
+
+def test_a_test_store_made_otherwise_is_refused(root, store):
+    other = extracted(root, "later", "otherwise.h5", network(mean=(0.1, 0.2, 0.3)), ["features.3:max", "penultimate"])
+    with pytest.raises(StoreError, match="the test store was made otherwise: preprocessing") as error:
+        select_model(store, test_store=other, estimators=["logistic_regression"], **QUICK)
+    message(error)
+
+
+def test_a_test_store_with_training_images_is_refused(root, store):
+    """Under other names too: it is the content that counts."""
+    photo = next(iter(Path(store.recipe.origin).rglob("*.png")))
+    (root / "mixed" / "dark").mkdir(parents=True)
+    shutil.copy(photo, root / "mixed" / "dark" / "another name.png")
+    mixed = extracted(root, "mixed", "mixed.h5", network(), ["features.3:max", "penultimate"])
+    with pytest.raises(FeatxError, match="1 of the 1 test images are training images too"):
+        select_model(store, test_store=mixed, **QUICK)
+
+
+def test_a_test_store_with_another_class_is_refused(root, store):
+    make_images(root / "strange", {"dark": 60, "unheard": 200}, 2, seed=9)
+    strange = extracted(root, "strange", "strange.h5", network(), ["features.3:max", "penultimate"])
+    with pytest.raises(FeatxError, match="classes that the training images have not: 'unheard'"):
+        select_model(store, test_store=strange, estimators=["logistic_regression"], **QUICK)
+
+
+def test_stores_of_the_same_images_compete(store, pixels):
+    found = select_model([store, pixels], estimators=["logistic_regression"], **QUICK)
+    assert {(c.backbone, c.layer) for c in found.candidates} == {
+        ("torchvision:squeezenet1_1", "features.3:max"),
+        ("torchvision:squeezenet1_1", "features.12.cat:avg"),
+        ("bundled:pixels", "flatten:none"),
+    }
+    alone = select_model(pixels, estimators=["logistic_regression"], **QUICK)
+    assert [c.scores for c in found.candidates if c.backbone == "bundled:pixels"] == [
+        c.scores for c in alone.candidates
+    ]
+    np.testing.assert_array_equal(found.X_test, alone.X_test)
+
+
+def test_a_layer_that_one_of_several_stores_lacks_names_that_store(store, pixels):
+    with pytest.raises(LayerError, match="named; pixels.h5: layer 'features.3' is not stored") as error:
+        select_model([store, pixels], layers=["features.3"], **QUICK)
+    message(error)
+
+
+@pytest.mark.parametrize("given", ["a.h5", Path("a.h5"), ["a.h5"]])
+def test_a_path_is_no_store(given):
+    with pytest.raises(FeatxError, match=r"got .*'a\.h5'.*; featx.FeatureStore\(path\) opens one") as error:
+        select_model(given, **QUICK)
+    message(error)
+
+
+def test_one_layer_and_one_estimator_need_no_list(pixels, store):
+    one, listed = (
+        select_model(store, layers=layers, estimators=estimators, **QUICK)
+        for layers, estimators in [("penultimate", "linear_svm"), (["penultimate"], ["linear_svm"])]
+    )
+    assert [c.scores for c in one.candidates] == [c.scores for c in listed.candidates]
+    assert {c.layer for c in one.candidates} == {"features.12.cat:avg"}
+
+
+def test_stores_of_other_images_are_refused(root, store):
+    later = extracted(root, "later", "later-pixels.h5", "bundled:pixels")
+    with pytest.raises(KeysError, match="hold the same images; later-pixels.h5 lacks 'dark/"):
+        select_model([store, later], **QUICK)
+
+
+def test_the_same_seed_gives_the_same_answer_and_another_seed_another_split(pixels):
+    options = QUICK | {"estimators": ["logistic_regression"]}
+    one, again, other = (select_model(pixels, random_state=seed, **options) for seed in (0, 0, 1))
+    assert [c.scores for c in one.candidates] == [c.scores for c in again.candidates]
+    np.testing.assert_array_equal(one.predicted, again.predicted)
+    assert set(one.X_test.ravel()) != set(other.X_test.ravel())
+
+
+def test_two_processes_give_what_one_gives(pixels):
+    options = QUICK | {"estimators": ["logistic_regression"]}
+    one, two = (select_model(pixels, **options | {"n_jobs": n}) for n in (1, 2))
+    assert [c.scores for c in one.candidates] == [c.scores for c in two.candidates]
+
+
+def test_nothing_is_held_out_on_demand(pixels):
+    found = select_model(pixels, test_size=0, estimators=["logistic_regression"], **QUICK)
+    assert found.n_train == 60
+    assert found.X_test is found.y_test is found.predicted is found.held_out is found.confusion is None
+
+
+def test_labels_from_elsewhere_are_used(pixels):
+    y = np.where(store_y := (pixels.y == "light"), "bright", "not")
+    found = select_model(pixels, y, estimators=["logistic_regression"], **QUICK)
+    assert found.classes.tolist() == ["bright", "not"] and found.chance == pytest.approx((~store_y).mean())
+    assert found.held_out > 0.9
+
+
+def test_shuffled_labels_score_as_chance(store):
+    y = np.random.default_rng(0).permutation(store.y)
+    found = select_model(store, y, estimators=["logistic_regression"], layers=["penultimate"], **QUICK)
+    assert found.best.mean < 0.6
+
+
+def test_keys_themselves_score_as_chance(root):
+    """Who forgets StoredFeatures must not get an answer that looks like one."""
+    images = make_images(root / "many", {"a": 30, "b": 120, "c": 220}, 60)
+    many = extracted(root, images.name, "many.h5", "bundled:pixels")
+    cv = StratifiedKFold(5, shuffle=True, random_state=0)
+    for estimator in (SVC(), SVC(C=100), LogisticRegression()):
+        pipe = make_pipeline(StandardScaler(), estimator)
+        assert cross_val_score(pipe, many.X, many.y, cv=cv).mean() < 0.5
+        with_rows = make_pipeline(StoredFeatures(many), StandardScaler(), SVC())
+        assert cross_val_score(with_rows, many.X, many.y, cv=cv).mean() > 0.9
+
+
+def test_progress_is_told_in_fits_and_with_the_candidates_of_the_layers_that_are_done(store):
+    told = []
+    found = select_model(
+        store,
+        estimators=["logistic_regression", "rbf_svm"],
+        on_progress=lambda now, ranked: told.append((now.done, now.total, list(ranked))),
+        **QUICK,
+    )
+    assert {total for _, total, _ in told} == {2 * 4 * 3}  # layers, candidates of each, folds
+    counts = [done for done, _, _ in told]
+    assert counts == sorted(counts) and counts[0] == 0 and counts[-1] == 24 and 12 in counts
+    assert list(dict.fromkeys(len(ranked) for _, _, ranked in told)) == [0, 4, 8]
+    assert told[-1][2] == found.candidates
+
+
+def test_the_default_grid_is_searched_whole(pixels):
+    few = np.zeros(len(pixels), bool)
+    few[::2] = True  # quick
+    found = select_model(pixels, test_rows=few, folds=2, n_jobs=1)
+    assert {(c.estimator, c.value) for c in found.candidates} == {
+        (name, value)
+        for name, family in ESTIMATORS.items()
+        if not family.is_numeric and family.is_default
+        for value in family.values
+    }
+
+
+def test_the_estimators_of_the_table_are_not_fitted_themselves(selection):
+    for family in ESTIMATORS.values():
+        assert not hasattr(family.estimator, "classes_")
+
+
+def test_every_mean_has_an_interval_around_it(store, selection):
+    for c in selection.candidates:
+        assert 0 <= c.interval.low <= c.mean <= c.interval.high <= 1
+    assert selection.held_out_interval.low < selection.held_out < selection.held_out_interval.high or (
+        selection.held_out == 1
+    )
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    "options, error, text",
+    [
+        ({"estimators": ["logistic_regresion"]}, FeatxError, "close: 'logistic_regression'"),
+        ({"estimators": []}, FeatxError, "name at least one estimator of nearest_centroid, ridge_classifier"),
+        ({"C": {"random_forest": [1]}}, FeatxError, "there is no estimator 'random_forest'"),
+        ({"C": {"rbf_svm": []}}, FeatxError, "C is one or more positive numbers"),
+        ({"C": {"rbf_svm": [0.0]}}, FeatxError, "C is one or more positive numbers"),
+        ({"layers": ["featurs.3"]}, LayerError, "layer 'featurs.3' is not stored; close: 'features.3:max'"),
+        ({"test_size": 1.0}, FeatxError, "test_size is the share of images held out"),
+        ({"test_size": -0.1}, FeatxError, "test_size is the share of images held out"),
+        ({"test_size": 0.01}, FeatxError, "holding out 1% of 60 images"),
+        ({"folds": 30}, FeatxError, "30-fold cross-validation needs 30 training images of each class; 'dark' has 16"),
+        ({"folds": 1}, FeatxError, "folds"),
+        ({"test_rows": np.ones(60, bool)}, FeatxError, "must be some of the images, not all and not none"),
+        ({"test_rows": np.zeros(60, bool)}, FeatxError, "must be some of the images, not all and not none"),
+        ({"test_rows": np.arange(60) < 5 * np.ones(59 + 1), "y": ["a"] * 59}, StoreError, "has 60, got 59"),
+        ({"test_rows": np.arange(59) < 5}, FeatxError, "60"),
+        ({"y": ["one"] * 60}, FeatxError, "at least two classes are needed.*only 'one'"),
+        (
+            {"y": np.linspace(0, 1, 60)},
+            FeatxError,
+            "the labels are numbers, and rbf_svm predicts classes; choose from ridge",
+        ),
+        ({"y": np.ones(60)}, FeatxError, "labels that differ; they are all 1"),
+        ({"y": np.r_[np.nan, np.ones(59)]}, StoreError, "finite"),
+        ({"scoring": "acuracy"}, FeatxError, "no score 'acuracy' of classes; close: 'accuracy'"),
+        ({"scoring": "r2"}, FeatxError, "no score 'r2' of classes"),
+        ({"groups": "patient"}, StoreError, "has no column 'patient', and no others"),
+        ({"repeats": 0}, FeatxError, "got repeats=0"),
+        ({"pca": 0}, FeatxError, "pca is how many components are kept, 1 or more; got 0"),
+        ({"estimators": ["knn"], "C": {"knn": [500]}}, FeatxError, "n_neighbors is at most the 32 images"),
+        ({"estimators": ["ridge"]}, FeatxError, "the labels are classes, and ridge predicts numbers"),
+        ({"y": ["a"] * 59 + ["b"]}, FeatxError, "'b' has 1: add images, or hold none out"),
+        ({"y": ["a"] * 59 + ["b"], "test_size": 0}, FeatxError, "needs 3 training images of each class; 'b' has 1"),
+        ({"random_state": -1}, FeatxError, r"the seed \(random_state\) is a whole number from 0 to .*; got -1"),
+        ({"random_state": None}, FeatxError, "the seed .* got None"),
+        ({"random_state": 0.5}, FeatxError, "the seed .* got 0.5"),
+        ({"estimators": "rbf_swm"}, FeatxError, "there is no estimator 'rbf_swm'; close: 'rbf_svm'"),
+        ({"layers": "featurs.3"}, LayerError, "layer 'featurs.3' is not stored; close: 'features.3:max'"),
+        ({"y": "species"}, StoreError, "photos.h5 has no column 'species', and no others"),
+        ({"y": np.arange(60)}, FeatxError, "to predict numbers, give them as floats"),
+        ({"y": ["a"] * 30 + ["b"] * 30, "test_rows": np.arange(60) >= 30}, FeatxError, "two classes"),
+    ],
+)
+def test_what_cannot_be_chosen_from_is_refused_in_a_line(store, options, error, text):
+    with pytest.raises(error, match=text) as raised:
+        select_model(store, **QUICK | {"estimators": ["rbf_svm"], "C": None} | options)
+    message(raised)
+
+
+def test_a_store_without_labels_says_where_to_get_them(root):
+    files = sorted((root / "photos" / "dark").iterdir())
+    bare = featx.extract(files, root / "bare.h5", "bundled:pixels", device="cpu", progress=False)
+    with pytest.raises(StoreError, match=r"bare.h5 has no labels; give them: y=store.align\('labels.csv'\)") as error:
+        select_model(bare)
+    message(error)
+
+
+def test_learning_decodes_no_image(store, monkeypatch):
+    monkeypatch.setattr(features, "_forward", lambda: pytest.fail("a network was asked for"))
+    select_model(store, estimators=["rbf_svm"], **QUICK)
