@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from featx.backbones import COMPILED, Backbone, Preprocessing, recall
+from featx.backbones import COMPILED, Backbone, Preprocessing
 from featx.errors import BackboneError, LayerError, RecipeError, listed
+from featx.forward import backbone_of
 from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.store import FeatureStore, Recipe
 
@@ -81,14 +82,7 @@ class Example:
             if not is_weights_file(recipe.weights):  # what the user names may be downloaded; a file may not be opened
                 known = Backbone(given, recipe.weights, preprocessing=preprocessing)
         try:
-            found = recall(
-                recipe.backbone,
-                recipe.weights,
-                recipe.weights_sha256,
-                preprocessing,
-                known,
-                weights_file_sha256=recipe.weights_file_sha256,
-            )
+            found = backbone_of(recipe, known)
         except BackboneError as error:
             what, *hint = _OF_A_MODEL.split(str(error), 1)
             if not hint:
