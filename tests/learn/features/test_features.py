@@ -218,9 +218,9 @@ def test_several_layers_of_new_images_take_one_pass(store, paths, monkeypatch):
     forward = features._forward()
     stream = forward.stream
 
-    def counted(images, recipe, **options):
+    def counted(images, recipe, backbone, **options):
         passes.append(recipe.layers)
-        return stream(images, recipe, **options)
+        return stream(images, recipe, backbone, **options)
 
     monkeypatch.setattr(forward, "stream", counted)
     step = fitted(store, SIDE_BY_SIDE)
