@@ -129,14 +129,15 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
             A column does not vary within classes, or priors do not sum to 1.
         """
         rows, y = validate_data(self, dense(self, X), y, dtype=[np.float64, np.float32], order="C")
-        names = {"feature_names_in_": self.feature_names_in_} if hasattr(self, "feature_names_in_") else {}
+        names = getattr(self, "feature_names_in_", None)
         if sample_weight is not None:
             sample_weight = check_sample_weight(sample_weight, rows, ensure_non_negative=True)
         whole = Fold(0, np.arange(len(rows)), sample_weight=sample_weight)
         (fitted,) = self.fit_each(rows, y, [Job(self, whole)])
         if isinstance(fitted.estimator, Exception):
             raise fitted.estimator
-        self.__dict__.update(names)
+        if names is not None:
+            self.feature_names_in_ = names  # `fit_each` saw an array
         if not isinstance(self.priors, str) and not np.isclose(np.sum(self.priors), 1):
             warnings.warn(
                 "The priors do not sum to 1. Normalizing such that it sums to one.", UserWarning, stacklevel=3

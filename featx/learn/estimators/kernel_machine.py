@@ -75,12 +75,13 @@ class KernelMachine:
         if issparse(X) or self._needs_fallback():
             return self._fit_fallback(X, y, sample_weight)
         rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
-        names = {"feature_names_in_": self.feature_names_in_} if hasattr(self, "feature_names_in_") else {}
+        names = getattr(self, "feature_names_in_", None)
         whole = Fold(0, np.arange(len(rows)), sample_weight=sample_weight)
         (fitted,) = fit_machines(rows, y, [Job(self, whole)])
         if isinstance(fitted.estimator, Exception):
             raise fitted.estimator
-        self.__dict__.update(names)
+        if names is not None:
+            self.feature_names_in_ = names  # `fit_each` saw an array
         return self
 
     @classmethod
