@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,11 +10,10 @@ from typing import Any
 import torch
 
 from featx.backbones import COMPILED, Backbone, Preprocessing, recall
-from featx.errors import BackboneError, LayerError, RecipeError, listed
+from featx.errors import BackboneError, LayerError, Parameter, RecipeError, UnavailableBackbone, listed
 from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.store import FeatureStore, Recipe
 
-_OF_A_MODEL = re.compile("[:;] (?:allow it with )?featx")  # where the next step begins that is one for a saved model
 _OF_THE_MACHINE = ("device", "engine")  # choices that may differ from those of a store to be like
 
 
@@ -77,7 +75,7 @@ class Example:
             known = Backbone(recipe.backbone if given is None else given, weights, preprocessing=preprocessing)
         elif given is not None:
             if (name := Backbone(given, None).name) != recipe.backbone:
-                raise RecipeError(self._otherwise([f"backbone: {recipe.backbone!r} there, {name!r} here"]))
+                raise self._otherwise([f"backbone: {recipe.backbone!r} there, {name!r} here"])
             if not is_weights_file(recipe.weights):  # what the user names may be downloaded; a file may not be opened
                 known = Backbone(given, recipe.weights, preprocessing=preprocessing)
         try:
@@ -89,18 +87,19 @@ class Example:
                 known,
                 weights_file_sha256=recipe.weights_file_sha256,
             )
-        except BackboneError as error:
-            what, *hint = _OF_A_MODEL.split(str(error), 1)
-            if not hint:
-                raise
-            raise BackboneError(f"{self.name}: {what}. Give the backbone or its weights beside like=") from error
+        except UnavailableBackbone as error:
+            raise BackboneError(
+                f"{self.name}: {error.reason}. Give the backbone or its weights beside ", Parameter("like", ...)
+            ) from error
         return found if known is not None else found.prepared_by(preprocessing)
 
     def layers(self, given: str | Sequence[str] | None, pool: str) -> list[str]:
         """The layers that are asked for, by its own names for them; all it has where none is named."""
         if given is None:
             if pool != "avg":
-                raise LayerError(f"pool={pool!r} is for layers that are named; {self.name} has pools of its own")
+                raise LayerError(
+                    Parameter("pool", pool), f" is for layers that are named; {self.name} has pools of its own"
+                )
             return list(self.recipe.layers)
         return [self._full_name(name, pool) for name in ([given] if isinstance(given, str) else given)]
 
@@ -129,7 +128,7 @@ class Example:
             asked = replace(asked, backbone=recipe.backbone)  # a program is named by its file, and this is the same one
         same = {name: getattr(recipe, name) for name in _OF_THE_MACHINE}
         if differences := recipe.differences(replace(asked, **same)):
-            raise RecipeError(self._otherwise(differences))
+            raise self._otherwise(differences)
         return replace(
             asked,
             threads=recipe.threads,
@@ -137,5 +136,8 @@ class Example:
             precision_error=recipe.precision_error,
         )
 
-    def _otherwise(self, differences: Sequence[str]) -> str:
-        return f"{self.name} was made otherwise: {'; '.join(differences)}. Leave out what differs, or like="
+    def _otherwise(self, differences: Sequence[str]) -> RecipeError:
+        return RecipeError(
+            f"{self.name} was made otherwise: {'; '.join(differences)}. Leave out what differs, or ",
+            Parameter("like", ...),
+        )

@@ -24,6 +24,7 @@ from featx.display import printable
 from featx.errors import (
     ContradictionWarning,
     NonFiniteWarning,
+    Parameter,
     RecipeError,
     StoreError,
     UnreadableImagesWarning,
@@ -395,7 +396,9 @@ class Plan:
         """One call beneath `run` and `extract` alike, so that warnings name the line of who called either."""
         output, images, old = self.output, self.images, self._old
         if self.is_dry:
-            raise StoreError("this plan was made with dry_run=True, to be looked at; plan again without it")
+            raise StoreError(
+                "this plan was made with ", Parameter("dry_run", True), ", to be looked at; plan again without it"
+            )
         if self._discard:
             discard_unfinished(output)
             self._discard = False  # what this run does is kept if it is run again

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import featx
 import featx.learn
-from featx.cli import _spoken, app
+from featx.cli import app
 
 PIXELS = ["-b", "bundled:pixels", "-q"]
 CLASSES = {"dark": 60, "light": 190}
@@ -508,7 +508,7 @@ def test_files_are_written_though_nobody_reads_what_is_printed(
     def gone(*things: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("featx.cli._print", gone)
+    monkeypatch.setattr("featx.cli.search.print_all", gone)
     words = ["-e", "nearest_centroid", "--jobs", 1, "-o", tmp_path / "m.skops", "--results", tmp_path / "r.csv"]
     done = _run("search", found[0] / "all.h5", *words, "--figure", tmp_path / "f.png")
     assert isinstance(done.exception, BrokenPipeError)
@@ -596,27 +596,6 @@ def test_ctrl_c_before_64_images_leaves_nothing(tmp_path: Path) -> None:
     assert running.returncode == 130, told
     assert "Traceback" not in told and "interrupted" in told
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
-
-
-def test_messages_speak_of_options_and_leave_names_of_files_alone() -> None:
-    for message, said in {
-        "add images, or test_size=0": "add images, or --test-size 0",
-        "folds=1, random_state and n_jobs=0": "--folds 1, --seed and --jobs 0",
-        "target='numeric' needs a number": "--target numeric needs a number",
-        "--replace it (replace=True): as above": "--replace it: as above",
-        "give weights='a/b.pth', or weights=None": "give --weights a/b.pth, or --weights random",
-        "cannot open /tmp/test_size=2/test_size.h5, test_size.csv or 'test_size'": None,
-        "folds and groups are words": None,
-        "choose one with layer=: a, b": "choose one with --layer: a, b",
-        "choose a, b with labels=": "choose a, b with --labels",
-        "go on with backbone='timm:a b'": "go on with --backbone timm:a b",
-        "give them: y=store.align('labels.csv'), or --labels labels.csv": "give them: --labels labels.csv",
-        "gone: featx predict --weights FILE, featx.load(path, weights='x')": "gone: featx predict --weights FILE",
-        "the grid (featx.learn.select_model, or no --protocol)": "the grid (no --protocol)",
-    }.items():
-        assert _spoken(
-            message, ["test_size", "folds", "groups", "target", "replace", "weights", "layer", "labels", "backbone"]
-        ) == (said or message)
 
 
 def test_help_and_version_load_no_torch() -> None:

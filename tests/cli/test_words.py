@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import featx
 from featx.backbones import sources
-from featx.cli import _spoken, app
+from featx.cli import app
 from featx.errors import nearest
 from featx.extraction import plans
 
@@ -85,6 +85,7 @@ def test_words_that_do_not_fit_cost_one_line(folder, monkeypatch, words, expecte
         "search nothere.h5",
         "search photos.h5 --labels nothere.csv",
         "search photos.h5 --split-column nothere",
+        "search photos.h5 --protocol knn --nested",
         "extract nothere -o x.h5",
         "extract photos -o nothere/x.h5",
         "extract photos -o x.h5 --like nothere.h5",
@@ -148,15 +149,6 @@ def test_what_two_stores_go_together_for(folder):
         "one can be searched and the other its --test-store" in text
         and "featx merge cannot join them: it takes" in text
     )
-
-
-def test_names_that_look_like_words_of_python_stay_in_a_message():
-    for message in (
-        "it has store.id, store.city",
-        "there is no store /data/cats or featx.h5",
-        "allow it with featx.load(path, backbone=featx.Backbone('resnet50', None))",
-    ):
-        assert _spoken(message, ["backbone", "labels"]) == message
 
 
 def test_a_folder_named_like_a_network_does_not_hide_it(tmp_path, monkeypatch):
