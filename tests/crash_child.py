@@ -203,7 +203,7 @@ class Trial:
         if self.first is not None:
             self.output.write_bytes(self.first)
         if self.unsynced is not None:
-            self.unsynced.settle()
+            self.unsynced.resolve_recipe()
 
     @property
     def has_journal(self) -> bool:

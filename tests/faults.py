@@ -118,9 +118,9 @@ class Unsynced:
     def __init__(self, aside: Path, folder: Path) -> None:
         self.aside, self.folder, self._names = aside, folder, aside / "names"
         self._gone: dict[int, np.ndarray] = {}  # bytes that were written, and that the system will not write any more
-        self.settle()
+        self.resolve_recipe()
 
-    def settle(self) -> None:
+    def resolve_recipe(self) -> None:
         """All that is there has come to the disk."""
         for path in self.aside.iterdir():
             path.unlink()
@@ -203,7 +203,7 @@ class Unsynced:
                 torn = old if rng is None else _torn(rng, old, new)
                 file.write(torn)
                 file.truncate(len(torn))
-        self.settle()
+        self.resolve_recipe()
 
 
 def _torn(rng: np.random.Generator, old: bytes, new: bytes) -> bytes:

@@ -39,6 +39,30 @@ def class_folders(root: Path, classes: Sequence[str] = ("ant", "bee"), n: int = 
     return root
 
 
+def empty_cache() -> None:
+    """As in a process that has just started: no network, no matrix is kept from before."""
+    from featx.forward import cache
+
+    for cached in (cache._backbones, cache._networks, cache._matrices):
+        cached.clear()
+
+
+def resolved(
+    name: str,
+    weights: str | None,
+    weights_sha256: str,
+    preprocessing: Any,
+    known: Any = None,
+    weights_file_sha256: str | None = None,
+) -> Any:
+    """The backbone of a recipe that records these."""
+    from featx.backbones import resolve_backbone
+
+    network = {"backbone": name, "weights": weights, "weights_sha256": weights_sha256}
+    network |= {"preprocessing": preprocessing.to_dict(), "weights_file_sha256": weights_file_sha256}
+    return resolve_backbone(recipe({"x:avg": [1]}, **network), known)
+
+
 def recipe(taps: Mapping[str, Sequence[int]], **changes: Any) -> Recipe:
     """A recipe of no network, for tests of the store alone; `taps` maps layer names to the shape of a row."""
     values: dict[str, Any] = dict(

@@ -3,7 +3,7 @@
 Knows nothing of where images come from or where rows go.
 """
 
-from featx.backbones.backbone import Backbone, recall
+from featx.backbones.backbone import Backbone, resolve_backbone
 from featx.backbones.engine import Choice, choose
 from featx.backbones.network import COMPILED, EAGER, TappedNetwork
 from featx.backbones.pools import POOLS, Tap
@@ -22,7 +22,7 @@ __all__ = [
     "TappedNetwork",
     "choose",
     "describe",
-    "recall",
+    "resolve_backbone",
     "resolve_taps",
     "trace_of",
 ]

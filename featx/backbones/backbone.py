@@ -19,6 +19,7 @@ from featx.backbones.sources import SOURCES, canonical
 from featx.backbones.weights import load_state, read_state, room_for, room_for_random
 from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone
 from featx.grammar import PROGRAM_FILE, is_weights_file
+from featx.recipe import Recipe
 
 SEED = 0  # of weights=None
 
@@ -204,55 +205,48 @@ class Backbone:
         return digest.hexdigest()
 
 
-_recalled: dict[tuple[str, str], Backbone] = {}
+def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
+    """The backbone that a recipe names.
 
-
-def recall(
-    name: str,
-    weights: str | None,
-    weights_sha256: str,
-    preprocessing: Preprocessing,
-    known: Backbone | None = None,
-    *,
-    weights_file_sha256: str | None = None,
-) -> Backbone:
-    """The backbone of a recipe, built once a process.
-
-    A `known` one, which a user handed over (a module, a program, weights that moved or may be downloaded), is checked
-    against the fingerprint and remembered. Without it, see `Backbone.of_recipe`.
+    Parameters
+    ----------
+    recipe : Recipe
+    known : Backbone, optional
+        One that the user handed over: a module, a program, weights that moved or may be downloaded. It is returned if
+        it has the recorded fingerprint. Without it see `Backbone.of_recipe`.
 
     Raises
     ------
     BackboneError
         The weights are not the recorded ones, or have to be handed over.
     """
-    key = (name, weights_sha256)
-    if key not in _recalled or known is not None:
-        if known is None and name.startswith("module:"):
-            raise UnavailableBackbone(
-                f"the features came from a module of yours, {name.removeprefix('module:')}",
-                "hand it back: featx.load(path, backbone=featx.Backbone(module, preprocessing=...))",
-            )
-        if known is None and name.startswith("export:"):
-            # a recipe may be another's, and opening a program can run code: the file is for the user to name
-            file = f" (it was {weights!r})" if str(weights).endswith(PROGRAM_FILE) else ""
-            raise UnavailableBackbone(
-                f"the features came from an exported program, {name.removeprefix('export:')}{file}",
-                "hand it over, if you trust it: ",
-                Call("featx.load", "path", Parameter("weights", "FILE.pt2")),
-            )
-        if known is None and is_weights_file(weights) and not Path(str(weights)).exists():
-            raise UnavailableBackbone(
-                f"the weights file {weights!r} is gone",
-                "say where it is: ",
-                Call("featx.load", "path", Parameter("weights", ...)),
-            )
-        found = known or Backbone.of_recipe(name, weights, weights_file_sha256, preprocessing)
-        renamed = name.startswith("export:") and found.name.startswith("export:")  # a program is named by its file
-        if found.weights_sha256 != weights_sha256 or (found.name != name and not renamed):
-            raise BackboneError(
-                f"the recorded network is {name} with weights sha256 {weights_sha256[:12]}; "
-                f"got {found.name} with {found.weights_sha256[:12]}"
-            )
-        _recalled[key] = found
-    return _recalled[key]
+    name, weights = recipe.backbone, recipe.weights
+    if known is None and name.startswith("module:"):
+        raise UnavailableBackbone(
+            f"the features came from a module of yours, {name.removeprefix('module:')}",
+            "hand it back: featx.load(path, backbone=featx.Backbone(module, preprocessing=...))",
+        )
+    if known is None and name.startswith("export:"):
+        # a recipe may be another's, and opening a program can run code: the file is for the user to name
+        file = f" (it was {weights!r})" if str(weights).endswith(PROGRAM_FILE) else ""
+        raise UnavailableBackbone(
+            f"the features came from an exported program, {name.removeprefix('export:')}{file}",
+            "hand it over, if you trust it: ",
+            Call("featx.load", "path", Parameter("weights", "FILE.pt2")),
+        )
+    if known is None and is_weights_file(weights) and not Path(str(weights)).exists():
+        raise UnavailableBackbone(
+            f"the weights file {weights!r} is gone",
+            "say where it is: ",
+            Call("featx.load", "path", Parameter("weights", ...)),
+        )
+    if known is None:
+        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+        known = Backbone.of_recipe(name, weights, recipe.weights_file_sha256, preprocessing)
+    are_programs = name.startswith("export:") and known.name.startswith("export:")  # a program is named by its file
+    if known.weights_sha256 != recipe.weights_sha256 or (known.name != name and not are_programs):
+        raise BackboneError(
+            f"the recorded network is {name} with weights sha256 {recipe.weights_sha256[:12]}; "
+            f"got {known.name} with {known.weights_sha256[:12]}"
+        )
+    return known

@@ -33,11 +33,11 @@ def fold_batch_norms(network: fx.GraphModule) -> None:
 
 def _fold_sequences(network: fx.GraphModule) -> None:
     """What tracing did not look into, such as Conv2dNormActivation: pairs that follow each other in a sequence."""
-    places = Counter(id(part) for _, part in network.named_modules(remove_duplicate=False))
+    places = Counter(part for _, part in network.named_modules(remove_duplicate=False))
     for sequence in list(network.modules()):
         if isinstance(sequence, nn.Sequential) and type(sequence).forward is nn.Sequential.forward:
             for number, (conv, norm) in enumerate(pairwise(list(sequence)), start=1):
-                if places[id(conv)] == places[id(norm)] == 1 and _foldable(conv, norm):
+                if places[conv] == places[norm] == 1 and _foldable(conv, norm):
                     _fold(conv, norm)
                     sequence[number] = _rest(norm)
 

@@ -29,7 +29,7 @@ import torch
 from joblib import wrap_non_picklable_objects
 from PIL import Image, ImageFile
 
-from featx.backbones import Backbone, Preprocessing, recall
+from featx.backbones import Backbone, Preprocessing
 from featx.errors import FeatxError
 from featx.forward import Block, decoders, release, stream
 from featx.store import KEPT, Recipe, RowFile, told
@@ -58,6 +58,7 @@ def places(images: Sequence[Any], recipe: Recipe, todo: np.ndarray) -> list[str]
 def spread(
     images: Sequence[Any],
     recipe: Recipe,
+    backbone: Backbone,
     *,
     places: Sequence[str],
     workers: int | str,
@@ -72,6 +73,7 @@ def spread(
     images : n paths or uint8 arrays
     recipe : Recipe
         Its rows do not depend on the number of processes.
+    backbone : Backbone, the recipe's
     places : "cuda:0", "cuda:1", ...; or "cpu" several times
     workers : threads that decode, of all processes together, or "auto"
     todo : (n,) bool, the images to do
@@ -97,7 +99,7 @@ def spread(
         todo[block.start : block.stop] = False
         yield block
     try:
-        network = _handed_over(recipe)
+        network = _handed_over(recipe, backbone)
     except Exception as error:  # of many types: locks, open files, exported programs
         reason = f"{type(error).__name__}: {error}"
     else:
@@ -114,7 +116,7 @@ def spread(
                 return
         reason = next(filter(None, refusals))
     _log.info("running in one process: the network cannot be handed to another (%s)", reason)
-    yield from stream(images, recipe, device=places[0].partition(":")[0], workers=threads, todo=todo)
+    yield from stream(images, recipe, backbone, device=places[0].partition(":")[0], workers=threads, todo=todo)
 
 
 def _received(children: Sequence[_Child]) -> Iterator[Block]:
@@ -137,10 +139,9 @@ def _starts(recipe: Recipe, todo: np.ndarray) -> list[int]:
     return [start for start in range(0, len(todo), size) if todo[start : start + size].any()]
 
 
-def _handed_over(recipe: Recipe) -> bytes:
+def _handed_over(recipe: Recipe, backbone: Backbone) -> bytes:
     """The run's network, classes of a script or a notebook with it: a new process does not run those again."""
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    backbone = recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing)
     if backbone.name.startswith("export:") and str(backbone.weights).endswith(".pt2"):
         backbone = Backbone(str(backbone.weights), preprocessing=preprocessing)  # to be opened again
     return pickle.dumps(wrap_non_picklable_objects(backbone, keep_wrapper=False))
@@ -165,13 +166,13 @@ class _Share:
     rows: RowFile
     load_truncated: bool
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self, backbone: Backbone) -> Iterator[Block]:
         device, _, number = self.place.partition(":")
         if number:
             torch.cuda.set_device(int(number))  # which "cuda" means from here on
         torch.set_num_threads(self.threads)
         ImageFile.LOAD_TRUNCATED_IMAGES = self.load_truncated
-        for block in stream(self.images, self.recipe, device=device, workers=self.workers, todo=self.todo):
+        for block in stream(self.images, self.recipe, backbone, device=device, workers=self.workers, todo=self.todo):
             shift = self.starts[block.start // self.recipe.batch_size] - block.start
             here = self.todo[block.indices]
             with told(self.rows.output, lambda: KEPT):
@@ -300,10 +301,7 @@ def _messages(connection: Connection, run: int) -> Iterator[Any]:
         return
     yield None
     try:
-        recipe = share.recipe
-        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, backbone)
-        yield from share.blocks()
+        yield from share.blocks(backbone)
     except (Exception, SystemExit) as error:
         yield _portable(error, share.place)
     else:

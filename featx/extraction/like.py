@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from featx.backbones import COMPILED, Backbone, Preprocessing, recall
+from featx.backbones import COMPILED, Backbone, Preprocessing
 from featx.errors import BackboneError, LayerError, Parameter, RecipeError, UnavailableBackbone, listed
+from featx.forward import backbone_of
 from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.store import FeatureStore, Recipe
 
@@ -79,14 +80,7 @@ class Example:
             if not is_weights_file(recipe.weights):  # what the user names may be downloaded; a file may not be opened
                 known = Backbone(given, recipe.weights, preprocessing=preprocessing)
         try:
-            found = recall(
-                recipe.backbone,
-                recipe.weights,
-                recipe.weights_sha256,
-                preprocessing,
-                known,
-                weights_file_sha256=recipe.weights_file_sha256,
-            )
+            found = backbone_of(recipe, known)
         except UnavailableBackbone as error:
             raise BackboneError(
                 f"{self.name}: {error.reason}. Give the backbone or its weights beside ", Parameter("like", ...)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import COMPILED, Backbone, Preprocessing, recall
+from featx.backbones import COMPILED, Backbone
 from featx.display import printable
 from featx.errors import (
     ContradictionWarning,
@@ -34,7 +34,7 @@ from featx.extraction.devices import places, spread
 from featx.extraction.existing import Old, look, refuse_another_run, refuse_changed, refuse_other_names
 from featx.extraction.like import Example, followed
 from featx.extraction.pending import parts
-from featx.forward import Trial, check_choices, decoders, measure, settle, stream
+from featx.forward import Trial, check_choices, decoders, measure, resolve_recipe, stream
 from featx.images import Collection, Stamp, collect, stamp
 from featx.progress import EXTRACTING, Clock, Progress, preparing, shown
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, refuse_running, refuse_unwritable, unfinished
@@ -270,7 +270,7 @@ def plan(
         refuse_other_names(output, begun.recipe, backbone, choices, is_begun=True)
     if dry_run:
         backbone = backbone.without_download()
-    recipe = settle(
+    recipe = resolve_recipe(
         images.images,
         backbone=backbone,
         layers="penultimate" if layers is None else layers,
@@ -374,9 +374,9 @@ class Plan:
             return left * self._trial.image_seconds
         if self.is_dry:
             return math.nan
-        self._recall()
-        with _threads(self.recipe.threads):
-            return left * measure(self.images.images, self.recipe, device=self.recipe.device, workers=self._workers)
+        images, recipe = self.images.images, self.recipe
+        with _threads(recipe.threads):
+            return left * measure(images, recipe, self._backbone, device=recipe.device, workers=self._workers)
 
     def run(self, progress: bool | Callable[[Progress], None] = True) -> FeatureStore:
         """Extract; raises and warns as `extract` does.
@@ -413,7 +413,6 @@ class Plan:
         ):
             if stamp(output) != self._there:
                 raise StoreError(f"{output} has changed since this was planned; plan again")
-            self._recall()
             refuse_changed(output, writer, images)
             if old is not None:
                 old.copy_rows(writer)
@@ -427,19 +426,15 @@ class Plan:
                 at = places(images.images, part.recipe, todo)
                 through = partial(spread, places=at, rows=writer.rows) if at[1:] else partial(stream, device=device)
                 computed = () if trial is None else trial.still(images.images)
-                blocks = through(images.images, part.recipe, workers=self._workers, todo=todo, computed=computed)
+                blocks = through(
+                    images.images, part.recipe, self._backbone, workers=self._workers, todo=todo, computed=computed
+                )
                 with contextlib.closing(blocks):  # no process is left when the writer lets go of the file
                     part.write_all(blocks, clock)
             writer.finish()
         store = FeatureStore(output)
         _warn(store, len(images.ids))
         return store
-
-    def _recall(self) -> None:
-        """The plan's own network is the recipe's: another module may have had its name and weights since."""
-        recipe = self.recipe
-        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, self._backbone)
 
 
 def _warn(store: FeatureStore, n: int) -> None:

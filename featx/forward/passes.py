@@ -1,24 +1,18 @@
-"""A recipe in, its network out, built once; batches in, blocks of their rows out.
-
-Beneath `forward`, which joins it to images.
-"""
+"""Batches of pixels through a network: rows, and blocks of them."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from featx.backbones import Backbone, Preprocessing, Tap, TappedNetwork, recall
+from featx.backbones import TappedNetwork
 from featx.errors import FeatxError, ImageError, Parameter
 from featx.images import Batch
 from featx.solvers import threads_for
-from featx.store import Recipe
 
 
 @dataclass(frozen=True)
@@ -118,46 +112,3 @@ def block_of(batch: Batch, rows: Rows, n: int) -> Block:
 def pinned(shape: tuple[int, ...]) -> np.ndarray:
     """Memory that a GPU copies from by itself, while the next batch is decoded."""
     return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()
-
-
-_networks: OrderedDict[str, tuple[Backbone, TappedNetwork]] = OrderedDict()
-_MOST_NETWORKS = 2
-
-
-def _key(recipe: Recipe, device: str) -> str:
-    decides = [recipe.backbone, recipe.weights_sha256, recipe.preprocessing, recipe.taps, recipe.engine]
-    return json.dumps([*decides, recipe.precision, recipe.batch_size, recipe.threads, device])
-
-
-def keep(recipe: Recipe, device: str, backbone: Backbone, network: TappedNetwork) -> None:
-    """Remember a recipe's network; the last few are."""
-    _networks[_key(recipe, device)] = backbone, network
-    while len(_networks) > _MOST_NETWORKS:
-        _networks.popitem(last=False)
-
-
-def forget() -> None:
-    _networks.clear()
-
-
-def network_of(recipe: Recipe, place: torch.device) -> TappedNetwork:
-    """Built once for a run, and for the calls that follow each other in a session of predictions.
-
-    From the very backbone that is recalled: two modules of a class with the same weights may compute different things.
-    """
-    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    with threads_for(0):  # small work, as in `settle`
-        backbone = recall(
-            recipe.backbone,
-            recipe.weights,
-            recipe.weights_sha256,
-            preprocessing,
-            weights_file_sha256=recipe.weights_file_sha256,
-        )
-        key = _key(recipe, place.type)
-        if key not in _networks or _networks[key][0] is not backbone:
-            taps = [Tap.from_dict(tap) for tap in recipe.taps.values()]
-            network = TappedNetwork(backbone, taps, place, recipe.precision, recipe.engine, preprocessing)
-            keep(recipe, place.type, backbone, network)
-    _networks.move_to_end(key)
-    return _networks[key][1]

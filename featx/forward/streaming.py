@@ -1,12 +1,11 @@
 """Images and a recipe in, blocks of rows out: the only loop of the left side, for extracting and for predicting.
 
-`settle` makes a recipe from what a user asked for; `stream` follows one.
+`resolve_recipe` makes a recipe from what a user asked for; `stream` follows one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import math
 import os
 import time
@@ -21,9 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, recall, resolve_taps, trace_of
+from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, resolve_taps, trace_of
 from featx.errors import FeatxError, Parameter, RecipeError
-from featx.forward.passes import Block, Passes, Rows, block_of, forget, network_of, pinned
+from featx.forward.cache import network_of
+from featx.forward.passes import Block, Passes, Rows, block_of, pinned
 from featx.forward.trial import TRIAL_BATCHES, Trial, try_out
 from featx.images import DECODER, Batch, batches
 from featx.solvers import threads_for
@@ -40,7 +40,7 @@ _NUMBER_TYPES = ("float32", "bfloat16", "float16")
 _ENGINES = {"eager": EAGER, "compiled": COMPILED}
 
 
-def settle(
+def resolve_recipe(
     images: Sequence[Any],
     *,
     backbone: str | nn.Module | Backbone,
@@ -86,8 +86,7 @@ def settle(
         A choice is not one of those there are; the leaf says which.
     """
     place = check_choices(device=device, precision=precision, engine=engine, batch_size=batch_size, dtype=dtype)
-    if not isinstance(backbone, Backbone):
-        backbone = Backbone(backbone, weights)
+    backbone = as_backbone(backbone, weights)
     with threads_for(0):  # small work: beside other processes several threads would wait for each other
         trace = trace_of(backbone)
         taps, aliases = resolve_taps(backbone, layers, pool, trace)
@@ -96,7 +95,6 @@ def settle(
     libraries = ["featx", "torch", "torchvision", "pillow", "numpy"]
     if backbone.name.startswith(("timm:", "bundled:efficientnet")):
         libraries.append("timm")
-    recall(backbone.name, backbone.weights, backbone.weights_sha256, backbone.preprocessing, backbone)
     recipe = Recipe(
         backbone=backbone.name,
         weights=backbone.weights,
@@ -140,6 +138,10 @@ def settle(
     return recipe
 
 
+def as_backbone(backbone: str | nn.Module | Backbone, weights: str | os.PathLike | None) -> Backbone:
+    return backbone if isinstance(backbone, Backbone) else Backbone(backbone, weights)
+
+
 def check_choices(*, device: str, precision: str, engine: str, batch_size: int | str, dtype: str) -> torch.device:
     """The device; raises FeatxError if a choice is not one of those there are."""
     _one_of("precision", precision, ("auto", *_NUMBER_TYPES))
@@ -175,6 +177,7 @@ def _fitting(backbone: Backbone, taps: Sequence[Tap], place: torch.device, trial
 def stream(
     images: Sequence[Any],
     recipe: Recipe,
+    backbone: Backbone | None = None,
     *,
     device: str = "auto",
     workers: int | str = "auto",
@@ -188,6 +191,8 @@ def stream(
     images : n paths, uint8 arrays or PIL images
     recipe : Recipe
         Its layers are computed, and nothing deeper.
+    backbone : Backbone, optional
+        The recipe's, where it is at hand; see `cache.network_of`.
     device : "auto", "cpu" or "cuda"
     workers : threads that decode, or "auto": one a core
         On a CPU they take turns with the forward pass.
@@ -223,7 +228,7 @@ def stream(
         for block in computed:
             todo[block.start : block.stop] = False
             yield block
-    network = network_of(recipe if todo is not None else replace(recipe, engine=EAGER), place)
+    network = network_of(recipe if todo is not None else replace(recipe, engine=EAGER), place, backbone)
     starts = [start for start in range(0, len(images), rows) if todo is None or todo[start : start + rows].any()]
     on_gpu = place.type == "cuda"
     found = batches(
@@ -256,14 +261,14 @@ def decoders(workers: int | str) -> int:
     return workers
 
 
-def release() -> None:
-    """Forget the networks that were built, and leave what they took of a GPU's memory to other processes."""
-    forget()
-    gc.collect()
-    torch.cuda.empty_cache()
-
-
-def measure(images: Sequence[Any], recipe: Recipe, *, device: str = "auto", workers: int | str = "auto") -> float:
+def measure(
+    images: Sequence[Any],
+    recipe: Recipe,
+    backbone: Backbone | None = None,
+    *,
+    device: str = "auto",
+    workers: int | str = "auto",
+) -> float:
     """Seconds that an image takes by a recipe, here: one batch is computed, after one that warms up.
 
     Raises
@@ -274,7 +279,7 @@ def measure(images: Sequence[Any], recipe: Recipe, *, device: str = "auto", work
     first = images[: recipe.batch_size]
     for _ in range(2):
         start = time.perf_counter()
-        for _ in stream(first, recipe, device=device, workers=workers, todo=np.ones(len(first), bool)):
+        for _ in stream(first, recipe, backbone, device=device, workers=workers, todo=np.ones(len(first), bool)):
             pass
         seconds = time.perf_counter() - start
     return seconds / len(first)

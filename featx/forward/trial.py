@@ -15,7 +15,8 @@ import torch
 
 from featx.backbones import Backbone, Choice, Preprocessing, TappedNetwork, choose
 from featx.errors import ImageError
-from featx.forward.passes import Block, Rows, block_of, keep
+from featx.forward.cache import keep
+from featx.forward.passes import Block, Rows, block_of
 from featx.images import Stamp, batches, content_digest, stamp
 from featx.store import Recipe
 

@@ -15,20 +15,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from helpers import resolved
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import nn
 
-from featx.backbones import Backbone, Preprocessing, TappedNetwork, backbone, recall, resolve_taps, sources
+from featx.backbones import Backbone, Preprocessing, TappedNetwork, backbone, resolve_taps, sources
 from featx.backbones.weights import Allowance
 from featx.errors import BackboneError
 
 SMALL = Preprocessing(crop=(32, 32), resize=32)
-
-
-@pytest.fixture(autouse=True)
-def nothing_recalled(monkeypatch):
-    monkeypatch.setattr(backbone, "_recalled", {})
 
 
 def small_net(seed: int = 0) -> nn.Sequential:
@@ -371,27 +367,25 @@ def test_training_a_module_on_does_not_change_the_backbone_made_of_it():
     assert torch.equal(rows(own), rows(own)), "dropout is on"
 
 
-def test_a_recalled_backbone_is_built_once():
+def test_a_recorded_backbone_is_built_again():
     made = Backbone("squeezenet1_1", weights=None, preprocessing=SMALL)
-    first = recall(made.name, None, made.weights_sha256, SMALL)
-    assert recall(made.name, None, made.weights_sha256, SMALL) is first
-    assert torch.equal(rows(first), rows(made))
+    assert torch.equal(rows(resolved(made.name, None, made.weights_sha256, SMALL)), rows(made))
 
 
-def test_a_recalled_backbone_with_other_weights_is_refused(tmp_path):
+def test_a_recorded_backbone_with_other_weights_is_refused(tmp_path):
     made = Backbone("squeezenet1_1", weights=None)
     state = made.module.state_dict()
     file = tmp_path / "weights.pth"
     torch.save({key: value + 1 for key, value in state.items()}, file)
     file_sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(BackboneError, match="the recorded network is torchvision:squeezenet1_1") as error:
-        recall(made.name, str(file), made.weights_sha256, SMALL, weights_file_sha256=file_sha256)
+        resolved(made.name, str(file), made.weights_sha256, SMALL, weights_file_sha256=file_sha256)
     assert made.weights_sha256[:12] in message(error)
     file.unlink()
     with pytest.raises(
         BackboneError, match=r"weights\.pth' is gone; say where it is: featx\.load\(path, weights=\.\.\.\)"
     ):
-        recall(made.name, str(file), made.weights_sha256, SMALL, weights_file_sha256=file_sha256)
+        resolved(made.name, str(file), made.weights_sha256, SMALL, weights_file_sha256=file_sha256)
 
 
 def test_weights_that_a_recipe_names_are_parsed_only_if_they_are_the_recorded_bytes(tmp_path, monkeypatch):
@@ -402,17 +396,17 @@ def test_weights_that_a_recipe_names_are_parsed_only_if_they_are_the_recorded_by
     recorded = given.name, given.weights, given.weights_sha256, SMALL
     monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("it was parsed"))
     with pytest.raises(BackboneError, match="whose SHA-256 was not recorded; say where it is"):
-        recall(*recorded)
+        resolved(*recorded)
     with pytest.raises(BackboneError, match="is not the weights file that was recorded: its SHA-256 begins with"):
-        recall(*recorded, weights_file_sha256="0" * 64)
+        resolved(*recorded, weights_file_sha256="0" * 64)
     file.unlink()
     os.mkfifo(file)
     with pytest.raises(BackboneError, match="is not a file"):
-        recall(*recorded, weights_file_sha256=given.weights_file_sha256)
+        resolved(*recorded, weights_file_sha256=given.weights_file_sha256)
     monkeypatch.undo()
     file.unlink()
     torch.save(made.module.state_dict(), file)
-    assert recall(*recorded, weights_file_sha256=given.weights_file_sha256).weights_sha256 == given.weights_sha256
+    assert resolved(*recorded, weights_file_sha256=given.weights_file_sha256).weights_sha256 == given.weights_sha256
 
 
 @pytest.mark.parametrize(
@@ -423,7 +417,7 @@ def test_a_recipe_is_built_of_nothing_but_a_name_in_a_librarys_list(name, tmp_pa
     Path("evil.pt2").write_bytes(b"")
     monkeypatch.setattr(torch.export, "load", lambda *args, **options: pytest.fail("it was opened"))
     with pytest.raises(BackboneError) as error:
-        recall(name, None, "0" * 64, SMALL)
+        resolved(name, None, "0" * 64, SMALL)
     message(error)
 
 
@@ -434,7 +428,7 @@ def test_a_recipe_alone_downloads_nothing(name, tmp_path, monkeypatch):
     with pytest.raises(
         BackboneError, match=r"a recipe alone downloads nothing; allow it with featx\.load\(path, weights='DEFAULT'\)"
     ) as error:
-        recall(name, "DEFAULT", "0" * 64, SMALL)
+        resolved(name, "DEFAULT", "0" * 64, SMALL)
     message(error)
 
 
@@ -455,18 +449,17 @@ def test_weights_that_moved_are_handed_back(tmp_path):
     torch.save(state, tmp_path / "moved.pth")
     moved = Backbone("squeezenet1_1", tmp_path / "moved.pth")
     gone = str(tmp_path / "gone.pth")
-    assert recall(made.name, gone, moved.weights_sha256, SMALL, moved) is moved
-    assert recall(made.name, gone, moved.weights_sha256, SMALL) is moved
+    assert resolved(made.name, gone, moved.weights_sha256, SMALL, moved) is moved
 
 
 def test_a_module_must_be_handed_back_and_a_wrong_one_is_refused():
     own = Backbone(small_net(), preprocessing=SMALL)
     with pytest.raises(BackboneError, match="a module of yours, Sequential; hand it back") as error:
-        recall(own.name, own.weights, own.weights_sha256, SMALL)
+        resolved(own.name, own.weights, own.weights_sha256, SMALL)
     message(error)
     with pytest.raises(BackboneError, match="the recorded network is module:Sequential"):
-        recall(own.name, own.weights, own.weights_sha256, SMALL, Backbone(small_net(seed=1), preprocessing=SMALL))
-    assert recall(own.name, own.weights, own.weights_sha256, SMALL, own) is own
+        resolved(own.name, own.weights, own.weights_sha256, SMALL, Backbone(small_net(seed=1), preprocessing=SMALL))
+    assert resolved(own.name, own.weights, own.weights_sha256, SMALL, own) is own
 
 
 def test_the_bundled_weights_know_two_photos():

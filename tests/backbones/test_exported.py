@@ -9,13 +9,13 @@ import zipfile
 import narrow
 import pytest
 import torch
-from helpers import assert_tells, class_folders, fresh_python
+from helpers import assert_tells, class_folders, empty_cache, fresh_python, resolved
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
 from torchvision.models import resnet18
 
 import featx
-from featx.backbones import Backbone, Preprocessing, TappedNetwork, backbone, describe, recall, resolve_taps
+from featx.backbones import Backbone, Preprocessing, TappedNetwork, describe, resolve_taps
 from featx.backbones.programs import load_program
 from featx.backbones.trace import trace_of
 from featx.errors import BackboneError, LayerError, ProgramWarning
@@ -24,11 +24,6 @@ SMALL = Preprocessing(crop=(64, 64), resize=64)
 CPU = torch.device("cpu")
 ANY = {0: Dim("batch")}
 pytestmark = pytest.mark.filterwarnings("ignore::featx.errors.ProgramWarning")  # every file here is our own
-
-
-@pytest.fixture(autouse=True)
-def nothing_recalled(monkeypatch):
-    monkeypatch.setattr(backbone, "_recalled", {})
 
 
 class Constants(nn.Module):
@@ -264,14 +259,13 @@ def test_a_program_is_handed_back_never_opened_because_a_recipe_names_it(constan
         (Backbone(file, preprocessing=SMALL), file),
     ):
         with pytest.raises(BackboneError) as error:
-            recall(made.name, made.weights, made.weights_sha256, SMALL)
+            resolved(made.name, made.weights, made.weights_sha256, SMALL)
         assert_tells(
             error.value,
             "hand it over, if you trust it: featx.load(path, weights='FILE.pt2')",
             f"(it was {str(named)!r})" if named is file else "",
         )
-        assert recall(made.name, made.weights, made.weights_sha256, SMALL, made) is made
-        assert recall(made.name, made.weights, made.weights_sha256, SMALL) is made
+        assert resolved(made.name, made.weights, made.weights_sha256, SMALL, made) is made
 
 
 def test_opening_a_program_warns_and_unpickles_nothing_but_tensors(file, tmp_path, monkeypatch):
@@ -305,10 +299,10 @@ def test_a_renamed_file_is_the_same_program_and_another_is_refused(file, tmp_pat
     made = Backbone(file, preprocessing=SMALL)
     sha256 = made.weights_sha256
     renamed = Backbone(file.rename(tmp_path / "renamed.pt2"), preprocessing=SMALL)
-    assert recall(made.name, made.weights, sha256, SMALL, renamed) is renamed
+    assert resolved(made.name, made.weights, sha256, SMALL, renamed) is renamed
     other = Backbone(exported(Constants(factor=3.0)), preprocessing=SMALL)
     with pytest.raises(BackboneError, match=f"the recorded network is export:net with weights sha256 {sha256[:12]}"):
-        recall(made.name, made.weights, sha256, SMALL, other)
+        resolved(made.name, made.weights, sha256, SMALL, other)
 
 
 def test_features_come_from_a_file_and_a_second_run_returns_them(file, tmp_path):
@@ -325,7 +319,7 @@ def test_a_store_like_one_of_a_program_takes_the_program_from_the_user_alone(fil
     made = Backbone(file, preprocessing=SMALL)
     store = featx.extract(photos, tmp_path / "a.h5", made, layers="conv", device="cpu", progress=False)
     options = {"like": store, "device": "cpu", "progress": False}
-    backbone._recalled.clear()
+    empty_cache()
     with pytest.raises(
         BackboneError,
         match=r"a.h5: .* an exported program, net \(it was .*\). Give the backbone or its weights beside like=\.\.\.",
@@ -333,7 +327,7 @@ def test_a_store_like_one_of_a_program_takes_the_program_from_the_user_alone(fil
         featx.extract(photos, tmp_path / "b.h5", **options)
     renamed = file.rename(tmp_path / "renamed.pt2")
     for number, handed in enumerate([constants, renamed, str(renamed), Backbone(renamed, preprocessing=SMALL)]):
-        backbone._recalled.clear()
+        empty_cache()
         again = featx.extract(photos, tmp_path / f"{number}.h5", handed, **options)
         assert store.recipe.differences(again.recipe) == [] and (again["conv"] == store["conv"]).all()
     with pytest.raises(BackboneError, match="the recorded network is export:net with weights sha256"):

@@ -7,13 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from helpers import assert_tells, class_folders, left_in
+from helpers import assert_tells, class_folders, empty_cache, left_in
 from runs import extract, pictures, refused, same_file
 from torch import nn
 from typer.testing import CliRunner
 
 import featx
-from featx.backbones import COMPILED, backbone
+from featx.backbones import COMPILED
 from featx.cli import app
 from featx.errors import BackboneError, LayerError, RecipeError, StoreError
 from featx.forward import streaming, trial
@@ -221,14 +221,8 @@ def test_what_depends_on_the_machine_may_differ(tmp_path, train, alike):
 # Its network
 
 
-@pytest.fixture
-def forget(monkeypatch):
-    """`forget()`: no network is remembered, as in a new process."""
-    return lambda: monkeypatch.setattr(backbone, "_recalled", {})
-
-
-def test_a_module_is_handed_over_beside_it(tmp_path, alike, forget, small_network):
-    forget()
+def test_a_module_is_handed_over_beside_it(tmp_path, alike, small_network):
+    empty_cache()
     with pytest.raises(BackboneError) as caught:
         alike(tmp_path / "no.h5", range(3))
     assert_tells(caught.value, "train.h5", "a module of yours, Sequential. Give the backbone", "beside like")
@@ -239,7 +233,7 @@ def test_a_module_is_handed_over_beside_it(tmp_path, alike, forget, small_networ
         assert len(alike(tmp_path / f"{number}.h5", range(3), backbone=handed)) == 3
 
 
-def test_weights_in_a_file_are_found_or_handed_over(tmp_path, forget):
+def test_weights_in_a_file_are_found_or_handed_over(tmp_path):
     state = featx.Backbone("squeezenet1_1", None, preprocessing=SMALL).module.state_dict()
     torch.save(state, tmp_path / "w.pth")
     torch.save({name: value + 1 for name, value in state.items()}, tmp_path / "other.pth")
@@ -247,7 +241,7 @@ def test_weights_in_a_file_are_found_or_handed_over(tmp_path, forget):
     train = extract(pictures(range(3)), tmp_path / "train.h5", made, layers="features.0")
 
     def again(name, backbone=None, **options):
-        forget()
+        empty_cache()
         known = {"like": train, "progress": False, "device": "cpu"}
         return featx.extract(pictures(range(3)), tmp_path / name, backbone, **(known | options))
 
@@ -262,8 +256,8 @@ def test_weights_in_a_file_are_found_or_handed_over(tmp_path, forget):
         again("d.h5", weights=tmp_path / "other.pth")
 
 
-def test_the_preprocessing_is_that_of_the_store_whatever_else_was_built(tmp_path, forget):
-    forget()
+def test_the_preprocessing_is_that_of_the_store_whatever_else_was_built(tmp_path):
+    empty_cache()
     made = featx.Backbone("squeezenet1_1", None, preprocessing=SMALL)
     train = extract(pictures(range(3)), tmp_path / "train.h5", made, layers="features.0")
     larger = featx.Preprocessing(crop=(48, 48), resize=48)

@@ -22,7 +22,7 @@ from torch import nn
 import featx
 from featx.errors import FeatxError, StoreError
 from featx.extraction import devices, plans
-from featx.forward import settle
+from featx.forward import resolve_recipe
 from featx.store import RowFile, StoreWriter, refuse_running, unfinished
 from featx.store.hdf5 import Array
 
@@ -229,7 +229,9 @@ def test_while_a_process_is_left_of_a_run_that_was_killed_no_other_run_begins(ph
 def test_processes_wait_for_a_caller_that_takes_nothing_and_end_when_it_leaves(small_network, tmp_path):
     n = 4000
     images = [noise(0)] * n
-    plan = settle(images, backbone=small_network, layers="first", device="cpu", precision="float32", batch_size=1)
+    plan = resolve_recipe(
+        images, backbone=small_network, layers="first", device="cpu", precision="float32", batch_size=1
+    )
     with StoreWriter(tmp_path / "a.h5", plan, list(map(str, range(n)))) as writer:
         todo = np.ones(n, bool)
         blocks = devices.spread(images, plan, places=["cpu"] * 2, workers=1, todo=todo, rows=writer.rows)
@@ -274,7 +276,9 @@ def test_a_process_that_does_not_begin_is_told_with_its_last_words(two, small_ne
 @pytest.mark.parametrize("count", [1, 2, 3, 40])
 def test_every_batch_with_something_to_do_is_dealt_once_and_whole(small_network, count, tmp_path):
     images = pictures(range(70))
-    plan = settle(images, backbone=small_network, layers="first", device="cpu", precision="float32", batch_size=8)
+    plan = resolve_recipe(
+        images, backbone=small_network, layers="first", device="cpu", precision="float32", batch_size=8
+    )
     todo = np.ones(70, bool)
     todo[[*range(16, 24), 30, *range(32, 40)]] = False
     with StoreWriter(tmp_path / "a.h5", plan, list(map(str, range(70)))) as writer:
@@ -290,7 +294,7 @@ def test_every_batch_with_something_to_do_is_dealt_once_and_whole(small_network,
 
 
 def test_a_disk_that_refuses_in_a_process_is_told_as_ever(small_network, tmp_path):
-    plan = settle(pictures("1"), backbone=small_network, layers="first", device="cpu", batch_size=8)
+    plan = resolve_recipe(pictures("1"), backbone=small_network, layers="first", device="cpu", batch_size=8)
     (tmp_path / "a").touch()
     with open(tmp_path / "a", "rb") as file:
         rows = RowFile(tmp_path / "a.h5", file.fileno(), {"first:avg": Array("<f4", (1, 8), 8192)})

@@ -9,21 +9,20 @@ import time
 import numpy as np
 import pytest
 import torch
-from helpers import save_noise
+from helpers import empty_cache, save_noise
 from PIL import Image
 from torch import nn
 
-from featx.backbones import EAGER, Backbone, Choice, Preprocessing, TappedNetwork, backbone
+from featx.backbones import EAGER, Backbone, Choice, Preprocessing, TappedNetwork
 from featx.errors import BackboneError, FeatxError, LayerError
-from featx.forward import passes, settle, stream, streaming, trial
+from featx.forward import cache, resolve_recipe, stream, streaming, trial
 
 SMALL = Preprocessing(crop=(32, 32), resize=32)
 
 
 @pytest.fixture(autouse=True)
-def nothing_built(monkeypatch):
-    monkeypatch.setattr(backbone, "_recalled", {})
-    passes._networks.clear()
+def nothing_built():
+    empty_cache()
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +59,9 @@ def assert_bitwise_equal(some: dict[str, np.ndarray], others: dict[str, np.ndarr
 @pytest.mark.parametrize("n, batch_size", [(1, 4), (3, 4), (4, 4), (5, 4), (9, 4), (3, 1)])
 def test_every_image_comes_once_and_in_order(network, n, batch_size):
     images = arrays(n)
-    recipe = settle(images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=batch_size)
+    recipe = resolve_recipe(
+        images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=batch_size
+    )
     rows, failures, blocks = computed(images, recipe)
     assert list(rows) == list(range(n)) and not failures
     assert [block.start for block in blocks] == list(range(0, n, batch_size))
@@ -71,7 +72,7 @@ def test_every_image_comes_once_and_in_order(network, n, batch_size):
 
 def test_rows_are_the_networks_function_of_the_prepared_pixels(network):
     images = arrays(3)
-    recipe = settle(images, backbone=network, layers="features.3", device="cpu")
+    recipe = resolve_recipe(images, backbone=network, layers="features.3", device="cpu")
     rows, _, _ = computed(images, recipe)
     pixels = torch.from_numpy(np.stack([SMALL(Image.fromarray(image)) for image in images]))
     with torch.inference_mode():
@@ -81,7 +82,7 @@ def test_rows_are_the_networks_function_of_the_prepared_pixels(network):
 
 def test_rows_do_not_depend_on_the_number_of_threads(network):
     images = arrays(9)
-    recipe = settle(images, backbone=network, device="cpu", batch_size=4)
+    recipe = resolve_recipe(images, backbone=network, device="cpu", batch_size=4)
     one, three = (computed(images, recipe, workers=workers)[0] for workers in (1, 3))
     for position in one:
         assert_bitwise_equal(one[position], three[position])
@@ -90,7 +91,7 @@ def test_rows_do_not_depend_on_the_number_of_threads(network):
 def test_an_unreadable_image_has_a_reason_and_changes_no_other_row(network):
     good = arrays(9)
     broken = [bad() if i in (0, 5) else image for i, image in enumerate(good)]
-    recipe = settle(good, backbone=network, device="cpu", batch_size=4)
+    recipe = resolve_recipe(good, backbone=network, device="cpu", batch_size=4)
     whole, _, _ = computed(good, recipe)
     rows, failures, _ = computed(broken, recipe)
     assert sorted(failures) == [0, 5] and {error.code for error in failures.values()} == {"pixel-type"}
@@ -101,7 +102,7 @@ def test_an_unreadable_image_has_a_reason_and_changes_no_other_row(network):
 
 def test_a_block_without_any_readable_image_has_no_rows(network):
     images = [bad(), bad(), *arrays(2)]
-    recipe = settle(images, backbone=network, device="cpu", batch_size=2)
+    recipe = resolve_recipe(images, backbone=network, device="cpu", batch_size=2)
     rows, failures, blocks = computed(images, recipe)
     assert not len(blocks[0].indices) and sorted(failures) == [0, 1] and sorted(rows) == [2, 3]
 
@@ -109,7 +110,7 @@ def test_a_block_without_any_readable_image_has_no_rows(network):
 def test_rows_follow_the_images_when_these_are_permuted(network):
     images = arrays(7)
     order = np.random.default_rng(1).permutation(7)
-    recipe = settle(images, backbone=network, device="cpu", batch_size=3)
+    recipe = resolve_recipe(images, backbone=network, device="cpu", batch_size=3)
     rows, _, _ = computed(images, recipe)
     moved, _, _ = computed([images[i] for i in order], recipe)
     (layer,) = recipe.layers
@@ -121,10 +122,9 @@ def test_a_recipe_alone_gives_the_rows_again(network, three_threads):
     from featx.store import Recipe
 
     images = arrays(3)
-    recipe = settle(images, backbone=network, device="cpu")
+    recipe = resolve_recipe(images, backbone=network, device="cpu")
     before, _, _ = computed(images, recipe)
-    backbone._recalled.clear()
-    passes._networks.clear()
+    empty_cache()
     after, _, _ = computed(images, Recipe.from_json(recipe.to_json()))
     for position in before:
         assert_bitwise_equal(after[position], before[position])
@@ -135,7 +135,7 @@ def test_a_few_images_are_predicted_by_one_thread_and_those_of_a_store_by_as_man
     n, kept, threads, network, three_threads, monkeypatch
 ):
     images, seen = arrays(n), set()
-    recipe = settle(images, backbone=network, device="cpu")
+    recipe = resolve_recipe(images, backbone=network, device="cpu")
     called = TappedNetwork.__call__
     monkeypatch.setattr(
         TappedNetwork, "__call__", lambda self, pixels: (seen.add(torch.get_num_threads()), called(self, pixels))[1]
@@ -147,7 +147,7 @@ def test_a_few_images_are_predicted_by_one_thread_and_those_of_a_store_by_as_man
 
 def test_one_layer_of_a_recipe_is_computed_alone(network):
     images = arrays(3)
-    recipe = settle(images, backbone=network, layers=["features.3:max", "penultimate"], device="cpu")
+    recipe = resolve_recipe(images, backbone=network, layers=["features.3:max", "penultimate"], device="cpu")
     both, _, _ = computed(images, recipe)
     alone, _, _ = computed(images, recipe.only("features.3"))
     for position in both:
@@ -160,7 +160,7 @@ def test_one_layer_of_a_recipe_is_computed_alone(network):
 @pytest.mark.parametrize("todo", [[0], [4], [8], [3, 4], [0, 8], []])
 def test_of_a_run_that_is_kept_only_batches_with_something_to_do_are_computed(network, todo):
     images = arrays(9)
-    recipe = settle(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
+    recipe = resolve_recipe(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
     wanted = np.zeros(9, bool)
     whole, _, _ = computed(images, recipe, todo=~wanted)
     assert sorted(whole) == list(range(9))
@@ -174,7 +174,7 @@ def test_of_a_run_that_is_kept_only_batches_with_something_to_do_are_computed(ne
 
 def test_rows_of_a_run_that_is_kept_do_not_depend_on_its_length(network):
     images = arrays(5)
-    recipe = settle(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
+    recipe = resolve_recipe(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
     few, _, _ = computed(images[:2], recipe, todo=np.ones(2, bool))
     many, _, _ = computed(images, recipe, todo=np.ones(5, bool))
     for position in few:
@@ -185,16 +185,16 @@ def test_a_module_of_ones_own_works_where_it_was_given_and_is_asked_for_elsewher
     torch.manual_seed(0)
     own = Backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), preprocessing=SMALL)
     images = arrays(2)
-    recipe = settle(images, backbone=own, layers="1", device="cpu")
+    recipe = resolve_recipe(images, backbone=own, layers="1", device="cpu")
+    assert sorted(computed(images, recipe, backbone=own)[0]) == [0, 1]
     assert sorted(computed(images, recipe)[0]) == [0, 1]
-    backbone._recalled.clear()
-    passes._networks.clear()
+    empty_cache()
     with pytest.raises(BackboneError, match="hand it back"):
         computed(images, recipe)
 
 
 def test_the_recipe_says_what_was_decided(network):
-    recipe = settle(
+    recipe = resolve_recipe(
         arrays(2),
         backbone=network,
         layers=["features.3:max", "penultimate"],
@@ -215,7 +215,7 @@ def test_the_recipe_says_what_was_decided(network):
 
 
 def test_a_name_and_its_weights_make_the_backbone():
-    recipe = settle(arrays(1), backbone="squeezenet1_1", weights=None, layers="features.0", device="cpu")
+    recipe = resolve_recipe(arrays(1), backbone="squeezenet1_1", weights=None, layers="features.0", device="cpu")
     assert recipe.weights_sha256 == Backbone("squeezenet1_1", weights=None).weights_sha256
 
 
@@ -236,7 +236,7 @@ def tried(monkeypatch):
 @pytest.mark.parametrize("n, asked", [(2, {}), (3, {}), (15, {"precision": "float32"}), (16, {"precision": "float32"})])
 def test_faster_ways_are_tried_on_the_first_batch_of_a_run_that_is_long_enough(network, tried, n, asked):
     images = arrays(n)
-    recipe = settle(images, backbone=network, device="cpu", batch_size=1, **asked)
+    recipe = resolve_recipe(images, backbone=network, device="cpu", batch_size=1, **asked)
     if n in (2, 15):
         assert (recipe.precision, recipe.precision_error, recipe.engine, tried) == ("float32", None, EAGER, [])
         return
@@ -251,7 +251,7 @@ def test_faster_ways_are_tried_on_the_first_batch_of_a_run_that_is_long_enough(n
 @pytest.mark.parametrize("unread, first", [([], 0), ([1, 2], 0), ([1, 2, 3], 4)])
 def test_a_batch_of_the_run_is_tried_as_it_is_and_a_fuller_one_before_an_emptier(network, tried, unread, first):
     images = [bad() if i in unread else image for i, image in enumerate(arrays(12))]
-    settle(images, backbone=network, device="cpu", batch_size=4)
+    resolve_recipe(images, backbone=network, device="cpu", batch_size=4)
     (([(pixels, found), _], _, _),) = tried
     assert found == [slot for slot in range(4) if first + slot not in unread]
     for slot in range(4):
@@ -260,7 +260,7 @@ def test_a_batch_of_the_run_is_tried_as_it_is_and_a_fuller_one_before_an_emptier
 
 
 def test_nothing_is_tried_where_none_of_the_first_images_can_be_read(network, tried):
-    recipe = settle([bad()] * 8 + arrays(4), backbone=network, device="cpu", batch_size=4)
+    recipe = resolve_recipe([bad()] * 8 + arrays(4), backbone=network, device="cpu", batch_size=4)
     assert (recipe.precision, tried) == ("float32", [])
 
 
@@ -269,14 +269,14 @@ def test_nothing_is_tried_where_a_batch_does_not_fit_the_memory(network, monkeyp
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr(trial, "choose", choose)
-    recipe = settle(arrays(12), backbone=network, device="cpu", batch_size=4)
+    recipe = resolve_recipe(arrays(12), backbone=network, device="cpu", batch_size=4)
     assert (recipe.precision, recipe.engine) == ("float32", EAGER)
 
 
 def test_rows_of_the_trial_are_those_of_the_run(network, tried):
     images = [bad() if i == 2 else image for i, image in enumerate(arrays(12))]
     trials = []
-    recipe = settle(images, backbone=network, device="cpu", batch_size=4, on_trial=trials.append)
+    recipe = resolve_recipe(images, backbone=network, device="cpu", batch_size=4, on_trial=trials.append)
     (found,) = trials
     (block,) = found.blocks
     true = next(stream(images, recipe, device="cpu", todo=np.ones(12, bool)))
@@ -292,13 +292,13 @@ def test_rows_of_the_trial_are_those_of_the_run(network, tried):
 def test_rows_of_the_trial_are_used_only_as_long_as_its_images_are_what_they_were(network, tmp_path):
     images = [save_noise(tmp_path / f"{i}.png", i) for i in range(3)]
     trials = []
-    settle(images, backbone=network, device="cpu", batch_size=1, on_trial=trials.append)
+    resolve_recipe(images, backbone=network, device="cpu", batch_size=1, on_trial=trials.append)
     (found,) = trials
     assert len(list(found.still(images))) == 1
     os.utime(images[0])
     assert not list(found.still(images))
     kept = arrays(3)
-    settle(kept, backbone=network, device="cpu", batch_size=1, on_trial=trials.append)
+    resolve_recipe(kept, backbone=network, device="cpu", batch_size=1, on_trial=trials.append)
     assert len(list(trials[1].still(kept))) == 1
     kept[0][0, 0] += 1
     assert not list(trials[1].still(kept))
@@ -307,7 +307,7 @@ def test_rows_of_the_trial_are_used_only_as_long_as_its_images_are_what_they_wer
 def test_what_was_asked_for_is_not_tried(network, tried):
     images = arrays(16)
     exact, fast = (
-        settle(images, backbone=network, device="cpu", batch_size=1, precision=name, engine="eager")
+        resolve_recipe(images, backbone=network, device="cpu", batch_size=1, precision=name, engine="eager")
         for name in ("float32", "bfloat16")
     )
     assert (exact.precision, fast.precision, tried) == ("float32", "bfloat16", [])
@@ -317,9 +317,9 @@ def test_what_was_asked_for_is_not_tried(network, tried):
 
 
 def test_wide_rows_make_small_batches(network, monkeypatch):
-    assert settle(arrays(1), backbone=network, device="cpu").batch_size == 32
+    assert resolve_recipe(arrays(1), backbone=network, device="cpu").batch_size == 32
     monkeypatch.setattr(streaming, "_MOST_BATCH_BYTES", 4 * 128 * 7 * 7 * 5)
-    assert settle(arrays(1), backbone=network, layers="features.3:flatten", device="cpu").batch_size == 4
+    assert resolve_recipe(arrays(1), backbone=network, layers="features.3:flatten", device="cpu").batch_size == 4
 
 
 class Scarce:
@@ -338,9 +338,9 @@ class Scarce:
 @pytest.mark.parametrize("most, sizes", [(4, [4, 4, 4]), (3, [4, 2, 2, 2, 2, 2, 2]), (1, [4, 2, *[1] * 12])])
 def test_where_memory_does_not_suffice_batches_go_in_halves(network, monkeypatch, most, sizes):
     images = arrays(12)
-    recipe = settle(images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=4)
+    recipe = resolve_recipe(images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=4)
     whole, _, _ = computed(images, recipe, todo=np.ones(12, bool))
-    scarce = Scarce(passes.network_of(recipe, torch.device("cpu")), most)
+    scarce = Scarce(cache.network_of(recipe, torch.device("cpu")), most)
     monkeypatch.setattr(streaming, "network_of", lambda *_: scarce)
     found, failures, blocks = computed(images, recipe, todo=np.ones(12, bool))
     assert scarce.sizes == sizes and not failures
@@ -352,7 +352,7 @@ def test_where_memory_does_not_suffice_batches_go_in_halves(network, monkeypatch
 
 def test_no_thread_is_left_waiting_when_a_pass_fails(network, monkeypatch):
     images = arrays(60)
-    recipe = settle(images, backbone=network, device="cpu", batch_size=2)
+    recipe = resolve_recipe(images, backbone=network, device="cpu", batch_size=2)
     monkeypatch.setattr(streaming, "network_of", lambda *_: Scarce(None, -1))
     monkeypatch.setattr(Scarce, "__call__", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError) as kept:  # its traceback holds every frame, as an interactive session does
@@ -364,7 +364,7 @@ def test_no_thread_is_left_waiting_when_a_pass_fails(network, monkeypatch):
 
 
 def test_a_device_that_does_not_hold_one_image_says_so(network, monkeypatch):
-    recipe = settle(arrays(3), backbone=network, device="cpu", batch_size=2)
+    recipe = resolve_recipe(arrays(3), backbone=network, device="cpu", batch_size=2)
     monkeypatch.setattr(streaming, "network_of", lambda *_: Scarce(None, 0))
     with pytest.raises(FeatxError, match="does not hold one image's forward pass; use device='cpu'"):
         list(stream(arrays(3), recipe, device="cpu"))
@@ -386,13 +386,13 @@ def test_a_device_that_does_not_hold_one_image_says_so(network, monkeypatch):
 )
 def test_what_cannot_be_planned_is_refused_in_a_line(network, options, error, text):
     with pytest.raises(error) as raised:
-        settle(arrays(1), backbone=network, **{"device": "cpu"} | options)
+        resolve_recipe(arrays(1), backbone=network, **{"device": "cpu"} | options)
     assert text in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "all"])
 def test_workers_are_threads_or_auto(network, workers):
-    recipe = settle(arrays(1), backbone=network, device="cpu")
+    recipe = resolve_recipe(arrays(1), backbone=network, device="cpu")
     with pytest.raises(FeatxError, match="workers is 'auto' or a whole number of threads"):
         next(stream(arrays(1), recipe, device="cpu", workers=workers))
 
@@ -400,5 +400,5 @@ def test_workers_are_threads_or_auto(network, workers):
 def test_a_gpu_that_is_not_there_is_named(network, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(FeatxError, match="needs a GPU that torch can see; there is none"):
-        settle(arrays(1), backbone=network, device="cuda")
-    assert settle(arrays(1), backbone=network, device="auto").device == "cpu"
+        resolve_recipe(arrays(1), backbone=network, device="cuda")
+    assert resolve_recipe(arrays(1), backbone=network, device="auto").device == "cpu"

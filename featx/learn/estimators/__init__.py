@@ -4,7 +4,7 @@ Matrices and labels in, fitted estimators out. `batched` is the contract by whic
 Knows nothing of stores, searches or images.
 """
 
-from featx.learn.estimators.batched import Fold, Held, Job, scaler_of
+from featx.learn.estimators.batched import Fold, Job, ScoredRows, affine_of, scaler_of
 from featx.learn.estimators.centroid import NearestCentroid
 from featx.learn.estimators.fits import Fit
 from featx.learn.estimators.linear_svc import LinearSVC
@@ -18,7 +18,7 @@ __all__ = [
     "SVR",
     "Fit",
     "Fold",
-    "Held",
+    "ScoredRows",
     "Job",
     "KNeighborsClassifier",
     "LinearSVC",
@@ -26,5 +26,6 @@ __all__ = [
     "NearestCentroid",
     "Ridge",
     "RidgeClassifier",
+    "affine_of",
     "scaler_of",
 ]

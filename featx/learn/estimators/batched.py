@@ -1,14 +1,12 @@
-"""What a shared search asks of an estimator: jobs on the rows of several folds in, fitted models out, one by one.
+"""The contract by which a search fits many estimators on the rows of one X: `Batched.fit_each`.
 
-`search` makes the jobs; the linear models, the kernel machines and the neighbours each say how many of them are solved
-together.
+The search makes a job for each candidate and fold; each estimator decides how many of them it solves together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -16,25 +14,55 @@ from sklearn.base import clone
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
 
-@dataclass(frozen=True, eq=False)
-class Fold:
-    """Which rows of X a model is fitted on, and those it is then asked about.
+class ScoredRows:
+    """The matrices that a fold's models predict: held-out rows, then training rows where their score is asked for too.
 
-    train : (n_train,) positions in X, each once
-    X_test : what the fitted model will be given: the held-out rows, already shifted and scaled
-    test : (n_test,) positions in X of these rows, or None where they are not among its rows
-    sample_weight : (n_train,), or None for ones
-    shift, scale : (d,), or None; the model's columns are (X - shift) / scale
-    also : other matrices that it will be given, such as the training rows, for their own score
+    They are made at the first use and freed by `release`; models that share a fold share them.
     """
 
+    def __init__(self, make: Callable[[], tuple[Any, ...]]) -> None:
+        self._make = make
+        self._matrices: tuple[Any, ...] | None = None
+
+    @property
+    def matrices(self) -> tuple[Any, ...]:
+        if self._matrices is None:
+            self._matrices = self._make()
+        return self._matrices
+
+    def release(self) -> None:
+        self._matrices = None
+
+
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Which rows of X a model is fitted on, and which rows it predicts for its scores.
+
+    number : unique among the folds of one call of `fit_each`; what is computed once a fold is kept under it
+    train : (n_train,) positions in X, each once
+    scored : what fitted models will be scored on, shifted and scaled already; None if they are not scored
+    test : (n_test,) positions in X of the first scored matrix, or None where its rows are not among X's
+    sample_weight : (n_train,), or None for ones
+    shift, scale : (d,), or None; the model's columns are (X - shift) / scale
+    """
+
+    number: int
     train: np.ndarray
-    X_test: Any
+    scored: ScoredRows | None = None
     test: np.ndarray | None = None
     sample_weight: np.ndarray | None = None
     shift: np.ndarray | None = None
     scale: np.ndarray | None = None
-    also: tuple[Any, ...] = field(default=())
+
+    @property
+    def columns(self) -> int | None:
+        """Equal for folds with the same columns: None where they are X's, else the number of the fold."""
+        return None if self.shift is None and self.scale is None else self.number
+
+    @property
+    def matrices(self) -> tuple[Any, ...]:
+        """What fitted models will be scored on; none if they are not."""
+        return () if self.scored is None else self.scored.matrices
 
 
 class Job(NamedTuple):
@@ -49,12 +77,14 @@ class Fitted(NamedTuple):
 
     number : of the job
     estimator : the job's own, fitted, or why it cannot be
-    seconds : its share of the time; the shares of all jobs are the time of all
+    seconds : its share of the time; the shares of all jobs add up to the whole
+    view : what to score in place of the estimator, or None: a copy that has its answers for `Fold.matrices` at hand
     """
 
     number: int
     estimator: Any  # or Exception
     seconds: float
+    view: Any = None
 
 
 class Batched(Protocol):
@@ -64,10 +94,8 @@ class Batched(Protocol):
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
         """Fit each job's estimator on its fold's rows of X, in the order that shares most.
 
-        Each answers as `estimator.fit(((X - shift) / scale)[train], y[train], sample_weight)` would. What is yielded is
-        scored before the next is asked for: until then what the fold shares (a kernel, neighbours) may be kept at
-        hand for the very object `fold.X_test`, and it is let go afterwards. A job that cannot be fitted (a parameter
-        out of range, one class only) yields its exception; the others go on.
+        Each predicts as `estimator.fit(((X - shift) / scale)[train], y[train], sample_weight)` would. A job that cannot
+        be fitted (a parameter out of range, one class only) yields its exception; the others continue.
         """
         ...
 
@@ -75,43 +103,6 @@ class Batched(Protocol):
 
 
 _SCALER_ROWS = 2048  # of the blocks that a scaler is fitted on
-
-
-class Held(Fold):
-    """A fold of a matrix whose held-out rows are made when they are asked for, and let go afterwards."""
-
-    scaler: Any
-    _rows: np.ndarray
-    _scores_train: bool
-
-    def __init__(
-        self,
-        rows: np.ndarray,
-        scaler: Any,
-        train: np.ndarray,
-        test: np.ndarray,
-        sample_weight: np.ndarray | None,
-        scores_train: bool,
-    ) -> None:
-        shift, scale = (None, None) if scaler is None else affine_of(scaler)
-        known = {"train": train, "test": test, "sample_weight": sample_weight, "shift": shift, "scale": scale}
-        self.__dict__.update(known, scaler=scaler, _rows=rows, _scores_train=scores_train)
-
-    @cached_property
-    def X_test(self) -> Any:
-        return self._made(self.test)
-
-    @cached_property
-    def also(self) -> tuple[Any, ...]:
-        return (self._made(self.train),) if self._scores_train else ()
-
-    def forget(self) -> None:
-        for name in ("X_test", "also"):
-            self.__dict__.pop(name, None)
-
-    def _made(self, positions: np.ndarray | None) -> np.ndarray:
-        taken = self._rows[positions]
-        return taken if self.scaler is None else self.scaler.transform(taken)
 
 
 def scaler_of(unfitted: Any, rows: np.ndarray, train: np.ndarray, y: Any, params: Mapping[str, Any]) -> Any:

@@ -9,15 +9,15 @@ from time import perf_counter
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.discriminant_analysis import DiscriminantAnalysisPredictionMixin
 from sklearn.utils import check_array, column_or_1d
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.errors import FeatxError
+from featx.learn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
 from featx.learn.estimators.batched import Fitted, Fold, Job
 from featx.learn.estimators.neighbors import dense
 
@@ -103,7 +103,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
             state["class_prior_"] = np.full(k, 1 / k)
         super().__setstate__(state)
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Compute the centroids.
 
@@ -130,8 +130,8 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
         rows, y = validate_data(self, dense(self, X), y, dtype=[np.float64, np.float32], order="C")
         names = {"feature_names_in_": self.feature_names_in_} if hasattr(self, "feature_names_in_") else {}
         if sample_weight is not None:
-            sample_weight = _check_sample_weight(sample_weight, rows, ensure_non_negative=True)
-        whole = Fold(np.arange(len(rows)), None, sample_weight=sample_weight)
+            sample_weight = check_sample_weight(sample_weight, rows, ensure_non_negative=True)
+        whole = Fold(0, np.arange(len(rows)), sample_weight=sample_weight)
         (fitted,) = self.fit_each(rows, y, [Job(self, whole)])
         if isinstance(fitted.estimator, Exception):
             raise fitted.estimator
@@ -152,7 +152,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
-        """Fit many: the sums of all folds' classes in one pass over the rows; see `featx.learn.folds.Batched`."""
+        """Fit many: one pass over the rows sums the classes of all folds; see `estimators.batched`."""
         began = perf_counter()
         given, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
         y = column_or_1d(y, warn=True)
@@ -164,15 +164,15 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
                 estimator._refuse()
                 check_classification_targets(y[fold.train])
                 validate_data(estimator, given, skip_check_array=True)  # sets number and names of columns
-                wanted.setdefault((id(fold), estimator.metric, estimator.device), []).append(number)
+                wanted.setdefault((fold.number, estimator.metric, estimator.device), []).append(number)
             except Exception as error:
                 answers[number] = error
         together: dict[tuple, list[list[int]]] = {}  # those whose rows are the same
         for (_, metric, device), numbers in wanted.items():
             fold = jobs[numbers[0]].fold
-            affine = (id(fold.shift), id(fold.scale)) if metric == "cosine" else ()  # else it is the centroids'
-            together.setdefault((metric, device, *affine), []).append(numbers)
-        for (metric, device, *_), alike in together.items():
+            columns = fold.columns if metric == "cosine" else None  # else centroids are shifted and scaled, not rows
+            together.setdefault((metric, device, columns), []).append(numbers)
+        for (metric, device, _), alike in together.items():
             classes, codes = np.unique(y, return_inverse=True)
             folds = [jobs[numbers[0]].fold for numbers in alike]
             weights = np.zeros((len(folds), len(classes), len(X)))
@@ -192,7 +192,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
                     except ValueError as error:
                         answers[number] = error
         share = (perf_counter() - began) / max(1, len(jobs))
-        for number, answer in sorted(answers.items(), key=lambda item: id(jobs[item[0]].fold)):
+        for number, answer in sorted(answers.items(), key=lambda item: jobs[item[0]].fold.number):
             yield Fitted(number, answer, share)
 
     def _refuse(self) -> None:

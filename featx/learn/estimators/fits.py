@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import _check_sample_weight
 
 from featx.errors import FeatxError
+from featx.learn._sklearn import check_sample_weight
 
 if TYPE_CHECKING:
     from featx.learn.estimators.linear import LinearModel
@@ -87,7 +87,7 @@ def fit_all(
             key = id(fit.sample_weight), repr(getattr(estimator, "class_weight", None))
             if key not in shared:
                 given = fit.sample_weight
-                checked = None if given is None else _check_sample_weight(given, X, ensure_non_negative=True)
+                checked = None if given is None else check_sample_weight(given, X, ensure_non_negative=True)
                 if checked is not None and not np.isfinite(checked).all():
                     raise FeatxError(f"sample_weight must be finite; got {checked[~np.isfinite(checked)][0]}")
                 shared[key] = estimator._weights(targets, checked)

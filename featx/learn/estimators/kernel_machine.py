@@ -11,10 +11,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import _fit_context
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featx.learn._sklearn import Interval, StrOptions, fit_context
 from featx.learn.estimators.batched import Fitted, Fold, Job
 from featx.learn.estimators.libsvm import Duals, decisions
 from featx.learn.estimators.svm_batch import fit_machines
@@ -70,13 +69,13 @@ class KernelMachine:
         """
         return self._fitted(X, y, sample_weight)
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def _fitted(self, X: Any, y: Any, sample_weight: Any) -> Self:
         if issparse(X) or self._stock_only():
             return self._fit_stock(X, y, sample_weight)
         rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
         names = {"feature_names_in_": self.feature_names_in_} if hasattr(self, "feature_names_in_") else {}
-        whole = Fold(np.arange(len(rows)), None, sample_weight=sample_weight)
+        whole = Fold(0, np.arange(len(rows)), sample_weight=sample_weight)
         (fitted,) = fit_machines(rows, y, [Job(self, whole)])
         if isinstance(fitted.estimator, Exception):
             raise fitted.estimator
@@ -85,7 +84,7 @@ class KernelMachine:
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
-        """Fit many on the rows of one X, with each distance computed once; see `featx.learn.folds.Batched`."""
+        """Fit many on the rows of one X, each distance computed once; see `estimators.batched`."""
         return fit_machines(X, y, jobs)
 
     def _fit_stock(self, X: Any, y: Any, sample_weight: Any) -> Self:
@@ -110,8 +109,8 @@ class KernelMachine:
         return not (self._sparse or callable(self.kernel) or self.kernel == "precomputed")
 
     def _known(self, X: Any) -> np.ndarray | None:
-        """Decisions on the very matrix that a search scores with, while it does so."""
-        return next((values for given, values in self.__dict__.get("_at_hand", ()) if given is X), None)
+        """Decisions on a matrix that a search scores its view of this estimator on."""
+        return next((values for matrix, values in getattr(self, "_known_decisions", ()) if matrix is X), None)
 
     def _validate_for_predict(self, X: Any) -> Any:
         check_is_fitted(self)

@@ -14,7 +14,8 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.svm import _libsvm
+
+from featx.learn._sklearn import libsvm
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,14 +33,16 @@ class Machine:
     settings : of libsvm: C, tol, epsilon, shrinking, max_iter, cache_size, svm_type
     weights : (n,), of each row; those at most 0 are as if absent
     class_weight : (k,), by which the C of each class is multiplied, or None
-    rank : (n,), by which the rows come, or None where they come as they are; the same array for the same order
-        Another order ends, within `tol`, elsewhere.
+    order : number of the order of its rows; machines of equal number have the same `rank`
+    rank : (n,) position of each row in that order, or None for the order as it is
+        Another order ends at another solution, within `tol`.
     """
 
     kernel: Kernel
     settings: dict[str, Any]
     weights: np.ndarray
     class_weight: np.ndarray | None = None
+    order: int = 0
     rank: np.ndarray | None = None
 
 
@@ -93,11 +96,11 @@ def solve(
     y : (n,) float64, what a regression is of
     bounds : (k + 1,) where each class begins and the last ends; None for a regression
     """
-    _libsvm.set_verbosity_wrap(0)
+    libsvm.set_verbosity_wrap(0)
     solved = [Solved() for _ in machines]
-    alike: dict[tuple[Kernel, int], list[int]] = {}
+    alike: dict[tuple[Kernel, int | None], list[int]] = {}
     for number, machine in enumerate(machines):
-        alike.setdefault((machine.kernel, id(machine.rank)), []).append(number)
+        alike.setdefault((machine.kernel, None if machine.rank is None else machine.order), []).append(number)
     pairs = [(0, 0)] if bounds is None else list(combinations(range(len(bounds) - 1), 2))
     units = [_Unit(gram, y, bounds, pair, kernel, members) for pair in pairs for (kernel, _), members in alike.items()]
     from torch import get_num_threads
@@ -164,7 +167,7 @@ class _Unit:
             settings = dict(machine.settings)
             room = 4 * len(rows) * (len(rows) + 16) / 2**20 + 1  # for all that is asked for twice
             settings["cache_size"] = max(settings["cache_size"], room)
-            support, _, _, coef, intercept, _, _, status, n_iter = _libsvm.fit(
+            support, _, _, coef, intercept, _, _, status, n_iter = libsvm.fit(
                 K,
                 target,
                 kernel="precomputed",

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, _fit_context, clone
-from sklearn.linear_model._base import LinearClassifierMixin
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
 from featx.errors import FeatxError
+from featx.learn._sklearn import LinearClassifierMixin, fit_context
 from featx.learn.estimators.batched import Fitted, Fold, Job
 from featx.learn.estimators.fits import Fit, Targets, Weights, fit_all
 
@@ -38,7 +38,7 @@ class LinearModel(BaseEstimator):
     _counterpart: ClassVar[str]  # scikit-learn's class
     _only: ClassVar[dict[str, object]] = {}  # the one value solved here of a parameter that has others there
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the model.
 
@@ -108,9 +108,9 @@ class LinearModel(BaseEstimator):
                 estimator._validate_params()
             except ValueError as error:
                 failed[number] = error
-            if id(fold) not in weights:
-                weights[id(fold)] = _row_weights(fold, len(y))
-            fits.append(Fit({}, weights[id(fold)], fold.shift, fold.scale))
+            if fold.number not in weights:
+                weights[fold.number] = _row_weights(fold, len(y))
+            fits.append(Fit({}, weights[fold.number], fold.shift, fold.scale))
         good = [number for number in range(len(jobs)) if number not in failed]
         if good:
             refused: dict[int, Exception] = {}
@@ -118,7 +118,7 @@ class LinearModel(BaseEstimator):
             failed |= {good[number]: error for number, error in refused.items()}
         seconds = (time.perf_counter() - start) / len(jobs)
         turns = {fold: turn for turn, fold in enumerate(weights)}
-        for number in sorted(range(len(jobs)), key=lambda number: turns[id(jobs[number].fold)]):
+        for number in sorted(range(len(jobs)), key=lambda number: turns[jobs[number].fold.number]):
             yield Fitted(number, failed.get(number, jobs[number].estimator), seconds)
 
     def _refuse(self) -> None:

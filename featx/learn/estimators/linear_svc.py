@@ -6,12 +6,11 @@ from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from sklearn.linear_model._base import SparseCoefMixin
 from sklearn.utils import gen_batches
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from featx.learn._sklearn import Interval, SparseCoefMixin, StrOptions
 from featx.learn.estimators.fits import Targets, Weights
 from featx.learn.estimators.linear import LinearClassifier
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy.sparse import issparse
 from scipy.special import expit, log_expit, log_softmax, softmax
-from sklearn.linear_model._base import SparseCoefMixin
-from sklearn.utils._param_validation import Interval, StrOptions
 
 from featx.errors import FeatxError
+from featx.learn._sklearn import Interval, SparseCoefMixin, StrOptions
 from featx.learn.estimators.fits import Targets
 from featx.learn.estimators.linear import LinearClassifier
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from numbers import Integral
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from scipy.sparse import issparse
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.neighbors import VALID_METRICS
 from sklearn.neighbors import KNeighborsClassifier as TheirKNeighborsClassifier
 from sklearn.utils import check_array, column_or_1d
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.errors import FeatxError, listed
+from featx.learn._sklearn import Interval, StrOptions, fit_context
 from featx.learn.estimators.batched import Fitted, Fold, Job
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
             absent["effective_metric_params_"] = {}
         super().__setstate__(absent | state)
 
-    @_fit_context(prefer_skip_nested_validation=True)
+    @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any) -> Self:
         """Keep the rows and their labels.
 
@@ -195,7 +196,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
         """Fit many: the neighbours of a fold's held-out rows are looked for once, for the largest `n_neighbors`.
 
-        See `featx.learn.folds.Batched`.
+        See `featx.learn.estimators.batched.Batched`.
         """
         from featx.learn.estimators.kernels import rows_of
 
@@ -204,7 +205,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         shared: dict[tuple, list[int]] = {}
         for number, (estimator, fold) in enumerate(jobs):
             metric = repr((estimator.metric, estimator.p, estimator.metric_params))
-            shared.setdefault((id(fold), metric, estimator.device), []).append(number)
+            shared.setdefault((fold.number, metric, estimator.device), []).append(number)
         rows: tuple[Any, Any] = (None, None)  # of the last fold
         for numbers in shared.values():
             began = perf_counter()
@@ -224,22 +225,22 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
                     good.append(number)
                 except Exception as error:
                     answers[number] = error
-            at_hand = cls._found([answers[number] for number in good], fold)
+            known = cls._neighbors_of([answers[number] for number in good], fold)
             share = (perf_counter() - began) / len(numbers)
             for number in numbers:
-                if number in good:
-                    answers[number]._at_hand = at_hand
-                yield Fitted(number, answers[number], share)
-                jobs[number].estimator.__dict__.pop("_at_hand", None)
+                view = copy(answers[number]) if number in good else None
+                if view is not None:
+                    view._known = known
+                yield Fitted(number, answers[number], share, view)
 
     @staticmethod
-    def _found(estimators: list[KNeighborsClassifier], fold: Fold) -> list[tuple[Any, np.ndarray, np.ndarray]]:
-        """Neighbours of all that the models will be asked about, for the largest number that there are."""
+    def _neighbors_of(estimators: list[KNeighborsClassifier], fold: Fold) -> list[tuple[Any, np.ndarray, np.ndarray]]:
+        """Each matrix that the models are scored on, with its neighbours for the largest `n_neighbors`."""
         within = [one for one in estimators if one.n_neighbors <= one.n_samples_fit_]
-        if not within or fold.X_test is None:
+        if not within:
             return []
         largest = max(within, key=lambda one: one.n_neighbors)
-        return [(given, *largest.kneighbors(given)) for given in (fold.X_test, *fold.also)]
+        return [(matrix, *largest.kneighbors(matrix)) for matrix in fold.matrices]
 
     def kneighbors(self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
         """The nearest training rows.
@@ -268,8 +269,8 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
             raise TypeError(f"n_neighbors does not take {type(k)} value, enter integer value")
         if k < 1:
             raise ValueError(f"Expected n_neighbors > 0. Got {k}")
-        for given, distances, positions in self.__dict__.get("_at_hand", ()):
-            if given is X and k <= positions.shape[1]:
+        for matrix, distances, positions in getattr(self, "_known", ()):  # of a view that a search scores
+            if matrix is X and k <= positions.shape[1]:
                 return (distances[:, :k], positions[:, :k]) if return_distance else positions[:, :k]
         if k + (X is None) > self.n_samples_fit_:
             inequality = "n_neighbors < n_samples_fit" if X is None else "n_neighbors <= n_samples_fit"

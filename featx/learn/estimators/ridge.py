@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from sklearn.base import MultiOutputMixin, RegressorMixin
 from sklearn.utils import compute_sample_weight
-from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from featx.errors import FeatxError
+from featx.learn._sklearn import Interval, StrOptions
 from featx.learn.estimators.fits import Targets, Weights
 from featx.learn.estimators.linear import LinearClassifier, LinearModel
 

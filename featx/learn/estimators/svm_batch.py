@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,7 @@ def fit_machines(X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
                 validate_data(job.estimator, given, skip_check_array=True)  # sets number and names of columns
                 request = _requested(index, job, X, y, began)
                 squared = job.estimator.kernel == "rbf"
-                key = id(job.fold.shift), id(job.fold.scale), squared, job.estimator.device, job.estimator.budget_bytes
+                key = job.fold.columns, squared, job.estimator.device, job.estimator.budget_bytes
                 groups.setdefault(key, []).append(request)
                 continue
         except Exception as error:
@@ -175,7 +176,7 @@ class _Group:
 
     def fitted(self) -> Iterator[Fitted]:
         """All of them, those of the same fold and kernel one after the other."""
-        requests = sorted(self.requests, key=lambda request: (str(request.kernel), id(request.fold)))
+        requests = sorted(self.requests, key=lambda request: (str(request.kernel), request.fold.number))
         one = 16 * len(self.rows) * max(1, len(self.bounds) - 2)  # bytes of a machine's coefficients, at most
         at_once = max(1, self.budget // 8 // max(1, one))
         for start in range(0, len(requests), at_once):
@@ -191,7 +192,7 @@ class _Group:
             request.seconds += whole * share
         alike: dict[tuple, list[int]] = {}
         for number, request in enumerate(requests):
-            alike.setdefault((id(request.fold), request.kernel), []).append(number)
+            alike.setdefault((request.fold.number, request.kernel), []).append(number)
         turns = {fold: turn for turn, fold in enumerate(dict.fromkeys(fold for fold, _ in alike))}
         for _, numbers in sorted(alike.items(), key=lambda item: turns[item[0][0]]):
             began = perf_counter()
@@ -201,18 +202,19 @@ class _Group:
                 classes = list(np.searchsorted(self.classes, estimator.classes_)) if self.classifies else [0]
                 spans = [slice(int(self.bounds[c]), int(self.bounds[c + 1])) for c in classes]
                 duals.append(together(solved[number], len(self.rows), classes, spans))
-            at_hand = self._at_hand(requests[numbers[0]], duals)
+            known = self._decisions_of(requests[numbers[0]], duals)
             spent = (perf_counter() - began) / len(numbers)
             for position, number in enumerate(numbers):
                 began = perf_counter()
                 request = requests[number]
+                view = None
                 try:
                     fitted = self._finished(request, duals[position])
-                    fitted._at_hand = [(of, values[position]) for of, values in at_hand]
+                    view = copy(fitted)
+                    view._known_decisions = [(matrix, values[position]) for matrix, values in known]
                 except Exception as error:
                     fitted = error
-                yield Fitted(request.index, fitted, request.seconds + spent + perf_counter() - began)
-                request.estimator.__dict__.pop("_at_hand", None)
+                yield Fitted(request.index, fitted, request.seconds + spent + perf_counter() - began, view)
 
     def _machine(self, request: _Request) -> Machine:
         estimator = request.estimator
@@ -223,22 +225,24 @@ class _Group:
             factors = np.ones(len(self.classes))
             factors[np.searchsorted(self.classes, estimator.classes_)] = estimator.class_weight_
         assert request.kernel is not None
-        return Machine(request.kernel, estimator._settings(), weights, factors, self._rank(request.fold))
+        return Machine(
+            request.kernel, estimator._settings(), weights, factors, request.fold.number, self._rank(request.fold)
+        )
 
     def _rank(self, fold: Fold) -> np.ndarray | None:
         """(n,) where the fold has each row, if not as they come; one array a fold."""
-        if id(fold) not in self.ranks:
+        if fold.number not in self.ranks:
             rank = np.zeros(len(self.rows), np.int64)
             rank[self.at[fold.train]] = np.arange(len(fold.train))
-            self.ranks[id(fold)] = None if (np.diff(fold.train) > 0).all() else rank
-        return self.ranks[id(fold)]
+            self.ranks[fold.number] = None if (np.diff(fold.train) > 0).all() else rank
+        return self.ranks[fold.number]
 
-    def _at_hand(self, request: _Request, duals: list[Duals]) -> list[tuple[Any, list[np.ndarray]]]:
-        """Decisions on what the fitted models will be asked about, each with the matrix whose they are."""
+    def _decisions_of(self, request: _Request, duals: list[Duals]) -> list[tuple[Any, list[np.ndarray]]]:
+        """Each matrix that the models are scored on, with the decisions of all."""
         fold, found = request.fold, []
         assert request.kernel is not None
-        for given in [] if fold.X_test is None else [fold.X_test, *fold.also]:
-            positions = fold.test if given is fold.X_test else None
+        for number, given in enumerate(fold.matrices):
+            positions = fold.test if number == 0 else None
             if (
                 positions is None
                 and np.shape(given) == (len(fold.train), self.X.shape[1])

@@ -36,6 +36,7 @@ class _Features(TransformerMixin, BaseEstimator):
     """What both transformers share: a recipe of what they give in `recipe_`, and images through it."""
 
     recipe_: Recipe
+    _backbone: Any = None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -90,37 +91,44 @@ class _Features(TransformerMixin, BaseEstimator):
 
     def _through_recipe(self, images: Sequence[Any], device: str) -> np.ndarray:
         """(n, d) float32, or UnreadableImages naming those that have no row."""
-        key = _memo_key(self.recipe_, images)
-        if key is None or key not in _memo:
-            matrix = np.empty((0, sum(self._widths.values())), np.float32)
-            failures: dict[int, ImageError] = {}
-            for block in _forward().stream(images, self.recipe_, device=device):
-                if not len(matrix):  # not before a first batch has shown that rows are as wide as the recipe says
-                    matrix = np.empty((len(images), matrix.shape[1]), np.float32)
-                if len(block.indices):
-                    for name, columns in self._blocks(matrix):
-                        columns[block.indices] = block.rows[name].reshape(len(block.indices), -1)
-                failures |= block.failures
-            if failures:
-                position, reason = next(iter(failures.items()))
-                raise UnreadableImages(
-                    f"{len(failures):,} of {len(images):,} images cannot be read; the first, number {position} "
-                    f"({_name(images[position])}): {reason}. Leave them out",
-                    failures,
-                )
-            if key is None or matrix.nbytes > _MEMO_BYTES:
-                return matrix
-            _memo.clear()
-            _memo[key] = matrix
-        return _memo[key].copy()
+        # a calibrated or voting ensemble asks for the same matrix once a member
+        key = _content_key(self.recipe_, images)
+        if key is None:
+            return self._computed(images, device)
+        return _forward().matrix_of(key, lambda: self._computed(images, device))
+
+    def _computed(self, images: Sequence[Any], device: str) -> np.ndarray:
+        matrix = np.empty((0, sum(self._widths.values())), np.float32)
+        failures: dict[int, ImageError] = {}
+        for block in _forward().stream(images, self.recipe_, self._backbone, device=device):
+            if not len(matrix):  # not before a first batch has shown that rows are as wide as the recipe says
+                matrix = np.empty((len(images), matrix.shape[1]), np.float32)
+            if len(block.indices):
+                for name, columns in self._blocks(matrix):
+                    columns[block.indices] = block.rows[name].reshape(len(block.indices), -1)
+            failures |= block.failures
+        if failures:
+            position, reason = next(iter(failures.items()))
+            raise UnreadableImages(
+                f"{len(failures):,} of {len(images):,} images cannot be read; the first, number {position} "
+                f"({_name(images[position])}): {reason}. Leave them out",
+                failures,
+            )
+        return matrix
+
+    def hand_over(self, backbone: Any) -> None:
+        """Compute features of images with this Backbone, which is the recipe's.
+
+        Copies and pickles do not have it: they look for the network that the recipe names.
+        """
+        self._backbone = backbone
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_backbone"}
 
 
-# The last matrix computed from images: a calibrated or voting ensemble asks for the same one once a member.
-_memo: dict[tuple[str, ...], np.ndarray] = {}
-_MEMO_BYTES = 64 * 2**20
-
-
-def _memo_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
+def _content_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
+    """Equal for the same recipe and contents; None if an image cannot be read."""
     from featx.images import content_digest
 
     try:
@@ -287,10 +295,10 @@ class ImageFeatures(_Features):
         ------
         BackboneError, LayerError
         """
-        recipe = _forward().settle(
+        backbone = _forward().as_backbone(self.backbone, self.weights)
+        recipe = _forward().resolve_recipe(
             as_images(X),
-            backbone=self.backbone,
-            weights=self.weights,
+            backbone=backbone,
             layers=[self.layer],
             pool=self.pool,
             device=self.device,
@@ -299,6 +307,7 @@ class ImageFeatures(_Features):
             batch_size=self.batch_size,
         )
         self._remember(recipe.only(None))
+        self.hand_over(backbone)
         return self
 
     def transform(self, X: object) -> np.ndarray:

@@ -14,19 +14,20 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from featx.errors import ModelError, listed
+from featx.learn.identity import Same
 
 _LEAVES = (str, bytes, int, float, complex, type, NoneType, FunctionType, BuiltinFunctionType, np.ufunc, np.generic)
 
 
 def objects_of(model: Any) -> list[Any]:
     """A model and all that it holds, each once: attributes, and what is in containers and arrays of objects."""
-    seen: dict[int, Any] = {}  # also keeps them alive, so that no number is used twice
+    seen: dict[Same, None] = {}  # in order
     left = [model]
     while left:
         held = left.pop()
-        if id(held) in seen or isinstance(held, _LEAVES):
+        if isinstance(held, _LEAVES) or Same(held) in seen:
             continue
-        seen[id(held)] = held
+        seen[Same(held)] = None
         left += _attributes(held).values()
         if isinstance(held, dict):
             left += [*held.keys(), *held.values()]
@@ -38,7 +39,7 @@ def objects_of(model: Any) -> list[Any]:
             left += [held.func, held.args, held.keywords]
         elif isinstance(held, MethodType):
             left.append(held.__self__)
-    return list(seen.values())
+    return [same.held for same in seen]
 
 
 def refuse_own_methods(model: Any) -> None:

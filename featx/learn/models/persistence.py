@@ -310,15 +310,17 @@ def _check(estimator: Any) -> None:
 
 
 def _hand_back(estimator: Any, backbone: Backbone | None, weights: str | os.PathLike | None) -> None:
-    from featx.backbones import Backbone, Preprocessing, recall
+    from featx.backbones import Backbone, Preprocessing, resolve_backbone
 
-    recorded = recipes(estimator)
-    fitting = [recipe for recipe in recorded if backbone and recipe.weights_sha256 == backbone.weights_sha256]
-    for recipe in fitting or recorded:  # where none fits, recall says what was needed
-        preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-        known = backbone
-        if known is None and not recipe.backbone.startswith("module:"):
-            program = recipe.backbone.startswith("export:")
-            network = (weights,) if program else (recipe.backbone, weights)
-            known = Backbone(*network, preprocessing=preprocessing)
-        recall(recipe.backbone, recipe.weights, recipe.weights_sha256, preprocessing, known)
+    steps = _features_of(estimator)
+    fitting = [step for step in steps if backbone and step.recipe_.weights_sha256 == backbone.weights_sha256]
+    resolved: dict[str, Backbone] = {}
+    for step in fitting or steps:  # if none fits, the error says which network is needed
+        recipe = step.recipe_
+        if recipe.weights_sha256 not in resolved:
+            known = backbone
+            if known is None and not recipe.backbone.startswith("module:"):
+                network = (weights,) if recipe.backbone.startswith("export:") else (recipe.backbone, weights)
+                known = Backbone(*network, preprocessing=Preprocessing.from_dict(recipe.preprocessing))
+            resolved[recipe.weights_sha256] = resolve_backbone(recipe, known)
+        step.hand_over(resolved[recipe.weights_sha256])

@@ -14,6 +14,14 @@ from typing import Any
 import numpy as np
 
 from featx.errors import ModelError
+from featx.learn._sklearn import (
+    PREDICTOR_RECORD_DTYPE,
+    BaseGradientBoosting,
+    Tree,
+    TreePredictor,
+    init_raw_predictions,
+)
+from featx.learn.identity import Same
 from featx.learn.models.objects import refuse_own_methods
 
 # Trusted beside what skops trusts. Their construction copies arrays, of checked type and shape; `check_trees` looks at
@@ -36,27 +44,24 @@ def check_trees(model: Any) -> None:
     refuse_own_methods(model)  # so that the walk sees all that there is
     walk = _Walk()
     walk.dump(model)
-    owned: Counter[int] = Counter()
+    owned: Counter[Same] = Counter()
     for estimator in walk.estimators.values():
-        owned.update(id(tree) for tree in _checked_trees(estimator))
-    for number, references in walk.trees.items():
-        if owned[number] != 1 or references != 1:
+        owned.update(Same(tree) for tree in _checked_trees(estimator))
+    for tree, references in walk.trees.items():
+        if owned[tree] != 1 or references != 1:
             raise ModelError("a decision tree belongs to one estimator; got one that is elsewhere too")
 
 
 class _Walk(pickle.Pickler):
     """A pickler that writes nowhere: it visits all objects and keeps those that matter.
 
-    estimators : {id: estimator with trees}
-    trees : {id: number of references to the tree}
+    estimators : those with trees
+    trees : number of references to each tree
     """
 
     def __init__(self) -> None:
         from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-        from sklearn.ensemble._gb import BaseGradientBoosting
-        from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
         from sklearn.tree import BaseDecisionTree
-        from sklearn.tree._tree import Tree
 
         super().__init__(_Nowhere(), protocol=5, buffer_callback=lambda _: None)
         self._kinds = (
@@ -66,15 +71,15 @@ class _Walk(pickle.Pickler):
             HistGradientBoostingRegressor,
         )
         self._tree_kinds = Tree, TreePredictor
-        self.estimators: dict[int, Any] = {}
-        self.trees: Counter[int] = Counter()
+        self.estimators: dict[Same, Any] = {}
+        self.trees: Counter[Same] = Counter()
 
     def persistent_id(self, obj: Any) -> None:
         """Called at every reference to an object, not only at the first."""
         if isinstance(obj, self._tree_kinds):
-            self.trees[id(obj)] += 1
+            self.trees[Same(obj)] += 1
         elif isinstance(obj, self._kinds):
-            self.estimators[id(obj)] = obj
+            self.estimators[Same(obj)] = obj
 
 
 class _Nowhere:
@@ -84,7 +89,6 @@ class _Nowhere:
 
 def _checked_trees(estimator: Any) -> list[Any]:
     """The trees that an estimator follows itself, none if it is not fitted."""
-    from sklearn.ensemble._gb import BaseGradientBoosting
     from sklearn.tree import BaseDecisionTree
 
     fitted, name = vars(estimator), type(estimator).__name__
@@ -103,7 +107,6 @@ def _checked_trees(estimator: Any) -> list[Any]:
 
 
 def _check_tree(tree: Any, d: int) -> None:
-    from sklearn.tree._tree import Tree
 
     if type(tree) is not Tree or tree.n_features != d or min(tree.n_outputs, tree.max_n_classes) < 1:
         raise ModelError(f"a decision tree is a Tree of the {d} features of its estimator, with a number a leaf")
@@ -119,7 +122,6 @@ def _check_boosting(estimator: Any, d: int) -> None:
     """GradientBoosting: compiled code adds what each tree of a stage says to a column of its own."""
     from sklearn.base import is_classifier
     from sklearn.dummy import DummyClassifier, DummyRegressor
-    from sklearn.ensemble._gb import _init_raw_predictions
     from sklearn.tree import DecisionTreeRegressor
 
     name, stages, first = type(estimator).__name__, estimator.estimators_, estimator.init_
@@ -134,7 +136,7 @@ def _check_boosting(estimator: Any, d: int) -> None:
         raise ModelError(f"{name} can be saved with init=None or 'zero'; got {type(first).__name__}")
     else:
         shapes = [
-            _init_raw_predictions(np.zeros((n, 1)), first, estimator._loss, is_classifier(estimator)).shape
+            init_raw_predictions(np.zeros((n, 1)), first, estimator._loss, is_classifier(estimator)).shape
             for n in (1, 2, 3)  # for these three alike, it is a row for each of any number
         ]
         width = shapes[0][-1] if shapes == [(n, shapes[0][-1]) for n in (1, 2, 3)] else None
@@ -144,8 +146,6 @@ def _check_boosting(estimator: Any, d: int) -> None:
 
 def _checked_predictors(estimator: Any, d: int) -> list[Any]:
     """The trees of HistGradientBoosting."""
-    from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
-    from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 
     name = type(estimator).__name__
     if estimator._preprocessor is not None:

@@ -1,4 +1,4 @@
-"""What a search asks of all candidates alike, and how a fitted one is scored; a leaf of `runs`."""
+"""What a search needs of all candidates alike, and how a fitted candidate is scored."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from typing import Any, NamedTuple
 
 from joblib.logger import short_format_time
 from sklearn.base import BaseEstimator
-from sklearn.metrics._scorer import _BaseScorer, _MultimetricScorer, _PassthroughScorer
-from sklearn.model_selection._validation import _score
-from sklearn.utils import _safe_indexing
-from sklearn.utils._metadata_requests import _routing_enabled
-from sklearn.utils.validation import _check_method_params
 
-from featx.learn.search.candidates import Entry
+from featx.learn._sklearn import (
+    BaseScorer,
+    MultimetricScorer,
+    PassthroughScorer,
+    check_method_params,
+    routing_enabled,
+    safe_indexing,
+    score_estimator,
+)
+from featx.learn.search.candidates import SearchCandidate
 
-Answer = dict[str, Any]  # as of `_fit_and_score`
+FoldResult = dict[str, Any]  # of one candidate on one fold, with the keys of scikit-learn's `_fit_and_score`
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
-    """What a search asks of all candidates alike; fields as of scikit-learn's search and of `_fit_and_score`."""
+class SearchContext:
+    """The data, folds and settings of a search; fields are those of scikit-learn's search and `_fit_and_score`."""
 
     base: Any
     X: Any
@@ -42,69 +46,70 @@ class Task:
 
     @cached_property
     def scores_whole(self) -> bool:
-        """Whether scorers must see the whole pipeline and X as it came.
+        """Whether scorers must see the whole pipeline and X itself.
 
-        Else the last estimator will do, with what the steps before it made of the rows.
+        If not, they get the last estimator and the rows that the steps before it make.
         """
-        scorers = self.scorer._scorers.values() if isinstance(self.scorer, _MultimetricScorer) else [self.scorer]
-        known = all(isinstance(scorer, _BaseScorer | _PassthroughScorer) for scorer in scorers)
-        return not known or _routing_enabled()
+        scorers = self.scorer._scorers.values() if isinstance(self.scorer, MultimetricScorer) else [self.scorer]
+        are_known = all(isinstance(scorer, BaseScorer | PassthroughScorer) for scorer in scorers)
+        return not are_known or routing_enabled()
 
-    def taken(self, values: Any, rows: Any) -> Any:
-        return None if values is None else _safe_indexing(values, rows)
+    def rows(self, values: Any, indices: Any) -> Any:
+        return None if values is None else safe_indexing(values, indices)
 
-    def routed(self, entry: Entry, train: Any) -> dict[str, dict[str, dict[str, Any]]]:
-        """What the methods of steps ("" for an estimator alone) are given when a fold is fitted, by their names."""
-        params = _check_method_params(self.X, params=self.fit_params, indices=train)
-        if not entry.steps and not entry.final_name:
+    def step_params(self, candidate: SearchCandidate, train: Any) -> dict[str, dict[str, dict[str, Any]]]:
+        """{step: {method: parameters}} for fitting on a fold; "" is the step of an estimator that is no pipeline."""
+        params = check_method_params(self.X, params=self.fit_params, indices=train)
+        if not candidate.steps and not candidate.final_name:
             return {"": {"fit": params}}
-        routed = entry.estimator._check_method_params(method="fit", props=params) if params else {}
-        found = {}
-        for name, told in routed.items():
-            found[name] = {method: dict(given) for method, given in told.items()}
-            found[name].setdefault("fit", found[name].get("fit_transform", {}))  # of scalers, which are only fitted
-        return found
+        routed = candidate.estimator._check_method_params(method="fit", props=params) if params else {}
+        by_step = {name: {method: dict(of) for method, of in methods.items()} for name, methods in routed.items()}
+        for methods in by_step.values():
+            methods.setdefault("fit", methods.get("fit_transform", {}))  # of scalers, which are only fitted
+        return by_step
 
-    def sides(self, entry: Entry, split: int, held_out: Any, again: Any) -> list[Side]:
-        """What a model is scored on: rows held out, as steps made them or as they came; those trained on too."""
-        sides = []
-        whole = self.scores_whole
+    def scoring_sets(self, split: int, matrices: Sequence[Any]) -> list[ScoringSet]:
+        """What a candidate is scored on: the held-out rows, and the training rows if `return_train_score`.
+
+        matrices : the rows of each as the last estimator takes them; not used where scorers must see X itself
+        """
         train, test = self.splits[split]
-        for rows, indices in ((held_out, test), (again, train))[: 1 + self.return_train_score]:
-            params = _check_method_params(self.X, params=self.score_params, indices=indices)
-            sides.append(Side(self.taken(self.X, indices) if whole else rows, self.taken(self.y, indices), params))
-        return sides
+        sets = []
+        for number, indices in enumerate((test, train)[: 1 + self.return_train_score]):
+            params = check_method_params(self.X, params=self.score_params, indices=indices)
+            rows = self.rows(self.X, indices) if self.scores_whole else matrices[number]
+            sets.append(ScoringSet(rows, self.rows(self.y, indices), params))
+        return sets
 
-    def said(self, entry: Entry, split: int, answer: Answer) -> str:
-        """What `_fit_and_score` prints at the end of a fit."""
-        said = ", ".join(f"{name}={entry.params[name]}" for name in sorted(entry.params)) + (
-            ";" if entry.params else ""
-        )
-        test, train = answer["test_scores"], answer.get("train_scores")
+    def fit_message(self, candidate: SearchCandidate, split: int, result: FoldResult) -> str:
+        """What scikit-learn prints at the end of a fit."""
+        params = ", ".join(f"{name}={candidate.params[name]}" for name in sorted(candidate.params))
+        text = params + (";" if params else "")
+        test, train = result["test_scores"], result.get("train_scores")
         if self.verbose > 2 and isinstance(test, dict):
             for name in sorted(test):
-                said += f" {name}: ({'' if train is None else f'train={train[name]:.3f}, '}test={test[name]:.3f})"
+                text += f" {name}: ({'' if train is None else f'train={train[name]:.3f}, '}test={test[name]:.3f})"
         elif self.verbose > 2:
-            said += f" score={f'{test:.3f}' if train is None else f'(train={train:.3f}, test={test:.3f})'}"
-        said += f" total time={short_format_time(answer['fit_time'] + answer['score_time'])}"
-        begun = "[CV" + (f" {split + 1}/{len(self.splits)}" if self.verbose > 2 else "") + "] END "
-        return begun + "." * (80 - len(begun) - len(said)) + said
+            text += f" score={f'{test:.3f}' if train is None else f'(train={train:.3f}, test={test:.3f})'}"
+        text += f" total time={short_format_time(result['fit_time'] + result['score_time'])}"
+        begin = "[CV" + (f" {split + 1}/{len(self.splits)}" if self.verbose > 2 else "") + "] END "
+        return begin + "." * (80 - len(begin) - len(text)) + text
 
-    def failed(self, error: Exception) -> Answer:
-        """What is answered for a fit that ended with an error."""
+    def failure(self, error: Exception) -> FoldResult:
+        """The scores of a fit that raised an error; raises it if `error_score` is "raise"."""
         if self.error_score == "raise":
             raise error
         scores: Any = self.error_score
-        if isinstance(self.scorer, _MultimetricScorer):
+        if isinstance(self.scorer, MultimetricScorer):
             scores = dict.fromkeys(self.scorer._scorers, self.error_score)
-        answer = {"fit_error": "".join(traceback.format_exception(error)), "test_scores": scores, "score_time": 0.0}
+        result = {"fit_error": "".join(traceback.format_exception(error)), "test_scores": scores, "score_time": 0.0}
         if self.return_train_score:
-            answer["train_scores"] = scores.copy() if isinstance(scores, dict) else scores
-        return answer
+            result["train_scores"] = scores.copy() if isinstance(scores, dict) else scores
+        return result
 
 
-class Side(NamedTuple):
-    """Rows to score on, their y, and what the scorer is told of them."""
+class ScoringSet(NamedTuple):
+    """Rows to score on, their y, and the scorer's parameters."""
 
     rows: Any
     y: Any
@@ -112,38 +117,41 @@ class Side(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """A model's, of each side; the seconds for those held out."""
+    """A candidate's score on each scoring set, and the seconds of the first."""
 
     scores: list[Any]
     seconds: float
 
 
-def fitted_and_scored(
+def fit_and_score(
     estimator: Any,
     X: Any,
     y: Any,
     params: Mapping[str, Any],
     pipeline: Any,
-    sides: Sequence[Side],
+    scoring_sets: Sequence[ScoringSet],
     scorer: Any,
     error_score: Any,
 ) -> tuple[float, Scores | Exception]:
-    """(seconds for the fit, scores of the estimator or of the pipeline that it ends; or why it cannot be fitted)."""
-    if may_write(estimator):  # others are fitted on the same rows, and in other processes they cannot be written to
+    """(seconds of the fit, scores or the error that the fit raised).
+
+    pipeline : what is scored, once the estimator is its last step; None for the estimator itself
+    """
+    if may_write(estimator):  # other candidates are fitted on the same rows, which other processes cannot write to
         X, y = copied(X), copied(y)
-        sides = [side._replace(rows=copied(side.rows)) for side in sides]
+        scoring_sets = [scoring_set._replace(rows=copied(scoring_set.rows)) for scoring_set in scoring_sets]
     start = time.perf_counter()
     try:
         estimator.fit(X, **params) if y is None else estimator.fit(X, y, **params)
     except Exception as error:
         return time.perf_counter() - start, error
     seconds = time.perf_counter() - start
-    scored = estimator if pipeline is None else ended(pipeline, estimator)
-    return seconds, scores_of(scored, sides, scorer, error_score)
+    scored = estimator if pipeline is None else with_final(pipeline, estimator)
+    return seconds, scores_of(scored, scoring_sets, scorer, error_score)
 
 
 def may_write(estimator: Any) -> bool:
-    """Whether it might change the rows that it is given: of scikit-learn and our own, where it is told that it may."""
+    """Whether it might change its input in place: estimators of others, and those whose parameters allow it."""
     if not type(estimator).__module__.startswith(("sklearn.", "featx.")):
         return True
     for name, value in estimator.get_params().items():
@@ -159,23 +167,25 @@ def copied(rows: Any) -> Any:
     return rows.copy() if hasattr(rows, "copy") else deepcopy(rows)
 
 
-def scores_of(estimator: Any, sides: Sequence[Side], scorer: Any, error_score: Any) -> Scores:
+def scores_of(estimator: Any, scoring_sets: Sequence[ScoringSet], scorer: Any, error_score: Any) -> Scores:
     scores, seconds = [], 0.0
-    for side in sides:
+    for scoring_set in scoring_sets:
         start = time.perf_counter()
-        scores.append(_score(estimator, side.rows, side.y, scorer, side.params, error_score))
+        scores.append(
+            score_estimator(estimator, scoring_set.rows, scoring_set.y, scorer, scoring_set.params, error_score)
+        )
         seconds = seconds or time.perf_counter() - start
     return Scores(scores, seconds)
 
 
-def pipeline_of(entry: Entry, fitted: Mapping[str, Any]) -> Any:
-    """The candidate's pipeline with its steps fitted, but for the last."""
-    pipeline = copy(entry.estimator)
-    pipeline.steps = [(name, fitted.get(name, step)) for name, step in entry.estimator.steps]
+def with_fitted_steps(candidate: SearchCandidate, fitted: Mapping[str, Any]) -> Any:
+    """The candidate's pipeline with all steps but the last one fitted."""
+    pipeline = copy(candidate.estimator)
+    pipeline.steps = [(name, fitted.get(name, step)) for name, step in candidate.estimator.steps]
     return pipeline
 
 
-def ended(pipeline: Any, final: Any) -> Any:
-    """The same with its last step."""
+def with_final(pipeline: Any, final: Any) -> Any:
+    """The same pipeline, its last step replaced."""
     pipeline.steps[-1] = (pipeline.steps[-1][0], final)
     return pipeline

@@ -1,328 +1,340 @@
-"""A plan and the folds in; what scikit-learn's `_fit_and_score` answers for each candidate and fold out.
+"""Follow a plan: fit and score all candidates on all folds, sharing what the plan says.
 
 What cannot be shared after all (a row that is not finite, a transformer that fails) falls back to scikit-learn, which
-says of each candidate what is wrong with it.
+reports for each candidate what is wrong with it.
 """
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.model_selection._validation import _fit_and_score
 from sklearn.utils.parallel import Parallel, delayed
-from sklearn.utils.validation import _num_samples
 
-from featx.learn.estimators import Fold, Held, Job, scaler_of
-from featx.learn.search.candidates import Entry, Step
+from featx.learn._sklearn import num_samples, sklearn_fit_and_score
+from featx.learn.estimators import Fold, Job, ScoredRows, affine_of, scaler_of
+from featx.learn.search.candidates import SearchCandidate, Step
 from featx.learn.search.context import (
-    Answer,
+    FoldResult,
     Scores,
-    Task,
+    SearchContext,
     copied,
-    ended,
-    fitted_and_scored,
+    fit_and_score,
     may_write,
-    pipeline_of,
     scores_of,
+    with_final,
+    with_fitted_steps,
 )
-from featx.learn.search.planner import Plan, Root
+from featx.learn.search.planner import Plan, SharedPrefix
 from featx.progress import SearchClock
 
 
-class Rows(NamedTuple):
-    """A fold's rows after some steps: to fit on, held out, and as transformed again for their own score (or None)."""
+class FoldRows(NamedTuple):
+    """A fold's rows after some steps: to fit on, held out, and transformed again for the training score (or None)."""
 
     train: Any
     test: Any
     again: Any
 
+    @property
+    def scored(self) -> tuple[Any, ...]:
+        return (self.test,) if self.again is None else (self.test, self.again)
 
-class Run:
-    """Follows a plan; `answers` fill as it goes on, so that they are there when it is interrupted.
 
-    clock : expects the plan's work, and is told of it
+class Times(NamedTuple):
+    """A candidate's share of the seconds that its steps took."""
+
+    fit: float = 0.0
+    score: float = 0.0
+
+
+class Executor:
+    """Fits and scores the candidates of a plan; `results` fills as it proceeds and survives an interrupt.
+
+    results : {(index of the candidate, number of the fold): its scores and times}
+    clock : expects the plan's work, and is told of each fit
+    on_fit : called with each line that `verbose` asks for
     """
 
-    def __init__(self, task: Task, plan: Plan, clock: SearchClock) -> None:
-        self.task, self.plan, self.clock = task, plan, clock
-        self.answers: dict[tuple[int, int], Answer] = {}
-        self.n_candidates = len(plan.stock) + sum(len(root.entries) for root in plan.roots)
-        self._left: list[tuple[Entry, str]] = [(entry, "") for entry in plan.stock]
+    def __init__(self, context: SearchContext, plan: Plan, clock: SearchClock, on_fit: Callable[[str], None]) -> None:
+        self.context, self.plan, self.clock, self.on_fit = context, plan, clock, on_fit
+        self.results: dict[tuple[int, int], FoldResult] = {}
+        self.n_candidates = len(plan.fallback) + sum(len(prefix.candidates) for prefix in plan.prefixes)
+        # the candidates that scikit-learn fits, by index, and the error that kept them from sharing
+        self._fallback: dict[int, tuple[SearchCandidate, str]] = {each.index: (each, "") for each in plan.fallback}
 
-    def follow(self) -> list[Answer]:
-        """Answers, those of a candidate side by side."""
+    def run(self) -> list[FoldResult]:
+        """Results of all candidates, the folds of each side by side."""
         self.clock.show()
-        for root in self.plan.roots:
-            self._follow(root)
-        self._follow_stock()
-        n_splits = len(self.task.splits)
-        return [self.answers[index, split] for index in range(self.n_candidates) for split in range(n_splits)]
+        for prefix in self.plan.prefixes:
+            self._fit_prefix(prefix)
+        self._fit_fallback()
+        n_splits = len(self.context.splits)
+        return [self.results[index, split] for index in range(self.n_candidates) for split in range(n_splits)]
 
-    def _follow(self, root: Root) -> None:
-        task, entries = self.task, root.entries
-        start, rows, fitted = time.perf_counter(), task.X, {}
+    def _fit_prefix(self, prefix: SharedPrefix) -> None:
+        context, candidates = self.context, prefix.candidates
+        start, rows, fitted = time.perf_counter(), context.X, {}
         try:
-            for step in root.steps:
+            for step in prefix.steps:
                 fitted[step.name] = clone(step.transformer)
-                rows = fitted[step.name].fit_transform(rows, task.y)
+                rows = fitted[step.name].fit_transform(rows, context.y)
         except Exception as error:
-            self._leave(entries, error)
+            self._fall_back(candidates, error)
             return
-        share = (time.perf_counter() - start) / (len(entries) * max(1, len(task.splits)))
-        for affine, together in root.solves:
-            with self.clock.piece(*self.plan.piece(together, len(task.splits))):
+        seconds = (time.perf_counter() - start) / (len(candidates) * max(1, len(context.splits)))
+        for affine, together in prefix.solves:
+            with self.clock.piece(*self.plan.piece(together, len(context.splits))):
                 try:
-                    self._solve(rows, affine, together, fitted, share)
+                    self._solve(rows, affine, together, fitted, seconds)
                 except Exception as error:
-                    self._leave(together, error)
-        for number, (train, test) in enumerate(task.splits if root.folded else ()):
-            mine = task.taken(rows, train)
-            held = [Rows(mine, task.taken(rows, test), mine if task.return_train_score else None)]
-            del mine  # only `held` holds them now
-            with self.clock.piece(*self.plan.piece(root.folded, 1)):
-                self._descend(root, root.folded, len(root.steps), number, held, fitted, (share, 0.0))
+                    self._fall_back(together, error)
+        for split, (train, test) in enumerate(context.splits if prefix.by_fold else ()):
+            of_train = context.rows(rows, train)
+            again = of_train if context.return_train_score else None
+            last_reference = [FoldRows(of_train, context.rows(rows, test), again)]
+            del of_train, again
+            with self.clock.piece(*self.plan.piece(prefix.by_fold, 1)):
+                self._descend(prefix.by_fold, len(prefix.steps), split, last_reference, fitted, Times(seconds))
 
     def _solve(
-        self, rows: Any, affine: Step | None, entries: list[Entry], fitted: dict[str, Any], share: float
+        self, rows: Any, affine: Step | None, candidates: list[SearchCandidate], fitted: dict[str, Any], seconds: float
     ) -> None:
         """One solve over all folds; the scaler of each fold is a shift and a scale of its columns."""
-        task = self.task
+        context = self.context
         if not isinstance(rows, np.ndarray) or rows.ndim != 2:
             raise TypeError(f"rows of all folds are an array of two dimensions; got {type(rows).__name__}")
-        positions = [tuple(np.arange(len(rows))[part] for part in split) for split in task.splits]
-        used = np.zeros(len(rows), bool)
+        positions = [tuple(np.arange(len(rows))[part] for part in split) for split in context.splits]
+        is_used = np.zeros(len(rows), bool)
         for train, test in positions:
-            used[train] = used[test] = True
-        y, place = task.y, np.arange(len(rows))
-        if 2 * used.sum() < len(rows):  # successive halving, a few images a class
-            place = used.cumsum() - 1
-            rows, y = rows[used], task.taken(y, used.nonzero()[0])
-        jobs, of, scaler_shares, folds = [], [], [], []
-        for number, (train, test) in enumerate(positions):
+            is_used[train] = is_used[test] = True
+        y, place = context.y, np.arange(len(rows))
+        if 2 * is_used.sum() < len(rows):  # successive halving, a few images a class
+            place = is_used.cumsum() - 1
+            rows, y = rows[is_used], context.rows(y, is_used.nonzero()[0])
+        jobs, of_job, scalers, folds, scaler_seconds = [], [], [], [], []
+        for split, (train, test) in enumerate(positions):
             start = time.perf_counter()
-            routed = task.routed(entries[0], task.splits[number][0])
-            scaler = None
+            params = context.step_params(candidates[0], context.splits[split][0])
+            scaler, shift, scale = None, None, None
             if affine is not None:
-                scaler = scaler_of(
-                    affine.transformer,
-                    rows,
-                    place[train],
-                    task.taken(y, place[train]),
-                    routed[affine.name].get("fit", {}) if affine.name in routed else {},
-                )
-            folds.append(
-                Held(
-                    rows,
-                    scaler,
-                    place[train],
-                    place[test],
-                    _weights(entries[0], routed, len(train)),
-                    task.return_train_score,
-                )
-            )
-            scaler_shares.append((time.perf_counter() - start) / len(entries))
-            for entry in entries:
-                jobs.append(Job(clone(entry.final), folds[-1]))
-                of.append((entry, number))
-        current = None
-        for index, model, seconds in type(entries[0].final).fit_each(rows, y, jobs):
-            entry, number = of[index]
-            if current is not None and current is not folds[number]:
-                current.forget()
-            current = folds[number]
-            fit_time = seconds + scaler_shares[number] + share
-            steps = fitted if affine is None else {**fitted, affine.name: current.scaler}
-            self._score(entry, number, model, steps, current, fit_time, 0.0)
+                scaler_params = params.get(affine.name, {}).get("fit", {})
+                scaler = scaler_of(affine.transformer, rows, place[train], context.rows(y, place[train]), scaler_params)
+                shift, scale = affine_of(scaler)
+            parts = [place[test], place[train]] if context.return_train_score else [place[test]]
+            scored = ScoredRows(_transformed(rows, scaler, parts))
+            weights = _weights(candidates[0], params, len(train))
+            folds.append(Fold(split, place[train], scored, place[test], weights, shift, scale))
+            scalers.append(scaler)
+            scaler_seconds.append((time.perf_counter() - start) / len(candidates))
+            for candidate in candidates:
+                jobs.append(Job(clone(candidate.final), folds[-1]))
+                of_job.append((candidate, split))
+        last = None
+        for number, model, fit_seconds, view in type(candidates[0].final).fit_each(rows, y, jobs):
+            candidate, split = of_job[number]
+            if last is not None and last is not folds[split].scored:
+                last.release()
+            last = folds[split].scored
+            steps = fitted if affine is None else {**fitted, affine.name: scalers[split]}
+            times = Times(fit_seconds + scaler_seconds[split] + seconds)
+            self._score(candidate, split, model, view, steps, folds[split], times)
 
     def _descend(
         self,
-        root: Root,
-        entries: list[Entry],
+        candidates: list[SearchCandidate],
         depth: int,
         split: int,
-        held: list[Rows],
+        last_reference: list[FoldRows],
         fitted: dict[str, Any],
-        shares: tuple[float, float],
+        times: Times,
     ) -> None:
-        """Fit what entries have in common on one fold's rows, then what differs; `held` is let go with its last use."""
-        groups: dict[Any, list[Entry]] = {}
-        for entry in entries:
-            ends = len(entry.steps) == depth
-            groups.setdefault(entry.kind if ends else entry.steps[depth].key, []).append(entry)
+        """Fit the steps that candidates share on one fold's rows, then those in which they differ.
+
+        last_reference : the rows, in a list from which they are removed for their last use, so that they can be freed
+        """
+        groups: dict[Any, list[SearchCandidate]] = {}
+        for candidate in candidates:
+            is_last = len(candidate.steps) == depth
+            groups.setdefault(candidate.kind if is_last else candidate.steps[depth].key, []).append(candidate)
         for number, group in enumerate(groups.values()):
-            rows = held.pop() if number == len(groups) - 1 else held[0]
+            rows = last_reference.pop() if number == len(groups) - 1 else last_reference[0]
             try:
                 if len(group[0].steps) == depth:
-                    self._finish(group, split, rows, fitted, shares)
-                else:
-                    step = group[0].steps[depth]
-                    transformer, moved, seconds = self._moved(group[0], step, split, rows)
-                    inner = [moved]
-                    del rows, moved
-                    taken = tuple(share + part / len(group) for share, part in zip(shares, seconds, strict=True))
-                    self._descend(root, group, depth + 1, split, inner, {**fitted, step.name: transformer}, taken)  # type: ignore[arg-type]
+                    self._fit_finals(group, split, rows, fitted, times)
+                    continue
+                step = group[0].steps[depth]
+                transformer, transformed, seconds = self._fit_step(group[0], step, split, rows)
+                inner = [transformed]
+                del rows, transformed
+                own = Times(*(sum_ + part / len(group) for sum_, part in zip(times, seconds, strict=True)))
+                self._descend(group, depth + 1, split, inner, {**fitted, step.name: transformer}, own)
             except Exception as error:
-                self._leave(group, error)
+                self._fall_back(group, error)
 
-    def _moved(self, entry: Entry, step: Step, split: int, rows: Rows) -> tuple[Any, Rows, tuple[float, float]]:
-        """(fitted transformer, what it makes of the rows, seconds for fitting and for the held-out rows)."""
-        train, _ = self.task.splits[split]
-        told = self.task.routed(entry, train).get(step.name, {})
-        transformer, y = clone(step.transformer), self.task.taken(self.task.y, train)
+    def _fit_step(
+        self, candidate: SearchCandidate, step: Step, split: int, rows: FoldRows
+    ) -> tuple[Any, FoldRows, Times]:
+        """(fitted transformer, the rows that it transformed, seconds for fitting and for the held-out rows)."""
+        train, _ = self.context.splits[split]
+        params = self.context.step_params(candidate, train).get(step.name, {})
+        transformer, y = clone(step.transformer), self.context.rows(self.context.y, train)
         if may_write(transformer):
-            rows = Rows(*map(copied, rows))
+            rows = FoldRows(*map(copied, rows))
         start = time.perf_counter()
         if hasattr(transformer, "fit_transform"):
-            moved = transformer.fit_transform(rows.train, y, **told.get("fit_transform", {}))
+            of_train = transformer.fit_transform(rows.train, y, **params.get("fit_transform", {}))
         else:
-            fitted = transformer.fit(rows.train, y, **told.get("fit", {}))
-            moved = fitted.transform(rows.train, **told.get("transform", {}))
+            fitted = transformer.fit(rows.train, y, **params.get("fit", {}))
+            of_train = fitted.transform(rows.train, **params.get("transform", {}))
         middle = time.perf_counter()
         test = transformer.transform(rows.test)
         end = time.perf_counter()
         again = None if rows.again is None else transformer.transform(rows.again)
-        return transformer, Rows(moved, test, again), (middle - start, end - middle)
+        return transformer, FoldRows(of_train, test, again), Times(middle - start, end - middle)
 
-    def _finish(
-        self, entries: list[Entry], split: int, rows: Rows, fitted: dict[str, Any], shares: tuple[float, float]
+    def _fit_finals(
+        self, candidates: list[SearchCandidate], split: int, rows: FoldRows, fitted: dict[str, Any], times: Times
     ) -> None:
-        """The last estimators of one class, on a fold's rows."""
-        task, (train, _) = self.task, self.task.splits[split]
-        y = task.taken(task.y, train)
-        routed = task.routed(entries[0], train)
-        fit_share, score_share = shares
-        if entries[0].is_batched:
-            n = _num_samples(rows.train)
-            also = () if rows.again is None else (rows.again,)
-            fold = Fold(np.arange(n), rows.test, sample_weight=_weights(entries[0], routed, n), also=also)
-            jobs = [Job(clone(entry.final), fold) for entry in entries]
-            for index, model, seconds in type(entries[0].final).fit_each(rows.train, y, jobs):
-                self._score(entries[index], split, model, fitted, fold, seconds + fit_share, score_share)
+        """Fit the last estimators, all of one class, on a fold's rows."""
+        context, (train, _) = self.context, self.context.splits[split]
+        y = context.rows(context.y, train)
+        params = context.step_params(candidates[0], train)
+        if candidates[0].is_batched:
+            n = num_samples(rows.train)
+            weights = _weights(candidates[0], params, n)
+            fold = Fold(split, np.arange(n), ScoredRows(lambda: rows.scored), sample_weight=weights)
+            jobs = [Job(clone(candidate.final), fold) for candidate in candidates]
+            for number, model, seconds, view in type(candidates[0].final).fit_each(rows.train, y, jobs):
+                own = times._replace(fit=times.fit + seconds)
+                self._score(candidates[number], split, model, view, fitted, fold, own)
             return
-        scored = Parallel(n_jobs=task.n_jobs, pre_dispatch=task.pre_dispatch, return_as="generator")(
-            delayed(fitted_and_scored)(
-                clone(entry.final),
+        outcomes = Parallel(n_jobs=context.n_jobs, pre_dispatch=context.pre_dispatch, return_as="generator")(
+            delayed(fit_and_score)(
+                clone(candidate.final),
                 rows.train,
                 y,
-                routed.get(entry.final_name, {}).get("fit", {}),
-                pipeline_of(entry, fitted) if task.scores_whole else None,
-                self.task.sides(entry, split, rows.test, rows.again),
-                task.scorer,
-                task.error_score,
+                params.get(candidate.final_name, {}).get("fit", {}),
+                with_fitted_steps(candidate, fitted) if context.scores_whole else None,
+                context.scoring_sets(split, rows.scored),
+                context.scorer,
+                context.error_score,
             )
-            for entry in entries
+            for candidate in candidates
         )
-        for entry, (fit_time, found) in zip(entries, scored, strict=True):
-            self._answer(entry, split, found, fit_time + fit_share, score_share)
+        for candidate, (seconds, outcome) in zip(candidates, outcomes, strict=True):
+            self._record(candidate, split, outcome, times._replace(fit=times.fit + seconds))
 
     def _score(
         self,
-        entry: Entry,
+        candidate: SearchCandidate,
         split: int,
         model: Any,
+        view: Any,
         fitted: dict[str, Any],
         fold: Fold,
-        fit_time: float,
-        score_time: float,
+        times: Times,
     ) -> None:
-        """The answer for a fitted model, or for the exception that it ended with."""
-        found = model
+        """Score a fitted model, or record the exception in place of it; `view` and the rest are of `Fitted`."""
+        context, outcome = self.context, model
         if not isinstance(model, Exception):
-            whole = self.task.scores_whole
-            scored = ended(pipeline_of(entry, fitted), model) if whole and entry.final_name else model
-            again = fold.also[0] if self.task.return_train_score and not whole else None
-            sides = self.task.sides(entry, split, None if whole else fold.X_test, again)
-            found = scores_of(scored, sides, self.task.scorer, self.task.error_score)
-        self._answer(entry, split, found, fit_time, score_time)
+            is_whole = context.scores_whole
+            scored = model if view is None else view
+            if is_whole and candidate.final_name:
+                scored = with_final(with_fitted_steps(candidate, fitted), model)
+            scoring_sets = context.scoring_sets(split, () if is_whole else fold.matrices)
+            outcome = scores_of(scored, scoring_sets, context.scorer, context.error_score)
+        self._record(candidate, split, outcome, times)
 
-    def _answer(self, entry: Entry, split: int, found: Scores | Exception, fit_time: float, score_time: float) -> None:
-        n_test = _num_samples(self.task.splits[split][1])
-        answer: Answer = {"fit_error": None, "n_test_samples": n_test, "fit_time": fit_time}
-        if isinstance(found, Exception):
-            answer |= self.task.failed(found)
+    def _record(self, candidate: SearchCandidate, split: int, outcome: Scores | Exception, times: Times) -> None:
+        n_test = num_samples(self.context.splits[split][1])
+        result: FoldResult = {"fit_error": None, "n_test_samples": n_test, "fit_time": times.fit}
+        if isinstance(outcome, Exception):
+            result |= self.context.failure(outcome)
         else:
-            answer |= {"test_scores": found.scores[0], "score_time": found.seconds + score_time}
-            if self.task.return_train_score:
-                answer["train_scores"] = found.scores[1]
-        self._keep(entry, split, answer)
+            result |= {"test_scores": outcome.scores[0], "score_time": outcome.seconds + times.score}
+            if self.context.return_train_score:
+                result["train_scores"] = outcome.scores[1]
+        self._keep(candidate, split, result)
 
-    def _keep(self, entry: Entry, split: int, answer: Answer) -> None:
-        self.answers[entry.index, split] = answer
+    def _keep(self, candidate: SearchCandidate, split: int, result: FoldResult) -> None:
+        self.results[candidate.index, split] = result
         self.clock.fitted()
-        if self.task.verbose > 1 and not entry.stock:
-            print(self.task.said(entry, split, answer))
+        if self.context.verbose > 1 and not candidate.fallback:
+            self.on_fit(self.context.fit_message(candidate, split, result))
 
-    def _leave(self, entries: Iterable[Entry], error: Exception) -> None:
-        """Have scikit-learn fit and score what has no score yet."""
-        known = {id(entry) for entry, _ in self._left}
-        reason = (
-            f"{type(error).__name__}: {' '.join(str(error).split())}"  # not the error, which would hold on to the rows
-        )
-        self._left += [(entry, reason) for entry in entries if id(entry) not in known]
+    def _fall_back(self, candidates: Iterable[SearchCandidate], error: Exception) -> None:
+        """Let scikit-learn fit and score what has no result yet."""
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"  # the error itself would keep rows alive
+        for candidate in candidates:
+            self._fallback.setdefault(candidate.index, (candidate, reason))
 
-    def _follow_stock(self) -> None:
-        task = self.task
-        n_splits = len(task.splits)
-        todo = [
-            (entry, split, error)
-            for entry, error in sorted(self._left, key=lambda left: left[0].index)
+    def _fit_fallback(self) -> None:
+        context = self.context
+        n_splits = len(context.splits)
+        fits = [
+            (candidate, split, error)
+            for index, (candidate, error) in sorted(self._fallback.items())
             for split in range(n_splits)
-            if (entry.index, split) not in self.answers
+            if (index, split) not in self.results
         ]
-        answers = Parallel(n_jobs=task.n_jobs, pre_dispatch=task.pre_dispatch, return_as="generator")(
-            delayed(_fit_and_score)(
-                clone(task.base),
-                task.X,
-                task.y,
-                train=task.splits[split][0],
-                test=task.splits[split][1],
-                parameters=entry.params,
+        results = Parallel(n_jobs=context.n_jobs, pre_dispatch=context.pre_dispatch, return_as="generator")(
+            delayed(sklearn_fit_and_score)(
+                clone(context.base),
+                context.X,
+                context.y,
+                train=context.splits[split][0],
+                test=context.splits[split][1],
+                parameters=candidate.params,
                 split_progress=(split, n_splits),
-                candidate_progress=(entry.index, self.n_candidates),
-                scorer=task.scorer,
-                fit_params=task.fit_params,
-                score_params=task.score_params,
-                return_train_score=task.return_train_score,
+                candidate_progress=(candidate.index, self.n_candidates),
+                scorer=context.scorer,
+                fit_params=context.fit_params,
+                score_params=context.score_params,
+                return_train_score=context.return_train_score,
                 return_n_test_samples=True,
                 return_times=True,
                 return_parameters=False,
-                error_score=task.error_score,
-                verbose=task.verbose,
+                error_score=context.error_score,
+                verbose=context.verbose,
             )
-            for entry, split, _ in todo
+            for candidate, split, _ in fits
         )
         unshared = {}
-        for entry, split, error in todo:
-            with self.clock.piece(*self.plan.piece([entry], 1)):
-                answer = next(answers)
-            self._keep(entry, split, answer)
-            if error and answer["fit_error"] is None:
-                unshared[entry.index] = error
-        next(answers, None)  # which ends the generator
+        for candidate, split, error in fits:
+            with self.clock.piece(*self.plan.piece([candidate], 1)):
+                result = next(results)
+            self._keep(candidate, split, result)
+            if error and result["fit_error"] is None:
+                unshared[candidate.index] = error
+        next(results, None)  # ends the generator
         if unshared:
             warnings.warn(
                 f"{len(unshared):,} of {self.n_candidates:,} candidates could not share their work and were left to "
-                f"scikit-learn's search, which is slower: "
-                f"{next(iter(unshared.values()))}",
+                f"scikit-learn's search, which is slower: {next(iter(unshared.values()))}",
                 RuntimeWarning,
                 stacklevel=4,
             )
 
 
-def _weights(entry: Entry, routed: Mapping[str, Mapping[str, Any]], n: int) -> np.ndarray | None:
+def _transformed(rows: np.ndarray, scaler: Any, parts: list[np.ndarray]) -> Callable[[], tuple[np.ndarray, ...]]:
+    """A function that takes these parts of the rows and scales them."""
+    return lambda: tuple(rows[part] if scaler is None else scaler.transform(rows[part]) for part in parts)
+
+
+def _weights(candidate: SearchCandidate, step_params: Mapping[str, Mapping[str, Any]], n: int) -> np.ndarray | None:
     """(n,) sample weights of the last estimator."""
-    params = routed.get(entry.final_name, {}).get("fit", {})
+    params = step_params.get(candidate.final_name, {}).get("fit", {})
     if params.keys() - {"sample_weight"}:
-        raise ValueError(f"{type(entry.final).__name__} is given {', '.join(params)}")
-    given = params.get("sample_weight")
-    if given is None:
+        raise ValueError(f"{type(candidate.final).__name__} is given {', '.join(params)}")
+    sample_weight = params.get("sample_weight")
+    if sample_weight is None:
         return None
-    weights = np.asarray(given, np.float64)
+    weights = np.asarray(sample_weight, np.float64)
     if weights.ndim and weights.shape != (n,):
         raise ValueError(f"sample_weight.shape == {weights.shape}, expected {(n,)}!")
     return np.broadcast_to(weights, n)

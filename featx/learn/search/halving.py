@@ -1,4 +1,4 @@
-"""Successive halving with the work of each round shared: `search` is what there is to know."""
+"""Successive halving with the work of each round shared; `search` explains how."""
 
 from __future__ import annotations
 
@@ -6,13 +6,27 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
-from sklearn.model_selection import _search_successive_halving as _halving
 
+from featx.learn._sklearn import HalvingGridSearchCV as SklearnHalvingGridSearchCV
+from featx.learn._sklearn import HalvingRandomSearchCV as SklearnHalvingRandomSearchCV
+from featx.learn._sklearn import num_samples
 from featx.learn.search.search import SharedSearch
 from featx.progress import SearchProgress
 
 
-class HalvingGridSearchCV(_halving.HalvingGridSearchCV, SharedSearch):
+class SharedHalving(SharedSearch):
+    """`SharedSearch` in rounds; comes before scikit-learn's class."""
+
+    def _begin(self, X: Any, y: Any, params: dict[str, Any]) -> Any:
+        self._n_samples_orig = num_samples(X)
+        return super()._begin(X, y, params)
+
+    def _conclude(self, rounds: Any) -> None:
+        super()._conclude(rounds)
+        self.best_score_ = self.cv_results_["mean_test_score"][self.best_index_]
+
+
+class HalvingGridSearchCV(SharedHalving, SklearnHalvingGridSearchCV):
     """Search over a grid in rounds: all candidates on few rows, the better ones on more.
 
     A drop-in for scikit-learn's class, except for what `GridSearchCV` says; nothing is to be enabled first.
@@ -37,7 +51,7 @@ class HalvingGridSearchCV(_halving.HalvingGridSearchCV, SharedSearch):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **_halving.HalvingGridSearchCV._parameter_constraints,
+        **SklearnHalvingGridSearchCV._parameter_constraints,
         **SharedSearch._parameter_constraints,
     }
 
@@ -81,7 +95,7 @@ class HalvingGridSearchCV(_halving.HalvingGridSearchCV, SharedSearch):
         self.progress = progress
 
 
-class HalvingRandomSearchCV(_halving.HalvingRandomSearchCV, SharedSearch):
+class HalvingRandomSearchCV(SharedHalving, SklearnHalvingRandomSearchCV):
     """Search over drawn parameters in rounds: all candidates on few rows, the better ones on more.
 
     A drop-in for scikit-learn's class, except for what `GridSearchCV` says; nothing is to be enabled first.
@@ -107,7 +121,7 @@ class HalvingRandomSearchCV(_halving.HalvingRandomSearchCV, SharedSearch):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **_halving.HalvingRandomSearchCV._parameter_constraints,
+        **SklearnHalvingRandomSearchCV._parameter_constraints,
         **SharedSearch._parameter_constraints,
     }
 

@@ -1,72 +1,75 @@
-"""An estimator and candidates in; what of their fits can be shared out, before anything is fitted.
+"""Plan which fits candidates share, before anything is fitted; `executor` follows the plan.
 
-Three ways: candidates of a batched estimator (`folds.Batched`) in one solve over all folds, where the steps before it
-are fold-independent or one affine scaler; steps that several candidates begin with, fitted once a fold; and the stock
-way, scikit-learn's, for what is not understood. `runs` follows a plan.
+There are three ways. Candidates of a batched estimator (`estimators.batched`) are one solve over all folds, where the
+steps before it are fold-independent or one affine scaler. Steps that several candidates begin with are fitted once a
+fold. Everything else falls back to scikit-learn's search.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn import get_config
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import (
-    MaxAbsScaler,
-    MinMaxScaler,
-    Normalizer,
-    PowerTransformer,
-    RobustScaler,
-    StandardScaler,
-)
-from sklearn.utils.validation import _num_samples
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, PowerTransformer, RobustScaler, StandardScaler
 
 from featx.errors import readable
+from featx.learn._sklearn import num_samples
 from featx.learn.features import StoredFeatures
-from featx.learn.search.candidates import Entry, Step
+from featx.learn.search.candidates import SearchCandidate, Step
 from featx.store import Recipe
 
 
 @dataclass(eq=False)
-class Root:
-    """Candidates on the same rows: what their fold-independent steps make of all rows, once.
+class SharedPrefix:
+    """Candidates whose fold-independent steps are the same: these transform all rows once.
 
-    solves : solved over all folds at once, by the affine scaler before the estimator (or None) and its class
-    folded : what is left, fold by fold; what they begin with alike is fitted once a fold
+    solves : candidates solved over all folds at once, with the affine scaler before the estimator (or None)
+    by_fold : the other candidates, fitted fold by fold; steps that they begin with are fitted once a fold
     """
 
     steps: tuple[Step, ...]
-    solves: list[tuple[Step | None, list[Entry]]] = field(default_factory=list)
-    folded: list[Entry] = field(default_factory=list)
+    solves: list[tuple[Step | None, list[SearchCandidate]]] = field(default_factory=list)
+    by_fold: list[SearchCandidate] = field(default_factory=list)
 
     @property
-    def entries(self) -> list[Entry]:
-        return [entry for _, entries in self.solves for entry in entries] + self.folded
+    def candidates(self) -> list[SearchCandidate]:
+        return [candidate for _, candidates in self.solves for candidate in candidates] + self.by_fold
 
-    def rest(self, entry: Entry) -> tuple[Step, ...]:
-        return entry.steps[len(self.steps) :]
+    def add_to_solve(self, candidate: SearchCandidate, affine: Step | None) -> None:
+        """Solve the candidate together with those of its kind that have the same scaler."""
+        for scaler, together in self.solves:
+            is_same_scaler = (scaler and scaler.key) == (affine and affine.key)
+            if is_same_scaler and together[0].kind == candidate.kind:
+                together.append(candidate)
+                return
+        self.solves.append((affine, [candidate]))
+
+    def rest(self, candidate: SearchCandidate) -> tuple[Step, ...]:
+        return candidate.steps[len(self.steps) :]
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a search will share; `str` of it is a table.
+    """What a search will share; `print` it.
 
-    roots : candidates that share
-    stock : those left to scikit-learn, with the reason
-    n_splits : folds
-    nbytes : largest amount of rows held at once, beside X and what the solvers take of their budget
-    budget_bytes : which the solvers may take
-    amounts : {index of a candidate: how much work one of its fits is, relative to the others}
+    prefixes : candidates that share steps or solves
+    fallback : candidates that scikit-learn fits, each with the reason
+    n_splits : number of folds
+    nbytes : most bytes of rows held at once, beside X and the solvers' budget
+    budget_bytes : most bytes that the solvers take
+    amounts : {index of a candidate: work of one of its fits, relative to the others}
     """
 
-    roots: list[Root]
-    stock: list[Entry]
+    prefixes: list[SharedPrefix]
+    fallback: list[SearchCandidate]
     n_splits: int
     nbytes: int
     budget_bytes: int
@@ -78,167 +81,158 @@ class Plan:
 
     @property
     def work(self) -> dict[str, float]:
-        """{kind: amount} of all that is to do."""
+        """{kind: amount} of all fits."""
         work: dict[str, float] = {}
-        groups = [(entries, self.n_splits) for root in self.roots for _, entries in root.solves]
-        groups += [(root.folded, self.n_splits) for root in self.roots if root.folded]
-        groups += [([entry], self.n_splits) for entry in self.stock]
-        for entries, n_splits in groups:
-            kind, amount = self.piece(entries, n_splits)
+        groups = [(candidates, self.n_splits) for prefix in self.prefixes for _, candidates in prefix.solves]
+        groups += [(prefix.by_fold, self.n_splits) for prefix in self.prefixes if prefix.by_fold]
+        groups += [([candidate], self.n_splits) for candidate in self.fallback]
+        for candidates, n_splits in groups:
+            kind, amount = self.piece(candidates, n_splits)
             work[kind] = work.get(kind, 0) + amount
         return work
 
-    def piece(self, entries: Sequence[Entry], n_splits: int) -> tuple[str, float]:
-        """(kind, amount) of the work on candidates in some folds; of a kind is what takes a time of its own."""
-        parts = {type(step.transformer).__name__ for entry in entries for step in entry.steps}
-        parts |= {type(entry.final if entry.final is not None else entry.estimator).__name__ for entry in entries}
-        return " ".join(sorted(parts)), n_splits * sum(self.amounts[entry.index] for entry in entries)
+    def piece(self, candidates: Sequence[SearchCandidate], n_splits: int) -> tuple[str, float]:
+        """(kind, amount) of the work on candidates in some folds; seconds a unit are estimated for each kind."""
+        parts = {type(step.transformer).__name__ for candidate in candidates for step in candidate.steps}
+        finals = (candidate.estimator if candidate.final is None else candidate.final for candidate in candidates)
+        parts |= {type(final).__name__ for final in finals}
+        return " ".join(sorted(parts)), n_splits * sum(self.amounts[candidate.index] for candidate in candidates)
 
     def __str__(self) -> str:
         lines = []
-        for root in self.roots:
-            rows = " -> ".join(map(_named, root.steps)) or "X"
-            for affine, entries in root.solves:
+        for prefix in self.prefixes:
+            rows = " -> ".join(map(_named, prefix.steps)) or "X"
+            for affine, candidates in prefix.solves:
                 before = rows if affine is None else f"{rows} -> {_named(affine)} of each fold"
-                lines.append(f"{_fits(entries, self.n_splits)} of {_class(entries)} in one solve: {before}")
-            for steps, entries in _beginnings(root):
+                lines.append(f"{_fits(candidates, self.n_splits)} of {_class(candidates)} in one solve: {before}")
+            for steps, candidates in _by_beginning(prefix):
                 before = " -> ".join([rows, *map(_named, steps)])
-                how = "one solve a fold" if entries[0].is_batched else "the estimator alone is fitted each time"
+                how = "one solve a fold" if candidates[0].is_batched else "the estimator alone is fitted each time"
                 lines.append(
-                    f"{_fits(entries, self.n_splits)} of {_class(entries)}, {how}: {before}, once in each of "
+                    f"{_fits(candidates, self.n_splits)} of {_class(candidates)}, {how}: {before}, once in each of "
                     f"{self.n_splits} folds"
                 )
-        by_reason: dict[str, list[Entry]] = {}
-        for entry in self.stock:
-            by_reason.setdefault(entry.stock, []).append(entry)
-        for reason, entries in by_reason.items():
-            lines.append(f"{_fits(entries, self.n_splits)} by scikit-learn's search, which shares no work: {reason}")
+        by_reason: dict[str, list[SearchCandidate]] = {}
+        for candidate in self.fallback:
+            by_reason.setdefault(candidate.fallback, []).append(candidate)
+        for reason, candidates in by_reason.items():
+            lines.append(f"{_fits(candidates, self.n_splits)} by scikit-learn's search, which shares no work: {reason}")
         most = readable(self.budget_bytes)
         memory = f"memory: {readable(self.nbytes)} of rows at once; for solving what it needs, at most {most}"
         return "\n".join([*lines, memory])
 
 
 def plan_of(
-    entries: Sequence[Entry],
+    candidates: Sequence[SearchCandidate],
     X: Any,
     splits: Sequence[tuple[np.ndarray, np.ndarray]],
     fit_params: Mapping[str, Any],
     scores_train: bool,
 ) -> Plan:
-    """Entries put together by what they share.
+    """Group candidates by what they share.
 
-    scores_train : whether models are asked about the rows that they were fitted on, too
+    scores_train : whether candidates are scored on their training rows too
     """
     from featx.solvers import budget_of, device_of  # torch, which takes seconds to import
 
-    every = np.arange(_num_samples(X))
-    starts: dict[Any, int] = {}
-    for entry in entries:
-        if entry.steps:
-            starts[entry.steps[0].key] = starts.get(entry.steps[0].key, 0) + 1
-    roots: dict[Any, Root] = {}
-    stock = []
-    n_train, n_test = (max((len(every[split[side]]) for split in splits), default=0) for side in (0, 1))
+    every = np.arange(num_samples(X))
     if any(not len(every[part]) for split in splits for part in split):
-        entries = [entry if entry.stock else _left(entry, "a fold has no rows") for entry in entries]
-    once = all(len(np.unique(train)) == len(train) for train, _ in splits)
-    for entry in entries:
-        shares = entry.is_batched or (entry.steps and starts[entry.steps[0].key] > 1)
-        if entry.stock or not shares:
-            stock.append(entry if entry.stock else _left(entry, "it shares no step with another candidate"))
+        candidates = [each if each.fallback else each.without_sharing("a fold has no rows") for each in candidates]
+    first_steps = Counter(candidate.steps[0].key for candidate in candidates if candidate.steps)
+    are_distinct = all(len(np.unique(train)) == len(train) for train, _ in splits)
+    prefixes: dict[Any, SharedPrefix] = {}
+    fallback = []
+    for candidate in candidates:
+        shares = candidate.is_batched or (candidate.steps and first_steps[candidate.steps[0].key] > 1)
+        if candidate.fallback or not shares:
+            reason = candidate.fallback or "it shares no step with another candidate"
+            fallback.append(candidate.without_sharing(reason))
             continue
-        steps = _independent(entry, fit_params)
-        root = roots.setdefault(tuple(step.key for step in steps), Root(steps))
-        rest = root.rest(entry)
+        steps = _independent(candidate, fit_params)
+        prefix = prefixes.setdefault(tuple(step.key for step in steps), SharedPrefix(steps))
+        rest = prefix.rest(candidate)
         affine = rest[0] if len(rest) == 1 and _is_affine(rest[0].transformer) else None
-        if once and entry.is_batched and (affine is not None or not rest) and _is_matrix(X, steps):
-            for scaler, together in root.solves:
-                same_scaler = (scaler and scaler.key) == (affine and affine.key)
-                if same_scaler and together[0].kind == entry.kind:
-                    together.append(entry)
-                    break
-            else:
-                root.solves.append((affine, [entry]))
+        if are_distinct and candidate.is_batched and (affine is not None or not rest) and _is_matrix(X, steps):
+            prefix.add_to_solve(candidate, affine)
         else:
-            root.folded.append(entry)
+            prefix.by_fold.append(candidate)
     n = max(1, len(every))
+    n_train, n_test = (max((len(every[split[part]]) for split in splits), default=0) for part in (0, 1))
     of_fold = n_train / n, n_test / n, scores_train * n_train / n
-    nbytes = max((_root_bytes(root, X, of_fold) for root in roots.values()), default=0)
-    widths = widths_of(entries, X)
-    amounts = {
-        entry.index: n_train * _amount(entry, width) for entry, width in zip(entries, widths.tolist(), strict=True)
-    }
-    return Plan(list(roots.values()), stock, len(splits), nbytes, budget_of(device_of("auto"), None), amounts)
+    nbytes = max((_prefix_bytes(prefix, X, of_fold) for prefix in prefixes.values()), default=0)
+    widths = widths_of(candidates, X).tolist()
+    amounts = {each.index: n_train * _amount(each, width) for each, width in zip(candidates, widths, strict=True)}
+    return Plan(list(prefixes.values()), fallback, len(splits), nbytes, budget_of(device_of("auto"), None), amounts)
 
 
-def all_stock(plan: Plan, reason: str) -> Plan:
-    """The plan with nothing shared."""
-    entries = [*plan.stock, *(entry for root in plan.roots for entry in root.entries)]
-    return replace(plan, roots=[], stock=[_left(entry, reason) for entry in entries], nbytes=0)
+def without_sharing(plan: Plan, reason: str) -> Plan:
+    """The plan in which scikit-learn fits all candidates."""
+    candidates = [*plan.fallback, *(each for prefix in plan.prefixes for each in prefix.candidates)]
+    return replace(plan, prefixes=[], fallback=[each.without_sharing(reason) for each in candidates], nbytes=0)
 
 
-def widths_of(entries: Sequence[Entry], X: Any) -> np.ndarray:
-    """(c,) features that the last estimator of each candidate is fitted on; nan where only the rows would tell."""
-    return np.array([_width(entry, X) for entry in entries], float)
+def widths_of(candidates: Sequence[SearchCandidate], X: Any) -> np.ndarray:
+    """(c,) number of features that each candidate's last estimator is fitted on; nan where only fitting would tell."""
+    return np.array([_width(candidate, X) for candidate in candidates], float)
 
 
-def _width(entry: Entry, X: Any) -> float:
+def _width(candidate: SearchCandidate, X: Any) -> float:
     shape: tuple[int, ...] = getattr(X, "shape", ())
-    if entry.final is None or isinstance(entry.final, Pipeline):
+    if candidate.final is None or isinstance(candidate.final, Pipeline):
         return float("nan")
     width = float(shape[1]) if len(shape) == 2 else float("nan")
-    for step in entry.steps:
-        kept = getattr(step.transformer, "n_components", None)
+    for step in candidate.steps:
+        n_components = getattr(step.transformer, "n_components", None)
+        is_decomposition = type(step.transformer).__module__.startswith("sklearn.decomposition.")
         if isinstance(step.transformer, StoredFeatures):
             width = step.transformer.n_features_out_
-        elif isinstance(kept, Integral) and type(step.transformer).__module__.startswith("sklearn.decomposition."):
-            width = int(kept)
+        elif isinstance(n_components, Integral) and is_decomposition:
+            width = int(n_components)
         elif type(step.transformer) not in (*_AFFINE, Normalizer, PowerTransformer):
             width = float("nan")
     return width
 
 
-def _amount(entry: Entry, width: float) -> float:
-    """What a fit takes a row, in columns."""
-    return (0.0 if math.isnan(width) else width) + _FLAT.get(type(entry.final).__name__, 100)
+def _amount(candidate: SearchCandidate, width: float) -> float:
+    """The work of a fit for each row, in columns."""
+    return (0.0 if math.isnan(width) else width) + _FLAT.get(type(candidate.final).__name__, 100)
 
 
 _LONGEST_NAME = 60
-# How many columns take as long as what does not depend on their number, where that is not about 100: a kernel is
-# computed once, and then solved for. Measured on 2,000 rows of 16 to 1,280 columns.
+# The part of a fit that does not depend on the number of columns, in columns, where it is not about 100: a kernel is
+# computed once and then solved for. Measured on 2,000 rows of 16 to 1,280 columns.
 _FLAT = {"SVC": 1200, "SVR": 1200}
 _AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 
 def _is_affine(transformer: Any) -> bool:
-    """Whether it is of one of the types, does nothing else, and gives a plain array."""
-    return type(transformer) in _AFFINE and _gives_arrays(transformer) and not getattr(transformer, "clip", False)
+    """Whether it shifts and scales columns, does nothing else, and returns a plain array."""
+    return type(transformer) in _AFFINE and _returns_arrays(transformer) and not getattr(transformer, "clip", False)
 
 
 def _is_independent(transformer: Any) -> bool:
-    """Whether it makes of a row the same whatever it was fitted on, and leaves X as it is."""
-    if not _gives_arrays(transformer):
+    """Whether it transforms a row alike whatever rows it was fitted on, and does not change X."""
+    if not _returns_arrays(transformer):
         return False
     return type(transformer) is StoredFeatures or type(transformer) is Normalizer and transformer.copy
 
 
-def _gives_arrays(transformer: Any) -> bool:
+def _returns_arrays(transformer: Any) -> bool:
     return not hasattr(transformer, "_sklearn_output_config") and get_config()["transform_output"] == "default"
 
 
-def _independent(entry: Entry, fit_params: Mapping[str, Any]) -> tuple[Step, ...]:
-    """The fold-independent steps it begins with."""
-    found: list[Step] = []
-    for step in entry.steps:
-        told = any(name.startswith(f"{step.name}__") for name in fit_params)
-        if told or not _is_independent(step.transformer):
-            break
-        found.append(step)
-    return tuple(found)
+def _independent(candidate: SearchCandidate, fit_params: Mapping[str, Any]) -> tuple[Step, ...]:
+    """The fold-independent steps that it begins with."""
+
+    def is_independent(step: Step) -> bool:
+        has_params = any(name.startswith(f"{step.name}__") for name in fit_params)
+        return not has_params and _is_independent(step.transformer)
+
+    return tuple(takewhile(is_independent, candidate.steps))
 
 
 def _is_matrix(X: Any, steps: Sequence[Step]) -> bool:
-    """Whether the fold-independent steps make a dense array of X, in which folds can be rows of weight 0."""
+    """Whether the fold-independent steps make a dense array of X; then a fold is rows of weight 0."""
     if steps and type(steps[0].transformer) is StoredFeatures:
         dtype = np.dtype(_recipe(steps[0].transformer).dtype)
     elif isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiub":
@@ -248,60 +242,56 @@ def _is_matrix(X: Any, steps: Sequence[Step]) -> bool:
     return dtype.kind != "f" or dtype.itemsize >= 4  # scalers round to float16 where X is
 
 
-def _left(entry: Entry, reason: str) -> Entry:
-    return Entry(entry.index, entry.params, entry.estimator, stock=reason)
-
-
 def _recipe(features: StoredFeatures) -> Recipe:
     return features.store if isinstance(features.store, Recipe) else features.store.recipe
 
 
-def _root_bytes(root: Root, X: Any, shares: tuple[float, float, float]) -> int:
-    """Bytes of the rows that are held at once: all of them, if the steps copy them, and a fold's.
+def _prefix_bytes(prefix: SharedPrefix, X: Any, shares: tuple[float, float, float]) -> int:
+    """Most bytes of rows held at once: all rows, if the steps copy them, and those of a fold.
 
-    shares : of all rows, those a fold trains on, holds out, and is scored on besides
+    shares : of all rows, those that a fold trains on, holds out, and scores beside them
     """
-    n = _num_samples(X)
-    if root.steps and type(root.steps[0].transformer) is StoredFeatures:
-        features = root.steps[0].transformer
+    n = num_samples(X)
+    if prefix.steps and type(prefix.steps[0].transformer) is StoredFeatures:
+        features = prefix.steps[0].transformer
         whole = n * features.n_features_out_ * np.dtype(_recipe(features).dtype).itemsize
         own = whole
     else:
         shape = getattr(X, "shape", (n, 1))
         dtype = getattr(X, "dtype", np.dtype(float))
-        itemsize = dtype.itemsize if getattr(dtype, "kind", "") == "f" else 8  # what estimators make of other numbers
+        itemsize = dtype.itemsize if getattr(dtype, "kind", "") == "f" else 8  # of float64, which estimators convert to
         whole = math.prod(shape) * itemsize
-        own = whole if root.steps or itemsize != getattr(dtype, "itemsize", 8) else 0
-    held = [shares[1] + shares[2]] if root.solves else []
-    if root.folded:  # what a fold's rows are before each step that several ways lead on from, and after the last
-        rests = [tuple(step.key for step in root.rest(entry)) for entry in root.folded]
+        own = whole if prefix.steps or itemsize != getattr(dtype, "itemsize", 8) else 0
+    of_fold = [shares[1] + shares[2]] if prefix.solves else []
+    if prefix.by_fold:  # a fold's rows before each step after which candidates differ, and after the last step
+        rests = [tuple(step.key for step in prefix.rest(candidate)) for candidate in prefix.by_fold]
         begun = [len({rest[:depth] for rest in rests}) for depth in range(1 + max(map(len, rests)))]
-        ways = sum(few < many for few, many in pairwise(begun))
-        held.append(sum(shares) * (2 + ways))
-    return own + int(whole * max(held))
+        branchings = sum(few < many for few, many in pairwise(begun))
+        of_fold.append(sum(shares) * (2 + branchings))
+    return own + int(whole * max(of_fold))
 
 
-def _beginnings(root: Root) -> list[tuple[tuple[Step, ...], list[Entry]]]:
-    """Folded entries by the steps after the root's and the estimator's class."""
-    found: dict[Any, tuple[tuple[Step, ...], list[Entry]]] = {}
-    for entry in root.folded:
-        rest = root.rest(entry)
-        key = (*(step.key for step in rest), type(entry.final))
-        found.setdefault(key, (rest, []))[1].append(entry)
-    return list(found.values())
+def _by_beginning(prefix: SharedPrefix) -> list[tuple[tuple[Step, ...], list[SearchCandidate]]]:
+    """Candidates that are fitted fold by fold, grouped by their steps after the prefix and the estimator's class."""
+    groups: dict[Any, tuple[tuple[Step, ...], list[SearchCandidate]]] = {}
+    for candidate in prefix.by_fold:
+        rest = prefix.rest(candidate)
+        key = (*(step.key for step in rest), type(candidate.final))
+        groups.setdefault(key, (rest, []))[1].append(candidate)
+    return list(groups.values())
 
 
-def _fits(entries: Sequence[Entry], n_splits: int) -> str:
-    n = len(entries) * n_splits
+def _fits(candidates: Sequence[SearchCandidate], n_splits: int) -> str:
+    n = len(candidates) * n_splits
     return f"{n:,} fit{'s' if n > 1 else ''}"
 
 
-def _class(entries: Sequence[Entry]) -> str:
-    return type(entries[0].final).__name__
+def _class(candidates: Sequence[SearchCandidate]) -> str:
+    return type(candidates[0].final).__name__
 
 
 def _named(step: Step) -> str:
     if isinstance(step.transformer, StoredFeatures):
         return step.transformer.layer_
-    text = " ".join(repr(step.transformer).split()).removesuffix("()")  # with what is not its default
+    text = " ".join(repr(step.transformer).split()).removesuffix("()")  # repr has parameters that are not defaults
     return text if len(text) <= _LONGEST_NAME else f"{type(step.transformer).__name__}(...)"

@@ -183,14 +183,14 @@ def test_weights_are_repetitions_and_0_is_absence(metric):
 def test_all_folds_at_once_are_the_folds_one_by_one(scaled):
     X, y = data()
     jobs = []
-    for train, test in StratifiedKFold(3).split(X, y):
+    for number, (train, test) in enumerate(StratifiedKFold(3).split(X, y)):
         shift, scale = (X[train].mean(0), X[train].std(0)) if scaled else (None, None)
         rows = (X - shift) / scale if scaled else X
-        fold = Fold(train, rows[test], test, np.linspace(0.1, 1, len(train)), shift, scale)
+        fold = Fold(number, train, None, test, np.linspace(0.1, 1, len(train)), shift, scale)
         jobs += [Job(NearestCentroid(metric), fold) for metric in ("euclidean", "cosine", "cosine")]
         jobs.append(Job(NearestCentroid(shrink_threshold=0.4, priors="empirical"), fold))
-    jobs += [Job(NearestCentroid("manhattan"), fold), Job(NearestCentroid(), Fold(np.flatnonzero(y == "c0"), X))]
-    answers = {number: (model, seconds) for number, model, seconds in NearestCentroid.fit_each(X, y, jobs)}
+    jobs += [Job(NearestCentroid("manhattan"), fold), Job(NearestCentroid(), Fold(3, np.flatnonzero(y == "c0")))]
+    answers = {number: (model, seconds) for number, model, seconds, _ in NearestCentroid.fit_each(X, y, jobs)}
     assert sorted(answers) == list(range(len(jobs)))
     assert isinstance(answers[len(jobs) - 2][0], ValueError) and isinstance(answers[len(jobs) - 1][0], ValueError)
     for number, (estimator, fold) in enumerate(jobs[:-2]):
@@ -201,7 +201,7 @@ def test_all_folds_at_once_are_the_folds_one_by_one(scaled):
         if estimator.metric == "euclidean":
             np.testing.assert_allclose(estimator.deviations_, alone.deviations_, atol=1e-4)
         np.testing.assert_allclose(estimator.decision_function(rows), alone.decision_function(rows), atol=1e-3)
-        np.testing.assert_array_equal(estimator.predict(fold.X_test), alone.predict(fold.X_test))
+        np.testing.assert_array_equal(estimator.predict(rows[fold.test]), alone.predict(rows[fold.test]))
 
 
 @pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")

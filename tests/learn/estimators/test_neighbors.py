@@ -18,7 +18,7 @@ from sklearn.model_selection import ShuffleSplit, StratifiedKFold
 import featx
 from featx.errors import FeatxError
 from featx.learn import GridSearchCV, KNeighborsClassifier
-from featx.learn.estimators.batched import Fold, Job
+from featx.learn.estimators.batched import Fold, Job, ScoredRows
 
 SEED = 0
 
@@ -189,15 +189,16 @@ def test_all_numbers_of_neighbours_at_once_are_those_one_by_one(scaled):
     X, y = data()
     jobs = []
     splits = [*StratifiedKFold(2).split(X, y), *ShuffleSplit(1, train_size=20, random_state=SEED).split(X)]
-    for train, test in splits:
+    for number, (train, test) in enumerate(splits):
         shift, scale = (X[train].mean(0), X[train].std(0)) if scaled else (None, None)
         rows = (X - shift) / scale if scaled else X
-        fold = Fold(train, rows[test], test, shift=shift, scale=scale, also=(rows[train],))
+        scored = ScoredRows(lambda rows=rows, train=train, test=test: (rows[test], rows[train]))
+        fold = Fold(number, train, scored, test, shift=shift, scale=scale)
         grid = product((1, 5, 30), ("uniform", "distance"), ("euclidean", "cosine"))
         jobs += [Job(KNeighborsClassifier(k, weights=w, metric=m), fold) for k, w, m in grid]
     jobs.append(Job(KNeighborsClassifier(0), jobs[0].fold))
     seen = []
-    for number, model, _ in KNeighborsClassifier.fit_each(X, y, jobs):
+    for number, model, _, view in KNeighborsClassifier.fit_each(X, y, jobs):
         seen.append(number)
         if number == len(jobs) - 1:
             assert isinstance(model, ValueError)
@@ -206,15 +207,17 @@ def test_all_numbers_of_neighbours_at_once_are_those_one_by_one(scaled):
         assert model is estimator
         rows = X if fold.shift is None else (X - fold.shift) / fold.scale
         alone = KNeighborsClassifier(**model.get_params()).fit(rows[fold.train], y[fold.train])
-        for given in (fold.X_test, *fold.also):
+        for matrix in fold.matrices:
             if model.n_neighbors > len(fold.train):
                 with pytest.raises(ValueError, match="Expected n_neighbors"):
-                    model.predict(given)
+                    view.predict(matrix)
             else:
-                np.testing.assert_array_equal(model.predict(given), alone.predict(given))
-                np.testing.assert_allclose(model.kneighbors(given)[0], alone.kneighbors(given)[0], rtol=1e-5, atol=1e-6)
+                np.testing.assert_array_equal(view.predict(matrix), alone.predict(matrix))
+                np.testing.assert_array_equal(model.predict(matrix), alone.predict(matrix))
+                distances = alone.kneighbors(matrix)[0]
+                np.testing.assert_allclose(view.kneighbors(matrix)[0], distances, rtol=1e-5, atol=1e-6)
     assert sorted(seen) == list(range(len(jobs)))
-    assert not any("_at_hand" in vars(job.estimator) for job in jobs)
+    assert not any("_known" in vars(job.estimator) for job in jobs)
 
 
 @pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")

@@ -17,7 +17,7 @@ from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold
 
 import featx
 from featx.learn import SVC, SVR
-from featx.learn.estimators.batched import Fold, Job
+from featx.learn.estimators.batched import Fold, Job, ScoredRows
 
 SEED = 0
 
@@ -124,11 +124,15 @@ def test_rows_and_classes_of_weight_0_are_as_if_absent():
 
 
 def folds_of(X, splits, scaled=False, also=True):
-    for train, test in splits:
+    for number, (train, test) in enumerate(splits):
         shift, scale = (X[train].mean(0), X[train].std(0)) if scaled else (None, None)
         rows = (X - shift) / scale if scaled else X
-        more = (rows[train], rows[:7]) if also else ()
-        yield Fold(train, rows[test], test, shift=shift, scale=scale, also=more)
+        matrices = (rows[test], rows[train], rows[:7]) if also else (rows[test],)
+        yield Fold(number, train, scored(*matrices), test, shift=shift, scale=scale)
+
+
+def scored(*matrices):
+    return ScoredRows(lambda: matrices)
 
 
 SPLITS = (StratifiedKFold(3), ShuffleSplit(2, train_size=0.3, test_size=0.2, random_state=SEED), KFold(2))
@@ -146,7 +150,7 @@ def test_machines_fitted_together_are_those_fitted_alone(cv, scaled, kept, three
     folds = list(folds_of(X, cv.split(X, y), scaled))
     jobs = [Job(SVC(**params, budget_bytes=budget), fold) for fold in folds for params in grid]
     seen = []
-    for number, model, seconds in SVC.fit_each(X, y, jobs):
+    for number, model, seconds, view in SVC.fit_each(X, y, jobs):
         estimator, fold = jobs[number]
         assert model is estimator and seconds > 0
         rows = X if fold.shift is None else (X - fold.shift) / fold.scale
@@ -155,35 +159,35 @@ def test_machines_fitted_together_are_those_fitted_alone(cv, scaled, kept, three
         agree(model, alone, rows, 1e-6)
         np.testing.assert_array_equal(model.support_, alone.support_)
         np.testing.assert_allclose(model._gamma, alone._gamma, rtol=1e-9)
-        for given in (fold.X_test, *fold.also):  # what is at hand, and what is computed from a copy
-            np.testing.assert_allclose(model.decision_function(given), alone.decision_function(given), atol=1e-6)
-            np.testing.assert_array_equal(model.predict(given), model.predict(given.copy()))
+        for matrix in fold.matrices:
+            np.testing.assert_allclose(view.decision_function(matrix), alone.decision_function(matrix), atol=1e-6)
+            np.testing.assert_array_equal(view.predict(matrix), model.predict(matrix))
+            np.testing.assert_array_equal(view.predict(matrix.copy()), model.predict(matrix))  # computed again
         seen.append(number)
     assert sorted(seen) == list(range(len(jobs)))
-    assert not any("_at_hand" in vars(job.estimator) for job in jobs)
+    assert not any("_known_decisions" in vars(job.estimator) for job in jobs)
 
 
 def test_regressions_fitted_together_are_those_fitted_alone():
     X, y = numbers()
     weights = np.random.default_rng(SEED).uniform(0.1, 2, len(y))
     jobs = []
-    for train, test in KFold(3, shuffle=True, random_state=SEED).split(X):
-        fold = Fold(train, X[test].copy(), None, sample_weight=weights[train])  # rows that X does not have
+    for number, (train, test) in enumerate(KFold(3, shuffle=True, random_state=SEED).split(X)):
+        fold = Fold(number, train, scored(X[test].copy()), sample_weight=weights[train])  # rows that X does not have
         jobs += [Job(SVR(C=C, epsilon=epsilon), fold) for C, epsilon in product((1, 10), (0.05, 0.2))]
-    for number, model, _ in SVR.fit_each(X, y, jobs):
+    for number, model, _, view in SVR.fit_each(X, y, jobs):
         fold = jobs[number].fold
+        (X_test,) = fold.matrices
         alone = sklearn.svm.SVR(C=model.C, epsilon=model.epsilon).fit(X[fold.train], y[fold.train], weights[fold.train])
-        np.testing.assert_allclose(model.predict(fold.X_test), alone.predict(fold.X_test), atol=1e-6)
-        assert model.score(fold.X_test, y[: len(fold.X_test)]) == pytest.approx(
-            alone.score(fold.X_test, y[: len(fold.X_test)])
-        )
+        np.testing.assert_allclose(view.predict(X_test), alone.predict(X_test), atol=1e-6)
+        assert view.score(X_test, y[: len(X_test)]) == pytest.approx(alone.score(X_test, y[: len(X_test)]))
 
 
 def test_a_job_that_cannot_be_fitted_leaves_the_others():
     X, y = data(2)
-    whole, one = Fold(np.arange(len(y)), X), Fold(np.flatnonzero(y == "c0"), X)
+    whole, one = Fold(0, np.arange(len(y)), scored(X)), Fold(1, np.flatnonzero(y == "c0"), scored(X))
     jobs = [Job(SVC(C=-1), whole), Job(SVC(), one), Job(SVC(), whole), Job(SVC(class_weight={"c9": 1.0}), whole)]
-    answers = {number: model for number, model, _ in SVC.fit_each(X, y, jobs)}
+    answers = {number: model for number, model, *_ in SVC.fit_each(X, y, jobs)}
     assert isinstance(answers[0], ValueError) and "C" in str(answers[0])
     assert isinstance(answers[1], ValueError) and "classes" in str(answers[1])
     assert isinstance(answers[2], SVC) and isinstance(answers[3], (ValueError, SVC))
@@ -197,8 +201,8 @@ def test_what_is_not_ours_goes_scikit_learn_s_way():
     for given, rows in ((kernel, kernel), (lambda a, b: a @ b.T, X)):
         model = SVC(kernel="precomputed" if given is kernel else given).fit(rows, y)
         np.testing.assert_array_equal(model.predict(rows), sklearn.svm.SVC(kernel="linear").fit(X, y).predict(X))
-    fold = Fold(np.arange(100), csr_matrix(X[100:]), np.arange(100, len(y)))
-    ((_, model, _),) = SVC.fit_each(csr_matrix(X), y, [Job(SVC(), fold)])
+    fold = Fold(0, np.arange(100), scored(csr_matrix(X[100:])), np.arange(100, len(y)))
+    ((_, model, *_),) = SVC.fit_each(csr_matrix(X), y, [Job(SVC(), fold)])
     np.testing.assert_array_equal(model.predict(X), sklearn.svm.SVC().fit(X[:100], y[:100]).predict(X))
 
 
@@ -211,7 +215,7 @@ def test_beyond_the_budget_it_says_so_once_and_answers_all_the_same():
     jobs = [Job(SVC(C=C, budget_bytes=1000), fold) for fold in folds_of(X, KFold(2).split(X)) for C in (1, 2)]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        models = [model for _, model, _ in SVC.fit_each(X, y, jobs)]
+        models = [model for _, model, *_ in SVC.fit_each(X, y, jobs)]
     assert [warning.category for warning in caught] == [UserWarning]
     assert all(isinstance(model, SVC) for model in models)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import empty_cache
 from PIL import Image
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -64,8 +65,8 @@ def paths(store, folder) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered():
-    features._memo.clear()
+def nothing_cached():
+    empty_cache()
 
 
 def fitted(store, layer: str | list[str] = "penultimate") -> StoredFeatures:
@@ -217,9 +218,9 @@ def test_several_layers_of_new_images_take_one_pass(store, paths, monkeypatch):
     forward = features._forward()
     stream = forward.stream
 
-    def counted(images, recipe, **options):
+    def counted(images, recipe, backbone, **options):
         passes.append(recipe.layers)
-        return stream(images, recipe, **options)
+        return stream(images, recipe, backbone, **options)
 
     monkeypatch.setattr(forward, "stream", counted)
     step = fitted(store, SIDE_BY_SIDE)
@@ -545,10 +546,10 @@ def test_pictures_that_differ_only_in_palette_or_rotation_are_two(store, one, ot
     step = fitted(store, "features.6")
     expected = []
     for picture in (one(), other()):
-        features._memo.clear()
+        empty_cache()
         expected.append(step.transform([picture]))
     assert not np.allclose(expected[0], expected[1])
-    features._memo.clear()
+    empty_cache()
     for picture, rows in zip((one(), other()), expected, strict=True):
         np.testing.assert_array_equal(step.transform([picture]), rows)
 

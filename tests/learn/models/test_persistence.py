@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import skops.io
 import torch
+from helpers import empty_cache
 from PIL import Image
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -30,11 +31,9 @@ from torch import nn
 
 import featx
 from featx import FeatureStore, learn
-from featx.backbones import Backbone, Preprocessing, backbone
+from featx.backbones import Backbone, Preprocessing
 from featx.errors import BackboneError, KeysError, LayerError, ModelError
-from featx.forward import passes
 from featx.learn import ImageFeatures, StoredFeatures, load, predict_images, save
-from featx.learn.features import features
 from featx.learn.models import persistence
 from featx.store import Recipe
 from featx.store.files import written_aside
@@ -77,16 +76,9 @@ def new(root) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_remembered(monkeypatch):
+def nothing_cached():
     """Each test is a process that has just started: no network, no matrix is kept from before."""
-    monkeypatch.setattr(backbone, "_recalled", {})
-    forget()
-
-
-def forget() -> None:
-    backbone._recalled.clear()
-    passes.forget()
-    features._memo.clear()
+    empty_cache()
 
 
 def pipeline(store, estimator=None, layer: str | list[str] = "penultimate"):
@@ -155,7 +147,7 @@ def test_a_loaded_model_predicts_what_the_saved_one_did(store, new, tmp_path, ki
     model = MODELS[kind](store)
     expected = model.predict(new)
     assert save(model, tmp_path / "model.skops") == tmp_path / "model.skops"
-    forget()
+    empty_cache()
     loaded = load(tmp_path / "model.skops")
     assert type(loaded) is type(model)
     np.testing.assert_array_equal(loaded.predict(new), expected)
@@ -213,7 +205,7 @@ def test_several_layers_keep_their_order(store, new, tmp_path):
     """The columns of a loaded model are in the order that was asked for, which is not that of the network."""
     model = pipeline(store, layer=["penultimate", "features.3"])
     save(model, tmp_path / "model.skops")
-    forget()
+    empty_cache()
     loaded = load(tmp_path / "model.skops")
     assert loaded[0].layers_ == ("features.12.cat:avg", "features.3:max") != store.layers
     (recipe,) = persistence.recipes(loaded)
@@ -250,7 +242,7 @@ def test_image_features_and_plain_estimators_are_saved_too(store, new, root, tmp
     paths = [root / "photos" / name for name in store.ids]
     model = make_pipeline(ImageFeatures(network(), device="cpu"), StandardScaler(), SVC()).fit(paths, store.y)
     save(model, tmp_path / "images.skops")
-    forget()
+    empty_cache()
     np.testing.assert_array_equal(load(tmp_path / "images.skops").predict(new), model.predict(new))
     plain = Ridge().fit(store["penultimate"], np.arange(len(store)))
     with pytest.warns(UserWarning, match="^Ridge has no StoredFeatures or ImageFeatures: .* predicts rows") as warned:
@@ -287,7 +279,7 @@ def test_a_module_of_ones_own_works_in_the_process_that_made_it(own_model, new):
 def test_a_module_of_ones_own_is_handed_back(own_model, new):
     model, path = own_model
     expected = model.decision_function(new)
-    forget()
+    empty_cache()
     loaded = load(path)
     with pytest.raises(BackboneError, match=r"came from a module of yours, Sequential; hand it back: featx\.load"):
         loaded.predict(new)
@@ -296,7 +288,7 @@ def test_a_module_of_ones_own_is_handed_back(own_model, new):
 
 @pytest.mark.parametrize("wrong", [lambda: own_net(seed=1), network])
 def test_another_network_is_not_taken_for_it(own_model, wrong):
-    forget()
+    empty_cache()
     with pytest.raises(BackboneError, match="the recorded network is module:Sequential with weights sha256") as error:
         load(own_model[1], backbone=wrong())
     message(error)
@@ -310,14 +302,14 @@ def test_weights_that_moved_are_handed_back(root, new, tmp_path):
     expected = model.decision_function(new)
     save(model, tmp_path / "model.skops")
     file.rename(moved)
-    forget()
+    empty_cache()
     with pytest.raises(BackboneError, match=r"weights\.pth' is gone; say where it is"):
         load(tmp_path / "model.skops").predict(new)
     given = Backbone("squeezenet1_1", moved, preprocessing=SMALL)
     for handed in ({"backbone": given}, {"weights": moved}):
         found = load(tmp_path / "model.skops", **handed).decision_function(new)
         np.testing.assert_allclose(found, expected, rtol=1e-6)
-        forget()
+        empty_cache()
     with pytest.raises(ModelError, match="give backbone= or weights=, not both"):
         load(tmp_path / "model.skops", backbone=given, weights=moved)
 

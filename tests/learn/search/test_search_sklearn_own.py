@@ -72,6 +72,7 @@ _WARNINGS = [
     "ignore:The total space of parameters:UserWarning",
     "ignore:Scoring failed:UserWarning",
     "ignore:The estimator NoCallbackEstimator does not support callbacks:UserWarning",
+    "ignore:callbacks are set. falling back to scikit-learn:UserWarning",
     "ignore:The least populated class in y has only 2 members:UserWarning",
     "ignore:divide by zero encountered in log:RuntimeWarning",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -133,12 +134,15 @@ def test_a_plan_says_that_callbacks_leave_nothing_to_share(model):
 
 @pytest.mark.parametrize("model", [LOGISTIC, SCALED])
 @pytest.mark.filterwarnings("ignore:The estimator .* does not support callbacks")
-def test_callbacks_of_the_search_go_their_way(model):
+def test_callbacks_of_the_search_are_called_and_it_warns_that_they_cost_the_sharing(model):
     records = []
     grid = {name: CS for name in model.get_params() if name.split("__")[-1] == "C"}
-    for search in (GridSearchCV(model, grid, cv=2), theirs_of(GridSearchCV(model, grid, cv=2))):
+    ours = GridSearchCV(model, grid, cv=2)
+    warned = pytest.warns(UserWarning, match="callbacks are set: falling back to scikit-learn's search")
+    for search, context in ((ours, warned), (theirs_of(ours), contextlib.nullcontext())):
         callback = RecordingCallback()
-        search.set_callbacks(callback).fit(X, Y)
+        with context:
+            search.set_callbacks(callback).fit(X, Y)
         records.append([entry["name"] for entry in callback.record])
     assert records[0] == records[1] and "on_fit_task_begin" in records[0]
 
