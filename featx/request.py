@@ -1,6 +1,6 @@
-"""What a search is asked to do, checked and read from its stores before scikit-learn is imported, which takes seconds.
+"""The settings of a search and their rules, checked before scikit-learn is imported, which takes seconds.
 
-`featx search` makes a SearchRequest of its options; the names in it are those of the library's parameters.
+`featx search` turns its options into a SearchRequest, whose fields are named like the library's parameters.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ class SearchRequest:
         Its value for the images to test on, "test" by default, and for those to choose parameters on.
     test_store : path, optional
         A store of images to test on.
-    layers, estimators, l2, power, pca, scoring, one_se, nested, groups, allow_duplicates, test_size, folds, repeats, \
-random_state, n_jobs
-        As `featx.learn.select_model` has them.
+    layers, estimators, l2, power, pca, scoring, one_se, nested
+        As in `featx.learn.select_model`.
+    groups, allow_duplicates, test_size, folds, repeats, random_state, n_jobs
+        As in `featx.learn.select_model`.
     """
 
     protocol: ProtocolName = "grid"
@@ -150,7 +151,7 @@ random_state, n_jobs
         Parameters
         ----------
         store : FeatureStore
-            The first of the stores that are searched: its columns and ids are looked up.
+            The first of the searched stores; labels and held-out images are read from its ids and columns.
 
         Raises
         ------
@@ -171,7 +172,7 @@ random_state, n_jobs
 
     @property
     def _only_validates(self) -> bool:
-        """Whether `split_column` names validation images alone, and the test images are in a store of their own."""
+        """Whether `split_column` gives only the validation images, and `test_store` the test images."""
         return self.test_store is not None and self.validation_value is not None and self.test_value is None
 
     def _is_set(self, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""A newcomer's words on the command line: what fits nothing costs one line, and is found before torch is imported."""
+"""Usage errors on the command line: one line each, before torch is imported."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def test_a_dry_run_downloads_and_computes_nothing_and_says_what_is_open(tmp_path
     words = ["extract", photos, "-o", tmp_path / "a.h5", "-b", "squeezenet1_1", "-l", "features.3", "--dry-run"]
     done = run(*words)
     assert done.exit_code == 0, done.output
-    for said in ("120 images", "precision and engine chosen on the first batch", "128", "how long it takes shows"):
-        assert said in done.stdout
+    for text in ("120 images", "precision and engine chosen on the first batch", "128", "how long it takes shows"):
+        assert text in done.stdout
     assert left_in(tmp_path) == left_in(tmp_path / "photos" / "..") and not (tmp_path / "a.h5").exists()
     with pytest.raises(featx.FeatxError, match="dry_run"):
         featx.plan(photos, tmp_path / "a.h5", "bundled:pixels", dry_run=True).run(False)
@@ -212,5 +212,5 @@ def test_an_import_that_is_interrupted_ends_with_130(tmp_path):
     assert running.stdout is not None and "looking" in running.stdout.readline()
     time.sleep(0.3)
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
-    assert running.returncode == 130 and told.count("\n") == 1 and "interrupted" in told
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130 and stderr.count("\n") == 1 and "interrupted" in stderr
