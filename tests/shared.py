@@ -84,9 +84,9 @@ def streamed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], lis
     found: list[tuple[tuple[str, ...], list[int]]] = []
     stream = plans.stream
 
-    def recorded(images, recipe, *, todo, **options):  # type: ignore[no-untyped-def]
+    def recorded(images, recipe, backbone, *, todo, **options):  # type: ignore[no-untyped-def]
         found.append((recipe.layers, todo.nonzero()[0].tolist()))
-        return stream(images, recipe, todo=todo, **options)
+        return stream(images, recipe, backbone, todo=todo, **options)
 
     monkeypatch.setattr(plans, "stream", recorded)
     return found

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "progress": {"display"},
     "recipe": {"errors", "grammar"},
     "request": {"errors", "store"},
-    **{room: LOW for room in MIDDLE},
+    "_torch": set(),
+    **{room: LOW | {"_torch"} for room in MIDDLE},
     "forward": LOW | MIDDLE,
     "extraction": LOW | MIDDLE | {"forward"},
     **{room: set() for room in SHARED},
@@ -42,7 +43,7 @@ MAY_IMPORT = {
     "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report"},
     "__main__": {"cli"},
 }
-LEFT_SIDE = LOW | MIDDLE | LEFT
+LEFT_SIDE = LOW | MIDDLE | LEFT | {"_torch"}
 FILES = {file.relative_to(PACKAGE).as_posix(): file.read_text() for file in sorted(PACKAGE.rglob("*.py"))}
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit import ScriptModule
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakIdKeyDictionary
 
+from featx._torch import FakeTensorMode
 from featx.backbones.backbone import Backbone
 from featx.backbones.heads import unused_name, watched_head
 from featx.backbones.layers import WEIGHTS, Layers, kind_of, noise, one_image, prefix_tokens_of

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import fx, nn
 
+from featx._torch import unlimited_compilations
 from featx.backbones.backbone import Backbone
 from featx.backbones.layers import Layers
 from featx.backbones.pools import Pool, Tap
@@ -118,7 +119,7 @@ class TappedNetwork:
             # earlier networks count against a limit; one of the user's own that is compiled stays so
             with (
                 _quiet_compiler(),
-                torch._dynamo.config.patch(recompile_limit=2**20, accumulated_recompile_limit=2**20),
+                unlimited_compilations(),
             ):
                 # dynamic: no; a batch has one size, and code for it alone is the fastest
                 self._normalised.compile(dynamic=False, fullgraph=True, options={"freezing": True})

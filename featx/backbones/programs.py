@@ -17,6 +17,7 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from featx._torch import bound_sympy
 from featx.backbones.preprocessing import Preprocessing
 from featx.errors import BackboneError, ProgramWarning
 
@@ -133,8 +134,6 @@ def _range(program: ExportedProgram, side: int | torch.SymInt) -> tuple[int, int
     """The least and the most that a dimension may be; None: any."""
     if isinstance(side, int):
         return side, side
-    from torch.utils._sympy.value_ranges import bound_sympy  # sympy takes half a second to import
-
     found = bound_sympy(side.node.expr, program.range_constraints)
     return int(found.lower), None if found.upper > 2**31 else int(found.upper)
 

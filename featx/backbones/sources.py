@@ -23,7 +23,8 @@ from urllib.request import getproxies
 import torch
 from torch import nn
 
-from featx.backbones.libraries import import_without_compiler
+from featx._torch import import_without_compiler
+from featx.backbones import libraries  # noqa: F401
 from featx.backbones.preprocessing import Preprocessing
 from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone, nearest
 

@@ -1,9 +1,9 @@
-"""A run's batches in, dealt out to the GPUs of this machine, a process each; blocks out whose rows are in the file.
+"""Spread the batches of a run over the GPUs of this machine, one process each.
 
-A process computes its batches by `forward.stream`, writes their rows to their places, and tells what became of the
-images. It has the run's own handle on the file, and with that its lock: as long as one process is left of a run that
-was killed, no other run can begin to write there. All else goes over a socket, which ends when the other side does.
-Long, since both sides of the socket are here.
+A process computes its batches by `forward.stream`, writes their rows to the file, and reports which images have rows.
+It inherits the run's file handle and with it the lock: as long as one process of a killed run is alive, no other run
+can write to that file. Everything else goes over a socket, which ends when the other side does. Both sides of the
+socket are in this file.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from featx.errors import FeatxError
 from featx.forward import Block, decoders, release, stream
 from featx.store import KEPT, Recipe, RowFile, told
 
-_LEAST_BATCHES = 32  # of a GPU; a process takes some seconds to start, which fewer don't earn back
+_LEAST_BATCHES = 32  # per GPU; with fewer, the seconds that a process takes to start are not recovered
 
 _log = logging.getLogger("featx")
 
 
 def places(images: Sequence[Any], recipe: Recipe, todo: np.ndarray) -> list[str]:
-    """Where batches are computed: on all GPUs that are like the current one, as far as there are batches for them.
+    """The devices of a run: all GPUs of the current one's kind, as far as there are batches for them.
 
     On another kind of GPU the last bits of the numbers would differ.
     """
-    # PIL images are decoded when they are handed over, here, and would lose what their files say of rotation
+    # pickling decodes PIL images in this process, and loses the rotation that their files record
     if recipe.device != "cuda" or any(isinstance(image, Image.Image) for image in images):
         return [recipe.device]
     current = torch.cuda.current_device()
@@ -66,7 +66,7 @@ def spread(
     rows: RowFile,
     computed: Iterable[Block] = (),
 ) -> Generator[Block, None, None]:
-    """Run images through a recipe, as `forward.stream` does, in several processes.
+    """Run images through a recipe in several processes; see `forward.stream`.
 
     Parameters
     ----------
@@ -75,23 +75,23 @@ def spread(
         Its rows do not depend on the number of processes.
     backbone : Backbone, the recipe's
     places : "cuda:0", "cuda:1", ...; or "cpu" several times
-    workers : threads that decode, of all processes together, or "auto"
+    workers : decoding threads of all processes together, or "auto"
     todo : (n,) bool, the images to do
-    rows : RowFile, where rows go; none of another image is touched
-    computed : blocks by this recipe that need not be computed
+    rows : RowFile, where rows are written; rows of other images are not touched
+    computed : blocks of this recipe that have been computed already
 
     Yields
     ------
     Block
-        As they come; the rows of those that are computed here are in the file. No process is left when this ends,
-        however it does. One that is ahead waits when the socket is full of blocks that nobody took.
+        In the order of arrival; rows that are computed here are in the file already. All processes have ended when the
+        generator ends, for whatever reason. A process waits while its socket is full.
 
     Raises
     ------
     FeatxError
         A process was killed.
     BackboneError, StoreError, ...
-        What was raised in a process.
+        Errors of the processes.
     """
     threads = decoders(workers)
     todo = todo.copy()
@@ -134,13 +134,13 @@ def _received(children: Sequence[_Child]) -> Iterator[Block]:
 
 
 def _starts(recipe: Recipe, todo: np.ndarray) -> list[int]:
-    """Of the batches with something to do."""
+    """The first image of each batch that has images to do."""
     size = recipe.batch_size
     return [start for start in range(0, len(todo), size) if todo[start : start + size].any()]
 
 
 def _handed_over(recipe: Recipe, backbone: Backbone) -> bytes:
-    """The run's network, classes of a script or a notebook with it: a new process does not run those again."""
+    """The run's network, pickled with classes that a script or a notebook defines: a new process does not run those."""
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     if backbone.name.startswith("export:") and str(backbone.weights).endswith(".pt2"):
         backbone = Backbone(str(backbone.weights), preprocessing=preprocessing)  # to be opened again
@@ -149,11 +149,11 @@ def _handed_over(recipe: Recipe, backbone: Backbone) -> bytes:
 
 @dataclass(frozen=True)
 class _Share:
-    """What a process has to do: some of a run's batches, whole, joined as if they were a run of their own.
+    """The work of one process: some whole batches of the run, in a row.
 
-    starts : first image of each batch, in the run
+    starts : position in the run of each batch's first image
     images, todo : of these batches
-    pillow : what a user may have set that decides which images can be read
+    load_truncated : Pillow's setting, which decides which images can be read
     """
 
     place: str
@@ -169,15 +169,15 @@ class _Share:
     def blocks(self, backbone: Backbone) -> Iterator[Block]:
         device, _, number = self.place.partition(":")
         if number:
-            torch.cuda.set_device(int(number))  # which "cuda" means from here on
+            torch.cuda.set_device(int(number))  # from now on "cuda" means this one
         torch.set_num_threads(self.threads)
         ImageFile.LOAD_TRUNCATED_IMAGES = self.load_truncated
         for block in stream(self.images, self.recipe, backbone, device=device, workers=self.workers, todo=self.todo):
             shift = self.starts[block.start // self.recipe.batch_size] - block.start
-            here = self.todo[block.indices]
+            is_wanted = self.todo[block.indices]
             with told(self.rows.output, lambda: KEPT):
                 for name, values in block.rows.items():
-                    self.rows.write(name, block.indices[here] + shift, values[here])
+                    self.rows.write(name, block.indices[is_wanted] + shift, values[is_wanted])
             yield replace(
                 block,
                 start=block.start + shift,
@@ -193,7 +193,7 @@ class _Share:
 def _deal(
     images: Sequence[Any], recipe: Recipe, places: Sequence[str], workers: int, todo: np.ndarray, rows: RowFile
 ) -> Iterator[_Share]:
-    """By turns, so that neighbours are done at about the same time; one at a time, since a share may be large."""
+    """Deal batches in turns, so that neighbours are done at about the same time. Shares may be large: one at a time."""
     size, starts = recipe.batch_size, _starts(recipe, todo)
     for number, place in enumerate(places):
         own = starts[number :: len(places)]
@@ -210,13 +210,13 @@ def _deal(
 class _Child:
     """A process, seen from the run.
 
-    said : what it wrote to stderr
+    stderr : what it wrote there
     """
 
     place: str
     process: subprocess.Popen
     connection: Connection
-    said: IO[bytes]
+    stderr: IO[bytes]
 
     def send(self, content: bytes) -> None:
         try:
@@ -232,8 +232,8 @@ class _Child:
 
     def _died(self) -> FeatxError:
         code = self.process.wait()
-        self.said.seek(0)
-        words = self.said.read()[-2000:].decode(errors="replace").split("\n")
+        self.stderr.seek(0)
+        words = self.stderr.read()[-2000:].decode(errors="replace").split("\n")
         last = "".join(f": {line.strip()}" for line in [line for line in words if line.strip()][-1:])
         killed = " (killed; was there too little memory?)" if code == -signal.SIGKILL else ""
         return FeatxError(f"the process on {self.place} ended with exit code {code}{killed}{last}; {KEPT}")
@@ -241,12 +241,12 @@ class _Child:
 
 @contextlib.contextmanager
 def _child(place: str, rows: RowFile) -> Iterator[_Child]:
-    """A new process that knows nothing of this one, and is not left behind.
+    """A new process that shares no state with this one, and ends with the context.
 
-    Not multiprocessing's: that would run the user's script again in each.
+    multiprocessing would run the user's script again in each.
     """
     ours, theirs = Pipe()
-    with ours, theirs, tempfile.TemporaryFile() as said:
+    with ours, theirs, tempfile.TemporaryFile() as stderr:
         path = [folder for folder in sys.path if isinstance(folder, str)]
         code = (
             "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
@@ -255,25 +255,25 @@ def _child(place: str, rows: RowFile) -> Iterator[_Child]:
         process = subprocess.Popen(
             [get_executable(), "-P", "-c", code],
             stdin=subprocess.DEVNULL,
-            stderr=said,
+            stderr=stderr,
             pass_fds=[theirs.fileno(), rows.handle],
             process_group=0,  # Ctrl-C is for the run, which ends its processes
         )
         try:
             theirs.close()
-            yield _Child(place, process, ours, said)
+            yield _Child(place, process, ours, stderr)
         finally:
             process.kill()
             process.wait()
 
 
 def work(handle: int, run: int) -> None:
-    """A process of `spread`, from first to last.
+    """The life of one process of `spread`.
 
     Parameters
     ----------
-    handle : of the socket to the run
-    run : its process id
+    handle : file descriptor of the socket to the run
+    run : process id of the run
     """
     code = 1
     try:
@@ -283,20 +283,20 @@ def work(handle: int, run: int) -> None:
                 connection.send(message)
         code = 0
     except BaseException:
-        traceback.print_exc()  # the run tells the last line
+        traceback.print_exc()  # the run reports the last line
     finally:
         sys.stdout.flush()
-        os._exit(code)  # at once, whatever threads there are
+        os._exit(code)  # at once, even if threads are running
 
 
 def _messages(connection: Connection, run: int) -> Iterator[Any]:
-    """Why this process can't begin, or None; blocks; None for the end, or an error."""
+    """First the reason why this process cannot begin, or None; then blocks; then None, or an error."""
     network, content = connection.recv_bytes(), connection.recv_bytes()
     threading.Thread(target=_end_with, args=(connection, run), daemon=True).start()
     share: _Share = pickle.loads(content)
     try:
         backbone = pickle.loads(network)
-    except Exception as error:  # whatever the import of a module of the user's raises
+    except Exception as error:  # unpickling may import a module of the user's, which may raise anything
         yield f"{type(error).__name__}: {error}"
         return
     yield None
@@ -309,7 +309,7 @@ def _messages(connection: Connection, run: int) -> Iterator[Any]:
 
 
 def _end_with(connection: Connection, run: int) -> None:
-    """End this process when the run has; a run says nothing more, so what comes is its end."""
+    """End this process when the run has ended: the run sends nothing more, so any message is the end."""
     with contextlib.suppress(OSError):
         # another process may have been forked that holds the other side open
         while os.getppid() == run and not connection.poll(0.5):
@@ -318,7 +318,7 @@ def _end_with(connection: Connection, run: int) -> None:
 
 
 def _portable(error: BaseException, place: str) -> BaseException:
-    """The error, or if it can't be handed over, one that says the same."""
+    """The error, or one with the same message if it cannot be pickled."""
     error.add_note(f"On {place}:\n{traceback.format_exc()}")
     try:
         pickle.loads(pickle.dumps(error))

@@ -1,6 +1,4 @@
-"""What lies at the output already (a store, or an unfinished run) and what is asked for in; what of it serves, or a
-refusal by name, out.
-"""
+"""What exists at the output, a store or an unfinished run: which rows are kept, and which runs are refused."""
 
 from __future__ import annotations
 
@@ -19,18 +17,18 @@ from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collectio
 
 
 @dataclass(frozen=True)
-class Old:
-    """A store, seen from a run that was asked for.
+class ExistingStore:
+    """The store at the output, compared with a run.
 
     store : FeatureStore
-    asked : Recipe
-    rows : (n,) int64, the store's row of each of the run's images, -1 where it has none that serves
-    gone, new, changed : ids; an image that could not be read then and can now is new
-    labels_differ : what is different beside the images, or ""
+    recipe : Recipe, the run's
+    rows : (n,) int64, the store's row of each of the run's images, or -1
+    gone, new, changed : ids; an image that could not be read then and can be now is new
+    labels_differ : how labels or columns differ, or ""
     """
 
     store: FeatureStore
-    asked: Recipe
+    recipe: Recipe
     rows: np.ndarray
     gone: list[str]
     new: list[str]
@@ -39,77 +37,77 @@ class Old:
 
     @cached_property
     def new_layers(self) -> list[str]:
-        """The layers that the store lacks."""
-        return [name for name in self.asked.layers if name not in self.store.layers]
+        """Layers of the run that the store does not have."""
+        return [name for name in self.recipe.layers if name not in self.store.layers]
 
     @property
     def has(self) -> np.ndarray:
-        """(n,) bool, the images of which the store has rows."""
+        """(n,) bool, whether the store has a row of the image."""
         return self.rows >= 0
 
     @property
     def is_all(self) -> bool:
-        """Whether the store is what was asked for, or that and more layers."""
+        """Whether nothing is left to do: the store has all images and layers of the run, and no other image."""
         images_differ = self.gone or self.new or self.changed or self.labels_differ
         if images_differ or self.new_layers:
             return False
-        return not self.store.recipe.some(self.asked.layers).differences(self.asked)
+        return not self.store.recipe.some(self.recipe.layers).differences(self.recipe)
 
     def refuse_what_is_lost(self, replacing: bool) -> None:
-        """Raise RecipeError if the store's recipe is another, or if rows or labels of it would be lost unasked."""
+        """Raise RecipeError if the recipes differ, or if rows or labels would be lost and `replacing` is not set."""
         path, stored = self.store.path, self.store.recipe
-        kept = {name: tap for name, tap in self.asked.taps.items() if name in stored.taps}
+        kept = {name: tap for name, tap in self.recipe.taps.items() if name in stored.taps}
         hint: tuple[Part, ...] = ()
-        differences = stored.differences(replace(self.asked, taps=kept))
+        differences = stored.differences(replace(self.recipe, taps=kept))
         if differences and self.new_layers:
             hint = ("; to add layers, name those that are stored too",)
             if kept.keys() != stored.taps.keys():
-                differences = stored.differences(self.asked)
+                differences = stored.differences(self.recipe)
         elif kept.keys() != stored.taps.keys():
             hint = ("; to add images, name all layers that are stored",)
         elif not differences and (self.new or self.changed or self.new_layers):
-            differences = _device_differs(stored, self.asked)
+            differences = _device_differs(stored, self.recipe)
             hint = ("; new images in a store of their own, made with ", Parameter("like", path.name), ", go with these")
         if differences:
             raise RecipeError(f"{path} was made otherwise: {'; '.join(differences)}", *hint, ". ", *_OTHER)
         images = {"gone since": self.gone, "changed": self.changed}
-        found = [f"{how}: {listed(names)}" for how, names in images.items() if names]
-        if found and self.new:
-            found.append(f"new: {listed(self.new)}")
+        changes = [f"{how}: {listed(names)}" for how, names in images.items() if names]
+        if changes and self.new:
+            changes.append(f"new: {listed(self.new)}")
         if self.labels_differ:
-            found.append(self.labels_differ)
-        if found and not replacing:
-            holds = "has other labels or columns" if found == [self.labels_differ] else "holds other images"
+            changes.append(self.labels_differ)
+        if changes and not replacing:
+            holds = "has other labels or columns" if changes == [self.labels_differ] else "holds other images"
             raise RecipeError(
-                f"{path} {holds}: {'; '.join(found)}. Choose another output, or replace it with ",
+                f"{path} {holds}: {'; '.join(changes)}. Choose another output, or replace it with ",
                 Parameter("replace", True),
                 ": rows that still serve are copied",
             )
 
     def grown(self) -> Recipe:
-        """The recipe of the new store: the old one's, with the layers that are asked for."""
-        joined = self.store.recipe.joined(self.asked)
-        # nobody has compared the new layers with float32
+        """The recipe of the grown store: the existing one's with the run's layers."""
+        joined = self.store.recipe.joined(self.recipe)
+        # the error of the new layers has not been measured
         error = None if self.new_layers else joined.precision_error
-        return replace(joined, taps=self.asked.taps, precision_error=error, origin=self.asked.origin)
+        return replace(joined, taps=self.recipe.taps, precision_error=error, origin=self.recipe.origin)
 
     def digests(self, indices: np.ndarray) -> list[bytes]:
-        """Content digests of some of the run's images that have rows."""
+        """Content digests of some of the run's images, which have rows."""
         return [digest.tobytes() for digest in self.store.digests[self.rows[indices]]]
 
     def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """The rows of all stored layers, checked, for some of the run's images that have them."""
+        """Rows of all stored layers for some of the run's images, which have them; checksums are verified."""
         return {name: self.store.take(self.rows[indices], name, check=True) for name in self.store.layers}
 
     def copy_rows(self, writer: StoreWriter) -> None:
-        """Write the rows there are, if they are of all layers."""
+        """Write the rows that are kept; none if layers are new, since a row is written with all its layers."""
         if self.new_layers:
             return
         copy_rows(writer, self.store, np.where(writer.todo, self.rows, -1))
 
 
-def look(store: FeatureStore, asked: Recipe, images: Collection) -> Old:
-    """Compare a store with what is asked for; reads every image that it holds."""
+def compare(store: FeatureStore, recipe: Recipe, images: Collection) -> ExistingStore:
+    """Compare the store at the output with a run; reads every image that the store holds."""
     row_of = {name: row for row, name in enumerate(store.ids.tolist())}
     failed = {failure.id for failure in store.failures}
     rows = np.full(len(images.ids), -1)
@@ -122,20 +120,19 @@ def look(store: FeatureStore, asked: Recipe, images: Collection) -> Old:
                 changed.append(name)
         elif name not in failed or _is_readable(images.images[i]):
             new.append(name)
-    here = set(images.ids)
-    gone = sorted(({*row_of} | failed) - here)
-    labels_differ = _labels_differ(store, images, rows, bool(new or asked.taps.keys() - store.recipe.taps.keys()))
-    return Old(store, asked, rows, gone, new, changed, labels_differ)
+    gone = sorted(({*row_of} | failed) - set(images.ids))
+    labels_differ = _labels_differ(store, images, rows, bool(new or recipe.taps.keys() - store.recipe.taps.keys()))
+    return ExistingStore(store, recipe, rows, gone, new, changed, labels_differ)
 
 
 def _labels_differ(store: FeatureStore, images: Collection, rows: np.ndarray, growing: bool) -> str:
-    here = np.flatnonzero(rows >= 0)
+    shared = np.flatnonzero(rows >= 0)
     if images.y is None and store.y is not None and growing:
         return "it has labels, and these images have none"
-    if images.y is not None and (store.y is None or not np.array_equal(images.y[here], store.y[rows[here]])):
+    if images.y is not None and (store.y is None or not np.array_equal(images.y[shared], store.y[rows[shared]])):
         return "other labels (store.align gives a store other labels)"
-    columns = {name: values[here].tolist() for name, values in images.columns.items()}
-    if columns != {name: values[rows[here]].tolist() for name, values in store.columns.items()}:
+    columns = {name: values[shared].tolist() for name, values in images.columns.items()}
+    if columns != {name: values[rows[shared]].tolist() for name, values in store.columns.items()}:
         return "other columns in the manifest"
     return ""
 
@@ -143,7 +140,7 @@ def _labels_differ(store: FeatureStore, images: Collection, rows: np.ndarray, gr
 def refuse_other_names(
     output: Path, there: Recipe, backbone: Backbone, choices: Mapping[str, Any], is_begun: bool = False
 ) -> None:
-    """Raise RecipeError if what is at the output was made with other words, as far as they say so without weights.
+    """Raise RecipeError if names and choices differ from those of the output; needs no weights.
 
     Parameters
     ----------
@@ -166,20 +163,22 @@ def refuse_other_names(
         raise RecipeError(f"{output} was made otherwise: {'; '.join(differences)}. ", *way)
 
 
-def refuse_another_run(output: Path, begun: Unfinished, asked: Recipe, images: Collection) -> None:
-    """Raise RecipeError unless what is asked for is what was begun."""
-    found = begun.recipe.differences(asked) + _device_differs(begun.recipe, asked)
+def refuse_another_run(output: Path, begun: Unfinished, recipe: Recipe, images: Collection) -> None:
+    """Raise RecipeError unless the run is the unfinished one."""
+    differences = begun.recipe.differences(recipe) + _device_differs(begun.recipe, recipe)
     there, here = set(begun.ids), set(images.ids)
     if gone := sorted(there - here):
-        found.append(f"images gone since: {listed(gone)}")
+        differences.append(f"images gone since: {listed(gone)}")
     if new := sorted(here - there):
-        found.append(f"images that are new: {listed(new)}")
-    if not found and begun.ids != images.ids:
-        found.append("images in another order")
-    if not found and begun.recipe.collection != collection_digest(images.ids, images.y, images.columns):
-        found.append("other labels or columns")
-    if found:
-        raise RecipeError(f"an unfinished run towards {output} was begun otherwise: {'; '.join(found)}. ", *_FINISH)
+        differences.append(f"images that are new: {listed(new)}")
+    if not differences and begun.ids != images.ids:
+        differences.append("images in another order")
+    if not differences and begun.recipe.collection != collection_digest(images.ids, images.y, images.columns):
+        differences.append("other labels or columns")
+    if differences:
+        raise RecipeError(
+            f"an unfinished run towards {output} was begun otherwise: {'; '.join(differences)}. ", *_FINISH
+        )
 
 
 def _device_differs(there: Recipe, here: Recipe) -> list[str]:
@@ -187,7 +186,7 @@ def _device_differs(there: Recipe, here: Recipe) -> list[str]:
 
 
 def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> None:
-    """Raise StoreError if images that an unfinished run has done are not what they were."""
+    """Raise StoreError if images have changed since an unfinished run computed their rows."""
     changed = []
     for i in np.flatnonzero(~writer.todo).tolist():
         if i in writer.failures:  # one that changed under the run is known to have changed; memory may suffice now

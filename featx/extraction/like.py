@@ -1,4 +1,4 @@
-"""How a store was made in; what to ask of another run so that its rows are made alike, out."""
+"""`like=`: the choices with which another run makes rows as a store's were made."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from featx.forward import backbone_of
 from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.store import FeatureStore, Recipe
 
-_OF_THE_MACHINE = ("device", "engine")  # choices that may differ from those of a store to be like
+_OF_THE_MACHINE = ("device", "engine")  # choices that may differ from the store's
 
 
 def followed(choices: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """The choices of a run; what is left to "auto" is as in a recipe, the device only if it is here.
+    """The choices of a run, with each "auto" replaced by the recipe's value; of devices, only one that is available.
 
     Parameters
     ----------
     choices : values of device, precision, engine, batch_size and dtype
     """
-    made = {
+    recorded = {
         "device": recipe.device if recipe.device != "cuda" or torch.cuda.is_available() else "auto",
         "precision": recipe.precision,
         "engine": "compiled" if recipe.engine == COMPILED else "eager",
         "batch_size": recipe.batch_size,
         "dtype": recipe.dtype,
     }
-    return {name: made[name] if choice == "auto" else choice for name, choice in choices.items()}
+    return {name: recorded[name] if choice == "auto" else choice for name, choice in choices.items()}
 
 
 @dataclass(frozen=True)
 class Example:
-    """The store that another one is to be made like.
+    """The store that is passed as `like=`.
 
     name : of its file
     """
@@ -47,55 +47,55 @@ class Example:
 
     @classmethod
     def of(cls, like: FeatureStore | str | os.PathLike) -> Example:
-        """Raises StoreError where there is no store."""
+        """Open it; raises StoreError if there is no store."""
         store = like if isinstance(like, FeatureStore) else FeatureStore(like)
         return cls(store.recipe, store.path.name)
 
-    def backbone(self, given: Any, weights: str | os.PathLike | None) -> Backbone:
-        """Its backbone.
+    def backbone(self, backbone: Any, weights: str | os.PathLike | None) -> Backbone:
+        """The store's backbone.
 
         Parameters
         ----------
-        given : the backbone that was handed over beside it, or None
-        weights : "DEFAULT", or those that were handed over
+        backbone : what the user passed beside `like=`, or None
+        weights : "DEFAULT", or the weights that the user passed
 
         Raises
         ------
         RecipeError
-            What was handed over is another network.
+            The user passed another network.
         BackboneError
-            It has other weights; or the network has to be handed over, and was not.
+            It has other weights; or it is a module or a program, and the user passed none.
         """
         recipe, preprocessing = self.recipe, Preprocessing.from_dict(self.recipe.preprocessing)
         known = None
-        if isinstance(given, Backbone):
-            known = given
-        elif not isinstance(given, str | None) or str(given).endswith(PROGRAM_FILE):
-            known = Backbone(given, preprocessing=preprocessing)
+        if isinstance(backbone, Backbone):
+            known = backbone
+        elif not isinstance(backbone, str | None) or str(backbone).endswith(PROGRAM_FILE):
+            known = Backbone(backbone, preprocessing=preprocessing)
         elif weights != "DEFAULT":
-            known = Backbone(recipe.backbone if given is None else given, weights, preprocessing=preprocessing)
-        elif given is not None:
-            if (name := Backbone(given, None).name) != recipe.backbone:
+            known = Backbone(recipe.backbone if backbone is None else backbone, weights, preprocessing=preprocessing)
+        elif backbone is not None:
+            if (name := Backbone(backbone, None).name) != recipe.backbone:
                 raise self._otherwise([f"backbone: {recipe.backbone!r} there, {name!r} here"])
             if not is_weights_file(recipe.weights):  # what the user names may be downloaded; a file may not be opened
-                known = Backbone(given, recipe.weights, preprocessing=preprocessing)
+                known = Backbone(backbone, recipe.weights, preprocessing=preprocessing)
         try:
-            found = backbone_of(recipe, known)
+            resolved = backbone_of(recipe, known)
         except UnavailableBackbone as error:
             raise BackboneError(
                 f"{self.name}: {error.reason}. Give the backbone or its weights beside ", Parameter("like", ...)
             ) from error
-        return found if known is not None else found.prepared_by(preprocessing)
+        return resolved if known is not None else resolved.prepared_by(preprocessing)
 
-    def layers(self, given: str | Sequence[str] | None, pool: str) -> list[str]:
-        """The layers that are asked for, by its own names for them; all it has where none is named."""
-        if given is None:
+    def layers(self, layers: str | Sequence[str] | None, pool: str) -> list[str]:
+        """Full names of the layers that the user passed; all layers of the store if there are none."""
+        if layers is None:
             if pool != "avg":
                 raise LayerError(
                     Parameter("pool", pool), f" is for layers that are named; {self.name} has pools of its own"
                 )
             return list(self.recipe.layers)
-        return [self._full_name(name, pool) for name in ([given] if isinstance(given, str) else given)]
+        return [self._full_name(name, pool) for name in ([layers] if isinstance(layers, str) else layers)]
 
     def _full_name(self, name: str, pool: str) -> str:
         if pool != "avg" and ":" not in name:
@@ -103,31 +103,31 @@ class Example:
         try:
             return self.recipe.layer(name)
         except LayerError:
-            return name  # "stages", say: the network knows what that is
+            return name  # the network may know it, as "stages"
 
-    def made_alike(self, asked: Recipe) -> Recipe:
-        """A recipe with what follows from the store and cannot be asked for: threads, aliases, the measured error.
+    def made_alike(self, recipe: Recipe) -> Recipe:
+        """The recipe of a run, with the store's threads, aliases and measured error.
 
         Raises
         ------
         LayerError
             The store does not have a layer.
         RecipeError
-            Another choice was made than for the store.
+            A choice differs from the store's.
         """
-        if missing := [name for name in asked.layers if name not in self.recipe.taps]:
+        if missing := [name for name in recipe.layers if name not in self.recipe.taps]:
             raise LayerError(f"{self.name} does not have {listed(missing)}; choose of {', '.join(self.recipe.layers)}")
-        recipe = self.recipe.some(asked.layers)
-        if recipe.backbone.startswith("export:") and asked.backbone.startswith("export:"):
-            asked = replace(asked, backbone=recipe.backbone)  # a program is named by its file, and this is the same one
-        same = {name: getattr(recipe, name) for name in _OF_THE_MACHINE}
-        if differences := recipe.differences(replace(asked, **same)):
+        recorded = self.recipe.some(recipe.layers)
+        if recorded.backbone.startswith("export:") and recipe.backbone.startswith("export:"):
+            recipe = replace(recipe, backbone=recorded.backbone)  # named by its file; its fingerprint is the same
+        of_the_machine = {name: getattr(recorded, name) for name in _OF_THE_MACHINE}
+        if differences := recorded.differences(replace(recipe, **of_the_machine)):
             raise self._otherwise(differences)
         return replace(
-            asked,
-            threads=recipe.threads,
-            aliases={**recipe.aliases, **asked.aliases},
-            precision_error=recipe.precision_error,
+            recipe,
+            threads=recorded.threads,
+            aliases={**recorded.aliases, **recipe.aliases},
+            precision_error=recorded.precision_error,
         )
 
     def _otherwise(self, differences: Sequence[str]) -> RecipeError:

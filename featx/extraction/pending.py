@@ -1,7 +1,4 @@
-"""What is still to do of a run, and the blocks of rows that come of it, in; rows of the writer's file out.
-
-Beneath `extraction`: an old store's rows and the new ones meet here.
-"""
+"""What is left to do of a run, and how its blocks of rows are written beside those of an existing store."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from featx.extraction.existing import Old
+from featx.extraction.existing import ExistingStore
 from featx.forward import Block
 from featx.images import changed
 from featx.progress import Clock
@@ -21,18 +18,19 @@ from featx.store import Recipe, StoreWriter
 
 @dataclass(frozen=True)
 class Part:
-    """Images that go through the same layers: all of them, or those that an old store lacks.
+    """Images that go through the same layers: all layers, or those that the existing store does not have.
 
-    todo : (n,) bool
+    todo : (n,) bool, the images
+    existing : the store that has their other layers
     """
 
     writer: StoreWriter
     recipe: Recipe
     todo: np.ndarray
-    old: Old | None
+    existing: ExistingStore | None
 
     def write_all(self, blocks: Iterable[Block], clock: Clock) -> None:
-        """Write blocks while the next ones are computed; of the first one the user is told at once."""
+        """Write each block while the next ones are computed; progress is updated after the first one at once."""
         for block in itertools.islice(blocks := iter(blocks), 1):
             self.write(block)
             clock.tick(len(self.writer.failures))
@@ -48,30 +46,29 @@ class Part:
                 clock.tick(len(self.writer.failures))
 
     def write(self, block: Block) -> None:
-        """Write a block's rows and failures; of images that are to be done, since a batch may hold others."""
+        """Write the rows and failures of the images to do; a batch may hold others."""
         failures = {i: error for i, error in block.failures.items() if self.todo[i]}
         indices = block.indices[self.todo[block.indices]]
-        if self.old is not None and len(indices):
-            then = self.old.digests(indices)
-            for i, digest in zip(indices.tolist(), then, strict=True):
+        if self.existing is not None and len(indices):
+            for i, digest in zip(indices.tolist(), self.existing.digests(indices), strict=True):
                 if block.digests[i] != digest:
                     failures[i] = changed()
             indices = np.setdiff1d(indices, list(failures))
         if len(indices):
-            here = np.isin(block.indices, indices)
-            rows = {name: values[here] for name, values in block.rows.items()}
-            if self.old is not None:
-                rows |= self.old.take(indices)
+            are_written = np.isin(block.indices, indices)
+            rows = {name: values[are_written] for name, values in block.rows.items()}
+            if self.existing is not None:
+                rows |= self.existing.take(indices)
             digests = np.frombuffer(b"".join(block.digests[i] for i in indices.tolist()), np.uint8)
             halved = block.pass_rows if block.pass_rows < self.recipe.batch_size else None
             self.writer.write(indices, rows, digests.reshape(-1, 16), halved, block.in_file)
         self.writer.fail(failures)
 
 
-def parts(writer: StoreWriter, old: Old | None) -> Iterator[Part]:
-    """What is still to do: images without rows through all layers, then the others through the layers that are new."""
-    fresh = writer.todo.copy() if old is None else writer.todo & ~old.has
+def pending(writer: StoreWriter, existing: ExistingStore | None) -> Iterator[Part]:
+    """Images without rows go through all layers, then the others through the layers that are new."""
+    fresh = writer.todo.copy() if existing is None else writer.todo & ~existing.has
     if fresh.any():
         yield Part(writer, writer.recipe, fresh, None)
-    if old is not None and writer.todo.any():
-        yield Part(writer, writer.recipe.some(old.new_layers), writer.todo.copy(), old)
+    if existing is not None and writer.todo.any():
+        yield Part(writer, writer.recipe.some(existing.new_layers), writer.todo.copy(), existing)

@@ -1,6 +1,4 @@
-"""Images in, a finished store out: `plan` decides, `Plan.run` joins the stream of rows to the writer. Not extract.py:
-that name is the function's. Long, since two public functions say what every one of their options means.
-"""
+"""From images to a finished store: `plan` decides, `Plan.run` writes the stream of rows; `extract` does both."""
 
 from __future__ import annotations
 
@@ -31,9 +29,9 @@ from featx.errors import (
     listed,
 )
 from featx.extraction.devices import places, spread
-from featx.extraction.existing import Old, look, refuse_another_run, refuse_changed, refuse_other_names
+from featx.extraction.existing import ExistingStore, compare, refuse_another_run, refuse_changed, refuse_other_names
 from featx.extraction.like import Example, followed
-from featx.extraction.pending import parts
+from featx.extraction.pending import pending
 from featx.forward import Trial, check_choices, decoders, measure, resolve_recipe, stream
 from featx.images import Collection, Stamp, collect, stamp
 from featx.progress import EXTRACTING, Clock, Progress, preparing, shown
@@ -71,9 +69,9 @@ def extract(
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder of class folders, a folder of images, a CSV manifest, or the images themselves.
     output : path
-        The HDF5 file to make. If it is there already with this recipe and these images, it is returned as it is. If
-        there are more images or more layers now, a new store with the old rows and the new takes its place. A run that
-        was interrupted goes on.
+        The HDF5 file to make. If it exists with this recipe and these images, it is returned as it is. If there are
+        more images or layers now, a store with the existing rows and the new ones replaces it. An interrupted run is
+        continued.
     backbone : str, torch.nn.Module or Backbone, optional
         "resnet50" (the default), "timm:convnext_tiny", "bundled:efficientnet_lite0" ...; see Backbone.
     layers : str or sequence of str, optional
@@ -81,17 +79,17 @@ def extract(
         them.
     like : FeatureStore or path, optional
         Make the store as this one was made, so that their rows can be used together: with its backbone, weights,
-        preprocessing, layers, precision, engine, batch size, threads, storage type, and its device if that is here.
-        Give no other of these, except `layers` to choose some of its layers; and `backbone` where a module of yours, an
-        exported program or weights that moved have to be handed over.
+        preprocessing, layers, precision, engine, batch size, threads, storage type, and its device if it is available.
+        Pass none of these beside it, except `layers` to choose some of its layers, and `backbone` if it was a module of
+        yours, an exported program, or weights that have moved.
     pool : "avg", "max", "gem", "spp", "cls", "tokens", "flatten" or "none"
-        What becomes of the image plane, or of the tokens: their mean, their maxima, the generalised mean, a spatial
-        pyramid of maxima, the class token, the mean of the tokens beside it, everything as one row, everything as it
-        is. With "~512" behind it, rows wider than that are projected at random to 512 numbers ("flatten~512").
+        How the image plane or the tokens are pooled: mean, maximum, generalised mean, spatial pyramid of maxima, class
+        token, mean of the other tokens, everything flattened to one row, or no pooling. With "~512" appended
+        ("flatten~512"), wider rows are projected at random to 512 numbers.
     weights : str, path or None
         See Backbone.
     labels : sequence of n labels, or the name of a CSV file's column, optional
-        A folder's class folders are its labels.
+        By default the class folders of a folder, or the column "label".
     ids : sequence of n str, optional
         Names of the images of a sequence.
     target : "class" or "numeric"
@@ -99,27 +97,26 @@ def extract(
     path_column : str
         A CSV file's column of paths, relative to the file.
     device : "auto", "cpu" or "cuda"
-        "auto" is the GPU if there is one. Long runs use all GPUs that are alike, with a process each.
+        "auto" is the GPU if there is one. Long runs use all GPUs of the same kind, one process each.
     precision : "auto", "float32", "bfloat16" or "float16"
-        "auto" is bfloat16 (on a GPU, float16 too) if, on the first batch, it is faster here and every row is within 2 %
+        "auto" is bfloat16 (on a GPU, float16 too) if on the first batch it is faster and every row is within 2 %
         (relative L2) of float32. Runs of 1 or 2 batches, or of less than two seconds, are float32.
     engine : "auto", "eager" or "compiled"
-        "auto" compiles the network (`torch.compile`) if the run is long enough to earn that back, and a compiler is
-        there.
+        "auto" compiles the network (`torch.compile`) if the run is long enough for that to save time and there is a
+        compiler.
     batch_size : int or "auto"
-        Images a forward pass; "auto" is 32 on a CPU, and up to 256 on a GPU, as its memory allows.
+        Images per forward pass; "auto" is 32 on a CPU and at most 256 on a GPU, as its memory allows.
     workers : int or "auto"
-        Threads that decode; "auto" is one a core.
+        Threads that decode images; "auto" is one per core.
     dtype : "auto", "float32" or "float16"
-        Of the stored rows; "auto" is float32.
+        Type of the stored rows; "auto" is float32.
     progress : bool or callable
-        Show a bar with images/s and time left on stderr; or call this function with a `featx.Progress` as the run goes
-        on. Before the first rows its `phase` says what is being done.
+        Show a progress bar on stderr, or call this function with each update, a `featx.Progress`. Before the first rows
+        its `phase` names the current step.
     replace : bool
-        Let the new store take the place of one whose images are gone or changed, or have other labels. Rows that still
-        serve are copied.
+        Replace a store whose images are gone or changed, or have other labels. Rows that are still valid are copied.
     discard : bool
-        Drop what an unfinished run towards this output has done.
+        Discard the rows of an unfinished run for this output.
 
     Returns
     -------
@@ -128,29 +125,29 @@ def extract(
     Raises
     ------
     SourceError, BackboneError, LayerError
-        What was asked for is not there; nothing has been written.
+        The images, the network or a layer is not there; nothing has been written.
     RecipeError
-        The output exists, or was begun, and was made otherwise or of other images; the differences are named.
+        The output, finished or not, was made with another recipe or of other images; the differences are named.
     StoreError
-        The output cannot be written, another run is writing it, the disk is too small, not one image can be read, or
-        images changed since an unfinished run read them.
+        The output cannot be written, another run is writing it, the disk is too small, no image can be read, or images
+        have changed since an unfinished run read them.
 
     Warns
     -----
     UnreadableImagesWarning
         Some images could not be read; they have no rows.
     NonFiniteWarning
-        Some rows hold inf or NaN: float16 that overflowed, say.
+        Some rows contain NaN or inf, for example from overflow in float16.
     ContradictionWarning
         Images with the same content have different labels.
 
     Notes
     -----
-    Where there is a store or an unfinished run at the output, "auto" is what was chosen then, so that new rows are
-    those that one run would have made, byte for byte.
+    If the output exists or was begun, "auto" is what was chosen then: new rows are those that a single run would have
+    written, byte for byte.
 
-    An interrupted run, a killed one too, leaves `OUTPUT.partial` and `OUTPUT.journal`; the same call goes on, and the
-    finished file is the same, byte for byte, as that of an unbroken run.
+    A run that is interrupted or killed leaves `OUTPUT.partial` and `OUTPUT.journal`; the same call continues it, and
+    the finished file is byte for byte that of an uninterrupted run.
 
     Examples
     --------
@@ -207,18 +204,18 @@ def plan(
     progress: Callable[[Progress], None] = lambda now: None,
     dry_run: bool = False,
 ) -> Plan:
-    """Decide all that `extract` would, and write nothing.
+    """Decide everything that `extract` decides, and write nothing.
 
-    The first batch may be computed for it; `Plan.run` does not compute it again.
+    The first batch may be computed for that; `Plan.run` does not compute it again.
 
     Parameters
     ----------
-    source, output, ... : as `extract` has them
+    source, output, ... : as in `extract`
     dry_run : bool
-        Download no weights and compute no batch, for a plan that is looked at and not run. What the first batch would
-        decide stays "auto" in its recipe; weights of the name that a store was made with are taken to be the same.
+        Download no weights and compute no batch; such a plan cannot be run. Choices that depend on the first batch stay
+        "auto" in its recipe; weights with the name that an existing store has are assumed to be the same.
     progress : callable
-        Called with a `featx.Progress` whenever something else is being done.
+        Called with a `featx.Progress` at each new step.
 
     Returns
     -------
@@ -227,7 +224,7 @@ def plan(
     Raises
     ------
     FeatxError
-        As `extract` raises it, for all that can be known before the first row is written.
+        As in `extract`, for everything that is known before the first row is written.
 
     Examples
     --------
@@ -292,15 +289,15 @@ def plan(
         recipe = example.made_alike(recipe)
     if store is not None:
         on_phase(f"comparing the images with {output.name}")
-    old = None if store is None else look(store, recipe, images)
-    if old is None or not old.is_all:
+    existing = None if store is None else compare(store, recipe, images)
+    if existing is None or not existing.is_all:
         if begun is not None:
             refuse_another_run(output, begun, recipe, images)
             recipe = begun.recipe
-        if old is not None:
-            old.refuse_what_is_lost(replace)
-            recipe = recipe if begun is not None else old.grown()
-    return Plan(output, images, recipe, old, begun, backbone, workers, discard, there, dry_run, *trials)
+        if existing is not None:
+            existing.refuse_what_is_lost(replace)
+            recipe = recipe if begun is not None else existing.grown()
+    return Plan(output, images, recipe, existing, begun, backbone, workers, discard, there, dry_run, *trials)
 
 
 @dataclass
@@ -312,18 +309,18 @@ class Plan:
     output : path
     images : Collection, n images with ids, y and columns
     recipe : Recipe, what will be computed and how
-    is_done : bool, the output is there already, and is what was asked for
-    is_timed : bool, `seconds` computes nothing
-    is_dry : bool, it was planned with `dry_run`: to be looked at, not to be run
-    n_kept : images that an unfinished run has done, or of which the store at the output has all rows
+    is_done : bool, whether the output has all images and layers already
+    is_timed : bool, whether `seconds` is known without computing anything
+    is_dry : bool, whether it was planned with `dry_run` and cannot be run
+    n_kept : number of images whose rows exist already, in an unfinished run or in the store at the output
     sizes : {layer: bytes of its n rows}
-    nbytes : of all rows
+    nbytes : bytes of all rows
     """
 
     output: Path
     images: Collection
     recipe: Recipe
-    _old: Old | None = field(repr=False)
+    _existing: ExistingStore | None = field(repr=False)
     _begun: Unfinished | None = field(repr=False)
     _backbone: Backbone = field(repr=False)
     _workers: int | str = field(repr=False)
@@ -334,11 +331,11 @@ class Plan:
 
     @property
     def is_done(self) -> bool:
-        return self._old is not None and self._old.is_all
+        return self._existing is not None and self._existing.is_all
 
     @property
     def is_timed(self) -> bool:
-        """Whether `seconds` is known without computing for it."""
+        """Whether `seconds` is known without computing anything."""
         return self.is_done or self._trial is not None
 
     @property
@@ -347,9 +344,9 @@ class Plan:
             return len(self.images.ids)
         if self._begun is not None:
             return self._begun.n_done
-        if self._old is None or self._old.new_layers:
+        if self._existing is None or self._existing.new_layers:
             return 0
-        return int(self._old.has.sum())
+        return int(self._existing.has.sum())
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -362,10 +359,10 @@ class Plan:
         return sum(self.sizes.values())
 
     def seconds(self) -> float:
-        """An estimate of the time that `run` takes.
+        """Estimate the time that `run` takes.
 
-        Where planning has computed a batch, from the time of this; else computes one, after one that warms up. NaN of a
-        plan made with `dry_run`.
+        The estimate is from the batch that planning has computed; if there is none, one is computed and timed, after
+        one that warms up. NaN for a plan made with `dry_run`.
         """
         left = len(self.images.ids) - self.n_kept
         if not left:
@@ -383,29 +380,29 @@ class Plan:
 
         Parameters
         ----------
-        progress : as `extract` has it
+        progress : as in `extract`
 
         Raises
         ------
         StoreError
-            The output is not what it was when this was planned.
+            The output has changed since this was planned.
         """
         return self._run(progress)
 
     def _run(self, progress: bool | Callable[[Progress], None]) -> FeatureStore:
-        """One call beneath `run` and `extract` alike, so that warnings name the line of who called either."""
-        output, images, old = self.output, self.images, self._old
+        """One call below both `run` and `extract`, so that warnings name the line that called either."""
+        output, images, existing = self.output, self.images, self._existing
         if self.is_dry:
             raise StoreError(
-                "this plan was made with ", Parameter("dry_run", True), ", to be looked at; plan again without it"
+                "this plan was made with ", Parameter("dry_run", True), " and cannot be run; plan again without it"
             )
         if self._discard:
             discard_unfinished(output)
-            self._discard = False  # what this run does is kept if it is run again
-        if old is not None and old.is_all:
+            self._discard = False  # rows of this run are kept if it is run again
+        if existing is not None and existing.is_all:
             if self._begun is None:
                 discard_unfinished(output)  # a kill between the last two steps leaves a journal
-            return old.store
+            return existing.store
         with (
             StoreWriter(output, self.recipe, images.ids, images.y, images.columns) as writer,
             _threads(self.recipe.threads),
@@ -414,14 +411,14 @@ class Plan:
             if stamp(output) != self._there:
                 raise StoreError(f"{output} has changed since this was planned; plan again")
             refuse_changed(output, writer, images)
-            if old is not None:
-                old.copy_rows(writer)
+            if existing is not None:
+                existing.copy_rows(writer)
             trial, self._trial = self._trial, None  # its rows are needed once
             clock = Clock(writer.todo, show, 0.0 if trial is None else trial.seconds)
             compiling = trial is None and self.recipe.engine == COMPILED
             clock.tick(len(writer.failures), "compiling" if compiling else EXTRACTING)
             device = self.recipe.device
-            for part in parts(writer, old):
+            for part in pending(writer, existing):
                 todo = part.todo.copy()
                 at = places(images.images, part.recipe, todo)
                 through = partial(spread, places=at, rows=writer.rows) if at[1:] else partial(stream, device=device)
@@ -429,7 +426,7 @@ class Plan:
                 blocks = through(
                     images.images, part.recipe, self._backbone, workers=self._workers, todo=todo, computed=computed
                 )
-                with contextlib.closing(blocks):  # no process is left when the writer lets go of the file
+                with contextlib.closing(blocks):  # all processes have ended before the writer closes the file
                     part.write_all(blocks, clock)
             writer.finish()
         store = FeatureStore(output)
@@ -438,7 +435,7 @@ class Plan:
 
 
 def _warn(store: FeatureStore, n: int) -> None:
-    """What a user should know of a new store, at the line that called `extract` or `Plan.run`."""
+    """Warn of images without rows, non-finite rows and contradictory labels, at the line that called `extract`."""
     if store.failures:
         warnings.warn(
             f"{len(store.failures):,} of {n:,} images cannot be read and have no rows, see store.failures: "

@@ -17,15 +17,15 @@ from featx.solvers import threads_for
 
 @dataclass(frozen=True)
 class Block:
-    """What became of some consecutive images.
+    """The result of some consecutive images.
 
     start, stop : their positions
-    indices : (m,) increasing positions of those that have rows
+    indices : (m,) positions of the images that have rows, ascending
     rows : {layer: (m, ...) float32}
-    digests : {position: content digest} of the same
+    digests : {position: content digest} of the images that have rows
     failures : {position: ImageError} of the others
-    pass_rows : images a forward pass; fewer than the recipe's batch where a GPU's memory did not suffice
-    in_file : layers whose rows are not among `rows`: who computed them wrote them to their places
+    pass_rows : images per forward pass; fewer than the recipe's batch if a GPU's memory was too small
+    in_file : layers whose rows are not in `rows`, since the process that computed them wrote them to the file
     """
 
     start: int
@@ -39,9 +39,11 @@ class Block:
 
 
 class Rows(NamedTuple):
-    """{tap name: (b, ...)} on its way from the device, and how many images a pass computed it.
+    """Rows of a batch, which may still be on their way from the device.
 
-    arrived : None, or a CUDA event that is recorded behind the copies
+    values : {tap name: (b, ...)}
+    arrived : None, or a CUDA event that is recorded after the copies
+    pass_rows : images per forward pass
     """
 
     values: dict[str, torch.Tensor]
@@ -50,22 +52,22 @@ class Rows(NamedTuple):
 
 
 class Passes:
-    """Batches through the network: in one pass each; in halves, quarters ... where a GPU's memory does not suffice.
+    """Runs batches through the network: in one pass each, or in halves, quarters ... if a GPU's memory is too small.
 
-    rows : images a pass
-    few : whether there are so few images that one thread of the CPU is enough
+    rows : images per pass
+    few : whether there are so few images that one CPU thread is enough
     """
 
     def __init__(self, network: TappedNetwork, rows: int, on_gpu: bool, few: bool) -> None:
         self._network, self._rows, self._on_gpu, self._few = network, rows, on_gpu, few
 
     def start(self, batch: Batch) -> Rows:
-        """Send a batch to the device, and its rows back; on a GPU this does not wait for them.
+        """Run a batch and begin to copy its rows back; does not wait for a GPU.
 
         Raises
         ------
         FeatxError
-            Not even one image fits.
+            The GPU's memory is too small for one image.
         """
         if not batch.digests:
             return Rows({}, None, self._rows)
@@ -94,7 +96,7 @@ class Passes:
 
 
 def block_of(batch: Batch, rows: Rows, n: int) -> Block:
-    """A batch of a run of n images, with its rows."""
+    """The block of a batch, in a run of n images; waits for its rows."""
     if rows.arrived is not None:
         rows.arrived.synchronize()
     slots = np.array(sorted(batch.digests), dtype=np.int64)
@@ -110,5 +112,5 @@ def block_of(batch: Batch, rows: Rows, n: int) -> Block:
 
 
 def pinned(shape: tuple[int, ...]) -> np.ndarray:
-    """Memory that a GPU copies from by itself, while the next batch is decoded."""
+    """Page-locked memory, which a GPU copies from while the next batch is decoded."""
     return torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy()

@@ -1,6 +1,5 @@
-"""Images and a recipe in, blocks of rows out: the only loop of the left side, for extracting and for predicting.
-
-`resolve_recipe` makes a recipe from what a user asked for; `stream` follows one.
+"""The forward pass, for extracting and for predicting: `resolve_recipe` makes a recipe of the user's choices, and
+`stream` runs images through it, in batches.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from featx.store import Recipe
 _BATCH_SIZE = {"cpu": 32, "cuda": 256}
 _PASS_PIXELS = 2**24  # of images that are predicted: 334 of 224 x 224
 _MOST_BATCH_BYTES = 2**28  # of the rows of a batch
-_PROBE_BATCHES = 16  # shorter runs don't earn back compiling
-# Images that one thread passes through a network in time: on a free machine two threads save 70 ms of 8 images, and
-# beside other work, where each convolution waits for cores, one thread is 5 to 10 times as fast (EfficientNet-Lite0).
+_PROBE_BATCHES = 16  # in shorter runs compiling takes longer than it saves
+# For so few images one thread is enough: on a free machine two threads save 70 ms on 8 images, and beside other work,
+# where each convolution waits for cores, one thread is 5 to 10 times as fast (EfficientNet-Lite0).
 _FEW = 8
 _NUMBER_TYPES = ("float32", "bfloat16", "float16")
 _ENGINES = {"eager": EAGER, "compiled": COMPILED}
@@ -62,19 +61,19 @@ def resolve_recipe(
     Parameters
     ----------
     images : n paths, uint8 arrays or PIL images
-        The run's; precision and engine "auto" are decided on the first batch, if there are enough to earn that back.
+        Images of the run. The first batch decides precision and engine "auto", if the run is long enough for that.
     backbone, weights, layers, pool, device, precision, engine, batch_size, dtype
-        As `featx.extract` has them.
+        As in `featx.extract`.
     origin : path, optional
         The folder that ids are relative to; only recorded.
     workers : int or "auto"
         Threads that decode the first batch.
     on_phase : callable
-        Called with what is being done, in a few words, whenever that changes.
+        Called with a few words at each new step.
     on_trial : callable, or None
-        Called with the rows that were computed to decide, if any: they are the run's own. With None nothing is
-        computed: precision and engine stay "auto" where a first batch would decide, and the batch size on a GPU is the
-        largest that its memory is asked for.
+        Called with the rows that were computed to decide, if any; they are rows of the run. With None nothing is
+        computed: precision and engine stay "auto" where the first batch would decide, and the batch size on a GPU is
+        the largest one, whether it fits or not.
 
     Returns
     -------
@@ -83,7 +82,7 @@ def resolve_recipe(
     Raises
     ------
     FeatxError
-        A choice is not one of those there are; the leaf says which.
+        A choice does not exist.
     """
     place = check_choices(device=device, precision=precision, engine=engine, batch_size=batch_size, dtype=dtype)
     backbone = as_backbone(backbone, weights)
@@ -143,7 +142,7 @@ def as_backbone(backbone: str | nn.Module | Backbone, weights: str | os.PathLike
 
 
 def check_choices(*, device: str, precision: str, engine: str, batch_size: int | str, dtype: str) -> torch.device:
-    """The device; raises FeatxError if a choice is not one of those there are."""
+    """The device; raises FeatxError if a choice does not exist."""
     _one_of("precision", precision, ("auto", *_NUMBER_TYPES))
     _one_of("engine", engine, ("auto", *_ENGINES))
     _one_of("dtype", dtype, ("float32", "float16"))
@@ -155,7 +154,7 @@ def check_choices(*, device: str, precision: str, engine: str, batch_size: int |
 
 
 def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device, measures: bool) -> int:
-    """Images a forward pass, a power of two: what a device's memory holds, and rows of a batch that are no burden."""
+    """Images per forward pass, a power of two: limited by the device's memory and by the bytes of a batch's rows."""
     row_bytes = 4 * sum(math.prod(tap.shape) for tap in taps)
     most = max(1, min(_BATCH_SIZE[place.type], _MOST_BATCH_BYTES // row_bytes))
     if place.type == "cuda" and measures:
@@ -164,7 +163,7 @@ def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device, me
 
 
 def _fitting(backbone: Backbone, taps: Sequence[Tap], place: torch.device, trial_rows: int = 8) -> int:
-    """How many images a pass fit a GPU's free memory, from what a pass of a few takes in float32."""
+    """Images per pass that fit a GPU's free memory, estimated from a pass of a few in float32."""
     network = TappedNetwork(backbone, taps, place, "float32")
     before = torch.cuda.memory_allocated(place)
     torch.cuda.reset_peak_memory_stats(place)
@@ -197,19 +196,19 @@ def stream(
     workers : threads that decode, or "auto": one a core
         On a CPU they take turns with the forward pass.
     todo : (n,) bool, optional
-        For a run that is kept: batches without an image to do are passed over, and every batch has the recipe's size,
-        so that rows do not depend on how many images there are or what was done before.
-    computed : of a run that is kept, blocks by this recipe that need not be computed
+        For a run whose rows are kept: batches without an image to do are skipped, and every batch has the recipe's
+        size, so that rows do not depend on the number of images or on what was done before.
+    computed : blocks of this recipe that have been computed already, of a run whose rows are kept
 
     Yields
     ------
     Block
-        Together they cover every image (every batch to do) once, with rows or with a failure.
+        Together they cover every image (of the batches to do) once, with a row or a failure.
 
     Raises
     ------
     BackboneError
-        The recorded network cannot be had again.
+        The recorded network cannot be had.
     """
     workers = decoders(workers)
     place = _device(device)
@@ -219,7 +218,7 @@ def stream(
             f"the recipe's images were decoded by another rule, {recipe.decoder!r}; here it is {DECODER!r}"
         )
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    # predicting one image costs one image: a few are not padded to a batch, and no network is compiled for them
+    # images that are predicted are not padded to a batch, and no network is compiled for them
     rows = recipe.batch_size
     if todo is None:
         rows = min(rows, len(images), max(1, _PASS_PIXELS // math.prod(preprocessing.size)))
@@ -231,7 +230,7 @@ def stream(
     network = network_of(recipe if todo is not None else replace(recipe, engine=EAGER), place, backbone)
     starts = [start for start in range(0, len(images), rows) if todo is None or todo[start : start + rows].any()]
     on_gpu = place.type == "cuda"
-    found = batches(
+    decoded = batches(
         images,
         preprocessing,
         preprocessing.size,
@@ -242,18 +241,18 @@ def stream(
         **({"allocate": pinned} if on_gpu else {}),
     )
     passes = Passes(network, rows, on_gpu, few=todo is None and len(images) <= _FEW and not on_gpu)
-    under_way: deque[tuple[Batch, Rows]] = deque()
-    with contextlib.closing(found):  # whatever ends this, decoding threads wait for nothing
-        for batch in found:  # a GPU computes one batch while the rows of the one before come back
-            under_way.append((batch, passes.start(batch)))
-            if len(under_way) > on_gpu:
-                yield block_of(*under_way.popleft(), len(images))
-    while under_way:
-        yield block_of(*under_way.popleft(), len(images))
+    in_flight: deque[tuple[Batch, Rows]] = deque()
+    with contextlib.closing(decoded):  # ends the decoding threads, whatever happens
+        for batch in decoded:  # a GPU computes one batch while the rows of the previous one are copied back
+            in_flight.append((batch, passes.start(batch)))
+            if len(in_flight) > on_gpu:
+                yield block_of(*in_flight.popleft(), len(images))
+    while in_flight:
+        yield block_of(*in_flight.popleft(), len(images))
 
 
 def decoders(workers: int | str) -> int:
-    """Threads that decode; "auto" is one a core."""
+    """Number of threads that decode; "auto" is one per core."""
     if workers == "auto":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not isinstance(workers, int) or workers < 1:
@@ -269,12 +268,12 @@ def measure(
     device: str = "auto",
     workers: int | str = "auto",
 ) -> float:
-    """Seconds that an image takes by a recipe, here: one batch is computed, after one that warms up.
+    """Seconds per image on this machine: one batch is computed and timed, after one that warms up.
 
     Raises
     ------
     BackboneError
-        The recorded network cannot be had again.
+        The recorded network cannot be had.
     """
     first = images[: recipe.batch_size]
     for _ in range(2):

@@ -1,7 +1,7 @@
-"""The first batches of a run in; how its network is best run, and the rows that this took, out.
+"""Decide on the first batches of a run which precision and engine it uses.
 
-What is computed to decide is not computed again: batches are those of the run, slot for slot, and the rows of the way
-that was chosen are the run's own.
+Nothing is computed twice: the batches are those of the run, slot for slot, and the rows of the chosen precision and
+engine are kept as the run's.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from featx.forward.passes import Block, Rows, block_of
 from featx.images import Stamp, batches, content_digest, stamp
 from featx.store import Recipe
 
-TRIAL_BATCHES = 3  # of shorter runs there is nothing to be gained
+TRIAL_BATCHES = 3  # shorter runs would gain nothing
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What was computed to decide how a network is run.
+    """Rows of the first batches, and what they took.
 
-    blocks : the first blocks of the run, by the recipe that was chosen
-    image_seconds : an estimate of the time that an image takes
+    blocks : the first blocks of the run, computed by the chosen recipe
+    image_seconds : estimated seconds per image
     """
 
     blocks: list[Block]
@@ -37,11 +37,11 @@ class Trial:
 
     @property
     def seconds(self) -> float:
-        """What the run is spared."""
+        """The time that the run saves by not computing these blocks again."""
         return self.image_seconds * sum(block.stop - block.start for block in self.blocks)
 
     def still(self, images: Sequence[Any]) -> Iterator[Block]:
-        """The blocks whose images are what they were then."""
+        """The blocks whose images have not changed since."""
         for block in self.blocks:
             if all(self._is_same(block, i, images[i]) for i in range(block.start, block.stop)):
                 yield block
@@ -68,22 +68,22 @@ def try_out(
     workers: int,
     on_phase: Callable[[str], None],
 ) -> tuple[Recipe, Trial | None]:
-    """Decide what a recipe leaves open.
+    """Choose precision and engine.
 
     Parameters
     ----------
     images : n paths, uint8 arrays or PIL images
-    recipe : Recipe, whose precision and engine are those of `network`
-    network : eager, in float32 or in the precision that was asked for
-    backbone : what the network was made of
-    precision, engine : as `choose` has them
+    recipe : Recipe, with the precision and engine of `network`
+    network : eager, in float32 or in the precision that the user chose
+    backbone : the one of the network
+    precision, engine : as in `choose`
     workers : threads that decode
-    on_phase : called with what is being done
+    on_phase : called at each new step
 
     Returns
     -------
-    recipe : with the precision and the engine that were chosen
-    trial : None where none of the first images can be read, or the device's memory does not hold a batch
+    recipe : with the chosen precision and engine
+    trial : None if none of the first images can be read, or a batch does not fit the device's memory
     """
     device = torch.device(recipe.device)
     found = _FirstBatches(images, backbone.preprocessing, recipe.batch_size, workers, device)
@@ -98,7 +98,7 @@ def try_out(
             engine=engine,
             on_phase=on_phase,
         )
-    except torch.OutOfMemoryError:  # the run goes on with smaller passes
+    except torch.OutOfMemoryError:  # the run itself makes smaller passes
         return recipe, None
     recipe = replace(recipe, engine=choice.engine, precision=choice.precision, precision_error=choice.error)
     keep(recipe, recipe.device, backbone, choice.network)
@@ -106,9 +106,9 @@ def try_out(
 
 
 class _FirstBatches:
-    """The first two batches of a run that hold an image, the fuller one first; the second is decoded when asked for.
+    """The first two batches of a run that have an image, the fuller one first; the second is decoded on demand.
 
-    Called with a number, 0 or 1: (pixels on the device, slots that hold an image).
+    Called with a number, 0 or 1, it returns (pixels on the device, slots that have an image).
     """
 
     def __init__(
@@ -123,8 +123,8 @@ class _FirstBatches:
         first = images[: 2 * batch_size]
         self._stamps = {i: stamp(image) for i, image in enumerate(first)}
         start = time.perf_counter()
-        self._found = batches(first, preprocessing, preprocessing.size, batch_size, workers, taking_turns=True)
-        self.batches = [next(self._found)]
+        self._decoded = batches(first, preprocessing, preprocessing.size, batch_size, workers, taking_turns=True)
+        self.batches = [next(self._decoded)]
         self._decode_seconds = time.perf_counter() - start
         if 2 * len(self.batches[0].digests) < batch_size:
             self._fetch()
@@ -132,7 +132,7 @@ class _FirstBatches:
         self.batches = [batch for batch in self.batches if batch.digests]
 
     def _fetch(self) -> None:
-        self.batches += [batch for batch in self._found if batch.digests]
+        self.batches += [batch for batch in self._decoded if batch.digests]
 
     def __call__(self, number: int) -> tuple[torch.Tensor, list[int]]:
         if number == len(self.batches):
@@ -142,9 +142,9 @@ class _FirstBatches:
 
     def trial(self, choice: Choice) -> Trial:
         size = len(self.batches[0].pixels)
-        blocks = [  # of the second batch there may be no rows, and no second batch
+        blocks = [  # there may be no second batch, or no rows of it
             block_of(batch, Rows(rows, None, size), self._n)
             for batch, rows in zip(self.batches, choice.rows, strict=False)
         ]
-        self._found.close()
+        self._decoded.close()
         return Trial(blocks, (self._decode_seconds + choice.batch_seconds) / size, self._stamps)

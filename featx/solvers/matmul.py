@@ -9,10 +9,10 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from featx._torch import linear_pointwise
 from featx.solvers.threads import threads_for
 
 _ONEDNN_FROM = 2**22  # multiplications
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:
@@ -22,8 +22,9 @@ def product(A: Tensor, B: Tensor) -> Tensor:
     oneDNN is only quick where B has no gaps, and a small product is done before oneDNN has begun.
     """
     suited = A.numel() * len(B) >= _ONEDNN_FROM and (B.is_contiguous() or B.T.is_contiguous())
-    if A.dtype == torch.float32 and A.device.type == "cpu" and suited and _ONEDNN:
-        return torch.ops.mkldnn._linear_pointwise(A, B, None, "none", [], "")
+    if A.dtype == torch.float32 and A.device.type == "cpu" and suited:
+        by_onednn = linear_pointwise(A, B)
+        return A @ B.T if by_onednn is None else by_onednn
     return A @ B.T
 
 

@@ -117,7 +117,7 @@ def test_a_store_grows_as_by_one_process(two, small_network, monkeypatch, old, t
     """By layers, and by images if there are more; one of the old ones changes meanwhile."""
     options = OPTIONS | {"dtype": "float16"}
     names = [NAMES[i] for i in old]
-    look = plans.look
+    look = plans.compare
 
     def changing(store, asked, images):
         found = look(store, asked, images)
@@ -128,10 +128,10 @@ def test_a_store_grows_as_by_one_process(two, small_network, monkeypatch, old, t
         patched.setattr(plans, "places", lambda *_: ["cpu"])
         extract(pictures(names), tmp_path / "a.h5", small_network, **(options | {"ids": names, "layers": "first"}))
         shutil.copy(tmp_path / "a.h5", tmp_path / "b.h5")
-        patched.setattr(plans, "look", changing)
+        patched.setattr(plans, "compare", changing)
         more = options | {"layers": ["last", "second:max", "first"]}
         one = extract(pictures(NAMES), tmp_path / "b.h5", small_network, **more)
-    monkeypatch.setattr(plans, "look", changing)
+    monkeypatch.setattr(plans, "compare", changing)
     grown = extract(pictures(NAMES), tmp_path / "a.h5", small_network, **more)
     assert same_file(grown, one) and "changed" in [failure.code for failure in grown.failures]
 
@@ -234,7 +234,7 @@ def test_processes_wait_for_a_caller_that_takes_nothing_and_end_when_it_leaves(s
     )
     with StoreWriter(tmp_path / "a.h5", plan, list(map(str, range(n)))) as writer:
         todo = np.ones(n, bool)
-        blocks = devices.spread(images, plan, places=["cpu"] * 2, workers=1, todo=todo, rows=writer.rows)
+        blocks = devices.spread(images, plan, small_network, places=["cpu"] * 2, workers=1, todo=todo, rows=writer.rows)
         block = next(blocks)
         written = [0, -1]
         while written[-1] != written[-2]:
@@ -284,7 +284,7 @@ def test_every_batch_with_something_to_do_is_dealt_once_and_whole(small_network,
     with StoreWriter(tmp_path / "a.h5", plan, list(map(str, range(70)))) as writer:
         blocks = []
         for share in devices._deal(images, plan, ["cpu"] * count, 1, todo, writer.rows):
-            blocks += list(share.blocks())
+            blocks += list(share.blocks(small_network))
         starts = [0, 8, 24, 40, 48, 56, 64]
         assert sorted((block.start, block.stop) for block in blocks) == [(i, min(i + 8, 70)) for i in starts]
         assert all(block.indices.tolist() == list(range(block.start, block.stop)) for block in blocks)
@@ -300,7 +300,7 @@ def test_a_disk_that_refuses_in_a_process_is_told_as_ever(small_network, tmp_pat
         rows = RowFile(tmp_path / "a.h5", file.fileno(), {"first:avg": Array("<f4", (1, 8), 8192)})
         (share,) = devices._deal(pictures("1"), plan, ["cpu"], 1, np.ones(1, bool), rows)
         with pytest.raises(StoreError, match="cannot write .*a.h5: Bad file descriptor; .* run it again"):
-            list(share.blocks())
+            list(share.blocks(small_network))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from helpers import class_folders, fresh_python
 from runs import extract, pictures, same_file
 
 import featx
-from featx.cli import interrupts
 from featx.backbones import COMPILED, TappedNetwork, engine, trace
+from featx.cli import interrupts
 from featx.errors import SourceError
 from featx.forward import release
 
@@ -121,7 +121,7 @@ def test_a_run_that_compiles_says_so(small_network, monkeypatch, tmp_path):
 
 FIRST_LINE = """
 import json, sys, typer
-from featx.cli import interrupts
+from featx import cli
 sys.argv = ["featx", "extract", {photos!r}, "-o", {output!r}, "-b", {backbone!r}, "-l", "penultimate", *{words!r}]
 heavy = {{"torch", "torchvision", "timm", "numpy", "PIL", "torch._dynamo", "torch._inductor", "sympy"}}
 seen = []

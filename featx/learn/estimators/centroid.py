@@ -1,4 +1,4 @@
-"""The nearest class centroid: means of rows, all folds' from one pass, and distances from them."""
+"""Nearest-centroid classification: one pass over the rows computes the centroids of all folds."""
 
 from __future__ import annotations
 
@@ -25,48 +25,49 @@ _ROWS = 1024  # that are added up at once
 
 
 def _is_euclidean(estimator: NearestCentroid) -> bool:
-    """Whether there are probabilities and distances in units of deviations.
+    """Whether it has probabilities, and distances in units of standard deviations.
 
-    A model saved by a version that kept no deviations has neither, and the scores that it had then.
+    A model saved by a version without deviations has neither, and keeps its scores.
     """
     fitted_before = hasattr(estimator, "centroids_") and not hasattr(estimator, "deviations_")
     return estimator.metric == "euclidean" and not fitted_before
 
 
 class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, BaseEstimator):
-    """Classifier by the class whose centroid, the mean of its rows, is nearest.
+    """Nearest-centroid classifier: predicts the class whose centroid, the mean of its rows, is nearest.
 
     A drop-in for scikit-learn's class, except:
 
-    - `metric` is "euclidean" or "cosine". For cosine there are no `shrink_threshold`, priors, probabilities and
-      deviations, and `decision_function` has the cosines.
-    - Rows may have weights; a class that only has rows of weight 0 is as if absent. Weights count as repetitions of
-      rows: where they sum to no more than the number of classes, the deviations within classes are 0.
-    - X is dense. Where a column has no deviation within classes, none divides by it: its centroids are not shrunk.
-    - In a search, only the fit of the winner warns.
+    - `metric` is "euclidean" or "cosine". With cosine there are no `shrink_threshold`, priors, probabilities and
+      deviations, and `decision_function` returns the cosines.
+    - Rows may have weights; a class whose rows all have weight 0 is ignored. A weight counts as that many repetitions
+      of the row: if weights sum to no more than the number of classes, the deviations within classes are 0.
+    - X is dense. Centroids are not shrunk in columns without deviation within classes.
+    - In a search, only the final fit warns.
 
     Parameters
     ----------
     metric : "euclidean" or "cosine"
-        Cosine: centroids are means of rows of length 1 (a row of 0 stays), and the angle to them counts.
+        With cosine, rows are scaled to length 1 (rows of 0 stay), and the nearest centroid is that of the least angle.
     shrink_threshold : float, above 0, optional
-        How far centroids are moved towards the centroid of all rows, in units of `deviations_`.
+        Distance by which centroids are shrunk towards the centroid of all rows, in units of `deviations_`.
         (R. Tibshirani et al., PNAS 99(10), 2002; Hastie et al., The Elements of Statistical Learning, section 18.2.)
     priors : "uniform", "empirical" or (k,) float
-        Probabilities of the classes. Where they differ, `predict` weighs them as `decision_function` does; else the
-        nearest centroid is that of the rows as they are.
+        Prior probabilities of the classes. If they are equal, `predict` uses plain distances; otherwise it uses
+        `decision_function`.
     device : "auto", "cpu" or "cuda"
 
     Attributes
     ----------
     classes_ : (k,) labels
     class_prior_ : (k,) float64
-    centroids_ : (k, d) float64, shrunk
-    within_class_std_dev_ : (d,) float64, of euclidean
-    deviations_ : (k, d) float64, of euclidean
-        How far centroids are from that of all rows, relative to the deviation within classes, after shrinking.
+    centroids_ : (k, d) float64, after shrinking
+    within_class_std_dev_ : (d,) float64, for euclidean
+    deviations_ : (k, d) float64, for euclidean
+        Distances of the centroids from the centroid of all rows, in units of the standard deviation within classes,
+        after shrinking.
     n_features_in_ : int, d
-    feature_names_in_ : (d,) str, where X has column names
+    feature_names_in_ : (d,) str, if X has column names
 
     Examples
     --------
@@ -96,7 +97,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
         self.device = device
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Models saved before there were these parameters have their defaults."""
+        """Models saved by versions without these parameters get their defaults."""
         state = {"shrink_threshold": None, "priors": "uniform"} | state
         if "centroids_" in state and "class_prior_" not in state:
             k = len(state["centroids_"])
@@ -109,7 +110,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
 
         Parameters
         ----------
-        X : (n, d) float32 or float64, of which a memory map is not copied as a whole; others become float64
+        X : (n, d) float32 or float64; others become float64, and a memory map is not copied as a whole
         y : (n,) labels
         sample_weight : (n,) or a number, at least 0, optional
 
@@ -128,14 +129,15 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
             A column does not vary within classes, or priors do not sum to 1.
         """
         rows, y = validate_data(self, dense(self, X), y, dtype=[np.float64, np.float32], order="C")
-        names = {"feature_names_in_": self.feature_names_in_} if hasattr(self, "feature_names_in_") else {}
+        names = getattr(self, "feature_names_in_", None)
         if sample_weight is not None:
             sample_weight = check_sample_weight(sample_weight, rows, ensure_non_negative=True)
         whole = Fold(0, np.arange(len(rows)), sample_weight=sample_weight)
         (fitted,) = self.fit_each(rows, y, [Job(self, whole)])
         if isinstance(fitted.estimator, Exception):
             raise fitted.estimator
-        self.__dict__.update(names)
+        if names is not None:
+            self.feature_names_in_ = names  # `fit_each` saw an array
         if not isinstance(self.priors, str) and not np.isclose(np.sum(self.priors), 1):
             warnings.warn(
                 "The priors do not sum to 1. Normalizing such that it sums to one.", UserWarning, stacklevel=3
@@ -156,31 +158,31 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
         began = perf_counter()
         given, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
         y = column_or_1d(y, warn=True)
-        answers: dict[int, Any] = {}
-        wanted: dict[tuple, list[int]] = {}  # jobs that have the same centroids
+        models: dict[int, Any] = {}  # or exceptions
+        alike: dict[tuple, list[int]] = {}  # jobs with the same centroids
         for number, (estimator, fold) in enumerate(jobs):
             try:
                 estimator._validate_params()
                 estimator._refuse()
                 check_classification_targets(y[fold.train])
                 validate_data(estimator, given, skip_check_array=True)  # sets number and names of columns
-                wanted.setdefault((fold.number, estimator.metric, estimator.device), []).append(number)
+                alike.setdefault((fold.number, estimator.metric, estimator.device), []).append(number)
             except Exception as error:
-                answers[number] = error
-        together: dict[tuple, list[list[int]]] = {}  # those whose rows are the same
-        for (_, metric, device), numbers in wanted.items():
+                models[number] = error
+        together: dict[tuple, list[list[int]]] = {}  # groups whose sums come from the same rows
+        for (_, metric, device), numbers in alike.items():
             fold = jobs[numbers[0]].fold
             columns = fold.columns if metric == "cosine" else None  # else centroids are shifted and scaled, not rows
             together.setdefault((metric, device, columns), []).append(numbers)
-        for (metric, device, _), alike in together.items():
+        for (metric, device, _), groups in together.items():
             classes, codes = np.unique(y, return_inverse=True)
-            folds = [jobs[numbers[0]].fold for numbers in alike]
+            folds = [jobs[numbers[0]].fold for numbers in groups]
             weights = np.zeros((len(folds), len(classes), len(X)))
             for of, fold in zip(weights, folds, strict=True):
                 of[codes[fold.train], fold.train] = 1 if fold.sample_weight is None else fold.sample_weight
             sums = _sums(X, weights.reshape(-1, len(X)), folds[0], metric == "cosine", device)
             sums = sums.reshape(len(folds), len(classes), -1)
-            for numbers, fold, of, sizes in zip(alike, folds, sums, weights.sum(axis=2), strict=True):
+            for numbers, fold, of, sizes in zip(groups, folds, sums, weights.sum(axis=2), strict=True):
                 (there,) = sizes.nonzero()
                 centroids = of[there] / sizes[there, None]
                 places = np.searchsorted(there, codes[fold.train])
@@ -188,12 +190,12 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
                 for number in numbers:
                     estimator = jobs[number].estimator
                     try:
-                        answers[number] = estimator._keep(fold, classes[there], centroids, sizes[there], squares)
+                        models[number] = estimator._keep(fold, classes[there], centroids, sizes[there], squares)
                     except ValueError as error:
-                        answers[number] = error
+                        models[number] = error
         share = (perf_counter() - began) / max(1, len(jobs))
-        for number, answer in sorted(answers.items(), key=lambda item: jobs[item[0]].fold.number):
-            yield Fitted(number, answer, share)
+        for number, model in sorted(models.items(), key=lambda item: jobs[item[0]].fold.number):
+            yield Fitted(number, model, share)
 
     def _refuse(self) -> None:
         is_plain = self.shrink_threshold is None and isinstance(self.priors, str) and self.priors == "uniform"

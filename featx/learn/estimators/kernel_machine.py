@@ -1,10 +1,11 @@
-"""What SVC and SVR share: how they are fitted, alone or with others, and how they answer, by products of matrices.
+"""The common part of SVC and SVR: fitting, alone or in a batch, and prediction by matrix products.
 
-`machines` fits them; scikit-learn's own classes, which they are too, do what is not done here.
+`svm_batch` fits them. They are subclasses of scikit-learn's, which do the rest.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from numbers import Integral
 from typing import Any, ClassVar, Self
@@ -25,7 +26,7 @@ CONSTRAINTS: dict[str, list[Any]] = {
 
 
 class KernelMachine:
-    """How both are fitted, alone or with others, and how they answer; comes before scikit-learn's class."""
+    """Fits and predicts; a mixin that comes before scikit-learn's class."""
 
     kernel: Any
     verbose: bool
@@ -38,18 +39,18 @@ class KernelMachine:
     _dual_coef_: np.ndarray
     _intercept_: np.ndarray
 
-    _type: ClassVar[int]  # number of libsvm's svm_type
+    _type: ClassVar[int]  # libsvm's svm_type
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the model.
 
         Parameters
         ----------
-        X : (n, d) float32 or float64, of which a memory map is not copied as a whole; others become float64
+        X : (n, d) float32 or float64; others become float64, and a memory map is not copied as a whole
             Also a sparse matrix, and (n, n) for kernel="precomputed".
         y : (n,)
         sample_weight : (n,), optional
-            By which the C of a row is multiplied; a row of weight 0 (or less) is as if absent.
+            Multiplies the C of a row; rows of weight 0 or less are ignored.
 
         Returns
         -------
@@ -65,21 +66,22 @@ class KernelMachine:
         UserWarning
             The kernel matrix exceeds the budget: falling back to scikit-learn, which is slower.
         ConvergenceWarning
-            `max_iter` ended it.
+            `max_iter` was reached.
         """
         return self._fitted(X, y, sample_weight)
 
     @fit_context(prefer_skip_nested_validation=True)
     def _fitted(self, X: Any, y: Any, sample_weight: Any) -> Self:
-        if issparse(X) or self._stock_only():
-            return self._fit_stock(X, y, sample_weight)
+        if issparse(X) or self._needs_fallback():
+            return self._fit_fallback(X, y, sample_weight)
         rows, y = validate_data(self, X, y, dtype=[np.float64, np.float32], order="C")
-        names = {"feature_names_in_": self.feature_names_in_} if hasattr(self, "feature_names_in_") else {}
+        names = getattr(self, "feature_names_in_", None)
         whole = Fold(0, np.arange(len(rows)), sample_weight=sample_weight)
         (fitted,) = fit_machines(rows, y, [Job(self, whole)])
         if isinstance(fitted.estimator, Exception):
             raise fitted.estimator
-        self.__dict__.update(names)
+        if names is not None:
+            self.feature_names_in_ = names  # `fit_each` saw an array
         return self
 
     @classmethod
@@ -87,11 +89,11 @@ class KernelMachine:
         """Fit many on the rows of one X, each distance computed once; see `estimators.batched`."""
         return fit_machines(X, y, jobs)
 
-    def _fit_stock(self, X: Any, y: Any, sample_weight: Any) -> Self:
+    def _fit_fallback(self, X: Any, y: Any, sample_weight: Any) -> Self:
         return super().fit(X, y, sample_weight)  # type: ignore[misc]
 
-    def _stock_only(self) -> bool:
-        """Whether only scikit-learn's own way leads there."""
+    def _needs_fallback(self) -> bool:
+        """Whether only scikit-learn can fit it."""
         probability = getattr(self, "probability", False)
         return (
             callable(self.kernel)
@@ -105,18 +107,18 @@ class KernelMachine:
         names = ("C", "epsilon", "tol", "shrinking", "cache_size", "max_iter")
         return {"svm_type": self._type, **{name: getattr(self, name) for name in names}}
 
-    def _answers_itself(self) -> bool:
+    def _predicts_itself(self) -> bool:
         return not (self._sparse or callable(self.kernel) or self.kernel == "precomputed")
 
     def _known(self, X: Any) -> np.ndarray | None:
-        """Decisions on a matrix that a search scores its view of this estimator on."""
+        """Decisions that a scoring view has for its matrices; None for others."""
         return next((values for matrix, values in getattr(self, "_known_decisions", ()) if matrix is X), None)
 
     def _validate_for_predict(self, X: Any) -> Any:
         check_is_fitted(self)
         if self._known(X) is not None:
             return X
-        if not self._answers_itself() or issparse(X):
+        if not self._predicts_itself() or issparse(X):
             return super()._validate_for_predict(X)  # type: ignore[misc]
         if len(self.support_vectors_) != self.n_support_.sum():
             raise ValueError(f"The internal representation of {type(self).__name__} was altered")
@@ -124,7 +126,7 @@ class KernelMachine:
         return validate_data(self, X, dtype=dtype, order="C", reset=False)
 
     def _raw(self, X: np.ndarray) -> np.ndarray:
-        """(n, k (k - 1) / 2) libsvm's decision values, from the same products as in fit."""
+        """(n, k (k - 1) / 2) libsvm's decision values, from the same products as in `fit`."""
         if (known := self._known(X)) is not None:
             return known
         if not len(self.support_vectors_):
@@ -142,10 +144,11 @@ class KernelMachine:
         return decisions(Rows(A, kernel.squared).between(X), len(X), kernel, [duals])[0]
 
     def _dense_decision_function(self, X: Any) -> np.ndarray:
-        return self._raw(X) if self._answers_itself() else super()._dense_decision_function(X)  # type: ignore[misc]
+        return self._raw(X) if self._predicts_itself() else super()._dense_decision_function(X)  # type: ignore[misc]
 
     def _dense_predict(self, X: Any) -> np.ndarray:
-        return self._answer(self._raw(X)) if self._answers_itself() else super()._dense_predict(X)  # type: ignore[misc]
+        return self._labels_of(self._raw(X)) if self._predicts_itself() else super()._dense_predict(X)  # type: ignore[misc]
 
-    def _answer(self, values: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+    @abstractmethod
+    def _labels_of(self, values: np.ndarray) -> np.ndarray:
+        """What scikit-learn's `_dense_predict` returns, from decision values."""

@@ -1,7 +1,6 @@
-"""Rows in; their inner products, squared distances, and kernels of these out, in blocks.
+"""Inner products, squared distances and kernels of rows, in blocks.
 
-Knows torch and the solvers' products, and no estimator: `libsvm` fits on these kernels, `svm` predicts by them, and
-`neighbors` looks for the least of the distances.
+`libsvm` fits on these kernels, `svm` predicts with them, and `neighbors` finds the smallest distances.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from torch import Tensor
 from featx.learn.estimators.batched import Fold
 from featx.solvers import full_precision, product, threads_for
 
-BLOCK = 1 << 22  # numbers in a block of a matrix that is looked at once
-_CHUNK = 1 << 17  # in the part of a block that several elementwise steps go over, one after the other
-_SAMPLE = 512  # rows, at least, that the middle of all is taken from
+BLOCK = 1 << 22  # numbers in a block that is read once
+_CHUNK = 1 << 17  # numbers in the part of a block that several elementwise operations process in turn
+_SAMPLE = 512  # least number of rows from which the centre is computed
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A function of two rows x and a, by the names and parameters that libsvm gives it.
+    """A kernel of two rows x and a, with libsvm's names and parameters.
 
     linear  x.a            poly  (gamma x.a + coef0)^degree
     sigmoid tanh(gamma x.a + coef0)    rbf  exp(-gamma |x - a|^2)
@@ -37,7 +36,7 @@ class Kernel:
 
     @classmethod
     def of_estimator(cls, estimator: Any) -> Kernel:
-        """That of an SVC or SVR; what its kernel has no use for is left out, so that equal ones are equal."""
+        """The kernel of an SVC or SVR, without parameters that it does not use, so that equal kernels compare equal."""
         if estimator.kernel == "linear":
             return cls("linear")
         if estimator.kernel == "rbf":
@@ -47,11 +46,11 @@ class Kernel:
 
     @property
     def squared(self) -> bool:
-        """Whether it is one of squared distances; else of inner products."""
+        """Whether it is a function of squared distances; otherwise of inner products."""
         return self.name == "rbf"
 
-    def of_(self, values: Any) -> Any:
-        """The kernel of distances or products, torch's or numpy's, in their place."""
+    def apply_(self, values: Any) -> Any:
+        """The kernel, from distances or products in a torch or numpy array, which it overwrites."""
         torch_or_numpy = np if isinstance(values, np.ndarray) else torch
         if self.name == "rbf":
             values *= -self.gamma
@@ -67,33 +66,33 @@ class Kernel:
 
 
 class Rows:
-    """(n, d) rows of which products or squared distances are asked.
+    """(n, d) rows whose inner products or squared distances are computed.
 
-    Distances do not change where all rows are moved alike: near their middle they lose no digits to it. It is a median,
-    so that a few far rows, which may be held out, cost the others nothing.
+    Distances do not change when all rows are shifted alike, and lose fewer digits if the rows are near 0. The centre is
+    a median, so that a few far rows, which may be held out, do not cost the others digits.
     """
 
     def __init__(self, Z: Tensor, squared: bool) -> None:
-        """Z : (n, d), which is written to where distances are wanted."""
+        """Z : (n, d); overwritten if `squared`."""
         self.squared = squared
         self.centre = Z[:: max(1, len(Z) // _SAMPLE)].median(0).values if squared and len(Z) else None
         self.Z = Z if self.centre is None else Z.sub_(self.centre)
         self.squares = _squares(self.Z) if squared else None
 
     def between(self, X: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of distances or products of other rows, (m, d) -> (m, n); with each, which rows of X it has."""
+        """(rows of X, block) of the distances or products of other rows, (m, d) -> (m, n)."""
         for part in blocks(len(X), len(self.Z)):
-            Y = torch.from_numpy(np.array(X[part])).to(self.Z)  # a copy: torch takes none that cannot be written to
+            Y = torch.from_numpy(np.array(X[part])).to(self.Z)  # a copy: torch warns about arrays that are read-only
             yield part, self.of(Y)
 
     def of(self, Y: Tensor) -> Tensor:
-        """Distances or products of other rows, which are written to where distances are wanted."""
+        """Distances or products of other rows; overwrites Y if `squared`."""
         if self.centre is not None:
             Y -= self.centre
         return self._between(Y, _squares(Y) if self.squared else None, slice(None))
 
     def among(self, rows: slice, columns: slice) -> Tensor:
-        """Distances or products of its own rows; a row is at distance 0 of itself."""
+        """Distances or products of these rows with each other; a row has distance 0 from itself."""
         block = self._between(self.Z[rows], None if self.squares is None else self.squares[rows], columns)
         start, stop = max(rows.start, columns.start), min(rows.stop, columns.stop)
         if self.squared and start < stop:
@@ -114,7 +113,7 @@ class Rows:
 
 
 class Gram:
-    """Distances or products of rows among themselves: kept, (n, n), or computed anew where they are asked for."""
+    """Distances or products of rows with each other: kept as (n, n), or computed at each use."""
 
     def __init__(self, rows: Rows, kept: bool) -> None:
         self.rows = rows
@@ -129,11 +128,11 @@ class Gram:
                 self.kept[stop:, start:stop] = block[:, stop - start :].T
 
     def among(self, rows: slice, columns: slice) -> Tensor:
-        """A block of it, not to be written to."""
+        """A block; must not be written to."""
         return self.rows.among(rows, columns) if self.kept is None else self.kept[rows, columns]
 
     def of(self, positions: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
-        """Blocks of it, some rows and all columns, to be written to; with each, where in `positions` its rows are."""
+        """(part of `positions`, block of these rows and all columns); the blocks may be written to."""
         for part in blocks(len(positions), len(self.rows.Z)):
             at = torch.from_numpy(positions[part]).to(self.rows.Z.device)
             if self.kept is not None:
@@ -148,44 +147,44 @@ class Gram:
 
 
 def fill(K: np.ndarray, kernel: Kernel, parts: list[list[Tensor]], keep: list[np.ndarray | None]) -> None:
-    """The kernel of a matrix, given as blocks of rows and columns, into K; of the rows and columns `keep` names.
+    """Compute the kernel matrix of some rows into K.
 
-    K : (p, p) float64, p the number of rows kept
-    parts : blocks of distances or products, parts[i][j] of the i-th rows and the j-th columns
-    keep : positions in each of the parts' rows, which are its columns too; None for all
+    K : (p, p) float64, p the number of rows that are kept
+    parts : blocks of distances or products; parts[i][j] has the i-th rows and the j-th columns
+    keep : positions of the rows, and columns, that are kept of each part; None for all
     """
     top = 0
     for row, rows in zip(parts, keep, strict=True):
         height, left = len(row[0]) if rows is None else len(rows), 0
         for part, columns in zip(row, keep, strict=True):
             if part.device.type != "cpu":
-                part = kernel.of_(part.clone()).cpu()
+                part = kernel.apply_(part.clone()).cpu()
             width = part.shape[1] if columns is None else len(columns)
-            # numpy: torch would use other threads for it, and these solve the next problem
+            # numpy: torch would use threads that are solving the next problem
             step, block = max(1, _CHUNK // max(1, width)), part.numpy()
             for start in range(0, height, step):
                 at = slice(start, min(height, start + step))
                 chunk = np.array(block[at]) if rows is None else block[rows[at]]
                 if columns is not None:
                     chunk = chunk.take(columns, axis=1)
-                chunk = chunk if row[0].device.type != "cpu" else kernel.of_(chunk)
+                chunk = chunk if row[0].device.type != "cpu" else kernel.apply_(chunk)
                 K[top + at.start : top + at.stop, left : left + width] = chunk
             left += width
         top += height
 
 
 def rows_of(X: np.ndarray, positions: np.ndarray, fold: Fold) -> np.ndarray:
-    """Rows of X, a copy of them, shifted and scaled as the fold says, of X's type."""
+    """A copy of rows of X, with the fold's shift and scale, in X's type."""
     rows = X[positions]
     if fold.shift is not None:
-        rows -= fold.shift  # of float64: as StandardScaler rounds
+        rows -= fold.shift  # in place, so rounded as StandardScaler rounds
     if fold.scale is not None:
         rows /= fold.scale
     return rows
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices of rows of which a matrix of so many columns is a block."""
+    """Slices of rows that give blocks of about `BLOCK` numbers."""
     step = max(16, BLOCK // max(1, columns))
     return (slice(start, min(rows, start + step)) for start in range(0, rows, step))
 
@@ -200,13 +199,13 @@ def _squares(Z: Tensor) -> Tensor:
 
 
 def unit(A: Tensor) -> Tensor:
-    """Rows of length 1; those of 0 stay."""
+    """Rows scaled to length 1; rows of 0 stay."""
     lengths = A.norm(dim=1, keepdim=True)
     return A / lengths.where(lengths > 0, 1)
 
 
 class Moments:
-    """Sums over each row of (x - c) and (x - c)^2, for the variance of all numbers of some rows."""
+    """Sums over each row of x - c and (x - c)^2, from which the variance of all numbers in some rows follows."""
 
     def __init__(self, Z: Tensor) -> None:
         self.d = Z.shape[1]

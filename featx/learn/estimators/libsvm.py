@@ -1,7 +1,7 @@
-"""Many support vector machines on rows of one matrix in; what libsvm finds for each of them out.
+"""Solve many support vector machines on rows of one matrix with libsvm.
 
-Libsvm solves one problem for each two classes. The kernel matrix of two classes' rows is made once for all problems
-that share it, whatever their fold and C: a row of weight 0 is as if absent. `svm` has the estimators.
+Libsvm solves one problem per pair of classes. The kernel matrix of a pair is computed once for all problems that share
+it, whatever their fold and C: rows outside the fold have weight 0, which libsvm ignores.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from featx.learn.estimators.kernels import Gram, Kernel
 
 
-BYTES = 20  # for each two rows of two classes: their distance or product, the kernel, libsvm's cache of it
+BYTES = 20  # per pair of rows: their distance or product, the kernel, and libsvm's cache of it
 
 
 @dataclass(frozen=True, eq=False)
 class Machine:
     """One model to fit.
 
-    settings : of libsvm: C, tol, epsilon, shrinking, max_iter, cache_size, svm_type
-    weights : (n,), of each row; those at most 0 are as if absent
-    class_weight : (k,), by which the C of each class is multiplied, or None
+    settings : libsvm's C, tol, epsilon, shrinking, max_iter, cache_size, svm_type
+    weights : (n,) row weights; rows of weight 0 or less are ignored
+    class_weight : (k,) factors of C, or None
     order : number of the order of its rows; machines of equal number have the same `rank`
     rank : (n,) position of each row in that order, or None for the order as it is
         Another order ends at another solution, within `tol`.
@@ -48,7 +48,7 @@ class Machine:
 
 @dataclass(eq=False)
 class Solved:
-    """What libsvm found for one machine, in `pairs` the problem of each two classes, (0, 0) for a regression."""
+    """The solutions of one machine: `pairs` maps each pair of classes to its problem, (0, 0) for a regression."""
 
     pairs: dict[tuple[int, int], Problem] = field(default_factory=dict)
 
@@ -74,10 +74,10 @@ class Problem:
 
 
 def workers_within(budget: int, rows: int, pair: int) -> tuple[bool, int]:
-    """Whether all distances are kept, and for how many kernel matrices at a time there is room; 0 for none.
+    """(whether all distances are kept, number of kernel matrices that fit the budget at a time).
 
-    rows : that the distances are of
-    pair : most rows of two classes
+    rows : number of rows that have distances
+    pair : largest number of rows of two classes
     """
     one = BYTES * pair * pair
     for kept in (True, False):
@@ -92,9 +92,9 @@ def solve(
 ) -> list[Solved]:
     """Solve all machines, `most_workers` problems (or kernel matrices) at a time.
 
-    gram : of (n, d) rows, sorted by their class
-    y : (n,) float64, what a regression is of
-    bounds : (k + 1,) where each class begins and the last ends; None for a regression
+    gram : Gram of (n, d) rows, sorted by class
+    y : (n,) float64 targets of a regression
+    bounds : (k + 1,) position where each class begins, and where the last one ends; None for a regression
     """
     libsvm.set_verbosity_wrap(0)
     solved = [Solved() for _ in machines]
@@ -112,10 +112,10 @@ def solve(
 
     with ThreadPoolExecutor(workers) as pool:
         if len(units) >= 2 * workers and len(pairs) > 1:
-            found: Any = pool.map(whole, units)
-        else:  # each a large one
-            found = (list(pool.map(unit.solver(machines), unit.members)) for unit in units)
-        for unit, problems in zip(units, found, strict=True):
+            solutions: Any = pool.map(whole, units)
+        else:  # few, and each is large
+            solutions = (list(pool.map(unit.solver(machines), unit.members)) for unit in units)
+        for unit, problems in zip(units, solutions, strict=True):
             for number, problem in zip(unit.members, problems, strict=True):
                 if problem is not None:
                     solved[number].pairs[unit.pair] = problem
@@ -124,7 +124,7 @@ def solve(
 
 @dataclass(frozen=True, eq=False)
 class _Unit:
-    """The problems that share a kernel matrix: two classes' rows, one kernel."""
+    """Problems that share a kernel matrix: one pair of classes, one kernel."""
 
     gram: Gram
     y: np.ndarray
@@ -134,7 +134,7 @@ class _Unit:
     members: list[int]
 
     def solver(self, machines: Sequence[Machine]) -> Callable[[int], Problem | None]:
-        """Make the kernel matrix; what solves the problem of one of the machines by it."""
+        """Compute the kernel matrix; returns a function that solves a machine's problem with it."""
         from featx.learn.estimators.kernels import fill
 
         began = perf_counter()
@@ -143,7 +143,7 @@ class _Unit:
         wanted = np.zeros(len(self.y), bool)
         for number in self.members:
             wanted |= machines[number].weights > 0
-        # leaving out is quicker than solving around where it is most; weights of 0 do the rest
+        # if most rows have weight 0 they are left out, which is faster; otherwise libsvm skips them
         rank = machines[self.members[0]].rank
         few = rank is not None or np.concatenate([wanted[part] for part in slices]).mean() < 0.5
         keep = [np.flatnonzero(wanted[part]) if few else np.arange(part.stop - part.start) for part in slices]
@@ -162,10 +162,10 @@ class _Unit:
             weights = machine.weights[at]
             (rows,) = (weights > 0).nonzero()
             if self.bounds is not None and not 0 < np.count_nonzero(target[rows]) < len(rows):
-                return None  # one of the classes is not this machine's
+                return None  # the machine does not have one of the classes
             factors = None if machine.class_weight is None else machine.class_weight[list(self.pair)]
             settings = dict(machine.settings)
-            room = 4 * len(rows) * (len(rows) + 16) / 2**20 + 1  # for all that is asked for twice
+            room = 4 * len(rows) * (len(rows) + 16) / 2**20 + 1  # MiB, for the whole matrix
             settings["cache_size"] = max(settings["cache_size"], room)
             support, _, _, coef, intercept, _, _, status, n_iter = libsvm.fit(
                 K,
@@ -177,7 +177,7 @@ class _Unit:
                 **settings,
             )
             return Problem(
-                support=at[rows[support]],  # libsvm counts the rows that have weight
+                support=at[rows[support]],  # libsvm indexes the rows that have weight
                 coef=coef[0],
                 intercept=float(intercept[0]),
                 status=status,
@@ -190,10 +190,10 @@ class _Unit:
 
 @dataclass(frozen=True, eq=False)
 class Duals:
-    """A machine's coefficients, as libsvm lays them out.
+    """The coefficients of a machine, in libsvm's layout.
 
     dual : (k - 1, n), one against one; (1, n) for a regression
-    spans : (k) of the rows of each class, which may have none; [all] for a regression
+    spans : k slices, the rows of each class, which may be empty; one slice for a regression
     intercept : (k (k - 1) / 2,)
     """
 
@@ -205,7 +205,7 @@ class Duals:
 
 
 def together(solved: Solved, n: int, classes: Sequence[int], spans: list[slice]) -> Duals:
-    """The problems of a machine of these classes put together; n rows."""
+    """Put the problems of a machine with these classes together; n is the number of rows."""
     number = {c: i for i, c in enumerate(classes)}
     problems = [solved.pairs[pair] for pair in sorted(solved.pairs)]
     dual = np.zeros((max(1, len(classes) - 1), n))
@@ -214,7 +214,7 @@ def together(solved: Solved, n: int, classes: Sequence[int], spans: list[slice])
             dual[0, problem.support] = problem.coef
             continue
         first, second = number[pair[0]], number[pair[1]]
-        split = int(np.count_nonzero(problem.coef > 0))  # those of the first class come first, and are positive
+        split = int(np.count_nonzero(problem.coef > 0))  # those of the first class are first, and positive
         dual[second - 1, problem.support[:split]] = problem.coef[:split]
         dual[first, problem.support[split:]] = problem.coef[split:]
     return Duals(
@@ -227,23 +227,23 @@ def together(solved: Solved, n: int, classes: Sequence[int], spans: list[slice])
 
 
 def decisions(blocks: Iterator[tuple[slice, Tensor]], rows: int, kernel: Kernel, machines: list[Duals]) -> list[Any]:
-    """(rows, k (k - 1) / 2) of each machine, from blocks of distances or products, of which the kernel is made."""
+    """(rows, k (k - 1) / 2) decisions of each machine, from blocks of distances or products."""
     import torch
 
     from featx.solvers import full_precision, threads_for
 
-    answers = [np.empty((rows, len(machine.intercept))) for machine in machines]
+    decided = [np.empty((rows, len(machine.intercept))) for machine in machines]
     stacked: Tensor | None = None
     offsets = np.cumsum([0, *(len(machine.dual) for machine in machines)])
     for part, block in blocks:
         # numpy's exp takes a third of torch's time
-        K = torch.from_numpy(kernel.of_(block.numpy())) if block.device.type == "cpu" else kernel.of_(block)
+        K = torch.from_numpy(kernel.apply_(block.numpy())) if block.device.type == "cpu" else kernel.apply_(block)
         if stacked is None:
             stacked = torch.from_numpy(np.concatenate([machine.dual for machine in machines])).to(K)  # (R, n)
         sums: dict[tuple[int, int], np.ndarray] = {}
-        for answer, machine, offset in zip(answers, machines, offsets, strict=False):
+        for answer, machine, offset in zip(decided, machines, offsets, strict=False):
             for span in machine.spans:
-                if (span.start, span.stop) not in sums:  # all machines that have these rows as a class, at once
+                if (span.start, span.stop) not in sums:  # once for all machines that have these rows as a class
                     left, right = K[:, span], stacked[:, span]
                     with full_precision(), threads_for(2 * len(left) * right.numel()):
                         sums[span.start, span.stop] = (left @ right.T).double().cpu().numpy()
@@ -253,4 +253,4 @@ def decisions(blocks: Iterator[tuple[slice, Tensor]], rows: int, kernel: Kernel,
                 continue
             for p, (i, j) in enumerate(combinations(range(len(of)), 2)):
                 answer[part, p] = of[i][:, j - 1] + of[j][:, i] + machine.intercept[p]
-    return answers
+    return decided

@@ -1,4 +1,4 @@
-"""The nearest neighbours' vote: distances by matrix products in blocks, all numbers of neighbours from one search."""
+"""k-nearest-neighbour classification: distances by matrix products in blocks, one search for all `n_neighbors`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.neighbors import VALID_METRICS
-from sklearn.neighbors import KNeighborsClassifier as TheirKNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier as SklearnKNeighborsClassifier
 from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -25,35 +25,35 @@ from featx.learn.estimators.batched import Fitted, Fold, Job
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The p of the norm of differences that is the distance.
+# The p of the Minkowski metric with each name.
 _NORMS = {"euclidean": 2.0, "l2": 2.0, "manhattan": 1.0, "cityblock": 1.0, "l1": 1.0, "chebyshev": np.inf}
-_SPARE = 4  # candidates beyond those asked for, so that rounding of the products does not decide who is among them
+_SPARE = 4  # extra candidates, whose exact distances are compared too: products round
 
 
 class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
-    """Classifier by the vote of the nearest training rows.
+    """k-nearest-neighbours classifier, with brute-force distances by matrix products.
 
-    All rows are compared, by matrix products. A drop-in for scikit-learn's class, except:
+    A drop-in for scikit-learn's class, except:
 
     - `algorithm`, `leaf_size` and `n_jobs` are accepted and checked, and have no effect.
-    - `metric` is "cosine", "minkowski" or a name for "minkowski" with some p; scikit-learn's other metrics are refused
-      by name, and so is what `metric_params` holds besides p. p=2 is the quickest: it is a matrix product.
-    - X is dense, y has one label a row.
-    - Neighbours at the same distance come in the order of the rows.
-    - `fit` keeps X as it is, float32 too, and a copy of a memory map.
+    - `metric` is "cosine", "minkowski" or a name of "minkowski" with some p. scikit-learn's other metrics, and other
+      keys of `metric_params` than p, are refused. p=2 is the fastest: it is a matrix product.
+    - X is dense; y has one label per row.
+    - Neighbours at equal distances are in the order of the training rows.
+    - `fit` keeps X without a copy and in its type; of a memory map it keeps a copy.
 
     Parameters
     ----------
     n_neighbors : int, default 5
     weights : "uniform", "distance", None or callable
-        Whether each neighbour has a vote (also None), or 1 / its distance; neighbours at distance 0 outvote all others.
-        A function makes the weights of the distances, both (m, n_neighbors).
-    algorithm, leaf_size, n_jobs : as of scikit-learn
+        Weight of a neighbour's vote: 1 ("uniform" or None), or 1 / distance; if there are neighbours at distance 0,
+        only they vote. A callable maps distances to weights, both (m, n_neighbors).
+    algorithm, leaf_size, n_jobs : as in scikit-learn
         Accepted for compatibility, no effect.
     p : float, above 0
-        Of metric="minkowski"; no effect with another metric, which warns where it is another p's.
+        Power of metric="minkowski"; no effect with another metric, which warns if that has another p.
     metric : "minkowski", "euclidean", "l2", "manhattan", "l1", "cityblock", "chebyshev" or "cosine"
-        Cosine: 1 - x.a / (|x| |a|), and 1 where a row is 0.
+        Cosine: 1 - x.a / (|x| |a|), or 1 if a row is 0.
     metric_params : dict, optional
         {"p": float}, in place of `p`.
     device : "auto", "cpu" or "cuda"
@@ -62,11 +62,11 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     ----------
     classes_ : (k,) labels
     n_samples_fit_ : int, n
-    effective_metric_ : `metric`, and for "minkowski" with p 1, 2 or inf the other name of that
-    effective_metric_params_ : dict, empty but for "minkowski" with another p
+    effective_metric_ : `metric`; for "minkowski" with p 1, 2 or inf: "manhattan", "euclidean" or "chebyshev"
+    effective_metric_params_ : dict, empty except for "minkowski" with another p
     outputs_2d_ : False
     n_features_in_ : int, d
-    feature_names_in_ : (d,) str, where X has column names
+    feature_names_in_ : (d,) str, if X has column names
 
     Examples
     --------
@@ -77,7 +77,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **TheirKNeighborsClassifier._parameter_constraints,
+        **SklearnKNeighborsClassifier._parameter_constraints,
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
         "device": [StrOptions({"auto", "cpu", "cuda"})],
     }
@@ -106,7 +106,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         self.device = device
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Models saved before there were these parameters have their defaults."""
+        """Models saved by versions without these parameters get their defaults."""
         absent: dict[str, Any] = {"algorithm": "auto", "leaf_size": 30, "p": 2, "metric_params": None, "n_jobs": None}
         if "effective_metric_" in state:
             absent["effective_metric_params_"] = {}
@@ -128,7 +128,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         FeatxError
-            A metric of scikit-learn that is not here.
+            The metric is one of scikit-learn's that this class does not have.
         ValueError
             X or y cannot be used, or `algorithm`, `metric` and `p` do not go together.
         """
@@ -194,9 +194,9 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
-        """Fit many: the neighbours of a fold's held-out rows are looked for once, for the largest `n_neighbors`.
+        """Fit many: the neighbours of a fold's held-out rows are searched once, for the largest `n_neighbors`.
 
-        See `featx.learn.estimators.batched.Batched`.
+        See `estimators.batched`.
         """
         from featx.learn.estimators.kernels import rows_of
 
@@ -243,14 +243,14 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         return [(matrix, *largest.kneighbors(matrix)) for matrix in fold.matrices]
 
     def kneighbors(self, X: Any = None, n_neighbors: int | None = None, return_distance: bool = True) -> Any:
-        """The nearest training rows.
+        """Find the nearest training rows.
 
         Parameters
         ----------
         X : (m, d), optional
-            The training rows where it is not given, and then no row is its own neighbour.
+            By default the training rows; then no row is its own neighbour.
         n_neighbors : int, optional
-            In place of the estimator's.
+            By default the estimator's.
         return_distance : bool
 
         Returns
@@ -261,7 +261,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            There are not so many training rows.
+            There are fewer training rows than `n_neighbors`.
         """
         check_is_fitted(self)
         k = self.n_neighbors if n_neighbors is None else n_neighbors
@@ -281,7 +281,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         if X is None:
             distances, positions = self._nearest(self._fit_X, k + 1)
             others = positions != np.arange(len(positions))[:, None]
-            others[others.all(axis=1), -1] = False  # so many at distance 0 that the row itself is not among them
+            others[others.all(axis=1), -1] = False  # the row is not among its neighbours: too many are at distance 0
             distances, positions = distances[others].reshape(-1, k), positions[others].reshape(-1, k)
         else:
             X = validate_data(self, dense(self, X), dtype=[np.float64, np.float32], order="C", reset=False)
@@ -309,21 +309,21 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
                 block = block.neg_().add_(1).clamp_(0, 2) if cosine else block
                 near = _candidates(block, min(len(A), k + _SPARE), k)
                 distance = _exact(Y, A, near, None if cosine else p)
-                # by distance, and by position where two are equal
+                # by distance, then by position
                 near, order = near.sort(dim=1)
                 distance, again = distance.gather(1, order).sort(dim=1, stable=True)
                 distances[part] = distance[:, :k].cpu().numpy()
                 positions[part] = near.gather(1, again)[:, :k].cpu().numpy()
         return distances, positions
 
-    kneighbors_graph = TheirKNeighborsClassifier.kneighbors_graph  # of what `kneighbors` finds
+    kneighbors_graph = SklearnKNeighborsClassifier.kneighbors_graph
 
     def predict(self, X: Any) -> np.ndarray:
-        """The label that has most votes; of those that have as many, the first.
+        """The label with most votes; of several, the first in `classes_`.
 
         Parameters
         ----------
-        X : (m, d), or None for the training rows, each without its own vote
+        X : (m, d), or None for the training rows, none of which votes for itself
 
         Returns
         -------
@@ -333,11 +333,11 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[votes.argmax(axis=1)]
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Shares of the votes.
+        """The share of votes of each class.
 
         Parameters
         ----------
-        X : (m, d), or None for the training rows, each without its own vote
+        X : (m, d), or None for the training rows, none of which votes for itself
 
         Returns
         -------
@@ -365,7 +365,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
 
 
 def dense(estimator: Any, X: Any) -> Any:
-    """X, unless it is sparse."""
+    """X; raises FeatxError if it is sparse."""
     if issparse(X):
         raise FeatxError(
             f"{type(estimator).__name__} takes dense arrays, and X is sparse; give X.toarray(), or use "
@@ -384,7 +384,7 @@ def _is_mapped(X: np.ndarray) -> bool:
 
 
 def _candidates(block: Tensor, count: int, k: int) -> Tensor:
-    """(m, count) positions of the least numbers of each row; of equal ones the first, as far as k goes."""
+    """(m, count) positions of the smallest numbers of each row; among equal ones the first k are exact."""
     least, near = block.topk(count, dim=1, largest=False)
     if count < block.shape[1]:
         tied = (least[:, -1] <= least[:, k - 1]).nonzero()[:, 0]
@@ -394,7 +394,7 @@ def _candidates(block: Tensor, count: int, k: int) -> Tensor:
 
 
 def _exact(Y: Tensor, A: Tensor, near: Tensor, p: float | None) -> Tensor:
-    """(m, count) float64 distances of rows from the candidates, without what products lose to rounding."""
+    """(m, count) float64 distances to the candidates, from differences instead of products, which round."""
     import torch
 
     distance = torch.empty(near.shape, dtype=torch.float64, device=Y.device)

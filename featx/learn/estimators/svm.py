@@ -1,4 +1,4 @@
-"""Support vector machines: scikit-learn's, with kernels made by matrix products and shared by the jobs of a search."""
+"""SVC and SVR: libsvm, on kernels computed by matrix products and shared by the candidates of a search."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ class SVC(KernelMachine, sklearn.svm.SVC):
 
         min_{w, b}  |w|^2 / 2 + C sum_i s_i max(0, 1 - t_i (phi(x_i) w + b)),    phi(x) phi(a) = K(x, a)
 
-    for each two classes. Solved by libsvm through scikit-learn, on a kernel matrix made by matrix products; a drop-in
-    for scikit-learn's class, except:
+    for each pair of classes, with t_i = 1 or -1. Solved by scikit-learn's libsvm on a kernel matrix computed by matrix
+    products. A drop-in for scikit-learn's class, except:
 
-    - A class that only has rows of weight 0 is as if absent; `support_` counts all rows, those of weight 0 too.
-    - `cache_size` is the least; where the budget allows, all that is asked for twice is kept.
-    - Sparse X, callable and precomputed kernels, `probability` and `verbose` go scikit-learn's own way, and so does,
-      with a warning, what needs a larger kernel matrix than `budget_bytes`.
+    - A class whose rows all have weight 0 is ignored; `support_` indexes all rows, including those of weight 0.
+    - `cache_size` is a minimum; kernel values are kept as far as the budget allows.
+    - For sparse X, callable and precomputed kernels, `probability` and `verbose` it falls back to scikit-learn; so it
+      does, with a warning, if the kernel matrix would exceed `budget_bytes`.
 
     For probabilities, calibrate: ``CalibratedClassifierCV(SVC(), ensemble=False)``.
 
     Parameters
     ----------
     C : float, above 0
-        Inverse of the penalty's strength.
+        Inverse of the regularization strength.
     kernel : "rbf", "linear", "poly", "sigmoid", "precomputed" or callable
-    degree : int, default 3, of "poly"
-    gamma : "scale", "auto" or float, of "rbf", "poly" and "sigmoid"
+    degree : int, default 3, for "poly"
+    gamma : "scale", "auto" or float, for "rbf", "poly" and "sigmoid"
         "scale": 1 / (d var(X)); "auto": 1 / d.
-    coef0 : float, default 0.0, of "poly" and "sigmoid"
-    shrinking, tol, max_iter : as of scikit-learn
+    coef0 : float, default 0.0, for "poly" and "sigmoid"
+    shrinking, tol, max_iter : as in scikit-learn
     probability : deprecated by scikit-learn
     cache_size : float, default 200
-        MiB, at least, for kernel values during one fit.
+        Least memory for kernel values during one fit, in MiB.
     class_weight : dict {label: weight} or "balanced", optional
-        The C of a class is multiplied by it. "balanced": n / (k rows of the class), whatever their weights.
+        Multiplies the C of a class. "balanced": n / (k * number of rows of the class), whatever their weights.
     decision_function_shape : "ovr" or "ovo"
     break_ties : bool, default False
     device : "auto", "cpu" or "cuda"
-        Where products and kernels are computed; libsvm is always on the CPU.
+        Where products and kernels are computed; libsvm always runs on the CPU.
     budget_bytes : int, optional
-        For kernel matrices and the rows in float64; by default a quarter of what the process may use.
-    verbose, random_state : as of scikit-learn
+        Memory for kernel matrices and the rows in float64; by default a quarter of what the process may use.
+    verbose, random_state : as in scikit-learn
 
     Attributes
     ----------
@@ -58,10 +58,10 @@ class SVC(KernelMachine, sklearn.svm.SVC):
     dual_coef_ : (k - 1, s)
     intercept_, n_iter_ : (k (k - 1) / 2,)
     coef_ : (k (k - 1) / 2, d), for the linear kernel
-    fit_status_ : 0, or 1 where `max_iter` ended it
+    fit_status_ : 0, or 1 if `max_iter` was reached
     shape_fit_ : (n, d)
     n_features_in_ : int, d
-    feature_names_in_ : (d,) str, where X has column names
+    feature_names_in_ : (d,) str, if X has column names
 
     Examples
     --------
@@ -114,8 +114,8 @@ class SVC(KernelMachine, sklearn.svm.SVC):
         self.device = device
         self.budget_bytes = budget_bytes
 
-    def _answer(self, values: np.ndarray) -> np.ndarray:
-        """Numbers of the classes that win most pairs; of those that win as many, the first."""
+    def _labels_of(self, values: np.ndarray) -> np.ndarray:
+        """The class that wins most pairs, as an index into `classes_`; of several, the first."""
         k = len(self.classes_)
         votes = np.zeros((len(values), k), np.int32)
         for p, (i, j) in enumerate(zip(*np.triu_indices(k, 1), strict=True)):
@@ -126,24 +126,24 @@ class SVC(KernelMachine, sklearn.svm.SVC):
 
 
 class SVR(KernelMachine, sklearn.svm.SVR):
-    """Support vector regression: libsvm's, on a kernel matrix made by matrix products.
+    """Support vector regression: libsvm on a kernel matrix computed by matrix products.
 
         min_{w, b}  |w|^2 / 2 + C sum_i s_i max(0, |y_i - phi(x_i) w - b| - epsilon),    phi(x) phi(a) = K(x, a)
 
     A drop-in for scikit-learn's class, except:
 
-    - `support_` counts all rows, those of weight 0 too.
-    - `cache_size` is the least; where the budget allows, all that is asked for twice is kept.
-    - Sparse X, callable and precomputed kernels and `verbose` go scikit-learn's own way, and so does, with a warning,
-      what needs a larger kernel matrix than `budget_bytes`.
+    - `support_` indexes all rows, including those of weight 0.
+    - `cache_size` is a minimum; kernel values are kept as far as the budget allows.
+    - For sparse X, callable and precomputed kernels and `verbose` it falls back to scikit-learn; so it does, with a
+      warning, if the kernel matrix would exceed `budget_bytes`.
 
     Parameters
     ----------
-    kernel, degree, gamma, coef0, shrinking, tol, cache_size, max_iter, verbose, device, budget_bytes : as of `SVC`
+    kernel, degree, gamma, coef0, shrinking, tol, cache_size, max_iter, verbose, device, budget_bytes : as in `SVC`
     C : float, above 0
-        Inverse of the penalty's strength.
+        Inverse of the regularization strength.
     epsilon : float, at least 0, default 0.1
-        What an error may be without cost.
+        Errors up to epsilon have no loss.
 
     Attributes
     ----------
@@ -154,10 +154,10 @@ class SVR(KernelMachine, sklearn.svm.SVR):
     intercept_ : (1,)
     n_iter_ : int
     coef_ : (1, d), for the linear kernel
-    fit_status_ : 0, or 1 where `max_iter` ended it
+    fit_status_ : 0, or 1 if `max_iter` was reached
     shape_fit_ : (n, d)
     n_features_in_ : int, d
-    feature_names_in_ : (d,) str, where X has column names
+    feature_names_in_ : (d,) str, if X has column names
 
     Examples
     --------
@@ -202,5 +202,5 @@ class SVR(KernelMachine, sklearn.svm.SVR):
         self.device = device
         self.budget_bytes = budget_bytes
 
-    def _answer(self, values: np.ndarray) -> np.ndarray:
+    def _labels_of(self, values: np.ndarray) -> np.ndarray:
         return values[:, 0]

@@ -1,6 +1,6 @@
-"""Jobs of kernel machines in; SVC and SVR fitted as scikit-learn would fit them out, in the order that shares most.
+"""Fit the SVC or SVR of many jobs, in the order that shares most; each is fitted as scikit-learn would.
 
-`libsvm` solves what shares distances or products of rows; a job that cannot share them goes scikit-learn's own way.
+`libsvm` solves jobs that share distances or products of rows; other jobs fall back to scikit-learn.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class _Request:
     """A job that has passed the checks.
 
-    y : (n_train,) what `_validate_targets` made of the fold's
+    y : (n_train,) the fold's y after `_validate_targets`
     weights : (n_train,)
-    kernel : once gamma is known
+    kernel : set once gamma is known
     """
 
     index: int
@@ -51,8 +51,8 @@ def fit_machines(X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
         began = perf_counter()
         try:
             job.estimator._validate_params()
-            if issparse(X) or job.estimator._stock_only():
-                fitted: Any = _stock(X, y, job)
+            if issparse(X) or job.estimator._needs_fallback():
+                fitted: Any = _fitted_by_sklearn(X, y, job)
             else:
                 validate_data(job.estimator, given, skip_check_array=True)  # sets number and names of columns
                 request = _requested(index, job, X, y, began)
@@ -80,7 +80,7 @@ def fit_machines(X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
         for request in requests:
             began = perf_counter()
             try:
-                fitted = _stock(X, y, jobs[request.index])
+                fitted = _fitted_by_sklearn(X, y, jobs[request.index])
             except Exception as error:
                 fitted = error
             yield Fitted(request.index, fitted, request.seconds + perf_counter() - began)
@@ -104,7 +104,7 @@ def _requested(index: int, job: Job, X: np.ndarray, y: np.ndarray, began: float)
     return _Request(index, estimator, fold, targets, weights, perf_counter() - began)
 
 
-def _stock(X: Any, y: np.ndarray, job: Job) -> Any:
+def _fitted_by_sklearn(X: Any, y: np.ndarray, job: Job) -> Any:
     from featx.learn.estimators.kernels import rows_of
 
     estimator, fold = job
@@ -112,11 +112,11 @@ def _stock(X: Any, y: np.ndarray, job: Job) -> Any:
         rows = X[np.ix_(fold.train, fold.train)]
     else:
         rows = X[fold.train] if issparse(X) else rows_of(X, fold.train, fold)
-    return estimator._fit_stock(rows, y[fold.train], fold.sample_weight)
+    return estimator._fit_fallback(rows, y[fold.train], fold.sample_weight)
 
 
 class _Group:
-    """Requests on the same rows, alike shifted and scaled, for kernels of distances or for kernels of products."""
+    """Requests on the same rows with the same shift and scale, all for kernels of distances or all of products."""
 
     def __init__(self, X: np.ndarray, y: np.ndarray, requests: list[_Request]) -> None:
         from featx.solvers import budget_of, device_of
@@ -131,7 +131,7 @@ class _Group:
         self.rows = np.unique(np.concatenate(involved))
         self.classifies = hasattr(self.first, "classes_")
         self.bounds, self.codes = np.array([0, len(self.rows)]), np.zeros(len(self.rows), np.intp)
-        if self.classifies:  # sorted by class, so that the rows of each are side by side
+        if self.classifies:  # sorted by class
             self.classes, codes = np.unique(y[self.rows], return_inverse=True)
             order = np.argsort(codes, kind="stable")
             self.rows, self.codes = self.rows[order], codes[order]
@@ -142,7 +142,7 @@ class _Group:
         sizes = np.sort(np.diff(self.bounds))
         self.pair = int(sizes[-2:].sum())
         self.ranks: dict[int, np.ndarray | None] = {}
-        self.at = np.full(len(X), -1)  # where in these rows a row of X is
+        self.at = np.full(len(X), -1)  # position of a row of X among these rows
         self.at[self.rows] = np.arange(len(self.rows))
         self.own = 8 * len(self.rows) * X.shape[1]  # the rows in float64
         self.kept, self.workers = workers_within(self.budget - self.own, len(self.rows), self.pair)
@@ -156,13 +156,13 @@ class _Group:
         )
 
     def prepare(self) -> None:
-        """The distances or products, and the kernels that are to be made of them."""
+        """Compute distances or products, and the kernel of each request."""
         import torch
 
         from featx.learn.estimators.kernels import Gram, Kernel, Moments, Rows, rows_of
 
         fold = self.requests[0].fold
-        # Rounded to float32, kernels send libsvm another way, to an optimum that only `tol` holds near scikit-learn's.
+        # in float64: rounded kernels lead libsvm to another solution, which is only within `tol` of scikit-learn's
         Z = torch.from_numpy(rows_of(self.X, self.rows, fold)).double()
         sums = Moments(Z) if any(request.estimator.gamma == "scale" for request in self.requests) else None
         for request in self.requests:
@@ -175,9 +175,9 @@ class _Group:
         self.gram = Gram(Rows(Z.to(self.device), self.first.kernel == "rbf"), self.kept)
 
     def fitted(self) -> Iterator[Fitted]:
-        """All of them, those of the same fold and kernel one after the other."""
+        """Fit all, those of the same fold and kernel consecutively."""
         requests = sorted(self.requests, key=lambda request: (str(request.kernel), request.fold.number))
-        one = 16 * len(self.rows) * max(1, len(self.bounds) - 2)  # bytes of a machine's coefficients, at most
+        one = 16 * len(self.rows) * max(1, len(self.bounds) - 2)  # most bytes of one model's coefficients
         at_once = max(1, self.budget // 8 // max(1, one))
         for start in range(0, len(requests), at_once):
             yield from self._solved(requests[start : start + at_once])
@@ -230,7 +230,7 @@ class _Group:
         )
 
     def _rank(self, fold: Fold) -> np.ndarray | None:
-        """(n,) where the fold has each row, if not as they come; one array a fold."""
+        """(n,) position of each row in the fold, one array per fold; None if the fold has them in order."""
         if fold.number not in self.ranks:
             rank = np.zeros(len(self.rows), np.int64)
             rank[self.at[fold.train]] = np.arange(len(fold.train))
@@ -270,7 +270,7 @@ class _Group:
         return True
 
     def _finished(self, request: _Request, duals: Duals) -> Any:
-        """The estimator with the attributes that scikit-learn's `fit` would set."""
+        """Set the attributes that scikit-learn's `fit` sets."""
         from featx.learn.estimators.kernels import rows_of
 
         estimator, fold = request.estimator, request.fold

@@ -1,4 +1,4 @@
-"""Image keys, or images, in; matrices of features out, as the first step of a scikit-learn pipeline."""
+"""`StoredFeatures` and `ImageFeatures`, the first step of a pipeline: image keys or images to a matrix of features."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from featx.store import FeatureStore, Recipe, rounding_note
 
 
 def _forward() -> ModuleType:
-    """The one place where learning reaches for images and networks, and only when it must."""
+    """The forward pass, imported here only: it takes seconds, and only features of images need it."""
     from featx import forward
 
     return forward
 
 
 class _Features(TransformerMixin, BaseEstimator):
-    """What both transformers share: a recipe of what they give in `recipe_`, and images through it."""
+    """The base of both transformers: features of images by the recipe in `recipe_`."""
 
     recipe_: Recipe
     _backbone: Any = None
@@ -45,7 +45,7 @@ class _Features(TransformerMixin, BaseEstimator):
         tags.no_validation = True
         return tags
 
-    def _remember(self, recipe: Recipe) -> None:
+    def _set_recipe(self, recipe: Recipe) -> None:
         self.recipe_ = recipe
         self.n_features_in_ = 1
         self.n_features_out_ = sum(self._widths.values())
@@ -57,7 +57,7 @@ class _Features(TransformerMixin, BaseEstimator):
 
     @property
     def layer_(self) -> str:
-        """The same in one word: "layer3:avg", or "layer3:avg+layer4:avg" for several."""
+        """The names joined: "layer3:avg", or "layer3:avg+layer4:avg"."""
         return "+".join(self.layers_)
 
     @property
@@ -90,8 +90,8 @@ class _Features(TransformerMixin, BaseEstimator):
             start += width
 
     def _through_recipe(self, images: Sequence[Any], device: str) -> np.ndarray:
-        """(n, d) float32, or UnreadableImages naming those that have no row."""
-        # a calibrated or voting ensemble asks for the same matrix once a member
+        """(n, d) float32 features of images; raises UnreadableImages, which names those that cannot be read."""
+        # a calibrated or voting ensemble computes the same matrix once per member
         key = _content_key(self.recipe_, images)
         if key is None:
             return self._computed(images, device)
@@ -101,7 +101,7 @@ class _Features(TransformerMixin, BaseEstimator):
         matrix = np.empty((0, sum(self._widths.values())), np.float32)
         failures: dict[int, ImageError] = {}
         for block in _forward().stream(images, self.recipe_, self._backbone, device=device):
-            if not len(matrix):  # not before a first batch has shown that rows are as wide as the recipe says
+            if not len(matrix):  # allocated once the first batch has shown that rows are as wide as recorded
                 matrix = np.empty((len(images), matrix.shape[1]), np.float32)
             if len(block.indices):
                 for name, columns in self._blocks(matrix):
@@ -117,9 +117,9 @@ class _Features(TransformerMixin, BaseEstimator):
         return matrix
 
     def hand_over(self, backbone: Any) -> None:
-        """Compute features of images with this Backbone, which is the recipe's.
+        """Compute features of images with this Backbone, the recipe's.
 
-        Copies and pickles do not have it: they look for the network that the recipe names.
+        Copies and pickles do not carry it: they resolve the network that the recipe names.
         """
         self._backbone = backbone
 
@@ -143,17 +143,17 @@ class StoredFeatures(_Features):
     Parameters
     ----------
     store : FeatureStore or Recipe
-        A recipe alone is what a loaded model carries: it serves new images, and refuses keys.
+        A loaded model carries the recipe only: it transforms images, and refuses keys.
     layer : str or list of str, optional
-        "layer3:avg"; "layer3" or "penultimate" where that is unambiguous. By default the only layer there is. A list
-        gives the columns of several layers side by side, in its order; new images go through the network once.
+        "layer3:avg"; "layer3" or "penultimate" if that is unambiguous. By default the store's only layer. With a list,
+        the columns of several layers stand side by side, in its order; images go through the network once.
     device : "auto", "cpu" or "cuda"
-        Where new images are computed.
+        Where features of images are computed.
 
     Attributes
     ----------
     layers_ : tuple of full names, in the order of the columns
-    layer_ : str, the same in one word, "layer3:avg+layer4:avg"
+    layer_ : str, the names joined, "layer3:avg+layer4:avg"
     recipe_ : Recipe, of these layers
     n_features_out_ : int, d
 
@@ -172,17 +172,17 @@ class StoredFeatures(_Features):
         self.device = device
 
     def fit(self, X: object = None, y: object = None) -> StoredFeatures:
-        """Find the layers; nothing is learned.
+        """Look up the layers; nothing is learned.
 
         Raises
         ------
         LayerError
-            The store has no such layer, has several and none was chosen, or one is named twice.
+            The store does not have a layer, has several and none was chosen, or one is named twice.
         """
         if not isinstance(self.store, FeatureStore | Recipe):
             raise FeatxError(f"store is a featx.FeatureStore; got {type(self.store).__name__}")
         recipe = self.store if isinstance(self.store, Recipe) else self.store.recipe
-        self._remember(recipe.only(self.layer))
+        self._set_recipe(recipe.only(self.layer))
         return self
 
     def transform(self, X: object) -> np.ndarray:
@@ -195,21 +195,21 @@ class StoredFeatures(_Features):
 
         Returns
         -------
-        (n, d) float, of the store's type for keys, float32 for images
+        (n, d), of the store's type for keys, float32 for images
 
         Raises
         ------
         KeysError
             A key is not of this store.
         RecipeError
-            The store is not the one of `fit`, and its rows mean something else; the differences are named.
+            The store has been replaced since `fit`, by one whose rows have another meaning; the differences are named.
         UnreadableImages
             Some images cannot be read.
 
         Warns
         -----
         RowsDifferWarning
-            The store is not the one of `fit`, and its rows are rounded differently.
+            The store has been replaced since `fit`, by one whose rows are rounded differently.
         """
         check_is_fitted(self, "recipe_")
         items = items_of(X)
@@ -231,12 +231,12 @@ class StoredFeatures(_Features):
         if len(self.layers_) == 1:
             return self._stored(rows, self.layer_)
         matrix = np.empty((len(rows), self.n_features_out_), self.store.recipe.dtype)
-        for name, columns in self._blocks(matrix):  # layer by layer: beside the matrix, one layer's rows at most
+        for name, columns in self._blocks(matrix):  # beside the matrix, the rows of one layer are held at most
             columns[:] = self._stored(rows, name)
         return matrix
 
     def _stored(self, rows: np.ndarray, layer: str) -> np.ndarray:
-        """(m, d) rows of one layer; neighbours in the file need no copy: a whole layer stays a memory map."""
+        """(m, d) rows of one layer; consecutive rows are not copied, so a whole layer stays a memory map."""
         assert isinstance(self.store, FeatureStore)
         in_order = len(rows) > 0 and len(rows) == rows[-1] - rows[0] + 1 and bool((np.diff(rows) == 1).all())
         taken = self.store[layer][rows[0] : rows[-1] + 1] if in_order else self.store.take(rows, layer)
@@ -246,13 +246,13 @@ class StoredFeatures(_Features):
 class ImageFeatures(_Features):
     """Compute features of images with a pretrained network; nothing is stored.
 
-    Use it for a few images, or where a pipeline must start with images; for anything repeated, extract once and use
+    Use it for a few images, or if a pipeline must start with images. For repeated use, extract once and use
     StoredFeatures.
 
     Parameters
     ----------
     backbone, layer, pool, weights, device, precision, batch_size
-        As `featx.extract` has them, for one layer.
+        As in `featx.extract`, for one layer.
 
     Attributes
     ----------
@@ -306,7 +306,7 @@ class ImageFeatures(_Features):
             engine="eager",
             batch_size=self.batch_size,
         )
-        self._remember(recipe.only(None))
+        self._set_recipe(recipe.only(None))
         self.hand_over(backbone)
         return self
 

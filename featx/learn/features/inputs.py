@@ -1,4 +1,4 @@
-"""What scikit-learn hands over as X in; image keys, or a list of images, out."""
+"""Image keys, or a list of images, from what scikit-learn passes as X."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from featx.errors import KeysError, SourceError
 
 
 def as_images(X: object) -> list[Any]:
-    """What scikit-learn hands over as X, (n,) or (n, 1), as a list of n images.
+    """X, (n,) or (n, 1), as a list of n images.
 
     Raises
     ------
     SourceError
-        X is one image, not a list of them, or holds what is no image.
+        X is one image instead of a list, or holds something else than images.
     """
     items = items_of(X)
     if isinstance(items, np.ndarray):
@@ -29,7 +29,7 @@ def as_images(X: object) -> list[Any]:
 
 
 def items_of(X: object) -> np.ndarray | list[Any]:
-    """X as an array if it holds numbers (keys), else as a list of n things (images)."""
+    """X as an array of numbers (keys), or as a list of n images."""
     if isinstance(X, str | os.PathLike):
         raise SourceError(f"X is a list of images; put the path in one: [{str(X)!r}]")
     X = X.to_numpy() if hasattr(X, "to_numpy") else X  # a pandas or polars table or column

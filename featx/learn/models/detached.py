@@ -1,4 +1,4 @@
-"""A fitted estimator in, a copy of it out that needs no other file: a store becomes its recipe, wherever it sits."""
+"""Copy a fitted estimator so that the copy needs no other file: stores become their recipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featx.store import FeatureStore, Recipe
 
 
 class _Detacher(pickle.Pickler):
-    """Writes what `detached` reads."""
+    """The pickler of `detached`."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, FeatureStore):
@@ -24,7 +24,7 @@ class _Detacher(pickle.Pickler):
             return np.array, (np.array(obj),)
         if isinstance(obj, PurePath):
             return str, (str(obj),)
-        if _is_network(obj):  # the recipe names it; a module of the user's is handed back at load
+        if _is_network(obj):  # the recipe names it; a module of the user is passed to `load` again
             return str, (getattr(obj, "name", f"module:{type(obj).__name__}"),)
         return NotImplemented
 
@@ -40,7 +40,7 @@ def _is_network(obj: Any) -> bool:
 
 
 def detached(estimator: Any) -> Any:
-    """A deep copy that holds recipes in place of stores, arrays in place of memory maps, names in place of networks."""
+    """A deep copy with recipes in place of stores, arrays in place of memory maps, names in place of networks."""
     file = io.BytesIO()
     _Detacher(file, protocol=5).dump(estimator)
-    return pickle.loads(file.getvalue())  # our own bytes, of a moment ago
+    return pickle.loads(file.getvalue())  # bytes that were written above

@@ -1,7 +1,7 @@
-"""A model in; all objects that it holds out, and an error if one has attributes in place of its class's methods.
+"""All objects that a model holds, and a refusal of those whose attributes replace methods of their class.
 
-skops sets any attribute of a loaded object. One that is named after a method, `__getstate__` above all, would decide
-what a pickler sees of the object, or take the place of a check that the class makes. So nothing here asks an object.
+skops sets any attribute of a loaded object. An attribute with the name of a method, above all `__getstate__`, would
+decide what a pickler sees of the object, or replace a check of the class. So no method of the objects is called here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LEAVES = (str, bytes, int, float, complex, type, NoneType, FunctionType, Builti
 
 
 def objects_of(model: Any) -> list[Any]:
-    """A model and all that it holds, each once: attributes, and what is in containers and arrays of objects."""
+    """The model and every object in its attributes, containers and arrays of objects, each once."""
     seen: dict[Same, None] = {}  # in order
     left = [model]
     while left:
@@ -43,7 +43,7 @@ def objects_of(model: Any) -> list[Any]:
 
 
 def refuse_own_methods(model: Any) -> None:
-    """Raise ModelError unless every object that a model holds has what its class defines."""
+    """Raise ModelError if an object of the model has an attribute in place of a method of its class."""
     for held in objects_of(model):
         kind = type(held)
         if own := sorted(str(name) for name in _attributes(held) if _is_defined(kind, str(name))):
@@ -55,7 +55,7 @@ def _attributes(held: Any) -> dict[str, Any]:
 
 
 def _is_defined(kind: type, name: str) -> bool:
-    """Whether a class defines a name; of others than estimators its methods alone: NumPy's arrays set such defaults."""
+    """Whether a class defines a name; of classes other than estimators only methods count: NumPy sets defaults."""
     if name.startswith("__") or issubclass(kind, BaseEstimator):
         return name.startswith("__") or hasattr(kind, name)
     found = getattr(kind, name, None)

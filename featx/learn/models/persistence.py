@@ -1,6 +1,6 @@
-"""A fitted estimator in, one file that predicts anywhere out: skops, never pickle, with the recipe inside.
+"""`save` and `load`: a fitted estimator as one skops file, which carries the recipe and runs no code when loaded.
 
-Predicting on new images needs neither the store that a pipeline was trained on nor the images it was made from.
+To predict images, a loaded model needs neither the store that it was trained on nor the training images.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 _FORMAT = "featx-model"
 _VERSION = 1
-_MOST_INFLATED = 2**28  # bytes that any file may hold, compressed or not
-_MOST_RATIO = 20  # of what a larger one holds to its size; arrays of numbers shrink to a half or so
+_MOST_INFLATED = 2**28  # bytes to which any file may decompress
+_MOST_RATIO = 20  # decompressed to compressed bytes of larger files; arrays of numbers shrink by half or so
 # The modules of public classes, in files of featx 0.1: the classes have moved since, and are named by featx.learn now.
 _FORMER_MODULES = {
     "featx.learn.centroid": "featx.learn",
@@ -78,14 +78,14 @@ _TRUSTED = (
 def save(estimator: Any, path: str | os.PathLike) -> Path:
     """Save a fitted estimator or pipeline to one file.
 
-    A file of that name is replaced when the new one is complete; until then, and if anything fails, it stays.
+    An existing file is replaced once the new one is complete; if anything fails, it stays.
 
     Parameters
     ----------
     estimator : fitted scikit-learn estimator, a pipeline or search for example
-        With StoredFeatures or ImageFeatures in it, it predicts images once it is loaded. Without them it takes the rows
-        of numbers that it was fitted on, and `save` warns.
-    path : a name that ends in ".skops"
+        With StoredFeatures or ImageFeatures it predicts images once it is loaded. Without them it predicts rows of
+        features, and `save` warns.
+    path : name that ends in ".skops"
 
     Returns
     -------
@@ -142,7 +142,7 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
 def _refuse_unfitted(estimator: Any) -> None:
     name = type(estimator).__name__
     try:
-        # of a pipeline, scikit-learn looks at the last step only
+        # of a pipeline, scikit-learn checks the last step only
         for _, step in estimator.steps if isinstance(estimator, Pipeline) else [("", estimator)]:
             if step is estimator or step not in (None, "passthrough"):
                 check_is_fitted(step)
@@ -155,18 +155,17 @@ def _refuse_unfitted(estimator: Any) -> None:
 
 
 def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: str | os.PathLike | None = None) -> Any:
-    """Load what `save` wrote. Nothing in the file is executed: types that are not on a fixed list are refused.
+    """Load a model that `save` wrote. Nothing in the file is executed: types outside a fixed list are refused.
 
-    A model file says which network it needs; it does not make featx open, download or import one that you did not
-    name. Weights on disk are read again only if their file is where it was, with the recorded SHA-256. The `memory`
-    of a pipeline, a folder whose files scikit-learn unpickles, is not taken over.
+    A model file names the network that it needs; it cannot make featx open, download or import one that you did not
+    name. Weights on disk are read only if the file is at its recorded path and has the recorded SHA-256. The `memory`
+    of a pipeline, a folder whose files scikit-learn unpickles, is dropped.
 
     Parameters
     ----------
     path : the model file
     backbone : Backbone, optional
-        The network, where featx cannot find it by itself: a module of your own or an exported program. It must have
-        the recorded fingerprint.
+        The network, if it is a module of your own or an exported program. It must have the recorded fingerprint.
     weights : str or path, optional
         The weights of the recorded network: a state dict that has moved, a `.pt2` program, or the name of pretrained
         weights that may be downloaded, "DEFAULT" for example. They must have the recorded fingerprint.
@@ -178,8 +177,8 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     Raises
     ------
     ModelError
-        There is no such file, it is not featx's, or it holds other types, a recipe that featx does not write, or
-        decision trees that cannot be followed.
+        There is no such file, it is not a featx model, or it holds types outside the list, a recipe that featx does not
+        write, or decision trees that are not safe to use.
     BackboneError
         `backbone` or `weights` are not the recorded ones.
     """
@@ -268,7 +267,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _refuse_bomb(content: bytes, path: Path) -> None:
-    """Raise ModelError if a small file would take gigabytes of memory."""
+    """Raise ModelError if a small file would decompress to gigabytes."""
     with ZipFile(io.BytesIO(content)) as archive:
         nbytes = sum(entry.file_size for entry in archive.infolist())
     if nbytes > max(_MOST_INFLATED, _MOST_RATIO * len(content)):
@@ -276,21 +275,21 @@ def _refuse_bomb(content: bytes, path: Path) -> None:
 
 
 def recipes(estimator: Any) -> list[Recipe]:
-    """The different recipes of all StoredFeatures and ImageFeatures in a fitted estimator, wherever they sit."""
-    found = (step.recipe_ for step in _features_of(estimator))
-    return list({recipe.to_json(): recipe for recipe in found}.values())
+    """The distinct recipes of all StoredFeatures and ImageFeatures in a fitted estimator, however deeply nested."""
+    by_text = {step.recipe_.to_json(): step.recipe_ for step in _features_of(estimator)}
+    return list(by_text.values())
 
 
 def _features_of(estimator: Any) -> list[StoredFeatures | ImageFeatures]:
-    """The fitted ones in an estimator, wherever they sit."""
-    found = (held for held in objects_of(estimator) if isinstance(held, StoredFeatures | ImageFeatures))
-    return [step for step in found if hasattr(step, "recipe_")]
+    """Fitted features steps in an estimator, however deeply nested."""
+    steps = (held for held in objects_of(estimator) if isinstance(held, StoredFeatures | ImageFeatures))
+    return [step for step in steps if hasattr(step, "recipe_")]
 
 
 def _check(estimator: Any) -> None:
-    """Raise StoreError unless all recipes in a loaded estimator are such as featx writes; make inert what names files.
+    """Raise StoreError unless featx could have written all recipes of a loaded estimator; drop what names files.
 
-    skops can set the attributes of an object without its constructor: only what lies there now is looked at.
+    skops sets attributes without calling constructors, so only the attributes themselves are checked.
     """
     for held in objects_of(estimator):
         if isinstance(held, Recipe):

@@ -1,4 +1,4 @@
-"""A fitted model and images in; a label, a confidence or a failure for each out. What `featx predict` prints."""
+"""Predict images one by one: a label with its confidence, or the reason why the image cannot be read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from featx.errors import FeatxError, ModelError, UnreadableImages
 from featx.learn.features import as_images
 from featx.learn.models.persistence import recipes
 
-_CHUNK = 256  # images a call: what is shown while a long run goes on, and what a bad image makes run twice
+_CHUNK = 256  # images per call: results are shown after each, and an unreadable image makes one run twice
 
 
 class Prediction(NamedTuple):
-    """What a model says of one image.
+    """The prediction for one image.
 
-    image : its path, or its number
-    label : class name, or the number a regressor predicts; None if the image cannot be read
-    confidence : highest probability, or highest decision score where a model has no probabilities; None for regressors
-    kind : "probability", "score" or "value" says what `confidence` is; "" where the image cannot be read
+    image : its path, or its position
+    label : class name, or the value that a regressor predicts; None if the image cannot be read
+    confidence : highest probability, or highest decision score if the model has no probabilities; None for regressors
+    kind : "probability" or "score", the meaning of `confidence`; "value" for regressors, "" if the image cannot be read
     error : why the image cannot be read, or ""
     """
 
@@ -32,11 +32,11 @@ class Prediction(NamedTuple):
 
 
 def predict_images(model: Any, images: Sequence[Any]) -> Iterator[Prediction]:
-    """Predict image by image; one that cannot be read gets its reason, and the rest go on.
+    """Predict image by image; images that cannot be read are reported and do not stop the others.
 
     Parameters
     ----------
-    model : fitted estimator that takes images, as `featx.load` returns it
+    model : fitted estimator of images, as `featx.load` returns it
     images : n paths, PIL images or uint8 arrays
 
     Yields
@@ -53,27 +53,27 @@ def predict_images(model: Any, images: Sequence[Any]) -> Iterator[Prediction]:
         chunk = items[start : start + _CHUNK]
         errors: dict[int, str] = {}
         try:
-            found = _predict(model, chunk)
+            results = _predict(model, chunk)
         except UnreadableImages as error:
             errors = {position: str(reason) for position, reason in error.failures.items()}
             good = [image for position, image in enumerate(chunk) if position not in errors]
-            found = _predict(model, good) if good else []
-        answers = iter(found)
+            results = _predict(model, good) if good else []
+        remaining = iter(results)
         for position, image in enumerate(chunk):
             name = str(start + position) if hasattr(image, "shape") or hasattr(image, "convert") else str(image)
             if position in errors:
                 yield Prediction(name, None, None, "", errors[position])
             else:
-                yield Prediction(name, *next(answers), "")
+                yield Prediction(name, *next(remaining), "")
 
 
 def _predict(model: Any, images: list[Any]) -> list[tuple[str | float, float | None, str]]:
     """(label, confidence, kind) for each image; the features are computed once."""
     try:
-        return _predicted(model, images)
+        return _results(model, images)
     except FeatxError:
         raise
-    except (ValueError, TypeError, AttributeError) as error:  # of scikit-learn, about what a step was given
+    except (ValueError, TypeError, AttributeError) as error:  # raised by a step that cannot use its input
         if not recipes(model):
             raise ModelError(
                 f"{type(model).__name__} predicts rows of features, not images: it has no StoredFeatures or "
@@ -83,7 +83,7 @@ def _predict(model: Any, images: list[Any]) -> list[tuple[str | float, float | N
         raise ModelError(f"{type(model).__name__} cannot predict images: {cause}") from error
 
 
-def _predicted(model: Any, images: list[Any]) -> list[tuple[str | float, float | None, str]]:
+def _results(model: Any, images: list[Any]) -> list[tuple[str | float, float | None, str]]:
     if not hasattr(model, "classes_"):
         return [(float(value), None, "value") for value in model.predict(images)]
     method, kind = ("predict_proba", "probability")

@@ -1,8 +1,8 @@
-"""A model from a file in; an error out unless every decision tree in it can be followed safely.
+"""Check that every decision tree in a loaded model is safe to use.
 
-scikit-learn follows the nodes of a tree in compiled code that checks no index: a forged child, feature or depth would
-read or write memory that is not the tree's. So each tree must be one that scikit-learn's builders could have made, and
-belong to one estimator that lets only rows of the tree's number of features through.
+scikit-learn traverses trees in compiled code without index checks: a forged child, feature or depth would read or write
+memory outside the tree. So each tree must be one that scikit-learn could have built, and belong to one estimator that
+checks the number of features of its input.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from featx.learn._sklearn import (
 from featx.learn.identity import Same
 from featx.learn.models.objects import refuse_own_methods
 
-# Trusted beside what skops trusts. Their construction copies arrays, of checked type and shape; `check_trees` looks at
-# what is in these.
+# Trusted beside the types that skops trusts. Their constructors copy arrays of checked type and shape; `check_trees`
+# checks the values.
 TREE_TYPES = (
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.tree._tree.Tree",
@@ -33,15 +33,15 @@ TREE_TYPES = (
 
 
 def check_trees(model: Any) -> None:
-    """Look at every decision tree that can be reached from a model.
+    """Check every decision tree that can be reached from a model.
 
     Raises
     ------
     ModelError
-        A tree is not one that scikit-learn could have made, or is where none belongs; or an object in the model has
-        attributes in place of its class's methods.
+        scikit-learn could not have built a tree, or a tree is outside the estimators that may have one; or an object of
+        the model has attributes in place of methods of its class.
     """
-    refuse_own_methods(model)  # so that the walk sees all that there is
+    refuse_own_methods(model)  # so that the walk below sees everything
     walk = _Walk()
     walk.dump(model)
     owned: Counter[Same] = Counter()
@@ -53,7 +53,7 @@ def check_trees(model: Any) -> None:
 
 
 class _Walk(pickle.Pickler):
-    """A pickler that writes nowhere: it visits all objects and keeps those that matter.
+    """A pickler that discards its output: it visits all objects, and keeps trees and their estimators.
 
     estimators : those with trees
     trees : number of references to each tree
@@ -75,7 +75,7 @@ class _Walk(pickle.Pickler):
         self.trees: Counter[Same] = Counter()
 
     def persistent_id(self, obj: Any) -> None:
-        """Called at every reference to an object, not only at the first."""
+        """Called at every reference to an object, not only the first."""
         if isinstance(obj, self._tree_kinds):
             self.trees[Same(obj)] += 1
         elif isinstance(obj, self._kinds):
@@ -88,13 +88,13 @@ class _Nowhere:
 
 
 def _checked_trees(estimator: Any) -> list[Any]:
-    """The trees that an estimator follows itself, none if it is not fitted."""
+    """The trees that an estimator traverses itself; none if it is not fitted."""
     from sklearn.tree import BaseDecisionTree
 
     fitted, name = vars(estimator), type(estimator).__name__
     if not {"tree_", "estimators_", "_predictors"} & fitted.keys():
         return []
-    d = fitted.get("n_features_in_")  # scikit-learn compares the number of columns with it, if it is there
+    d = fitted.get("n_features_in_")  # scikit-learn compares X with it only if it is there
     if not isinstance(d, int) or isinstance(d, bool) or d < 1:
         raise ModelError(f"{name} has a number of features; got {d!r}")
     if isinstance(estimator, BaseDecisionTree):
@@ -107,19 +107,18 @@ def _checked_trees(estimator: Any) -> list[Any]:
 
 
 def _check_tree(tree: Any, d: int) -> None:
-
     if type(tree) is not Tree or tree.n_features != d or min(tree.n_outputs, tree.max_n_classes) < 1:
         raise ModelError(f"a decision tree is a Tree of the {d} features of its estimator, with a number a leaf")
     inner = tree.children_left != -1
     if not np.array_equal(inner, tree.children_right != -1):
         raise ModelError("a node of a tree has two children or none; got one")
     depth = _check_nodes(tree.children_left, tree.children_right, inner, tree.feature, d)
-    if tree.max_depth != depth:  # by which scikit-learn allocates decision paths
+    if tree.max_depth != depth:  # scikit-learn allocates decision paths by it
         raise ModelError(f"the depth of a tree is that of its deepest node, {depth}; got {tree.max_depth}")
 
 
 def _check_boosting(estimator: Any, d: int) -> None:
-    """GradientBoosting: compiled code adds what each tree of a stage says to a column of its own."""
+    """GradientBoosting: compiled code adds the values of each tree of a stage to a column of its own."""
     from sklearn.base import is_classifier
     from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.tree import DecisionTreeRegressor
@@ -137,7 +136,7 @@ def _check_boosting(estimator: Any, d: int) -> None:
     else:
         shapes = [
             init_raw_predictions(np.zeros((n, 1)), first, estimator._loss, is_classifier(estimator)).shape
-            for n in (1, 2, 3)  # for these three alike, it is a row for each of any number
+            for n in (1, 2, 3)  # if it is one row per row for these three, it is for any number
         ]
         width = shapes[0][-1] if shapes == [(n, shapes[0][-1]) for n in (1, 2, 3)] else None
     if width != stages.shape[1]:
@@ -146,11 +145,10 @@ def _check_boosting(estimator: Any, d: int) -> None:
 
 def _checked_predictors(estimator: Any, d: int) -> list[Any]:
     """The trees of HistGradientBoosting."""
-
     name = type(estimator).__name__
     if estimator._preprocessor is not None:
         raise ModelError(f"{name} can be saved without categorical features; encode them in a step before it")
-    if "_in_fit" in vars(estimator):  # it would take columns as they come
+    if "_in_fit" in vars(estimator):  # it would not check columns
         raise ModelError(f"{name} is fitted; got one that is being fitted")
     trees = [tree for stage in estimator._predictors for tree in stage]
     for tree in trees:
@@ -158,7 +156,7 @@ def _checked_predictors(estimator: Any, d: int) -> list[Any]:
             raise ModelError(f"the trees of {name} are arrays of nodes; got {type(tree).__name__}")
         if tree.nodes.dtype != PREDICTOR_RECORD_DTYPE or tree.nodes.ndim != 1:
             raise ModelError(f"the nodes of {name} are records in a row; got {tree.nodes.dtype}, {tree.nodes.shape}")
-        nodes = tree.nodes = tree.nodes.copy()  # nothing else in the file holds this one
+        nodes = tree.nodes = tree.nodes.copy()  # no other object of the file can change this copy
         inner = nodes["is_leaf"] == 0
         if nodes["is_categorical"][inner].any():
             raise ModelError(f"the trees of {name} split on numbers; got a categorical feature")
@@ -167,7 +165,7 @@ def _checked_predictors(estimator: Any, d: int) -> list[Any]:
 
 
 def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray, feature: np.ndarray, d: int) -> int:
-    """The depth of a tree: its first node is the root, and each other one is the child of one node, before it.
+    """The depth of a tree, whose first node is the root and every other node the child of one earlier node.
 
     left, right, feature : (n,) int
     inner : (n,) bool, which nodes have children
@@ -182,6 +180,6 @@ def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray, feature
         raise ModelError(f"a tree splits on its {d} features; got another")
     above, depths = np.zeros(n, np.int64), np.ones(n, np.int64)
     above[children], depths[0] = parents, 0
-    while above.any():  # each time twice as far towards the root
+    while above.any():  # doubles the distance towards the root
         depths, above = depths + depths[above], above[above]
     return int(depths.max())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import empty_cache
 from PIL import Image
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -140,12 +141,11 @@ def test_a_prediction_does_not_depend_on_the_others(store, new):
 
 def test_features_of_a_chunk_are_computed_once(store, new, monkeypatch):
     from featx import forward
-    from featx.learn.features import features
 
     calls = []
     stream = forward.stream
     monkeypatch.setattr(forward, "stream", lambda *a, **k: calls.append(len(a[0])) or stream(*a, **k))
-    features._memo.clear()
+    empty_cache()
     list(predict_images(fitted(store, LogisticRegression()), new))
     assert calls == [len(new)]
 
