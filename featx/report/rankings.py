@@ -157,7 +157,7 @@ def _chosen_cells(curve: Curve) -> list[str]:
 
 def _features(candidate: Candidate) -> str:
     """Those that the estimator sees: of a layer's all, or what a PCA keeps."""
-    kept = int(candidate.cost[0])
+    kept = int(candidate.complexity[0])
     return f"{candidate.d:,}" if kept == candidate.d else f"{kept:,} of {candidate.d:,}"
 
 

@@ -73,9 +73,9 @@ def made(layers: list[str], backbones: tuple[str, ...] = ("torchvision:resnet50"
                 scores = tuple((0.3 + 0.5 * depth / len(layers) + rng.normal(0, 0.04, folds)).clip(0, 1).tolist())
                 mean, std = float(np.mean(scores)), float(np.std(scores))
                 interval = cv_interval(scores, 80, 20, 0, 1)
-                cost = (64.0 * depth, place, value or 0.0)
+                complexity = (64.0 * depth, place, value or 0.0)
                 what = (backbone, layer, 64 * depth, estimator, parameter, value, mean, std, interval, scores)
-                found.append(Candidate(*what, fit_seconds=float(rng.random()), cost=cost))
+                found.append(Candidate(*what, fit_seconds=float(rng.random()), complexity=complexity))
     return sorted(found, key=lambda candidate: -candidate.mean)
 
 
@@ -174,7 +174,7 @@ def test_every_mean_has_its_interval_beside_it(selection: Selection) -> None:
 def test_what_is_cheaper_and_within_noise_is_named_and_nothing_else(selection: Selection) -> None:
     found = searched(selection, made(LAYERS))
     best = found.best
-    cheap = replace(best, layer="small:avg", d=3, value=0.5, mean=best.mean - 1e-4, cost=(0.0, 0.0, 0.0))
+    cheap = replace(best, layer="small:avg", d=3, value=0.5, mean=best.mean - 1e-4, complexity=(0.0, 0.0, 0.0))
     said = ranking_table(searched(selection, [best, cheap])).caption
     assert isinstance(said, str) and "cheaper, and within one standard error of the best: small:avg, " in said
     assert "3 features" in said
@@ -261,7 +261,7 @@ def test_what_was_chosen_has_a_row_and_a_star_of_its_own_beside_the_best(selecti
 
 def test_features_are_those_that_are_left_of_a_pca(selection: Selection) -> None:
     first, second, *_ = made(LAYERS)
-    kept = replace(first, cost=(32.0, *first.cost[1:]))
+    kept = replace(first, complexity=(32.0, *first.complexity[1:]))
     assert ranking_table(searched(selection, [kept, second])).columns[3].cells.__next__() == f"32 of {first.d}"
 
 
@@ -444,7 +444,7 @@ def test_what_was_chosen_is_marked_and_has_the_held_out_score(selection: Selecti
 def test_every_field_of_a_candidate_has_a_column(selection: Selection) -> None:
     """A field that is added to Candidate is added here, or left out on purpose."""
     row = json.loads(results_json(selection))["results"][0]
-    elsewhere = {"d": "features", "interval": "low", "cost": "rank"}
+    elsewhere = {"d": "features", "interval": "low", "complexity": "rank"}
     assert {elsewhere.get(field.name, field.name) for field in fields(Candidate)} <= set(row)
 
 

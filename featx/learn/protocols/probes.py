@@ -24,10 +24,10 @@ from featx.learn.selection import (
     Layers,
     Point,
     ProtocolResult,
-    Question,
+    Experiment,
     Split,
     Stores,
-    ask,
+    define_experiment,
     hold_out,
     stored_features,
 )
@@ -90,27 +90,27 @@ def linear_probe(
     """
     if not len(C) or min(C) <= 0:
         raise FeatxError(f"C is one or more positive numbers; got {list(C)}")
-    asked = asked_classes(stores, y, random_state, test)
-    learn, validate = _validation(asked, validation_size, validation_rows, random_state)
+    experiment = classification_experiment(stores, y, random_state, test)
+    learn, validate = _validation(experiment, validation_size, validation_rows, random_state)
 
     def measure(features: StoredFeatures) -> tuple[Curve, Pipeline]:
-        X = features.transform(asked.X)
+        X = features.transform(experiment.X)
         estimator = LogisticRegression(max_iter=1000)
-        models = estimator.fit_many(X[learn], asked.y[learn], [Fit({"C": float(value)}) for value in sorted(C)])
-        scores = [accuracy_score(asked.y[validate], model.predict(X[validate])) for model in models]
+        models = estimator.fit_many(X[learn], experiment.y[learn], [Fit({"C": float(value)}) for value in sorted(C)])
+        scores = [accuracy_score(experiment.y[validate], model.predict(X[validate])) for model in models]
         points = _measured(sorted(C), scores, len(validate))
         chosen = max(points, key=lambda point: (point.mean, -point.x))  # of equal ones the stronger penalty
         pipeline = Pipeline([("features", features), ("estimator", estimator.set_params(C=float(chosen.x)))])
-        pipeline.fit(asked.X, asked.y)
-        predicted = asked.reading_test(pipeline).predict(asked.X_test)
-        return _tested(features, points, chosen, predicted, asked), pipeline
+        pipeline.fit(experiment.X, experiment.y)
+        predicted = experiment.reading_test(pipeline).predict(experiment.X_test)
+        return _tested(features, points, chosen, predicted, experiment), pipeline
 
     def result(found: list[tuple[Curve, Pipeline]]) -> ProtocolResult:
         found = sorted(found, key=lambda one: -one[0].chosen.mean if one[0].chosen else 0)
         curves = [curve for curve, _ in found]
-        return replace(result_of("linear-probe", "C", curves, asked, len(learn), 1), best_estimator=found[0][1])
+        return replace(result_of("linear-probe", "C", curves, experiment, len(learn), 1), best_estimator=found[0][1])
 
-    return layer_by_layer(stored_features(asked.stores, layers, asked.test_store), measure, result, on_progress)
+    return layer_by_layer(stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress)
 
 
 def knn_probe(
@@ -137,32 +137,32 @@ def knn_probe(
 
     The others, Returns and Raises as of `linear_probe`; there is no `best_estimator`.
     """
-    asked = asked_classes(stores, y, random_state, test)
-    learn, validate = _validation(asked, validation_size, validation_rows, random_state)
+    experiment = classification_experiment(stores, y, random_state, test)
+    learn, validate = _validation(experiment, validation_size, validation_rows, random_state)
     usable = sorted(value for value in k if value <= len(learn))
     if not usable or usable[0] < 1:
         raise FeatxError(f"k is 1 or more, and at most the {len(learn):,} images to learn from; got {list(k)}")
 
     def measure(features: StoredFeatures) -> Curve:
-        X = features.transform(asked.X)
-        votes = _votes(X[learn], asked.y[learn], X[validate], usable)
-        scores = [accuracy_score(asked.y[validate], predicted) for predicted in votes]
+        X = features.transform(experiment.X)
+        votes = _votes(X[learn], experiment.y[learn], X[validate], usable)
+        scores = [accuracy_score(experiment.y[validate], predicted) for predicted in votes]
         points = _measured(usable, scores, len(validate))
         chosen = max(points, key=lambda point: (point.mean, point.x))
-        X_test = asked.reading_test(Pipeline([("features", features)])).transform(asked.X_test)
-        (predicted,) = _votes(X, asked.y, X_test, [int(chosen.x)])
-        return _tested(features, points, chosen, predicted, asked)
+        X_test = experiment.reading_test(Pipeline([("features", features)])).transform(experiment.X_test)
+        (predicted,) = _votes(X, experiment.y, X_test, [int(chosen.x)])
+        return _tested(features, points, chosen, predicted, experiment)
 
     def result(curves: list[Curve]) -> ProtocolResult:
         curves = sorted(curves, key=lambda curve: -curve.chosen.mean if curve.chosen else 0)
-        return result_of("knn", "k", curves, asked, len(learn), 1)
+        return result_of("knn", "k", curves, experiment, len(learn), 1)
 
-    return layer_by_layer(stored_features(asked.stores, layers, asked.test_store), measure, result, on_progress)
+    return layer_by_layer(stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress)
 
 
-def asked_classes(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Question:
-    asked = asked_held_out(stores, y, random_state, test)
-    if asked.is_numeric:
+def classification_experiment(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Experiment:
+    experiment = held_out_experiment(stores, y, random_state, test)
+    if experiment.is_numeric:
         raise FeatxError(
             "this protocol tells classes apart, and these labels are numbers; take learning curves (",
             Call("featx.learn.learning_curves"),
@@ -170,23 +170,23 @@ def asked_classes(stores: Stores, y: Labels, random_state: int, test: dict[str, 
             Call("featx.learn.select_model"),
             ")",
         )
-    return asked
+    return experiment
 
 
-def asked_held_out(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Question:
-    asked = ask(stores, y, random_state=random_state, **test)
-    if asked.X_test is None:
+def held_out_experiment(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Experiment:
+    experiment = define_experiment(stores, y, random_state=random_state, **test)
+    if experiment.X_test is None:
         raise FeatxError("a protocol is scored on images held out; give a test size above 0")
-    return asked
+    return experiment
 
 
-def _validation(asked: Question, share: float, chosen: np.ndarray | None, random_state: int) -> Split:
+def _validation(experiment: Experiment, share: float, chosen: np.ndarray | None, random_state: int) -> Split:
     """Positions among the training images: to learn from, to validate on."""
     if chosen is None:
         if not 0 < share < 1:
             raise FeatxError(f"validation_size is the share of training images to choose on, above 0; got {share}")
-        return hold_out(asked.y, asked.tied, share, random_state)
-    return asked.parted(chosen)
+        return hold_out(experiment.y, experiment.groups, share, random_state)
+    return experiment.split_validation(chosen)
 
 
 def _votes(X: np.ndarray, y: np.ndarray, X_new: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
@@ -218,31 +218,31 @@ def _measured(xs: Sequence[float], scores: Sequence[float], n: int) -> tuple[Poi
 
 
 def _tested(
-    features: StoredFeatures, points: tuple[Point, ...], chosen: Point, predicted: np.ndarray, asked: Question
+    features: StoredFeatures, points: tuple[Point, ...], chosen: Point, predicted: np.ndarray, experiment: Experiment
 ) -> Curve:
-    assert asked.y_test is not None
-    test = float(accuracy_score(asked.y_test, predicted))
+    assert experiment.y_test is not None
+    test = float(accuracy_score(experiment.y_test, predicted))
     place = (features.recipe_.backbone, features.layer_, features.n_features_out_)
-    interval = held_out_interval(METRICS["accuracy"], asked.y_test, predicted, asked.test_groups)
+    interval = held_out_interval(METRICS["accuracy"], experiment.y_test, predicted, experiment.test_groups)
     return Curve(*place, points, chosen, test, interval)
 
 
 def result_of(
-    protocol: str, varied: str, curves: Sequence[Curve], asked: Question, n_train: int, repeats: int
+    protocol: str, varied: str, curves: Sequence[Curve], experiment: Experiment, n_train: int, repeats: int
 ) -> ProtocolResult:
-    assert asked.y_test is not None
-    scoring = "r2" if asked.is_numeric else "accuracy"
+    assert experiment.y_test is not None
+    scoring = "r2" if experiment.is_numeric else "accuracy"
     return ProtocolResult(
         protocol=protocol,
         varied=varied,
         curves=tuple(curves),
         n_train=n_train,
-        n_validation=len(asked.y) - n_train,
-        n_test=len(asked.y_test),
-        classes=asked.classes,
-        chance=asked.chance(METRICS[scoring]),
+        n_validation=len(experiment.y) - n_train,
+        n_test=len(experiment.y_test),
+        classes=experiment.classes,
+        chance=experiment.chance(METRICS[scoring]),
         repeats=repeats,
-        stores=asked.stores,
+        stores=experiment.stores,
         scoring=scoring,
     )
 

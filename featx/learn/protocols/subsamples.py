@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from featx.errors import FeatxError, Parameter
 from featx.learn.estimators import Fit, LogisticRegression, Ridge
 from featx.learn.features import StoredFeatures
-from featx.learn.protocols.probes import Progress, asked_classes, asked_held_out, layer_by_layer, result_of
+from featx.learn.protocols.probes import Progress, classification_experiment, held_out_experiment, layer_by_layer, result_of
 from featx.learn.scores import METRICS, drawn_interval
 from featx.learn.search import GridSearchCV
 from featx.learn.selection import (
@@ -24,7 +24,7 @@ from featx.learn.selection import (
     Layers,
     Point,
     ProtocolResult,
-    Question,
+    Experiment,
     Split,
     Stores,
     cv_splits,
@@ -68,9 +68,9 @@ def few_shot(
         Points are on the images held out; their intervals are of both draws, of those to learn from and of the test
         images.
     """
-    asked = asked_classes(stores, y, random_state, test)
+    experiment = classification_experiment(stores, y, random_state, test)
     _at_least_one(repeats)
-    names, counts = np.unique(asked.y, return_counts=True)
+    names, counts = np.unique(experiment.y, return_counts=True)
     shots = [shot for shot in _SHOTS if shot <= counts.min()] if shots is None else shots
     if not _are_counts(shots, 1, counts.min()):
         raise FeatxError(
@@ -79,18 +79,18 @@ def few_shot(
         )
     draws: dict[int, list[np.ndarray]] = {shot: [] for shot in sorted(shots)}
     for seed in range(repeats):
-        order = np.random.default_rng([random_state, seed]).permutation(len(asked.y))
-        of_each = [order[asked.y[order] == name] for name in names]
+        order = np.random.default_rng([random_state, seed]).permutation(len(experiment.y))
+        of_each = [order[experiment.y[order] == name] for name in names]
         for shot, drawn in draws.items():
             drawn.append(np.concatenate([rows[:shot] for rows in of_each]))
 
     def measure(features: StoredFeatures) -> Curve:
-        X, X_test = _both(features, asked)
+        X, X_test = _both(features, experiment)
         scaler = StandardScaler().fit(X)
         estimator = LogisticRegression(C=C, max_iter=1000)
-        return _drawn(features, scaler.transform(X), scaler.transform(X_test), asked, draws, estimator, scaled=False)
+        return _drawn(features, scaler.transform(X), scaler.transform(X_test), experiment, draws, estimator, scaled=False)
 
-    return _curves("few-shot", "images a class", asked, layers, measure, repeats, on_progress)
+    return _curves("few-shot", "images a class", experiment, layers, measure, repeats, on_progress)
 
 
 def learning_curves(
@@ -129,18 +129,18 @@ def learning_curves(
         Points are on the images held out; their intervals are of both draws, of those to learn from and of the test
         images.
     """
-    asked = asked_held_out(stores, y, random_state, test)
+    experiment = held_out_experiment(stores, y, random_state, test)
     _at_least_one(repeats)
-    if asked.is_numeric and C is not None:
+    if experiment.is_numeric and C is not None:
         raise FeatxError(f"C is of logistic regression, and these labels are numbers; leave it out, got C={C}")
-    n = len(asked.y)
-    kinds = np.zeros(n) if asked.is_numeric else asked.y  # of numbers, any draw will do
+    n = len(experiment.y)
+    kinds = np.zeros(n) if experiment.is_numeric else experiment.y  # of numbers, any draw will do
     _, strata, counts = np.unique(kinds, return_inverse=True, return_counts=True)
-    fewest = _FEWEST_NUMBERS if asked.is_numeric else len(counts)
-    usual = 5 * fewest if asked.is_numeric else 2 * fewest
+    fewest = _FEWEST_NUMBERS if experiment.is_numeric else len(counts)
+    usual = 5 * fewest if experiment.is_numeric else 2 * fewest
     sizes = [n // 2**i for i in range(6) if n // 2**i >= usual] or [n] if sizes is None else sizes
     if not _are_counts(sizes, fewest, n):
-        least = f"{fewest}" if asked.is_numeric else f"one for each of the {fewest} classes"
+        least = f"{fewest}" if experiment.is_numeric else f"one for each of the {fewest} classes"
         raise FeatxError(f"sizes are numbers of training images, from {least} to all {n:,}; got {list(sizes)}")
     draws: dict[int, list[np.ndarray]] = {size: [] for size in sorted(sizes)}
     for seed in range(repeats):
@@ -151,19 +151,19 @@ def learning_curves(
         for size, drawn in draws.items():
             if size < n or not drawn:
                 drawn.append(order[:size])
-    family = ESTIMATORS["ridge" if asked.is_numeric else "logistic_regression"]
-    values = family.values if C is None else (C,)
-    folds = max(2, min(5, *units(asked.y, asked.tied)[1].tolist()))
-    splits = cv_splits(asked.y, asked.tied, folds, 1, random_state) if C is None else []
+    spec = ESTIMATORS["ridge" if experiment.is_numeric else "logistic_regression"]
+    values = spec.values if C is None else (C,)
+    folds = max(2, min(5, *units(experiment.y, experiment.groups)[1].tolist()))
+    splits = cv_splits(experiment.y, experiment.groups, folds, 1, random_state) if C is None else []
 
     def measure(features: StoredFeatures) -> Curve:
-        X, X_test = _both(features, asked)
-        estimator = clone(family.estimator).set_params(**{family.parameter: values[0]})
+        X, X_test = _both(features, experiment)
+        estimator = clone(spec.estimator).set_params(**{spec.parameter: values[0]})
         if len(values) > 1:
-            estimator = _best(estimator, {family.parameter: list(values)}, X, asked.y, splits)
-        return _drawn(features, X, X_test, asked, draws, estimator, scaled=True)
+            estimator = _best(estimator, {spec.parameter: list(values)}, X, experiment.y, splits)
+        return _drawn(features, X, X_test, experiment, draws, estimator, scaled=True)
 
-    return _curves("learning-curve", "training images", asked, layers, measure, repeats, on_progress)
+    return _curves("learning-curve", "training images", experiment, layers, measure, repeats, on_progress)
 
 
 def _best(
@@ -183,7 +183,7 @@ def _best(
 def _curves(
     protocol: str,
     varied: str,
-    asked: Question,
+    experiment: Experiment,
     layers: Layers,
     measure: Callable[[StoredFeatures], Curve],
     repeats: int,
@@ -193,31 +193,31 @@ def _curves(
 
     def result(curves: list[Curve]) -> ProtocolResult:
         curves = sorted(curves, key=lambda curve: -curve.points[-1].mean)
-        return result_of(protocol, varied, curves, asked, len(asked.y), repeats)
+        return result_of(protocol, varied, curves, experiment, len(experiment.y), repeats)
 
-    return layer_by_layer(stored_features(asked.stores, layers, asked.test_store), measure, result, on_progress)
+    return layer_by_layer(stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress)
 
 
-def _both(features: StoredFeatures, asked: Question) -> tuple[np.ndarray, np.ndarray]:
+def _both(features: StoredFeatures, experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
     """Rows to learn from, and rows to be scored on."""
-    reading = asked.reading_test(Pipeline([("features", features)]))
-    return features.transform(asked.X), reading.transform(asked.X_test)
+    reading = experiment.reading_test(Pipeline([("features", features)]))
+    return features.transform(experiment.X), reading.transform(experiment.X_test)
 
 
 def _drawn(
     features: StoredFeatures,
     X: np.ndarray,
     X_test: np.ndarray,
-    asked: Question,
+    experiment: Experiment,
     draws: dict[int, list[np.ndarray]],
     estimator: Ridge | LogisticRegression,
     scaled: bool,
 ) -> Curve:
     """A curve over draws, {x: rows of each draw}, all fitted at once; `scaled`: each standardised by itself."""
-    assert asked.y_test is not None
-    metric = METRICS["r2" if asked.is_numeric else "accuracy"]
+    assert experiment.y_test is not None
+    metric = METRICS["r2" if experiment.is_numeric else "accuracy"]
     used = np.unique(np.concatenate([rows for drawn in draws.values() for rows in drawn]))
-    X, y = X[used], asked.y[used]
+    X, y = X[used], experiment.y[used]
     fits = []
     for rows in (rows for drawn in draws.values() for rows in drawn):
         chosen = np.isin(used, rows)
@@ -233,8 +233,8 @@ def _drawn(
             fit, model = next(waiting), next(models)
             rows = X_test if fit.shift is None or fit.scale is None else (X_test - fit.shift) / fit.scale
             predictions.append(model.predict(rows))
-        scores = tuple(metric.score(asked.y_test, predicted) for predicted in predictions)
-        interval = drawn_interval(metric, asked.y_test, predictions, asked.test_groups)
+        scores = tuple(metric.score(experiment.y_test, predicted) for predicted in predictions)
+        interval = drawn_interval(metric, experiment.y_test, predictions, experiment.test_groups)
         points.append(Point(x, float(np.mean(scores)), interval, scores))
     return Curve(features.recipe_.backbone, features.layer_, features.n_features_out_, tuple(points))
 

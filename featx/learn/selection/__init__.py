@@ -1,13 +1,29 @@
 """Which layer and which estimator: an experiment on stores in, candidates ranked under honest splits out."""
 
 from featx.learn.selection.catalogue import ESTIMATORS, Layers, stored_features
-from featx.learn.selection.experiment import Labels, Question, Stores, ask
+from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
 from featx.learn.selection.one_se_rule import one_se
-from featx.learn.selection.results import Candidate, Curve, Interrupted, Nested, Point, ProtocolResult, Selection
+from featx.learn.selection.results import (
+    Candidate,
+    Curve,
+    Interrupted,
+    Nested,
+    Point,
+    ProtocolResult,
+    SearchSettings,
+    Selection,
+    TestSet,
+    TrainingSet,
+)
 from featx.learn.selection.selection import select_model
 from featx.learn.selection.splits import Split, cv_splits, hold_out, units
 
 __all__ = [
+    "A_FIFTH",
+    "HoldOut",
+    "SearchSettings",
+    "TestSet",
+    "TrainingSet",
     "ESTIMATORS",
     "Candidate",
     "Curve",
@@ -17,11 +33,11 @@ __all__ = [
     "Nested",
     "Point",
     "ProtocolResult",
-    "Question",
+    "Experiment",
     "Selection",
     "Split",
     "Stores",
-    "ask",
+    "define_experiment",
     "cv_splits",
     "hold_out",
     "one_se",

@@ -1,15 +1,16 @@
-"""Layers and estimators in; for each layer one grid of pipelines, and after its search the candidates, out."""
+"""The catalogue of estimators, and for each layer the grid of pipelines that a search fits."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
 from featx.errors import FeatxError, LayerError, Parameter, RecipeError, RowsDifferWarning, listed, nearest, warn
@@ -33,13 +34,13 @@ Layers = str | Sequence[str | Sequence[str]] | None
 
 
 @dataclass(frozen=True)
-class Family:
-    """An estimator and the one parameter of it that is searched.
+class EstimatorSpec:
+    """An estimator of the catalogue, and the one parameter of it that is searched.
 
-    parameter : its name, or "" for none
-    values : the default grid
-    is_numeric : whether it predicts numbers
-    is_default : whether it is searched without being named
+    parameter : its name, or "" if there is none
+    values : its default values
+    is_numeric : whether it is a regressor
+    is_default : whether it is searched by default
     """
 
     estimator: Any
@@ -48,95 +49,94 @@ class Family:
     is_numeric: bool = False
     is_default: bool = True
 
-    @property
-    def strength(self) -> int:
-        """1 where less of the parameter is simpler, -1 where more is."""
-        return 1 if self.parameter == "C" else -1
+    def complexity(self, value: float | None) -> float:
+        """Orders values of the parameter, the strongest regularization first."""
+        if value is None:
+            return 0.0
+        return float(value) if self.parameter == "C" else -float(value)
 
 
-# Simpler and cheaper to predict with first: that is their order among equals. Features are standardised, so one grid
-# serves all layers.
-ESTIMATORS: dict[str, Family] = {
-    "nearest_centroid": Family(NearestCentroid(), "", (None,), is_default=False),
-    "ridge_classifier": Family(RidgeClassifier(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_default=False),
-    "logistic_regression": Family(
+# In the order of complexity, simplest first, which decides between equal scores. Features are standardised, so one grid
+# fits all layers.
+ESTIMATORS: dict[str, EstimatorSpec] = {
+    "nearest_centroid": EstimatorSpec(NearestCentroid(), "", (None,), is_default=False),
+    "ridge_classifier": EstimatorSpec(RidgeClassifier(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_default=False),
+    "logistic_regression": EstimatorSpec(
         LogisticRegression(max_iter=1000), "C", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0)
     ),
-    "linear_svm": Family(LinearSVC(), "C", (1e-5, 1e-4, 1e-3, 1e-2)),
-    "knn": Family(KNeighborsClassifier(metric="cosine"), "n_neighbors", (1, 5, 10, 20, 50), is_default=False),
-    "rbf_svm": Family(SVC(), "C", (0.1, 1.0, 10.0)),
-    "ridge": Family(Ridge(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_numeric=True),
-    "svr": Family(SVR(), "C", (0.1, 1.0, 10.0, 100.0), is_numeric=True),
+    "linear_svm": EstimatorSpec(LinearSVC(), "C", (1e-5, 1e-4, 1e-3, 1e-2)),
+    "knn": EstimatorSpec(KNeighborsClassifier(metric="cosine"), "n_neighbors", (1, 5, 10, 20, 50), is_default=False),
+    "rbf_svm": EstimatorSpec(SVC(), "C", (0.1, 1.0, 10.0)),
+    "ridge": EstimatorSpec(Ridge(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_numeric=True),
+    "svr": EstimatorSpec(SVR(), "C", (0.1, 1.0, 10.0, 100.0), is_numeric=True),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class LayerGrid:
-    """One layer of one store with all estimators.
+    """The pipelines of one layer of one store.
 
-    pipeline : steps up to an estimator that the grid replaces
-    families : (name, estimator, values)
+    pipeline : the steps, with an estimator that the grid replaces
+    estimators : (name, estimator, values of its parameter)
     """
 
     pipeline: Pipeline
-    families: tuple[tuple[str, Any, tuple[Any, ...]], ...]
+    estimators: tuple[tuple[str, Any, tuple[Any, ...]], ...]
 
     @property
     def features(self) -> StoredFeatures:
         return self.pipeline["features"]
 
     @property
-    def kept(self) -> int:
-        """Features that the estimator is fitted on: the layer's, or the components of the PCA."""
-        if "pca" in self.pipeline.named_steps:
-            return self.pipeline["pca"].n_components
-        return self.features.n_features_out_
+    def n_features(self) -> int:
+        """Number of features that the estimator is fitted on, as far as `n_components` of a step tells."""
+        widths = [getattr(step, "n_components", None) for _, step in self.pipeline.steps[1:-2]]
+        return next((width for width in reversed(widths) if isinstance(width, Integral)), self.features.n_features_out_)
 
     def param_grid(self) -> list[dict[str, list[Any]]]:
         grids = []
-        for name, estimator, values in self.families:
+        for name, estimator, values in self.estimators:
             parameter = ESTIMATORS[name].parameter
             grids.append({"estimator": [estimator]} | ({f"estimator__{parameter}": list(values)} if parameter else {}))
         return grids
 
     def n_fits(self, splits: Sequence[Split]) -> int:
-        return len(splits) * sum(len(values) for _, _, values in self.families)
+        return len(splits) * sum(len(values) for _, _, values in self.estimators)
 
     def candidates(
         self, results: Mapping[str, Any], splits: Sequence[Split], scoring: str
     ) -> list[tuple[Candidate, Pipeline]]:
-        """What a search found: each candidate, with its pipeline, not fitted.
+        """The candidates of a search, each with its unfitted pipeline.
 
         Parameters
         ----------
-        results : GridSearchCV's `cv_results_`, "score" being one metric and "mae", for numbers, the other
+        results : GridSearchCV's `cv_results_`; for regression with the metrics "score" and "mae"
         """
-        names = {type(estimator): name for name, estimator, _ in self.families}
+        names = {type(estimator): name for name, estimator, _ in self.estimators}
         metric = METRICS[scoring]
-        found = []
+        candidates = []
         for i, params in enumerate(results["params"]):
             name = names[type(params["estimator"])]
-            family = ESTIMATORS[name]
-            value = params[f"estimator__{family.parameter}"] if family.parameter else None
+            spec = ESTIMATORS[name]
+            value = params[f"estimator__{spec.parameter}"] if spec.parameter else None
             scores = tuple(float(results[f"split{split}_test_score"][i]) for split in range(len(splits)))
-            strength = 0.0 if value is None else family.strength * float(value)
             candidate = Candidate(
                 backbone=self.features.recipe_.backbone,
                 layer=self.features.layer_,
                 d=self.features.n_features_out_,
                 estimator=name,
-                parameter=family.parameter,
+                parameter=spec.parameter,
                 value=value,
                 mean=float(np.mean(scores)),
                 std=float(np.std(scores)),
                 interval=splits_interval(metric, scores, splits),
                 scores=scores,
                 fit_seconds=float(results["mean_fit_time"][i]),
-                cost=(self.kept, list(ESTIMATORS).index(name), strength),
+                complexity=(self.n_features, list(ESTIMATORS).index(name), spec.complexity(value)),
                 mae=-float(results["mean_test_mae"][i]) if metric.is_numeric else None,
             )
-            found.append((candidate, clone(self.pipeline).set_params(**clone(params, safe=False))))
-        return found
+            candidates.append((candidate, clone(self.pipeline).set_params(**clone(params, safe=False))))
+        return candidates
 
 
 def layer_grids(
@@ -146,55 +146,81 @@ def layer_grids(
     *,
     layers: Layers,
     estimators: str | Sequence[str] | None,
-    values: Mapping[str, Sequence[Any]] | None,
-    l2: bool,
-    power: bool,
-    pca: int | None,
+    param_grid: Mapping[str, Sequence[Any]] | None,
+    steps: Sequence[Any],
     test_store: FeatureStore | None = None,
 ) -> list[LayerGrid]:
-    """One for every layer of every store, small layers first; everything that was asked for is looked up here.
+    """One grid for each layer of each store, narrow layers first; looks up everything that the user named.
 
     Parameters
     ----------
     y : (n,) labels
-    n_fit : the fewest images that a pipeline is fitted on
-    test_store : as `stored_features` has it
+    n_fit : smallest number of images that a pipeline is fitted on
+    estimators, param_grid, steps : as in `select_model`
+    test_store : as in `stored_features`
     """
     is_numeric = y.dtype.kind == "f"
-    families = _families(is_numeric, estimators, values or {}, y, n_fit)
-    if pca is not None and pca < 1:
-        raise FeatxError(f"pca is how many components are kept, 1 or more; got {pca}")
-    found = []
+    chosen = _chosen_estimators(is_numeric, estimators, param_grid or {}, y, n_fit)
+    for step in steps:
+        if not hasattr(step, "fit") or not hasattr(step, "transform"):
+            raise FeatxError(f"a step is a transformer of scikit-learn; got {step!r}")
+    grids = []
     for features in stored_features(stores, layers, test_store):
-        steps: list[tuple[str, Any]] = [("features", features)]
-        steps += [("l2", Normalizer())] if l2 else []
-        steps += [("power", PowerTransformer())] if power else []
-        # centred, n rows span n - 1 directions: one more is rounding, which the scaler would blow up to noise
-        kept = min(pca or 0, features.n_features_out_, n_fit - 1)
-        steps += [("pca", PCA(kept, random_state=0))] if pca else []
-        pipeline = Pipeline([*steps, ("scaler", StandardScaler()), ("estimator", clone(families[0][1]))])
-        found.append(LayerGrid(pipeline, families))
-    return found
+        # centred, n rows span n - 1 directions: one more would be rounding error, which the scaler would magnify
+        most = min(features.n_features_out_, n_fit - 1)
+        between = [_with_components_at_most(clone(step), most) for step in steps]
+        named = make_pipeline(*between).steps if between else []
+        final = [("scaler", StandardScaler()), ("estimator", clone(chosen[0][1]))]
+        pipeline = Pipeline([("features", features), *named, *final])
+        grids.append(LayerGrid(pipeline, chosen))
+    return grids
+
+
+def _with_components_at_most(step: Any, most: int) -> Any:
+    """The transformer, with no more components than a layer and the images of a fold have."""
+    n_components = getattr(step, "n_components", None)
+    if isinstance(n_components, Integral) and n_components > most:
+        step.set_params(n_components=most)
+    return step
+
+
+def steps_text(steps: Sequence[Any], grids: Sequence[LayerGrid]) -> tuple[str, ...]:
+    """The steps in words: "l2", "power", "pca 256", or their repr; and how many components there are, if fewer."""
+    words = []
+    for number, step in enumerate(steps):
+        if type(step) is Normalizer and step.norm == "l2":
+            words.append("l2")
+        elif type(step) is PowerTransformer and step.method == "yeo-johnson":
+            words.append("power")
+        elif type(step) is PCA and isinstance(step.n_components, Integral):
+            widths = [grid.pipeline.steps[1 + number][1].n_components for grid in grids]
+            few, many = min(widths), max(widths)
+            kept = f"{few:,}" if few == many else f"{few:,} to {many:,}"
+            text = f"pca {step.n_components}"
+            words.append(text + (f" ({kept} kept, all there are)" if few < step.n_components else ""))
+        else:
+            words.append(" ".join(repr(step).split()))
+    return tuple(words)
 
 
 def stored_features(
     stores: Sequence[FeatureStore], layers: Layers, test_store: FeatureStore | None = None
 ) -> list[StoredFeatures]:
-    """Fitted StoredFeatures of the layers, or of all, of every store, small layers first.
+    """Fitted StoredFeatures of the layers (by default all) of each store, narrow layers first.
 
     Parameters
     ----------
     test_store : FeatureStore, optional
-        What is learned from each of them will be scored on its rows.
+        The store on whose rows models of these features will be scored.
 
     Raises
     ------
     LayerError
-        A layer is not stored; of several stores, in which.
+        A layer is not stored.
     RecipeError
-        Rows of the test store mean something else.
+        Rows of the test store have another meaning.
     FeatxError
-        Rows hold inf or NaN.
+        Rows contain NaN or inf.
 
     Warns
     -----
@@ -202,7 +228,7 @@ def stored_features(
         Rows of the test store are rounded differently.
     """
     notes: dict[str, None] = {}
-    found: dict[tuple[int, str], StoredFeatures] = {}
+    by_layer: dict[tuple[int, str], StoredFeatures] = {}
     for number, store in enumerate(stores):
         for layer in [layers] if isinstance(layers, str) else layers or store.layers:
             features = StoredFeatures(store, layer if isinstance(layer, str) else list(layer))
@@ -214,14 +240,14 @@ def stored_features(
                 raise LayerError(
                     f"every store needs every layer that is named; {store.path.name}: ", *error.parts
                 ) from error
-            found[number, features.layer_] = features
+            by_layer[number, features.layer_] = features
             _refuse_nonfinite(store, features)
             if test_store is not None:
                 _refuse_nonfinite(test_store, features)
                 notes[_test_note(features, store, test_store)] = None
     for note in filter(None, notes):
         warn(note, RowsDifferWarning)
-    return sorted(found.values(), key=lambda features: features.n_features_out_)
+    return sorted(by_layer.values(), key=lambda features: features.n_features_out_)
 
 
 def _refuse_nonfinite(store: FeatureStore, features: StoredFeatures) -> None:
@@ -233,10 +259,10 @@ def _refuse_nonfinite(store: FeatureStore, features: StoredFeatures) -> None:
 
 
 def _test_note(features: StoredFeatures, store: FeatureStore, test_store: FeatureStore) -> str:
-    """What rounds differently in a test store, in a line or ""; refuses one whose rows mean something else."""
+    """How rows of the test store are rounded differently, in a line or ""; raises RecipeError if their meaning differs."""
     name, trained_on = test_store.path.name, store.path.name
     where = (f"in {trained_on}", f"in {name}")
-    # of another network even the names of layers are others: that is said first
+    # another network has other layer names: compare networks first
     differences = features.recipe_.some([]).other_meaning(test_store.recipe.some([]), where)
     if not differences:
         try:
@@ -256,15 +282,15 @@ def _test_note(features: StoredFeatures, store: FeatureStore, test_store: Featur
     return rounding_note(recipe, features.recipe_, (name, trained_on))
 
 
-def _families(
+def _chosen_estimators(
     is_numeric: bool,
     estimators: str | Sequence[str] | None,
     values: Mapping[str, Sequence[Any]],
     y: np.ndarray,
     n_fit: int,
 ) -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
-    """(name, estimator, values), or an error that names what there is."""
-    choices = [name for name, family in ESTIMATORS.items() if family.is_numeric == is_numeric]
+    """(name, estimator, values of its parameter) of each; raises FeatxError if a name or value does not fit."""
+    choices = [name for name, spec in ESTIMATORS.items() if spec.is_numeric == is_numeric]
     if estimators is None:
         estimators = [name for name in choices if ESTIMATORS[name].is_default]
     estimators = [estimators] if isinstance(estimators, str) else estimators
@@ -272,26 +298,26 @@ def _families(
         if name not in ESTIMATORS:
             raise FeatxError(f"there is no estimator {name!r}{nearest(name, choices)}; choose {', '.join(choices)}")
         if name not in choices:
-            told = ("numbers", "classes") if is_numeric else ("classes", "numbers")
+            kinds = ("numbers", "classes") if is_numeric else ("classes", "numbers")
             raise FeatxError(
-                f"the labels are {told[0]}, and {name} predicts {told[1]}; choose from {', '.join(choices)}"
+                f"the labels are {kinds[0]}, and {name} predicts {kinds[1]}; choose from {', '.join(choices)}"
             )
     if not estimators:
         raise FeatxError(f"name at least one estimator of {', '.join(choices)}")
-    found = []
+    chosen = []
     for name in dict.fromkeys(estimators):
-        family = ESTIMATORS[name]
-        estimator, default = clone(family.estimator), family.values
-        if name == "svr":  # C, epsilon and tol are in units of y; a power of ten of them keeps the grid readable
+        spec = ESTIMATORS[name]
+        estimator, default = clone(spec.estimator), spec.values
+        if name == "svr":  # C, epsilon and tol have the unit of y; a power of ten keeps the grid readable
             unit = 10.0 ** round(np.log10(np.std(y)))
             estimator.set_params(epsilon=0.1 * unit, tol=1e-3 * unit)
             default = tuple(value * unit for value in default)
         if name == "knn":
             default = tuple(k for k in default if k <= n_fit)
         grid = tuple(values.get(name, default))
-        if family.parameter and (not grid or min(grid) <= 0):
-            raise FeatxError(f"{family.parameter} is one or more positive numbers; got {list(grid)} for {name}")
+        if spec.parameter and (not grid or min(grid) <= 0):
+            raise FeatxError(f"{spec.parameter} is one or more positive numbers; got {list(grid)} for {name}")
         if name == "knn" and max(grid) > n_fit:
             raise FeatxError(f"n_neighbors is at most the {n_fit:,} images that a fold learns from; got {max(grid)}")
-        found.append((name, estimator, grid if family.parameter else (None,)))
-    return tuple(found)
+        chosen.append((name, estimator, grid if spec.parameter else (None,)))
+    return tuple(chosen)

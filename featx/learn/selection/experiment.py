@@ -1,4 +1,4 @@
-"""Stores and labels in; what is to be learned of which images, and which are kept out of it, out."""
+"""The experiment of a search or protocol: labelled images to train on, and held-out images for the final score."""
 
 from __future__ import annotations
 
@@ -13,33 +13,69 @@ from sklearn.pipeline import Pipeline
 from featx.errors import Call, FeatxError, KeysError, Parameter, StoreError, listed
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import Metric
-from featx.learn.selection.splits import Split, Tied, column_of, group_numbers, hold_out, is_numeric, refuse_parted, tie
+from featx.learn.selection.splits import Split, Groups, column_of, group_numbers, hold_out, is_numeric, refuse_split_groups, groups_of
 from featx.manifest import text_array
-from featx.request import refuse_several_hold_outs
 from featx.store import FeatureStore
 
 Stores = FeatureStore | Sequence[FeatureStore]
 Labels = str | Sequence[object] | np.ndarray | None
-_SEEDS = 2**31  # one more for each repeat, and still what scikit-learn takes
+_SEEDS = 2**31  # each repeat adds one, and scikit-learn takes seeds below 2**32
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
-    """Labelled images to learn from, and others, the test set, that nothing but the last score may see.
+class HoldOut:
+    """Images that the search never sees, on which its choice is scored; give one of three.
 
-    X, y : (n, 1) keys and (n,) labels to learn from: class names, or float64
-    tied : which of them stay together, or None
+    Parameters
+    ----------
+    size : float, optional
+        Share of the images, drawn at random: stratified, and by whole groups. 0 holds out none.
+    rows : (n,) bool, optional
+        The images, in the order of the first store.
+    store : FeatureStore, optional
+        All images of another store, with its labels. Its rows must mean what those of the searched stores mean: the
+        same network, weights, preprocessing, decoder and layers.
+
+    Raises
+    ------
+    FeatxError
+        Not exactly one is given, or the share is not from 0 to below 1.
+    """
+
+    size: float | None = None
+    rows: np.ndarray | None = None
+    store: FeatureStore | None = None
+
+    def __post_init__(self) -> None:
+        names = [name for name in ("size", "rows", "store") if getattr(self, name) is not None]
+        if len(names) != 1:
+            raise FeatxError(f"HoldOut takes one of size, rows and store; got {' and '.join(names) or 'none'}")
+        if self.size is not None and not 0 <= self.size < 1:
+            raise FeatxError(
+                Parameter("test_size"), f" is the share of images held out, from 0 to below 1; got {self.size}"
+            )
+
+
+A_FIFTH = HoldOut(0.2)
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """Labelled images to train on, and a test set that only the final score may see.
+
+    X, y : (n, 1) keys and (n,) labels to train on: class names, or float64
+    groups : which of these images must stay together, or None
     X_test, y_test : (m, 1), (m,), or None
     test_groups : (m,) numbers, or None
-    test_store : where X_test are, if not in `stores`
-    n_duplicates : images of `stores` whose content another one has too, and that stay together
-    n_groups : groups among all images, or None
+    test_store : the store of X_test, if it is not one of `stores`
+    n_duplicates : images of `stores` that have the same content as another one, and stay together
+    n_groups : number of groups among all images, or None
     """
 
     stores: list[FeatureStore] = field(repr=False)
     X: np.ndarray
     y: np.ndarray
-    tied: Tied | None
+    groups: Groups | None
     X_test: np.ndarray | None
     y_test: np.ndarray | None
     test_groups: np.ndarray | None
@@ -56,8 +92,8 @@ class Question:
         return None if self.is_numeric else np.unique(self.y)
 
     def chance(self, metric: Metric) -> float:
-        """What a guess scores among the images to learn from: the most frequent class; for decision scores, all equal;
-        for R^2 the mean, and for the mean absolute error the median."""
+        """The score of a constant prediction on the training images: the most frequent class; equal decision scores for
+        a ranking metric; the mean for R^2, and the median for the mean absolute error."""
         if metric.is_ranked:
             return 0.5
         if self.is_numeric:
@@ -68,49 +104,47 @@ class Question:
         return metric.score(self.y, np.full(len(self.y), guess))
 
     def reading_test(self, pipeline: Pipeline) -> Pipeline:
-        """A fitted pipeline as it reads the rows of X_test: from the test store, if there is one."""
+        """The fitted pipeline, reading from the test store if there is one."""
         if self.test_store is None:
             return pipeline
         reading = StoredFeatures(self.test_store, list(pipeline["features"].layers_)).fit()
         return Pipeline([("features", reading), *pipeline.steps[1:]])
 
-    def parted(self, chosen: np.ndarray) -> Split:
-        """Positions in X of those that are not chosen, and of those that are, by a mask of the first store's images.
+    def split_validation(self, rows: np.ndarray) -> Split:
+        """(positions to train on, positions to validate on) in X, from a mask of the first store's images to validate on.
 
         Raises
         ------
         FeatxError
             A group, or images of the same content, would be split between training and test.
         """
-        rows = self.stores[0].rows(self.X)
-        chosen = _mask(chosen, len(self.stores[0]), "validation_rows")[rows]
-        if chosen.all() or not chosen.any():
+        of_X = self.stores[0].rows(self.X)
+        is_validation = _mask(rows, len(self.stores[0]), "validation_rows")[of_X]
+        if is_validation.all() or not is_validation.any():
             raise FeatxError("the validation rows must be some of the training images, not all and not none")
-        if self.tied is not None and len(
-            shared := np.intersect1d(self.tied.numbers[chosen], self.tied.numbers[~chosen])
+        if self.groups is not None and len(
+            shared := np.intersect1d(self.groups.numbers[is_validation], self.groups.numbers[~is_validation])
         ):
-            name = self.stores[0].ids[rows[self.tied.numbers == shared[0]][0]]
+            name = self.stores[0].ids[of_X[self.groups.numbers == shared[0]][0]]
             raise FeatxError(
-                f"{len(shared):,} {self.tied.noun} are both among the validation images and those to learn from, "
+                f"{len(shared):,} {self.groups.noun} are both among the validation images and those to learn from, "
                 f"{str(name)!r} is of one of them: put each on one side"
             )
-        if not self.is_numeric and (missing := sorted(set(self.y) - set(self.y[~chosen]))):
+        if not self.is_numeric and (missing := sorted(set(self.y) - set(self.y[~is_validation]))):
             raise FeatxError(f"the images to learn from need every class; there is none of {listed(missing)}")
-        return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+        return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
 
 
-def ask(
+def define_experiment(
     stores: Stores,
     y: Labels,
     *,
     random_state: int,
     groups: str | Sequence[object] | np.ndarray | None = None,
     allow_duplicates: bool = False,
-    test_size: float = 0.2,
-    test_rows: np.ndarray | None = None,
-    test_store: FeatureStore | None = None,
-) -> Question:
-    """Parameters and errors as of `select_model`."""
+    holdout: HoldOut = A_FIFTH,
+) -> Experiment:
+    """Look up labels, groups and held-out images; parameters and errors as in `select_model`."""
     stores = [stores] if isinstance(stores, FeatureStore | str | os.PathLike) else list(stores)
     if strange := [other for other in stores if not isinstance(other, FeatureStore)]:
         raise FeatxError(f"a store is a featx.FeatureStore; got {strange[0]!r}; featx.FeatureStore(path) opens one")
@@ -121,8 +155,6 @@ def ask(
             Parameter("random_state"),
             f") is a whole number from 0 to {_SEEDS - 1}; got {random_state!r}",
         )
-    chosen = {"test_rows": test_rows, "test_store": test_store}
-    refuse_several_hold_outs([name for name, value in chosen.items() if value is not None])
     labels = labels_of(store, y)
     if not is_numeric(labels) and len(np.unique(labels)) < 2:
         raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
@@ -136,17 +168,18 @@ def ask(
             )
         other.rows(store.X)  # raises where images of the same id differ
     numbers = group_numbers(store, groups)
-    tied = tie(store, numbers, allow_duplicates)
+    together = groups_of(store, numbers, allow_duplicates)
+    test_store = holdout.store
     if test_store is not None:
         train, test = np.arange(len(store)), np.arange(0)
-    elif test_rows is not None:
-        held_out = _mask(test_rows, len(store), "test_rows")
+    elif holdout.rows is not None:
+        held_out = _mask(holdout.rows, len(store), "rows")
         if held_out.all() or not held_out.any():
             raise FeatxError("the test rows must be some of the images, not all and not none")
-        refuse_parted(held_out, store, numbers, allow_duplicates)
+        refuse_split_groups(held_out, store, numbers, allow_duplicates)
         train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     else:
-        train, test = hold_out(labels, tied, test_size, random_state)
+        train, test = hold_out(labels, together, holdout.size or 0, random_state)
     X_test, y_test = (store.X[test], labels[test]) if len(test) else (None, None)
     test_groups = None if numbers is None or not len(test) else numbers[test]
     if test_store is not None:
@@ -163,11 +196,11 @@ def ask(
         raise FeatxError(f"the training images need labels that differ; they are all {labels[train][0]:g}")
     if not is_numeric(labels) and len(np.unique(labels[train])) < 2:
         raise FeatxError(f"the training images need two classes or more; they are all {str(labels[train][0])!r}")
-    return Question(
+    return Experiment(
         stores=stores,
         X=store.X[train],
         y=labels[train],
-        tied=None if tied is None else tied.of(train),
+        groups=None if together is None else together.of(train),
         X_test=X_test,
         y_test=y_test,
         test_groups=test_groups,
@@ -178,7 +211,7 @@ def ask(
 
 
 def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
-    """(n,) class names, the store's own or those of a column; or float64 where the labels are floats."""
+    """(n,) class names, the store's own or of a column; or float64 if the labels are floats."""
     if isinstance(y, str):
         return column_of(store, y, "label")
     labels = store.y if y is None else np.asarray(y)
@@ -205,19 +238,19 @@ def _mask(rows: np.ndarray, n: int, name: str) -> np.ndarray:
 
 def _other_groups(store: FeatureStore, test_store: FeatureStore, name: str) -> np.ndarray:
     """(m,) numbers of the test images' groups, none of which is a group of the training images."""
-    found = column_of(test_store, name, "group")
-    if shared := sorted(set(found) & set(store.columns[name])):
+    values = column_of(test_store, name, "group")
+    if shared := sorted(set(values) & set(store.columns[name])):
         raise FeatxError(
             f"test images are of other groups than the training images; {len(shared):,} of column {name!r} are in both "
             f"stores: {listed(shared)}"
         )
-    return np.unique(found, return_inverse=True)[1]
+    return np.unique(values, return_inverse=True)[1]
 
 
 def _refuse_unlike(
     store: FeatureStore, y: np.ndarray, test_store: FeatureStore, y_test: np.ndarray, allow_duplicates: bool
 ) -> None:
-    """Refuse a test store that a score of what is learned here would say nothing about."""
+    """Raise FeatxError if a score on the test store would be meaningless: shared images, or other labels."""
     shared = set(map(bytes, test_store.digests)) & set(map(bytes, store.digests))
     if shared and not allow_duplicates:
         raise FeatxError(

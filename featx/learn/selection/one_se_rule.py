@@ -15,7 +15,7 @@ from featx.errors import FeatxError
 from featx.learn.scores import within_one_se
 from featx.learn.selection.catalogue import ESTIMATORS
 
-_SIMPLEST_FIRST = [type(family.estimator).__name__ for family in ESTIMATORS.values()]
+_SIMPLEST_FIRST = [type(spec.estimator).__name__ for spec in ESTIMATORS.values()]
 _STRONGEST_FIRST = {"n_components": 1, "C": 1, "alpha": -1, "n_neighbors": -1, "gamma": 1}  # less is simpler, or more
 
 
@@ -72,7 +72,7 @@ def one_se(cv_results: Mapping[str, Any]) -> int:
     ]
     order = list(dict.fromkeys([*_SIMPLEST_FIRST, *(type(one).__name__ for those in estimators for one in those)]))
 
-    def cost(i: int) -> tuple[Any, ...]:
+    def complexity(i: int) -> tuple[Any, ...]:
         given: dict[str, Any] = {}
         for one in estimators[i]:
             given |= one.get_params(deep=False) if hasattr(one, "get_params") else {}
@@ -88,7 +88,7 @@ def one_se(cv_results: Mapping[str, Any]) -> int:
             i,
         )
 
-    return min(np.flatnonzero(within_one_se(means, scores)).tolist(), key=cost)
+    return min(np.flatnonzero(within_one_se(means, scores)).tolist(), key=complexity)
 
 
 def _number(value: object, sign: int = 1) -> float:

@@ -1,6 +1,6 @@
-"""What searches and protocols found: candidates with their scores, the one that was chosen and fitted, what it said of
-images held out. Values only, each with a few words of its own; `report` draws and prints them. Long, being mostly
-fields.
+"""Results of searches and protocols: candidates with their scores, the chosen model, its predictions for held-out images.
+
+Values only; `report` draws and prints them.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ import numpy as np
 from sklearn.metrics import confusion_matrix, mean_absolute_error
 from sklearn.pipeline import Pipeline
 
-from featx.learn.scores import METRICS, Interval, held_out_interval, within_one_se
+from featx.learn.scores import METRICS, Interval, Metric, held_out_interval, within_one_se
 from featx.store import FeatureStore
 
-_SHOWN = 5  # layers, in the words of a protocol's result
+_SHOWN = 5  # layers in the repr of a protocol's result
 
 
 @dataclass(frozen=True, repr=False)
 class Candidate:
-    """One row of the table: a layer, an estimator and the value of its one parameter.
+    """A layer, an estimator and the value of its parameter, with scores: one row of the table.
 
-    backbone, layer, d : what was read; d is the layer's own, before a PCA
-    estimator : its name, a key of `selection.ESTIMATORS`
-    parameter, value : "C", "alpha" or "n_neighbors" and its value; "" and None for an estimator that has none
+    backbone, layer, d : d is the number of features of the layer, before a PCA
+    estimator : a key of `ESTIMATORS`
+    parameter, value : "C", "alpha" or "n_neighbors" and its value; "" and None if the estimator has none
     mean, std : of the score over the splits
-    interval : 95 % confidence interval of the mean (`intervals.cv_interval`)
-    scores : one a split
-    mae : mean absolute error over the splits, for numbers; None for classes
-    fit_seconds : mean of a fit
-    cost : what "cheaper" compares: (features after a PCA, if there is one; the estimator's place, simpler first; the
-        parameter, stronger penalties first)
+    interval : 95 % confidence interval of the mean (`cv_interval`)
+    scores : one per split
+    fit_seconds : mean time of a fit
+    complexity : ordered, simplest first: (number of features after a PCA, place of the estimator in `ESTIMATORS`, value
+        of the parameter from the strongest regularization on)
+    mae : mean absolute error over the splits, for regression; otherwise None
     """
 
     backbone: str
@@ -46,12 +46,12 @@ class Candidate:
     interval: Interval
     scores: tuple[float, ...]
     fit_seconds: float
-    cost: tuple[float, ...]
+    complexity: tuple[float, ...]
     mae: float | None = None
 
     def __repr__(self) -> str:
         setting = f", {self.parameter} = {self.value:g}" if self.value is not None else ""
-        return f"{self.layer} of {self.backbone}, {self.estimator}{setting}: {_said(self.mean, self.interval)}"
+        return f"{self.layer} of {self.backbone}, {self.estimator}{setting}: {_score_text(self.mean, self.interval)}"
 
 
 @dataclass(frozen=True)
@@ -86,136 +86,172 @@ class Nested:
         return float(np.std(self.scores))
 
 
+@dataclass(frozen=True)
+class TrainingSet:
+    """The images that a search trained on.
+
+    stores : what was searched
+    n : number of images
+    classes : (k,), or None for regression
+    chance : score of a constant prediction (`Experiment.chance`); for accuracy the share of the most frequent class
+    n_duplicates : images that have the same content as another one, and were kept on one side of each split
+    n_groups : number of groups that were never split between training and test; None if no groups were given
+    """
+
+    stores: list[FeatureStore]
+    n: int
+    classes: np.ndarray | None
+    chance: float
+    n_duplicates: int = 0
+    n_groups: int | None = None
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How a search scored its candidates.
+
+    folds, repeats : of the cross-validation
+    scoring : a key of `scores.METRICS`
+    steps : the steps between features and scaler, in words: "l2", "power", "pca 256"; if there were fewer components,
+        how many were kept: "pca 256 (64 to 256 kept, all there are)"
+    """
+
+    folds: int
+    repeats: int
+    scoring: str
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """The held-out images, and the chosen model's predictions for them.
+
+    X, y : (m, 1) keys and (m,) labels
+    predicted : (m,)
+    decisions : decision scores, (m,) for two classes or (m, k), if the metric scores these; otherwise None
+    confidence : (m,) decision score of the predicted class, or None if the estimator has no decision scores
+    groups : (m,) group numbers, or None
+    store : the store of X, if it is not one of the searched stores
+    """
+
+    __test__ = False  # or pytest would collect it
+
+    X: np.ndarray
+    y: np.ndarray
+    predicted: np.ndarray
+    decisions: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    groups: np.ndarray | None = None
+    store: FeatureStore | None = None
+
+
 @dataclass(frozen=True, repr=False)
 class Selection:
-    """What `select_model` found.
+    """The result of `select_model`.
 
-    candidates : best first; of equal ones the cheaper
-    chosen : the candidate that was fitted: the best, or with one_se the cheapest within one standard error of it
-    best_estimator : its pipeline, fitted on all training images; None if the search was interrupted
-    stores : what was searched
-    n_train : training images
-    folds, repeats : of the cross-validation
-    scoring : a key of `metrics.METRICS`
-    classes : (k,), or None where the labels are numbers
-    chance : what a guess scores (`Question.chance`): for accuracy the share of the most frequent class among the
-        training images
-    steps : what is between features and scaler, in words: "l2", "power", "pca 256"; where there are fewer components
-        than asked for, how many were kept: "pca 256 (64 to 256 kept, all there are)"
-    n_duplicates : images whose content another one has too, and that were kept on one side
-    n_groups : groups of images that were never split between training and test, or None if no groups were given
-    X_test, y_test, predicted : the images held out, (m, 1) keys and (m,) labels, or None
-    decisions : (m,) for two classes or (m, k) decision scores, where `scoring` judges these, else None
-    confidence : (m,) decision score of what was predicted, or None where an estimator has none
-    test_groups : (m,) numbers of the groups of images held out, or None
-    test_store : where X_test are, if not in `stores`
-    nested : Nested, or None if that was not asked for
-    is_partial : the search was interrupted; candidates are those that were done
+    candidates : best first; of equal ones the simpler
+    chosen : the candidate that was fitted: the best, or with one_se the simplest within one standard error of it
+    best_estimator : the chosen pipeline, fitted on all training images; None if the search was interrupted
+    training : TrainingSet
+    settings : SearchSettings
+    test : TestSet, or None if no images were held out
+    nested : Nested, or None without nested cross-validation
+    is_partial : whether the search was interrupted; candidates are those that were done
     """
 
     candidates: list[Candidate]
     chosen: Candidate
     best_estimator: Pipeline | None
-    stores: list[FeatureStore]
-    n_train: int
-    folds: int
-    repeats: int
-    scoring: str
-    classes: np.ndarray | None
-    chance: float
-    steps: tuple[str, ...] = ()
-    n_duplicates: int = 0
-    n_groups: int | None = None
-    X_test: np.ndarray | None = None
-    y_test: np.ndarray | None = None
-    predicted: np.ndarray | None = None
-    decisions: np.ndarray | None = None
-    confidence: np.ndarray | None = None
-    test_groups: np.ndarray | None = None
-    test_store: FeatureStore | None = None
+    training: TrainingSet
+    settings: SearchSettings
+    test: TestSet | None = None
     nested: Nested | None = None
     is_partial: bool = False
 
     @property
     def best(self) -> Candidate:
-        """The highest mean."""
+        """The candidate with the highest mean score."""
         return self.candidates[0]
 
     @property
     def cheaper(self) -> Candidate | None:
-        """The cheapest candidate within one standard error of the best, if it is cheaper than the chosen one."""
-        cheapest = cheapest_within_noise(self.candidates)
-        return cheapest if cheapest.cost < self.chosen.cost else None
+        """The simplest candidate within one standard error of the best, if it is simpler than the chosen one."""
+        simplest = cheapest_within_noise(self.candidates)
+        return simplest if simplest.complexity < self.chosen.complexity else None
 
     def mistakes(self) -> np.ndarray:
-        """Positions among the held-out images of those predicted wrong, the most confident first; of numbers, all of
-        them, the largest error first."""
-        if self.y_test is None or self.predicted is None:
+        """Positions of the wrongly predicted held-out images, the most confident first; for regression those of all
+        held-out images, the largest error first."""
+        if self.test is None:
             return np.empty(0, int)
-        if self.classes is None:
-            return np.argsort(-np.abs(self.y_test - self.predicted), kind="stable")
-        wrong = np.flatnonzero(self.y_test != self.predicted)
-        if self.confidence is None:
+        if self.training.classes is None:
+            return np.argsort(-np.abs(self.test.y - self.test.predicted), kind="stable")
+        wrong = np.flatnonzero(self.test.y != self.test.predicted)
+        if self.test.confidence is None:
             return wrong
-        return wrong[np.argsort(-self.confidence[wrong], kind="stable")]
+        return wrong[np.argsort(-self.test.confidence[wrong], kind="stable")]
 
     @property
     def held_out(self) -> float | None:
-        """The score, as `scoring` has it, on the images held out."""
-        if self.y_test is None or self._judged is None:
+        """The score on the held-out images."""
+        if self.test is None:
             return None
-        return METRICS[self.scoring].score(self.y_test, self._judged, self.classes)
+        return self._metric.score(self.test.y, self._outputs(self.test), self.training.classes)
 
     @cached_property
     def held_out_interval(self) -> Interval | None:
-        """95 % confidence interval of `held_out`: Wilson's for an accuracy; else, or with groups, by bootstrap."""
-        if self.y_test is None or self._judged is None:
+        """95 % confidence interval of `held_out`: Wilson's for an accuracy without groups, otherwise by bootstrap."""
+        if self.test is None:
             return None
-        return held_out_interval(METRICS[self.scoring], self.y_test, self._judged, self.test_groups, self.classes)
+        outputs = self._outputs(self.test)
+        return held_out_interval(self._metric, self.test.y, outputs, self.test.groups, self.training.classes)
 
     @property
-    def _judged(self) -> np.ndarray | None:
-        return self.decisions if METRICS[self.scoring].is_ranked else self.predicted
+    def _metric(self) -> Metric:
+        return METRICS[self.settings.scoring]
+
+    def _outputs(self, test: TestSet) -> np.ndarray:
+        return test.decisions if self._metric.is_ranked and test.decisions is not None else test.predicted
 
     @property
     def held_out_mae(self) -> float | None:
-        """Mean absolute error on the images held out, where the labels are numbers."""
-        if self.y_test is None or self.predicted is None or self.classes is not None:
+        """Mean absolute error on the held-out images, for regression."""
+        if self.test is None or self.training.classes is not None:
             return None
-        return float(mean_absolute_error(self.y_test, self.predicted))
+        return float(mean_absolute_error(self.test.y, self.test.predicted))
 
     @property
     def confusion(self) -> np.ndarray | None:
-        """(k, k) counts over the held-out images: rows true, columns predicted; None where the labels are numbers."""
-        if self.y_test is None or self.predicted is None or self.classes is None:
+        """(k, k) counts over the held-out images: rows true, columns predicted; None for regression."""
+        if self.test is None or self.training.classes is None:
             return None
-        return confusion_matrix(self.y_test, self.predicted, labels=self.classes)
+        return confusion_matrix(self.test.y, self.test.predicted, labels=self.training.classes)
 
     def __repr__(self) -> str:
         lines = [
-            f"{len(self.candidates):,} candidates by {self.folds}-fold {self.scoring} on {self.n_train:,} training "
-            f"images (chance {self.chance:.3f}){_partly(self.is_partial)}",
+            f"{len(self.candidates):,} candidates by {self.settings.folds}-fold {self.settings.scoring} on "
+            f"{self.training.n:,} training images (chance {self.training.chance:.3f}){_partly(self.is_partial)}",
             f"{'best' if self.chosen == self.best else 'chosen'}: {self.chosen}",
         ]
         if self.nested is not None and self.nested.scores:
-            mean = _said(self.nested.mean, self.nested.interval)
+            mean = _score_text(self.nested.mean, self.nested.interval)
             lines.append(f"nested: {mean} over {len(self.nested.scores)} splits")
-        if self.held_out is not None and self.y_test is not None:
-            lines.append(f"held out: {_said(self.held_out, self.held_out_interval)} on {len(self.y_test):,} images")
+        if self.held_out is not None and self.test is not None:
+            score = _score_text(self.held_out, self.held_out_interval)
+            lines.append(f"held out: {score} on {len(self.test.y):,} images")
         return "\n".join(lines)
 
 
 def cheapest_within_noise(candidates: Sequence[Candidate]) -> Candidate:
-    """The cheapest of those whose mean is within one standard error of the best; of equally cheap ones the first."""
+    """The simplest candidate whose mean is within one standard error of the best; of equally simple ones the first."""
     near = within_one_se([c.mean for c in candidates], [c.scores for c in candidates])
-    return min((c for c, is_near in zip(candidates, near, strict=True) if is_near), key=lambda c: c.cost)
+    return min((c for c, is_near in zip(candidates, near, strict=True) if is_near), key=lambda c: c.complexity)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C in the middle of a search or a protocol; `result` holds what was done until then, with `is_partial`.
+    """Ctrl-C during a search or a protocol; `result` has what was done, with `is_partial`.
 
-    Where only the nested part of a search was broken off, the selection is whole but for `nested`, which has fewer
-    scores, or none.
+    If the nested part of a search was interrupted, only `nested` of the selection is incomplete: it has fewer scores.
     """
 
     def __init__(self, result: Selection | ProtocolResult) -> None:
@@ -227,12 +263,12 @@ class Interrupted(KeyboardInterrupt):
 class Point:
     """One setting of a protocol.
 
-    x : what the protocol varies: C, k, images a class, training images
-    mean : score: on the validation images ("linear-probe", "knn"), or the mean over the draws ("few-shot",
+    x : what the protocol varies: C, k, images per class, training images
+    mean : score on the validation images ("linear-probe", "knn"), or mean score over the subsamples ("few-shot",
         "learning-curve") on the test images
-    interval : 95 % confidence interval, of everything that chance decides: which images it is scored on and, over
-        several draws, which images were drawn to learn from (`intervals.drawn_interval`; Wilson's for one accuracy)
-    scores : one a draw: as many as there were, one where all images are learned from; one for "linear-probe" and "knn"
+    interval : 95 % confidence interval that covers the choice of scored images and, for several subsamples, of training
+        images (`drawn_interval`; Wilson's for one accuracy)
+    scores : one per subsample; one for all images, and for "linear-probe" and "knn"
     """
 
     x: float
@@ -243,12 +279,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """A layer in a protocol.
+    """The points of one layer.
 
     points : by x
-    chosen : the point with the best validation score, or None where nothing is chosen
-    test, test_interval : accuracy on the test images at `chosen`, fitted on train and validation, and its interval
-        (`intervals.held_out_interval`); None where nothing is chosen
+    chosen : the point with the best validation score; None if the protocol chooses nothing
+    test, test_interval : accuracy on the test images at `chosen`, fitted on training and validation images, and its
+        interval (`held_out_interval`); None if the protocol chooses nothing
     """
 
     backbone: str
@@ -262,19 +298,19 @@ class Curve:
 
 @dataclass(frozen=True, repr=False)
 class ProtocolResult:
-    """What `linear_probe`, `knn_probe`, `few_shot` or `learning_curves` found.
+    """The result of `linear_probe`, `knn_probe`, `few_shot` or `learning_curves`.
 
     protocol : "linear-probe", "knn", "few-shot" or "learning-curve"
     varied : what x is, in words: "C", "k", "images a class", "training images"
-    curves : one a layer, best first: by validation score, or by the score at the largest x
-    n_train, n_validation, n_test : images; n_validation is 0 for "few-shot" and "learning-curve"
-    classes : (k,), or None where the labels are numbers
-    chance : what a guess scores: the share of the most frequent class among the training images; 0 for R^2
-    repeats : draws of each point, but for what all images are learned from; 1 for "linear-probe" and "knn"
-    stores : what was read
-    best_estimator : of "linear-probe" the pipeline of the first curve, fitted on train and validation; else None
-    scoring : "accuracy", or "r2" where the labels are numbers: a key of `metrics.METRICS`
-    is_partial : it was interrupted; curves are those of the layers that were done
+    curves : one per layer, best first: by validation score, or by the score at the largest x
+    n_train, n_validation, n_test : number of images; n_validation is 0 for "few-shot" and "learning-curve"
+    classes : (k,), or None for regression
+    chance : score of a constant prediction: the share of the most frequent class among the training images; 0 for R^2
+    repeats : number of subsamples per point, except for all images; 1 for "linear-probe" and "knn"
+    stores : the stores of the features
+    best_estimator : for "linear-probe" the pipeline of the first curve, fitted on training and validation images
+    scoring : "accuracy", or "r2" for regression; a key of `scores.METRICS`
+    is_partial : whether it was interrupted; curves are those of the layers that were done
     """
 
     protocol: str
@@ -298,16 +334,16 @@ class ProtocolResult:
         for curve in self.curves:
             point = curve.chosen or curve.points[-1]
             draws = f" over {len(point.scores)} draws" if len(point.scores) > 1 else ""
-            said = f"{point.x:g} {self.varied}: {_said(point.mean, point.interval)}{draws}"
+            said = f"{point.x:g} {self.varied}: {_score_text(point.mean, point.interval)}{draws}"
             if curve.test is not None:
-                test = _said(curve.test, curve.test_interval)
+                test = _score_text(curve.test, curve.test_interval)
                 said = f"{self.varied} = {point.x:g}: validation {point.mean:.3f}, test {test}"
             lines.append(f"{curve.layer} of {curve.backbone}, {said}")
         more = [f"and {len(self.curves) - _SHOWN:,} more layers"] if len(self.curves) > _SHOWN else []
         return "\n".join(lines[: _SHOWN + 1] + more)
 
 
-def _said(score: float, interval: Interval | None) -> str:
+def _score_text(score: float, interval: Interval | None) -> str:
     """ "0.812 [0.781, 0.852]" """
     known = interval is not None and np.isfinite(interval).all()
     return f"{score:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval and known else "")

@@ -1,8 +1,7 @@
-"""Stores in, one chosen and fitted pipeline out: a grid over layers, estimators and their parameter with honest
-cross-validation, and a score on images that the choice never saw. What `featx search` runs.
+"""`select_model`: choose layer, estimator and parameter by cross-validation, and score the choice on held-out images.
 
-One search a layer, with all estimators, which share the work; so what is done can be shown, and kept when somebody
-interrupts.
+There is one search for each layer, with all estimators, which share the work; so results can be shown as they come, and
+kept when the search is interrupted.
 """
 
 from __future__ import annotations
@@ -19,12 +18,20 @@ from sklearn.pipeline import Pipeline
 from featx.errors import FeatxError, nearest
 from featx.learn.scores import METRICS, UNKNOWN, Metric, decisions_of, splits_interval
 from featx.learn.search import GridSearchCV
-from featx.learn.selection.catalogue import LayerGrid, Layers, layer_grids
-from featx.learn.selection.experiment import Labels, Question, Stores, ask
-from featx.learn.selection.results import Candidate, Interrupted, Nested, Selection, cheapest_within_noise
-from featx.learn.selection.splits import Split, Tied, cv_splits
+from featx.learn.selection.catalogue import LayerGrid, Layers, layer_grids, steps_text
+from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
+from featx.learn.selection.results import (
+    Candidate,
+    Interrupted,
+    Nested,
+    SearchSettings,
+    Selection,
+    TestSet,
+    TrainingSet,
+    cheapest_within_noise,
+)
+from featx.learn.selection.splits import Groups, Split, cv_splits
 from featx.progress import SearchClock, SearchProgress
-from featx.store import FeatureStore
 
 Found = list[tuple[Candidate, Pipeline]]
 
@@ -35,10 +42,8 @@ def select_model(
     *,
     layers: Layers = None,
     estimators: str | Sequence[str] | None = None,
-    C: Mapping[str, Sequence[float]] | None = None,
-    l2: bool = False,
-    power: bool = False,
-    pca: int | None = None,
+    param_grid: Mapping[str, Sequence[float]] | None = None,
+    steps: Sequence[Any] = (),
     scoring: str | None = None,
     folds: int = 5,
     repeats: int = 1,
@@ -46,62 +51,54 @@ def select_model(
     allow_duplicates: bool = False,
     one_se: bool = False,
     nested: bool = False,
-    test_size: float = 0.2,
-    test_rows: np.ndarray | None = None,
-    test_store: FeatureStore | None = None,
+    holdout: HoldOut = A_FIFTH,
     random_state: int = 0,
     n_jobs: int | None = -1,
     on_progress: Callable[[SearchProgress, list[Candidate]], None] | None = None,
 ) -> Selection:
-    """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
+    """Choose layer, estimator and its parameter by cross-validation, and score the choice on held-out images.
 
-    The best of many cross-validated scores is flattered by having been chosen; the held-out score is not, and neither
-    is that of nested cross-validation. The pipeline returned is the one that was scored: fitted on the training images
-    only. Where the labels are numbers, regression models compete, by R^2.
+    The best of many cross-validated scores is biased upwards by the choice; the held-out score is not, and neither is
+    that of nested cross-validation. The returned pipeline is the one that was scored: fitted on the training images
+    only. If the labels are numbers, regression models are compared by R^2.
 
     Parameters
     ----------
     stores : FeatureStore, or several of the same images (from several backbones)
-    y : (n,) class names, or floats for numbers to predict; or a column of the store, optional
-        By default the first store's own. The cells of a column are class names; numbers to predict are
+    y : (n,) class names, or floats to predict; or a column of the store, optional
+        By default the first store's labels. The cells of a column are class names; numbers to predict are
         `store.columns["age"].astype(float)`.
     layers : a name, or sequence of names, or of lists of names for layers side by side, optional
-        By default each that is stored.
+        By default all stored layers.
     estimators : a key of ESTIMATORS or several, optional
-        By default "logistic_regression", "linear_svm" and "rbf_svm"; of numbers "ridge" and "svr". There are
-        "nearest_centroid", "ridge_classifier" and "knn" too.
-    C : {estimator: values}, optional
-        Instead of the default grid; of alpha or n_neighbors for estimators that have these in place of C.
-    l2, power : bool
-        Bring rows to length 1; make columns normal (Yeo-Johnson; of 2,000 images some 10 ms a column and fold). In
-        this order, before the PCA.
-    pca : int, optional
-        Components to keep, or as many as there are.
+        By default "logistic_regression", "linear_svm" and "rbf_svm"; for regression "ridge" and "svr". Others are
+        "nearest_centroid", "ridge_classifier" and "knn".
+    param_grid : {estimator: values}, optional
+        Values of the estimator's parameter (C, alpha or n_neighbors) in place of the default grid.
+    steps : sequence of transformers, optional
+        Steps between the features and the scaler before the estimator: ``[Normalizer()]``, ``[PCA(64)]``. An integer
+        `n_components` is reduced to what a layer and the images of a fold have.
     scoring : a key of METRICS, optional
-        "accuracy" by default, or "balanced_accuracy", "f1_macro", "matthews_corrcoef", "roc_auc" (of decision
-        scores; of several classes each against the rest, averaged); of numbers "r2", or "neg_mean_absolute_error".
+        "accuracy" by default, or "balanced_accuracy", "f1_macro", "matthews_corrcoef", "roc_auc" (of decision scores;
+        one class against the rest, averaged over classes). For regression "r2" by default, or
+        "neg_mean_absolute_error".
     folds, repeats : int
-        Of the cross-validation, which is repeated with other folds.
+        Number of folds of the cross-validation, and of its repetitions with other folds.
     groups : a column of the first store, or (n,) values, optional
-        Images of a group (a patient, near-duplicates) are never on both sides of a split.
+        Images of one group (a patient, near-duplicates) are never split between training and test.
     allow_duplicates : bool
-        Whether images of the same content may be on both sides.
+        Whether images of the same content may be split between training and test.
     one_se : bool
-        Take the cheapest candidate within one standard error of the best: the fewest features, then the simplest
-        estimator, then the strongest penalty.
+        Choose the simplest candidate within one standard error of the best: the fewest features, then the simplest
+        estimator, then the strongest regularization.
     nested : bool
-        Nested cross-validation besides: the whole search in each of `folds` parts of the training images.
-    test_size : float
-        The share of images to hold out, stratified, by whole groups; 0 for none.
-    test_rows : (n,) bool, optional
-        Which images to hold out, instead of a random share.
-    test_store : FeatureStore, optional
-        Labelled images to hold out, all of them, in a store of their own. Its rows have to mean what those of `stores`
-        do: the same network, weights, preprocessing, decoder and layers.
+        Also run nested cross-validation: the whole search in each of `folds` parts of the training images.
+    holdout : HoldOut
+        The held-out images; by default a random fifth.
     random_state : int
-        Of the split and the folds.
+        Seed of the split and the folds.
     n_jobs : int, optional
-        Processes for what is left to scikit-learn; -1 is one a core.
+        Number of processes for fits that fall back to scikit-learn; -1 is one per core.
     on_progress : callable(featx.SearchProgress, candidates), optional
         Called after each fit with `done`, `total`, `seconds` and `seconds_left`, and the candidates of the layers that
         are done.
@@ -114,9 +111,9 @@ def select_model(
     ------
     FeatxError
         There are fewer than two classes, or a class has too few images or groups for the folds; an unknown estimator,
-        layer, column or score; a held-out image that is a training image too; a test store that was made otherwise.
+        layer, column or score; a held-out image that is a training image too; a test store made with another recipe.
     Interrupted
-        Ctrl-C; it holds what was done.
+        Ctrl-C; its `result` has what was done.
 
     Warns
     -----
@@ -124,67 +121,53 @@ def select_model(
         Rows of the test store are rounded differently: it was made with another engine, precision, batch size, device,
         number of threads or storage type.
     """
-    asked = ask(
-        stores,
-        y,
-        groups=groups,
-        allow_duplicates=allow_duplicates,
-        test_size=test_size,
-        test_rows=test_rows,
-        test_store=test_store,
-        random_state=random_state,
+    experiment = define_experiment(
+        stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
     )
-    splits = cv_splits(asked.y, asked.tied, folds, repeats, random_state)
-    metric = _metric(scoring, asked.is_numeric)
+    splits = cv_splits(experiment.y, experiment.groups, folds, repeats, random_state)
+    metric = _metric(scoring, experiment.is_numeric)
     if metric.name == "r2" and min(len(test) for _, test in splits) < 2:
         raise FeatxError(
-            f"R^2 compares images, so a fold has two or more; {folds} folds of {len(asked.y):,} are too many"
+            f"R^2 compares images, so a fold has two or more; {folds} folds of {len(experiment.y):,} are too many"
         )
-    outer = cv_splits(asked.y, asked.tied, folds, 1, random_state) if nested else []
-    inner = [cv_splits(*_subset(asked, train), folds, repeats, random_state) for train, _ in outer]
+    outer = cv_splits(experiment.y, experiment.groups, folds, 1, random_state) if nested else []
+    inner = [cv_splits(*_subset(experiment, train), folds, repeats, random_state) for train, _ in outer]
     grids = layer_grids(
-        asked.stores,
-        asked.y,
-        min(len(train) for those in [splits, *inner] for train, _ in those),
+        experiment.stores,
+        experiment.y,
+        min(len(train) for of_search in [splits, *inner] for train, _ in of_search),
         layers=layers,
         estimators=estimators,
-        values=C,
-        l2=l2,
-        power=power,
-        pca=pca,
-        test_store=asked.test_store,
+        param_grid=param_grid,
+        steps=steps,
+        test_store=experiment.test_store,
     )
     search = _Search(grids, metric, n_jobs, on_progress)
     if on_progress is not None:
-        search.expect(asked.X, asked.y, splits)
-        for (train, _), those in zip(outer, inner, strict=True):
-            search.expect(asked.X[train], asked.y[train], those)
+        search.expect(experiment.X, experiment.y, splits)
+        for (train, _), inner_splits in zip(outer, inner, strict=True):
+            search.expect(experiment.X[train], experiment.y[train], inner_splits)
+    training = TrainingSet(
+        stores=experiment.stores,
+        n=len(experiment.X),
+        classes=experiment.classes,
+        chance=experiment.chance(metric),
+        n_duplicates=experiment.n_duplicates,
+        n_groups=experiment.n_groups,
+    )
+    settings = SearchSettings(folds, repeats, metric.name, steps_text(steps, grids))
 
-    def selection(found: Found, **rest: Any) -> Selection:
+    def selection(found: Found, best_estimator: Pipeline | None = None, **rest: Any) -> Selection:
         candidates = ranked(found)
-        return Selection(
-            candidates=candidates,
-            chosen=cheapest_within_noise(candidates) if one_se else candidates[0],
-            best_estimator=rest.pop("best_estimator", None),
-            stores=asked.stores,
-            n_train=len(asked.X),
-            folds=folds,
-            repeats=repeats,
-            scoring=metric.name,
-            classes=asked.classes,
-            chance=asked.chance(metric),
-            steps=(*(["l2"] if l2 else []), *(["power"] if power else []), *(_pca_step(pca, grids) if pca else [])),
-            n_duplicates=asked.n_duplicates,
-            n_groups=asked.n_groups,
-            **rest,
-        )
+        chosen = cheapest_within_noise(candidates) if one_se else candidates[0]
+        return Selection(candidates, chosen, best_estimator, training, settings, **rest)
 
     found: Found = []
     try:
-        search.follow(asked.X, asked.y, splits, found)
+        search.run(experiment.X, experiment.y, splits, found)
         best = selection(found).chosen
-        fitted = _fitted(dict(found)[best], asked.X, asked.y)
-        whole = selection(found, best_estimator=fitted, **_held_out(fitted, asked, metric))
+        fitted = _fitted(dict(found)[best], experiment.X, experiment.y)
+        whole = selection(found, fitted, test=_test_set(fitted, experiment, metric))
     except KeyboardInterrupt:
         if not found:
             raise
@@ -193,32 +176,32 @@ def select_model(
         return whole
     scores: list[tuple[float, Candidate]] = []
     try:
-        for (train, test), those in zip(outer, inner, strict=True):
+        for (train, test), inner_splits in zip(outer, inner, strict=True):
             found = []
-            search.follow(asked.X[train], asked.y[train], those, found)
+            search.run(experiment.X[train], experiment.y[train], inner_splits, found)
             chosen = selection(found).chosen
-            pipeline = _fitted(dict(found)[chosen], asked.X[train], asked.y[train])
-            outputs = metric.outputs(pipeline, asked.X[test])
-            scores.append((metric.score(asked.y[test], outputs, asked.classes), chosen))
+            pipeline = _fitted(dict(found)[chosen], experiment.X[train], experiment.y[train])
+            outputs = metric.outputs(pipeline, experiment.X[test])
+            scores.append((metric.score(experiment.y[test], outputs, experiment.classes), chosen))
     except KeyboardInterrupt:
         raise Interrupted(replace(whole, nested=_nested(scores, outer, metric))) from None
     return replace(whole, nested=_nested(scores, outer, metric))
 
 
 def ranked(found: Found) -> list[Candidate]:
-    """Best first, of equal ones the cheaper."""
-    return sorted((candidate for candidate, _ in found), key=lambda candidate: (-candidate.mean, candidate.cost))
+    """Best first; of equal ones the simpler."""
+    return sorted((candidate for candidate, _ in found), key=lambda candidate: (-candidate.mean, candidate.complexity))
 
 
 def _fitted(pipeline: Pipeline, X: np.ndarray, y: np.ndarray) -> Pipeline:
-    """NearestCentroid's warning of columns that do not vary is left out: it says nothing of its predictions here."""
+    """Fit it without NearestCentroid's warning of constant columns, which does not concern predictions."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "self.within_class_std_dev_ has", UserWarning)
         return pipeline.fit(X, y)
 
 
 class _Search:
-    """The same search, on whatever images it is given."""
+    """The search over all layers, which runs on any part of the images."""
 
     def __init__(
         self,
@@ -232,13 +215,13 @@ class _Search:
         self.clock = SearchClock(lambda now: on_progress and on_progress(now, self.candidates))
 
     def expect(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split]) -> None:
-        """Have the clock know of a search to come."""
+        """Tell the clock of a search to come."""
         for grid in self.grids:
             plan = self._of(grid, splits).plan(X, y)
             self.clock.expect(plan.n_fits, plan.work)
 
-    def follow(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], found: Found) -> None:
-        """Layer by layer; `found` grows, and has what was done if this is interrupted."""
+    def run(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], found: Found) -> None:
+        """Search layer by layer and append to `found`, which has the results so far if this is interrupted."""
         self.clock.show()
         for grid in self.grids:
             search = self._of(grid, splits)
@@ -264,7 +247,7 @@ class _Search:
             refit=False,
             scoring=scoring,
             error_score="raise",
-            progress=self.clock,  # type: ignore[arg-type]  # which only a caller of several searches gives
+            progress=self.clock,  # type: ignore[arg-type]  # a clock that is shared by several searches
         )
 
 
@@ -277,38 +260,31 @@ def _metric(scoring: str | None, is_numeric: bool) -> Metric:
     return METRICS[name]
 
 
-def _subset(asked: Question, rows: np.ndarray) -> tuple[np.ndarray, Tied | None]:
-    return asked.y[rows], None if asked.tied is None else asked.tied.of(rows)
+def _subset(experiment: Experiment, rows: np.ndarray) -> tuple[np.ndarray, Groups | None]:
+    return experiment.y[rows], None if experiment.groups is None else experiment.groups.of(rows)
 
 
-def _pca_step(asked_for: int, grids: Sequence[LayerGrid]) -> list[str]:
-    """In words, with what was kept where there is less."""
-    few, many = min(grid.kept for grid in grids), max(grid.kept for grid in grids)
-    kept = f"{few:,}" if few == many else f"{few:,} to {many:,}"
-    return [f"pca {asked_for}" + (f" ({kept} kept, all there are)" if few < asked_for else "")]
-
-
-def _held_out(fitted: Pipeline, asked: Question, metric: Metric) -> dict[str, Any]:
-    """What the winner says of the test set, the one time it is looked at."""
-    if asked.X_test is None:
-        return {}
-    scored = asked.reading_test(fitted)
-    matrix, last = scored[:-1].transform(asked.X_test), scored[-1]
+def _test_set(fitted: Pipeline, experiment: Experiment, metric: Metric) -> TestSet | None:
+    """Predictions for the held-out images, the only time that they are used."""
+    if experiment.X_test is None or experiment.y_test is None:
+        return None
+    scored = experiment.reading_test(fitted)
+    matrix, last = scored[:-1].transform(experiment.X_test), scored[-1]
     confidence = None
     if hasattr(last, "decision_function"):
         scores = last.decision_function(matrix)  # (m, k), or (m,) for two classes
         confidence = np.abs(scores) if scores.ndim == 1 else scores.max(axis=1)
     elif hasattr(last, "predict_proba"):
         confidence = last.predict_proba(matrix).max(axis=1)
-    return {
-        "X_test": asked.X_test,
-        "y_test": asked.y_test,
-        "predicted": last.predict(matrix),
-        "decisions": decisions_of(last, matrix) if metric.is_ranked else None,
-        "confidence": confidence,
-        "test_groups": asked.test_groups,
-        "test_store": asked.test_store,
-    }
+    return TestSet(
+        X=experiment.X_test,
+        y=experiment.y_test,
+        predicted=last.predict(matrix),
+        decisions=decisions_of(last, matrix) if metric.is_ranked else None,
+        confidence=confidence,
+        groups=experiment.test_groups,
+        store=experiment.test_store,
+    )
 
 
 def _nested(scores: Sequence[tuple[float, Candidate]], outer: Sequence[Split], metric: Metric) -> Nested:

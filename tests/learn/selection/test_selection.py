@@ -87,7 +87,7 @@ def test_the_table_has_every_layer_estimator_and_C_best_first(store, selection):
     means = [c.mean for c in selection.candidates]
     assert means == sorted(means, reverse=True) and selection.best is selection.candidates[0]
     for one, other in zip(selection.candidates, selection.candidates[1:], strict=False):
-        assert one.mean > other.mean or one.cost <= other.cost
+        assert one.mean > other.mean or one.complexity <= other.complexity
     for c in selection.candidates:
         assert c.mean == pytest.approx(np.mean(c.scores)) and c.std == pytest.approx(np.std(c.scores))
         assert len(c.scores) == 3 and c.d == store[c.layer].shape[1] and c.backbone == "torchvision:squeezenet1_1"

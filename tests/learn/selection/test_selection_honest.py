@@ -112,8 +112,8 @@ def test_one_standard_error_takes_the_cheapest_that_is_as_good_and_says_so_else(
     assert [c.scores for c in usual.candidates] == [c.scores for c in frugal.candidates]
     lowest = usual.best.mean - np.std(usual.best.scores, ddof=1) / np.sqrt(3)
     near = [c for c in usual.candidates if c.mean >= lowest]
-    cheapest = min(near, key=lambda c: c.cost)
-    assert len(near) > 1 and cheapest.d == 6 and frugal.chosen.cost == cheapest.cost and frugal.cheaper is None
+    cheapest = min(near, key=lambda c: c.complexity)
+    assert len(near) > 1 and cheapest.d == 6 and frugal.chosen.complexity == cheapest.complexity and frugal.cheaper is None
     assert usual.chosen is usual.best and usual.cheaper is (cheapest if cheapest is not usual.best else None)
     assert frugal.best_estimator["features"].layer_ == frugal.chosen.layer
     assert frugal.best_estimator["estimator"].C == frugal.chosen.value
@@ -209,7 +209,7 @@ def test_what_a_pca_kept_of_narrower_layers_is_said_and_is_what_costs(tmp_path):
     store = separable_store(tmp_path / "a.h5", 90, noise={"one:avg": 1.0, "two:avg": 1.0})
     found = select_model(store, layers=["one", ["one", "two"]], pca=8, **LINEAR)
     assert found.steps == ("pca 8 (6 to 8 kept, all there are)",)
-    assert {(c.d, c.cost[0]) for c in found.candidates} == {(6, 6), (12, 8)}
+    assert {(c.d, c.complexity[0]) for c in found.candidates} == {(6, 6), (12, 8)}
 
 
 def test_labels_may_be_a_column(tmp_path):

@@ -10,7 +10,7 @@ from separable import separable_store
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from featx.errors import FeatxError, StoreError
-from featx.learn.selection.splits import Tied, cv_splits, group_numbers, hold_out, refuse_parted, tie
+from featx.learn.selection.splits import Groups, cv_splits, group_numbers, hold_out, refuse_split_groups, groups_of
 
 CLASSES = np.array(["a", "b", "c"])
 
@@ -27,7 +27,7 @@ def patients(n: int, groups: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @given(st.integers(0, 10**6), st.integers(60, 200), st.integers(2, 5), st.integers(1, 3))
 def test_groups_stay_whole_every_image_is_tested_once_a_repeat_and_the_seed_decides(seed, n, folds, repeats):
     labels, numbers = patients(n, 40, seed)
-    tied = Tied(numbers, "groups")
+    tied = Groups(numbers, "groups")
     try:
         splits = cv_splits(labels, tied, folds, repeats, seed)
     except FeatxError:  # too few groups of a class
@@ -46,7 +46,7 @@ def test_groups_stay_whole_every_image_is_tested_once_a_repeat_and_the_seed_deci
 @pytest.mark.parametrize("seed", range(5))
 def test_whole_groups_are_spread_about_as_evenly_as_images(seed):
     labels, numbers = patients(600, 150, seed)
-    for _, test in cv_splits(labels, Tied(numbers, "groups"), 5, 1, seed):
+    for _, test in cv_splits(labels, Groups(numbers, "groups"), 5, 1, seed):
         assert abs(len(test) - 120) <= 12
         for name in CLASSES:
             assert abs((labels[test] == name).sum() - (labels == name).sum() / 5) <= 8
@@ -56,7 +56,7 @@ def test_single_images_among_twins_are_spread_exactly():
     labels = np.repeat(CLASSES, [50, 30, 20])
     numbers = np.arange(100)
     numbers[[1, 51]] = numbers[[0, 50]]  # two pairs of twins
-    for _, test in cv_splits(labels, Tied(numbers, "different images"), 5, 1, 0):
+    for _, test in cv_splits(labels, Groups(numbers, "different images"), 5, 1, 0):
         assert np.unique(labels[test], return_counts=True)[1].tolist() == [10, 6, 4]
 
 
@@ -73,45 +73,45 @@ def test_with_nothing_tied_they_are_scikit_learns(labels, stock):
 
 def test_repeats_have_other_folds():
     labels, numbers = patients(120, 60, 0)
-    for tied in (None, Tied(numbers, "groups")):
+    for tied in (None, Groups(numbers, "groups")):
         splits = cv_splits(labels, tied, 3, 2, 0)
         assert {tuple(test) for _, test in splits[:3]}.isdisjoint(tuple(test) for _, test in splits[3:])
 
 
 def test_numbers_are_dealt_by_group_too():
     labels, numbers = np.random.default_rng(0).normal(size=90), np.arange(90) // 3
-    for train, test in cv_splits(labels, Tied(numbers, "groups"), 5, 1, 0):
+    for train, test in cv_splits(labels, Groups(numbers, "groups"), 5, 1, 0):
         assert len(test) == 18 and not set(numbers[train]) & set(numbers[test])
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_held_out_images_are_whole_groups_a_share_of_each_class_and_the_seeds(seed):
     labels, numbers = patients(400, 100, seed)
-    train, test = hold_out(labels, Tied(numbers, "groups"), 0.25, seed)
+    train, test = hold_out(labels, Groups(numbers, "groups"), 0.25, seed)
     assert sorted([*train, *test]) == list(range(400)) and not set(numbers[train]) & set(numbers[test])
     for name in CLASSES:
         assert abs((labels[test] == name).mean() - (labels == name).mean()) < 0.05
     assert 85 <= len(test) <= 115
-    np.testing.assert_array_equal(test, hold_out(labels, Tied(numbers, "groups"), 0.25, seed)[1])
+    np.testing.assert_array_equal(test, hold_out(labels, Groups(numbers, "groups"), 0.25, seed)[1])
 
 
 def test_what_touches_by_group_or_content_is_one(tmp_path):
     contents = np.array([0, 1, 2, 2, 4, 5, 6, 6])
     store = separable_store(tmp_path / "a.h5", 8, y=np.array(list("abababab")), contents=contents)
     groups = np.array([0, 0, 1, 2, 3, 3, 3, 4])
-    tied = tie(store, groups, allow_duplicates=False)
+    tied = groups_of(store, groups, allow_duplicates=False)
     assert [np.flatnonzero(tied.numbers == number).tolist() for number in dict.fromkeys(tied.numbers)] == [
         [0, 1], [2, 3], [4, 5, 6, 7]
     ]  # fmt: skip
-    alone = tie(store, None, allow_duplicates=False)
+    alone = groups_of(store, None, allow_duplicates=False)
     assert len(set(alone.numbers)) == 6 and alone.numbers[2] == alone.numbers[3] and alone.noun == "different images"
-    assert tie(store, None, allow_duplicates=True) is None
-    only = tie(store, groups, allow_duplicates=True)
+    assert groups_of(store, None, allow_duplicates=True) is None
+    only = groups_of(store, groups, allow_duplicates=True)
     np.testing.assert_array_equal(only.numbers[:, None] == only.numbers, groups[:, None] == groups)
 
 
 def test_a_store_without_twins_ties_nothing(tmp_path):
-    assert tie(separable_store(tmp_path / "a.h5", 6), None, allow_duplicates=False) is None
+    assert groups_of(separable_store(tmp_path / "a.h5", 6), None, allow_duplicates=False) is None
 
 
 # --- what is refused ---
@@ -147,7 +147,7 @@ def test_groups_are_a_column_or_a_value_an_image(tmp_path):
 )
 def test_a_fold_without_a_class_is_refused_by_name(labels, numbers, text):
     with pytest.raises(FeatxError, match=text) as raised:
-        cv_splits(labels, None if numbers is None else Tied(numbers, "groups"), 2, 1, 0)
+        cv_splits(labels, None if numbers is None else Groups(numbers, "groups"), 2, 1, 0)
     assert "\n" not in str(raised.value)
 
 
@@ -173,7 +173,7 @@ def test_folds_that_whole_groups_leave_without_a_class_are_refused():
         numbers = rng.integers(6, size=30)
         labels = CLASSES[np.minimum(numbers % 3, rng.integers(3, size=30))]
         try:
-            for train, test in cv_splits(labels, Tied(numbers, "groups"), 3, 1, 0):
+            for train, test in cv_splits(labels, Groups(numbers, "groups"), 3, 1, 0):
                 assert set(labels[train]) == set(labels[test]) == set(labels)
         except FeatxError as error:
             refused += "leave one without" in str(error)
@@ -189,7 +189,7 @@ def test_a_share_is_below_one(share):
 @pytest.mark.parametrize("numbers", [None, np.array([0, 0, 1, 1, 2, 2])])
 def test_a_class_that_cannot_be_on_both_sides_is_refused(numbers):
     labels = np.array(["a", "a", "a", "a", "b", "b"]) if numbers is not None else np.array(list("aaaaab"))
-    tied = None if numbers is None else Tied(numbers, "groups")
+    tied = None if numbers is None else Groups(numbers, "groups")
     with pytest.raises(FeatxError, match="'b' has 1: add images, or hold none out"):
         hold_out(labels, tied, 0.34, 0)
 
@@ -198,8 +198,8 @@ def test_a_choice_that_parts_twins_or_groups_is_refused(tmp_path):
     store = separable_store(tmp_path / "a.h5", 6, contents=np.array([0, 1, 2, 3, 4, 0]))
     first = np.arange(6) < 3
     with pytest.raises(FeatxError, match=r"1 images are both held out and trained on.*'image 0', 'image 5'"):
-        refuse_parted(first, store, None, allow_duplicates=False)
-    refuse_parted(first, store, None, allow_duplicates=True)
+        refuse_split_groups(first, store, None, allow_duplicates=False)
+    refuse_split_groups(first, store, None, allow_duplicates=True)
     with pytest.raises(FeatxError, match="1 groups are on both sides, 'image 2' in one of them"):
-        refuse_parted(first, store, np.array([0, 0, 1, 1, 2, 2]), allow_duplicates=True)
-    refuse_parted(first, store, np.array([0, 0, 0, 1, 2, 2]), allow_duplicates=True)
+        refuse_split_groups(first, store, np.array([0, 0, 1, 1, 2, 2]), allow_duplicates=True)
+    refuse_split_groups(first, store, np.array([0, 0, 0, 1, 2, 2]), allow_duplicates=True)
