@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from featx.errors import BackboneError, readable
+from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone, readable
 
 MOST_RANDOM_BYTES = 2**30  # 268 million parameters
 # A network of timm makes up to 2.3 times its state dict while it is built, and a file may hold that in half precision.
@@ -35,12 +35,12 @@ class Allowance(TorchFunctionMode):
     Raises
     ------
     BackboneError
-        They take more; `why` says what to do.
+        They take more; this is `refusal`.
     """
 
-    def __init__(self, nbytes: int, why: str) -> None:
+    def __init__(self, nbytes: int, refusal: BackboneError) -> None:
         super().__init__()
-        self._left, self._why = nbytes, why
+        self._left, self._refusal = nbytes, refusal
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -49,7 +49,7 @@ class Allowance(TorchFunctionMode):
         if isinstance(made, torch.Tensor) and not any(isinstance(each, torch.Tensor) for each in given):
             self._left -= made.nbytes
             if self._left < 0:
-                raise BackboneError(self._why)
+                raise self._refusal
         return made
 
 
@@ -57,15 +57,18 @@ def room_for_random(name: str) -> Allowance:
     """For a network of random weights that a recipe alone names."""
     return Allowance(
         MOST_RANDOM_BYTES,
-        f"its random weights take over {readable(MOST_RANDOM_BYTES)}, more than a recipe alone makes; allow it with "
-        f"featx.load(path, backbone=featx.Backbone({name!r}, None))",
+        UnavailableBackbone(
+            f"its random weights take over {readable(MOST_RANDOM_BYTES)}, more than a recipe alone makes",
+            f"allow it with featx.load(path, backbone=featx.Backbone({name!r}, None))",
+        ),
     )
 
 
 def room_for(file: str, nbytes: int) -> Allowance:
     """For a network that is to take the state dict of a file of so many bytes."""
     return Allowance(
-        _TIMES * nbytes + _BESIDE, f"{file} does not fit: it has {readable(nbytes)}, and the network is larger by far"
+        _TIMES * nbytes + _BESIDE,
+        BackboneError(f"{file} does not fit: it has {readable(nbytes)}, and the network is larger by far"),
     )
 
 
@@ -80,9 +83,11 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
                 raise BackboneError(f"{file!r} is not a file; weights are a state dict, .safetensors or .pth")
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
             if expected_sha256 not in (None, sha256):
-                raise BackboneError(
+                raise UnavailableBackbone(
                     f"{file!r} is not the weights file that was recorded: its SHA-256 begins with {sha256[:12]}, not "
-                    f"{str(expected_sha256)[:12]}; say where it is: featx predict --weights, featx.load(path, weights=)"
+                    f"{str(expected_sha256)[:12]}",
+                    "say where it is: ",
+                    Call("featx.load", "path", Parameter("weights", ...)),
                 )
             opened.seek(0)
             content = opened.read()  # what is parsed is what was opened here, even if another takes its name

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from featx.backbones import TappedNetwork
-from featx.errors import FeatxError, ImageError
+from featx.errors import FeatxError, ImageError, Parameter
 from featx.images import Batch
 from featx.solvers import threads_for
 
@@ -79,7 +79,9 @@ class Passes:
                 break
             except torch.OutOfMemoryError as error:
                 if self._rows == 1:
-                    raise FeatxError("the GPU's memory does not hold one image's forward pass; device='cpu'") from error
+                    raise FeatxError(
+                        "the GPU's memory does not hold one image's forward pass; use ", Parameter("device", "cpu")
+                    ) from error
                 self._rows = -(-self._rows // 2)
                 torch.cuda.empty_cache()
         values = {name: torch.cat([part[name] for part in parts]) if parts[1:] else parts[0][name] for name in parts[0]}

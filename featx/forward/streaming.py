@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, resolve_taps, trace_of
-from featx.errors import FeatxError, RecipeError
+from featx.errors import FeatxError, Parameter, RecipeError
 from featx.forward.cache import network_of
 from featx.forward.passes import Block, Passes, Rows, block_of, pinned
 from featx.forward.trial import TRIAL_BATCHES, Trial, try_out
@@ -147,7 +147,9 @@ def check_choices(*, device: str, precision: str, engine: str, batch_size: int |
     _one_of("engine", engine, ("auto", *_ENGINES))
     _one_of("dtype", dtype, ("float32", "float16"))
     if batch_size != "auto" and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-        raise FeatxError(f"batch_size is 'auto' or a whole number of images, 1 or more; got {batch_size!r}")
+        raise FeatxError(
+            Parameter("batch_size"), f" is 'auto' or a whole number of images, 1 or more; got {batch_size!r}"
+        )
     return _device(device)
 
 

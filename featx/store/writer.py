@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import ImageError, StoreError
+from featx.errors import ImageError, Parameter, StoreError
 from featx.recipe import Recipe, collection_digest
 from featx.store import files, layout, metadata
 from featx.store.checksums import Checksums, unfinished_damage
@@ -129,8 +129,9 @@ class StoreWriter:
     def _begin(self, begun: Unfinished | None) -> Journal:
         if begun is not None and (begun.recipe != self.recipe or begun.ids != self._ids):
             raise StoreError(
-                f"an unfinished run towards {self._output} is of another recipe or other images; finish it, or "
-                "--discard it (discard=True)"
+                f"an unfinished run towards {self._output} is of another recipe or other images; finish it, or discard "
+                "it with ",
+                Parameter("discard", True),
             )
         if begun is None:  # an older journal must be gone before there is a file that it could be taken to tell of
             os.ftruncate(self._file, 0)

@@ -366,7 +366,7 @@ def test_no_thread_is_left_waiting_when_a_pass_fails(network, monkeypatch):
 def test_a_device_that_does_not_hold_one_image_says_so(network, monkeypatch):
     recipe = resolve_recipe(arrays(3), backbone=network, device="cpu", batch_size=2)
     monkeypatch.setattr(streaming, "network_of", lambda *_: Scarce(None, 0))
-    with pytest.raises(FeatxError, match="does not hold one image's forward pass; device='cpu'"):
+    with pytest.raises(FeatxError, match="does not hold one image's forward pass; use device='cpu'"):
         list(stream(arrays(3), recipe, device="cpu"))
 
 

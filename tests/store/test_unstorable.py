@@ -93,7 +93,7 @@ def test_a_merge_does_not_go_on_with_another_store(tmp_path: Path, monkeypatch) 
     (tmp_path / "1.new").rename(parts[0])
     with pytest.raises(StoreError) as told:
         merge(parts, tmp_path / "m.h5")
-    assert_tells(told.value, "1.h5 changed", "--discard")
+    assert_tells(told.value, "1.h5 changed", "discard that with discard=True")
     merged = merge(parts, tmp_path / "m.h5", discard=True)
     assert np.array_equal(merged["l1"][:100], FeatureStore(parts[0])["l1"])
     merged.verify()
