@@ -79,12 +79,14 @@ class PretendCuda(TorchFunctionMode):
         if name in ("__get__", "__set__"):  # of an attribute
             name = getattr(func.__self__, "__name__", "")
         tensors = list(_tensors([args, kwargs.values()]))
+        places = [self._place(tensor) for tensor in tensors]
+        pinned, asked = kwargs.get("pin_memory"), kwargs.get("device")
+        place = next((place for place in places if place.type == "cuda"), torch.device("cpu"))
+        if place.type != "cuda" and not pinned and asked is None and not (name in _MOVES and tensors):
+            return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             if name in _MOVES and tensors:
                 return getattr(self, f"_{name.strip('_')}")(*args, **kwargs)
-            places = [self._place(tensor) for tensor in tensors]
-            asked = kwargs.get("device")
-            place = next((place for place in places if place.type == "cuda"), torch.device("cpu"))
             if place.type == "cuda":
                 if name in ("device", "is_cuda", "is_cpu", "get_device"):
                     return {"device": place, "is_cuda": True, "is_cpu": False, "get_device": place.index}[name]
@@ -99,11 +101,10 @@ class PretendCuda(TorchFunctionMode):
                     return False  # so `nn.Module.to` puts new parameters in place of the old ones
                 if len(set(mixed)) > 1:
                     raise RuntimeError(f"{name}: expected all tensors to be on the same device, found {set(mixed)}")
-            kwargs = dict(kwargs)
-            pinned = kwargs.pop("pin_memory", None)
-            if asked is not None:
-                place, kwargs["device"] = self._numbered(asked), "cpu"
-            result = func(*args, **kwargs)
+            options = {key: value for key, value in kwargs.items() if key != "pin_memory"}
+            if asked is not None and (place := self._numbered(asked)).type == "cuda":
+                options["device"] = "cpu"
+            result = func(*args, **options)
             if pinned:
                 return self._pin_memory(result)
             return tree_map_only(Tensor, lambda one: self._on(one, place), result)
@@ -260,14 +261,17 @@ class PretendCuda(TorchFunctionMode):
             "get_device_capability": lambda device=None: (9, 0),
             "get_device_name": lambda device=None: properties(device).name,
             "get_device_properties": properties,
+            "get_rng_state": lambda device=None: torch.empty(0),
             "is_available": lambda: True,
             "is_bf16_supported": lambda including_emulation=True: True,
             "is_initialized": lambda: True,
+            "manual_seed_all": lambda seed: None,  # numbers drawn are the CPU's
             "max_memory_allocated": lambda device=None: self.peak_bytes,
             "mem_get_info": lambda device=None: (self.total_bytes, self.total_bytes),
             "memory_allocated": lambda device=None: 0,
             "reset_peak_memory_stats": lambda device=None: setattr(self, "peak_bytes", 0),
             "set_device": set_device,
+            "set_rng_state": lambda state, device=None: None,
             "stream": lambda stream: contextlib.nullcontext(stream),
             "synchronize": self.synchronize,
         }
