@@ -166,8 +166,16 @@ def _fitting(backbone: Backbone, taps: Sequence[Tap], place: torch.device, trial
     """Images per pass that fit a GPU's free memory, estimated from a pass of a few in float32."""
     network = TappedNetwork(backbone, taps, place, "float32")
     before = torch.cuda.memory_allocated(place)
-    torch.cuda.reset_peak_memory_stats(place)
-    network(torch.zeros(trial_rows, *backbone.preprocessing.size, 3, dtype=torch.uint8))
+    while True:
+        torch.cuda.reset_peak_memory_stats(place)
+        try:
+            network(torch.zeros(trial_rows, *backbone.preprocessing.size, 3, dtype=torch.uint8))
+            break
+        except torch.OutOfMemoryError:
+            if trial_rows == 1:  # the run will say so
+                return 1
+            trial_rows //= 2
+            torch.cuda.empty_cache()
     taken = (torch.cuda.max_memory_allocated(place) - before) / trial_rows
     torch.cuda.empty_cache()
     return int(0.7 * torch.cuda.mem_get_info(place)[0] / max(taken, 1))

@@ -92,8 +92,7 @@ def test_an_unfinished_run_goes_on_as_it_was_begun(tmp_path, run, break_off, els
     assert 0 < plan.n_kept < 150 and same_file(plan.run(False), whole)
 
 
-def test_a_store_grows_on_the_device_on_which_it_was_made(run, train, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a machine that has got a GPU since
+def test_a_store_grows_on_the_device_on_which_it_was_made(run, train, pretend_cuda):
     assert run(train.path, range(14), LAYERS, device="auto", labels=labels(14), **UNUSUAL).recipe.device == "cpu"
     options = {"device": "cuda", **UNUSUAL}
     run(train.path, range(14), LAYERS, labels=labels(14), **options)  # nothing is to be computed

@@ -16,6 +16,7 @@ import pytest
 import torch
 import xxhash
 from helpers import left_in, noise, save_noise
+from pretend_cuda import PretendCuda
 from runs import extract, pictures, refused, same_file
 
 import featx
@@ -241,9 +242,8 @@ def test_another_recipe_is_refused_field_by_field_while_a_run_is_unfinished(agai
     assert same_file(again(), unbroken)
 
 
-def test_another_device_is_refused_while_a_run_is_unfinished(again, begun, unbroken, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(torch.cuda, "is_available", lambda: True)
+def test_another_device_is_refused_while_a_run_is_unfinished(again, begun, unbroken):
+    with PretendCuda():
         refused(lambda: again(device="cuda"), begun, "device: 'cpu' there, 'cuda' here")
     assert same_file(again(), unbroken)
 
