@@ -120,6 +120,10 @@ class SearchRequest:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise FeatxError(Parameter(name), f" is {least} or more; got {value}")
+        if self.test_size is not None and not 0 <= self.test_size < 1:
+            raise FeatxError(
+                Parameter("test_size"), f" is the share of images held out, from 0 to below 1; got {self.test_size}"
+            )
         if self.n_jobs == 0:
             raise FeatxError(Parameter("n_jobs"), " is 1 or more, or -1 for one a core; got 0")
         if unused := [name for name in PROTOCOLS[self.protocol].lacks if self._is_set(name)]:
@@ -146,7 +150,7 @@ class SearchRequest:
             )
 
     def arguments(self, store: FeatureStore) -> dict[str, Any]:
-        """The arguments of the protocol's function, beside the stores.
+        """The settings with labels and held-out images looked up; see `run`.
 
         Parameters
         ----------
@@ -169,6 +173,38 @@ class SearchRequest:
         arguments["y"] = self._labels(store)
         arguments["test_store"] = None if self.test_store is None else FeatureStore(self.test_store)
         return {name: value for name, value in arguments.items() if value is not None and value is not False}
+
+    def run(self, stores: Sequence[FeatureStore], arguments: dict[str, Any], on_progress: Any) -> Any:
+        """Run the protocol; imports scikit-learn.
+
+        Parameters
+        ----------
+        stores : the searched stores
+        arguments : as `arguments` returned them
+        on_progress : as in the protocol's function
+
+        Returns
+        -------
+        Selection or ProtocolResult
+        """
+        from sklearn.decomposition import PCA
+        from sklearn.preprocessing import Normalizer, PowerTransformer
+
+        from featx import learn
+
+        options = dict(arguments)
+        held_out = {
+            name: options.pop(f"test_{name}") for name in ("size", "rows", "store") if f"test_{name}" in options
+        }
+        if held_out:
+            options["holdout"] = learn.HoldOut(**held_out)
+        steps: list[Any] = [Normalizer()] if options.pop("l2", False) else []
+        steps += [PowerTransformer()] if options.pop("power", False) else []
+        n_components = options.pop("pca", None)
+        steps += [PCA(n_components, random_state=0)] if n_components else []
+        if steps:
+            options["steps"] = steps
+        return getattr(learn, PROTOCOLS[self.protocol].function)(stores, **options, on_progress=on_progress)
 
     @property
     def _only_validates(self) -> bool:

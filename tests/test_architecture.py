@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "manifest": {"errors"},
     "progress": {"display"},
     "recipe": {"errors", "grammar"},
-    "request": {"errors", "store"},
+    "request": {"errors", "store", "learn"},
     "_torch": set(),
     **{room: LOW | {"_torch"} for room in MIDDLE},
     "forward": LOW | MIDDLE,
@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "learn.scores": LOW,
     "learn.search": LOW | SHARED | {"store", "solvers", "learn.features", "learn.estimators"},
     "learn.models": LOW | SHARED | {"store", "backbones", "learn.features", "learn.estimators", "learn.search"},
-    "learn.selection": LOW | {"store", "request"} | LEARN - {"learn.protocols", "learn.models"},
+    "learn.selection": LOW | {"store"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN,  # the public list
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn"},

@@ -65,7 +65,7 @@ def fitted(folder: Path, backbone: str, weights: str | None, layers: list[str]) 
     assert store.y.tolist() == [name.split("/")[0] for name in store.ids]
 
     options = {"logistic_regression": [1e-3, 1e-2], "rbf_svm": [1.0]}
-    chosen = select_model(store, estimators=list(options), C=options, folds=3, n_jobs=1)
+    chosen = select_model(store, estimators=list(options), param_grid=options, folds=3, n_jobs=1)
     assert len(chosen.candidates) == 3 * len(layers)
     assert chosen.best.mean > 0.8 and chosen.held_out > 0.6
 

@@ -9,11 +9,10 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from helpers import write_store
 
 from featx import learn
 from featx.errors import FeatxError
-from featx.learn.selection import ESTIMATORS, ask
+from featx.learn.selection import ESTIMATORS
 from featx.request import PROTOCOLS, EstimatorName, ProtocolName, SearchRequest
 
 READ_FROM_STORES = {"protocol", "output", "labels", "label_column", "target", "split_column", "test_value"}
@@ -22,8 +21,8 @@ READ_FROM_STORES = {"protocol", "output", "labels", "label_column", "target", "s
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_a_protocol_lacks_what_its_function_does_not_take(name):
     parameters = {*inspect.signature(getattr(learn, PROTOCOLS[name].function)).parameters}
-    if "test" in parameters:  # **test: how images are held out
-        parameters |= {*inspect.signature(ask).parameters}
+    alike = {"holdout": {"test_size", "test_store"}, "steps": {"l2", "power", "pca"}}
+    parameters = parameters.union(*(names for name, names in alike.items() if name in parameters))
     if "validation_rows" in parameters:
         parameters.add("validation_value")
     lacks = {field.name for field in fields(SearchRequest)} - READ_FROM_STORES - parameters
@@ -61,9 +60,7 @@ def test_a_store_of_test_images_goes_with_a_column_of_validation_images():
         SearchRequest(protocol="knn", validation_value="val", test_value="test", **both).validate()
 
 
-def test_python_callers_hold_out_in_one_way_too(tmp_path):
-    store, other = write_store(tmp_path / "a.h5"), write_store(tmp_path / "b.h5")
-    rows = np.arange(len(store)) < 2
-    for search in (learn.select_model, learn.linear_probe, learn.few_shot):
-        with pytest.raises(FeatxError, match="images are held out in one way; got test_rows and test_store"):
-            search(store, test_rows=rows, test_store=other)
+@pytest.mark.parametrize("parts", [{}, {"size": 0.2, "rows": np.ones(3, bool)}])
+def test_python_callers_hold_out_in_one_way_too(parts):
+    with pytest.raises(FeatxError, match="HoldOut takes one of size, rows and store; got (none|size and rows)"):
+        learn.HoldOut(**parts)

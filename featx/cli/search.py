@@ -12,7 +12,7 @@ from featx.cli.printing import print_all, print_error
 from featx.cli.search_files import SearchFiles
 from featx.display import printable
 from featx.errors import FeatxError
-from featx.request import PROTOCOLS, EstimatorName, ProtocolName, SearchRequest
+from featx.request import EstimatorName, ProtocolName, SearchRequest
 
 if TYPE_CHECKING:
     from featx.learn import ProtocolResult, Selection
@@ -232,11 +232,10 @@ def search(
     with loading("loading scikit-learn"):
         from featx import learn
         from featx.report import search_progress
-    run = getattr(learn, PROTOCOLS[protocol].function)
     is_whole = True
     try:
         with search_progress(scoring or "accuracy") as on_progress:
-            result = run(opened, **arguments, on_progress=on_progress)
+            result = request.run(opened, arguments, on_progress)
     except learn.Interrupted as interrupt:
         result, is_whole = interrupt.result, False
     except KeyboardInterrupt:

@@ -18,7 +18,16 @@ from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.models import Prediction, load, predict_images, save
 from featx.learn.protocols import few_shot, knn_probe, learning_curves, linear_probe
 from featx.learn.search import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
-from featx.learn.selection import Candidate, Interrupted, Nested, ProtocolResult, Selection, one_se, select_model
+from featx.learn.selection import (
+    Candidate,
+    HoldOut,
+    Interrupted,
+    Nested,
+    ProtocolResult,
+    Selection,
+    one_se,
+    select_model,
+)
 
 __all__ = [
     "Candidate",
@@ -26,6 +35,7 @@ __all__ = [
     "GridSearchCV",
     "HalvingGridSearchCV",
     "HalvingRandomSearchCV",
+    "HoldOut",
     "ImageFeatures",
     "Interrupted",
     "KNeighborsClassifier",

@@ -23,7 +23,7 @@ def model_text(result: Selection | ProtocolResult) -> str:
     from featx.learn.selection import Selection
 
     if isinstance(result, Selection):
-        return f"{named(result.chosen)}, fitted on the {result.n_train:,} training images"
+        return f"{named(result.chosen)}, fitted on the {result.training.n:,} training images"
     best = result.curves[0]
     assert best.chosen is not None
     images = result.n_train + result.n_validation
@@ -33,27 +33,26 @@ def model_text(result: Selection | ProtocolResult) -> str:
 
 
 def _search_lines(selection: Selection) -> list[str]:
-    scoring, chosen = selection.scoring, selection.chosen
+    scoring, chosen = selection.settings.scoring, selection.chosen
     lines = []
-    if selection.steps:
-        lines.append(f"between features and scaler: {', '.join(selection.steps)}")
-    if selection.n_groups is not None:
-        lines.append(f"{selection.n_groups:,} groups of images were never split between training and test")
-    if selection.n_duplicates:
-        lines.append(
-            f"{selection.n_duplicates:,} images have the same content as another one; copies were kept on one side"
-        )
+    if selection.settings.steps:
+        lines.append(f"between features and scaler: {', '.join(selection.settings.steps)}")
+    if selection.training.n_groups is not None:
+        lines.append(f"{selection.training.n_groups:,} groups of images were never split between training and test")
+    if selection.training.n_duplicates:
+        n_duplicates = f"{selection.training.n_duplicates:,}"
+        lines.append(f"{n_duplicates} images have the same content as another one; copies were kept on one side")
     n = len(selection.candidates)
     among = f"{'best' if chosen == selection.best else 'chosen'} of {n:,} " if n > 1 else ""
     score = scored(chosen.mean, chosen.interval, scoring)
     lines.append(f"{among}in cross-validation: {score}{_flattered(n)}: {named(chosen)}")
     if selection.nested is not None:
         lines.append(_nested_line(selection.nested))
-    if selection.held_out is not None and selection.y_test is not None:
+    if selection.held_out is not None and selection.test is not None:
         score = scored(selection.held_out, selection.held_out_interval, scoring)
         mae = selection.held_out_mae if scoring != "neg_mean_absolute_error" else None
         error = "" if mae is None else f", {score_name('neg_mean_absolute_error')} {amount(mae)},"
-        lines.append(f"held out: {score}{error} on {len(selection.y_test):,} images that played no part in it")
+        lines.append(f"held out: {score}{error} on {len(selection.test.y):,} images that played no part in it")
     elif selection.is_partial:
         lines.append("interrupted: nothing was fitted, and nothing scored on images held out")
     elif selection.nested is None and n > 1:

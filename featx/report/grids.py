@@ -44,7 +44,7 @@ class Grid:
         selection = self.selection
         means = [candidate.mean for candidate in selection.candidates]
         high = max(means)
-        low = max(min(means), selection.chance - 0.1 * max(high - selection.chance, 0))
+        low = max(min(means), selection.training.chance - 0.1 * max(high - selection.training.chance, 0))
         low = min(low, high - 1e-9)
         widest = max(map(self._width, self.lines))
         backbones = backbone_names(backbone for backbone, _ in self.layers)
@@ -61,11 +61,11 @@ class Grid:
                 self._draw_estimator(axis, name, low, high)
             inner.align_xlabels(axes[: len(line)])
             axes[0].set_yticks(range(len(names)), list(shortened(names, 44).values()), fontsize=8)
-        times = f" x {selection.repeats}" if selection.repeats > 1 else ""
-        chance = _cell(selection.chance, selection.scoring)
+        times = f" x {selection.settings.repeats}" if selection.settings.repeats > 1 else ""
+        chance = _cell(selection.training.chance, selection.settings.scoring)
         part.suptitle(
-            f"{selection.folds}-fold{times} {score_name(selection.scoring)} by layer and setting, "
-            f"{selection.n_train:,} training images (chance {chance})"
+            f"{selection.settings.folds}-fold{times} {score_name(selection.settings.scoring)} by layer and setting, "
+            f"{selection.training.n:,} training images (chance {chance})"
             f"{INTERRUPTED if selection.is_partial else ''}",
             fontsize=11,
         )
@@ -87,7 +87,7 @@ class Grid:
                 axis.text(
                     column,
                     row,
-                    _cell(mean, selection.scoring),
+                    _cell(mean, selection.settings.scoring),
                     ha="center",
                     va="center",
                     fontsize=8,
@@ -118,7 +118,7 @@ class Grid:
 def _layers(selection: Selection) -> list[tuple[str, str]]:
     """(backbone, layer) in the order of the networks, of those that were searched; several side by side at the end."""
     searched = dict.fromkeys((candidate.backbone, candidate.layer) for candidate in selection.candidates)
-    stored = [(store.recipe.backbone, layer) for store in selection.stores for layer in store.layers]
+    stored = [(store.recipe.backbone, layer) for store in selection.training.stores for layer in store.layers]
     order = {pair: place for place, pair in enumerate(stored)}
     backbones = {backbone: place for place, (backbone, _) in enumerate(stored)}  # where its last layer is
     return sorted(searched, key=lambda pair: (order.get(pair, backbones.get(pair[0], len(stored)) + 0.5), pair[1]))

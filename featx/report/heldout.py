@@ -25,27 +25,27 @@ _THUMBNAIL_PX = 256
 
 def draw_held_out(axis: Axes, selection: Selection) -> None:
     """The confusion matrix; where the labels are numbers, predicted against true."""
-    assert selection.held_out is not None and selection.y_test is not None
-    if selection.classes is None:
+    assert selection.held_out is not None and selection.test is not None
+    if selection.training.classes is None:
         _draw_scatter(axis, selection)
     else:
         _draw_confusion(axis, selection)
-    score = scored(selection.held_out, selection.held_out_interval, selection.scoring)
-    images = f"on {len(selection.y_test):,} images held out"
-    axis.set_title(f"{score_name(selection.scoring)} {score}\n{images}", fontsize=11)
+    score = scored(selection.held_out, selection.held_out_interval, selection.settings.scoring)
+    images = f"on {len(selection.test.y):,} images held out"
+    axis.set_title(f"{score_name(selection.settings.scoring)} {score}\n{images}", fontsize=11)
 
 
 def _draw_confusion(axis: Axes, selection: Selection) -> None:
     confusion = selection.confusion
-    assert confusion is not None and selection.classes is not None
+    assert confusion is not None and selection.training.classes is not None
     share = confusion / confusion.sum(axis=1, keepdims=True).clip(1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    k = len(selection.classes)
+    k = len(selection.training.classes)
     if k <= 15:
         for (row, column), count in np.ndenumerate(confusion):
             color = "white" if share[row, column] > 0.6 else INK if count else FAINT
             axis.text(column, row, str(count), ha="center", va="center", fontsize=10 if k < 8 else 7, color=color)
-    names = list(shortened(selection.classes, 15).values()) if k <= 30 else []
+    names = list(shortened(selection.training.classes, 15).values()) if k <= 30 else []
     if k <= 15:
         axis.set_xticks(range(len(names)), names, fontsize=8, rotation=45, ha="right", rotation_mode="anchor")
     else:
@@ -57,8 +57,8 @@ def _draw_confusion(axis: Axes, selection: Selection) -> None:
 
 
 def _draw_scatter(axis: Axes, selection: Selection) -> None:
-    y, predicted = selection.y_test, selection.predicted
-    assert y is not None and predicted is not None
+    assert selection.test is not None
+    y, predicted = selection.test.y, selection.test.predicted
     low, high = min(y.min(), predicted.min()), max(y.max(), predicted.max())
     ends = low - 0.04 * (high - low), high + 0.04 * (high - low)
     axis.plot(ends, ends, color=FAINT, linewidth=1, zorder=0)
@@ -69,7 +69,7 @@ def _draw_scatter(axis: Axes, selection: Selection) -> None:
     axis.set_ylabel("predicted")
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
-    if selection.held_out_mae is not None and selection.scoring != "neg_mean_absolute_error":
+    if selection.held_out_mae is not None and selection.settings.scoring != "neg_mean_absolute_error":
         said = f"mean absolute error {amount(selection.held_out_mae)}"
         axis.text(0.03, 0.97, said, transform=axis.transAxes, va="top", fontsize=9, color=INK)
 
@@ -78,23 +78,24 @@ def mistake_pictures(selection: Selection) -> list[tuple[Any, str]]:
     """(picture, what is wrong with it) of the most confident mistakes whose images can still be read."""
     from featx.images import decode
 
-    if selection.X_test is None or selection.y_test is None or selection.predicted is None:
+    test = selection.test
+    if test is None:
         return []
-    store = selection.test_store or selection.stores[0]
+    store = test.store or selection.training.stores[0]
     if store.recipe.origin is None:
         return []
-    rows = store.rows(selection.X_test)
+    rows = store.rows(test.X)
     worst = selection.mistakes().tolist()
     words: Callable[[Any], str] = amount
-    if selection.classes is not None:
-        worst = _by_turns(worst, [(selection.y_test[i], selection.predicted[i]) for i in worst])
-        words = shortened(selection.classes, 17).__getitem__
+    if selection.training.classes is not None:
+        worst = _by_turns(worst, [(test.y[i], test.predicted[i]) for i in worst])
+        words = shortened(selection.training.classes, 17).__getitem__
     found: list[tuple[Any, str]] = []
     for i in worst:
         with contextlib.suppress(ImageError):  # moved or gone since
             picture, _digest = decode(Path(store.recipe.origin, str(store.ids[rows[i]])))
             picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            found.append((picture, f"true: {words(selection.y_test[i])}\nsaid: {words(selection.predicted[i])}"))
+            found.append((picture, f"true: {words(test.y[i])}\nsaid: {words(test.predicted[i])}"))
         if len(found) == MISTAKES:
             break
     return found
@@ -111,7 +112,9 @@ def _by_turns(worst: list[int], kinds: list[tuple[Any, Any]]) -> list[int]:
 
 
 def draw_mistakes(part: Any, selection: Selection, mistakes: list[tuple[Any, str]]) -> None:
-    part.suptitle("the largest errors" if selection.classes is None else "the most confident mistakes", fontsize=11)
+    part.suptitle(
+        "the largest errors" if selection.training.classes is None else "the most confident mistakes", fontsize=11
+    )
     axes = part.subplots(1, MISTAKES)
     for axis in axes:
         axis.axis("off")

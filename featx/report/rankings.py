@@ -22,7 +22,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
     ----------
     most : rows
     """
-    scoring, chosen = selection.scoring, selection.chosen
+    scoring, chosen = selection.settings.scoring, selection.chosen
     best: dict[tuple[str, str, str], Candidate] = {}
     for candidate in selection.candidates:
         best.setdefault((candidate.backbone, candidate.layer, candidate.estimator), candidate)
@@ -34,7 +34,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
     table.add_names(*(["backbone"] if several else []), "layer", "estimator")
     table.add_numbers("features", "best")
     table.add_words(f"{score_name(scoring)} [95%]")
-    has_mae = selection.classes is None and scoring != "neg_mean_absolute_error"
+    has_mae = selection.training.classes is None and scoring != "neg_mean_absolute_error"
     table.add_numbers(*(["MAE"] if has_mae else []), "fit s")
     shown: set[str] = set()
     for rank, candidate in enumerate(ranked, start=1):
@@ -66,10 +66,11 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
 
 def ranking_title(selection: Selection) -> str:
     """ "5-fold accuracy, 3 times, on 1,600 training images (chance 0.500)" """
-    times = f", {selection.repeats} times," if selection.repeats > 1 else ""
+    times = f", {selection.settings.repeats} times," if selection.settings.repeats > 1 else ""
+    settings, training = selection.settings, selection.training
     return (
-        f"{selection.folds}-fold {score_name(selection.scoring)}{times} on {selection.n_train:,} training images "
-        f"(chance {number(selection.chance, selection.scoring)})"
+        f"{settings.folds}-fold {score_name(settings.scoring)}{times} on {training.n:,} training images "
+        f"(chance {number(training.chance, settings.scoring)})"
     )
 
 

@@ -69,8 +69,9 @@ def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
         return {"kind": "nested", "folds": result.folds, "scoring": result.scoring} | {
             "mean": _finite(result.mean), "low": low, "high": high
         }  # fmt: skip
-    stores = [{"path": str(store.path), "identity": store.identity} for store in result.stores]
-    classes = None if result.classes is None else result.classes.tolist()
+    data = result.training if isinstance(result, Selection) else result
+    stores = [{"path": str(store.path), "identity": store.identity} for store in data.stores]
+    classes = None if data.classes is None else data.classes.tolist()
     if not isinstance(result, Selection):
         return {
             "kind": result.protocol,
@@ -89,15 +90,15 @@ def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
     nested_low, nested_high = _ends(None if result.nested is None else result.nested.interval)
     return {
         "kind": "cross-validation",
-        "scoring": result.scoring,
-        "folds": result.folds,
-        "repeats": result.repeats,
-        "chance": _finite(result.chance),
-        "steps": list(result.steps),
-        "n_train": result.n_train,
-        "n_test": 0 if result.y_test is None else len(result.y_test),
-        "n_duplicates": result.n_duplicates,
-        "n_groups": result.n_groups,
+        "scoring": result.settings.scoring,
+        "folds": result.settings.folds,
+        "repeats": result.settings.repeats,
+        "chance": _finite(result.training.chance),
+        "steps": list(result.settings.steps),
+        "n_train": result.training.n,
+        "n_test": 0 if result.test is None else len(result.test.y),
+        "n_duplicates": result.training.n_duplicates,
+        "n_groups": result.training.n_groups,
         "is_partial": result.is_partial or result.nested is not None and result.nested.is_partial,
         "held_out": _finite(result.held_out),
         "held_out_low": low,
@@ -119,7 +120,7 @@ def _rows(result: Selection | Nested | ProtocolResult) -> Iterator[dict[str, Any
         yield from _nested_rows(result)
     elif isinstance(result, Selection):
         for rank, candidate in enumerate(result.candidates, start=1):
-            row = _of_candidate(candidate, result.scoring, result.is_partial) | {
+            row = _of_candidate(candidate, result.settings.scoring, result.is_partial) | {
                 "kind": "cross-validation",
                 "rank": rank,
             }

@@ -20,7 +20,17 @@ from rich.console import Console
 import featx
 from featx.learn import Prediction, select_model
 from featx.learn.scores.intervals import Interval, cv_interval, mean_interval, wilson
-from featx.learn.selection.results import Candidate, Curve, Nested, Point, ProtocolResult, Selection
+from featx.learn.selection.results import (
+    Candidate,
+    Curve,
+    Nested,
+    Point,
+    ProtocolResult,
+    SearchSettings,
+    Selection,
+    TestSet,
+    TrainingSet,
+)
 from featx.progress import SearchProgress
 from featx.report import (
     nested_table,
@@ -82,8 +92,18 @@ def made(layers: list[str], backbones: tuple[str, ...] = ("torchvision:resnet50"
 LAYERS = ["layer1:avg", "layer2:avg", "layer3:avg", "layer3:avg+layer4:avg"]
 
 
+def parted(selection: Selection, **changes: Any) -> Selection:
+    """`replace`, which finds the part of a selection that has each field."""
+    names = {"training": TrainingSet, "settings": SearchSettings, "test": TestSet}
+    for name, part in names.items():
+        of_part = {field.name: changes.pop(field.name) for field in fields(part) if field.name in changes}
+        if of_part:
+            changes[name] = replace(getattr(selection, name), **of_part)
+    return replace(selection, **changes)
+
+
 def searched(selection: Selection, candidates: list[Candidate], **changes: Any) -> Selection:
-    return replace(selection, candidates=candidates, chosen=candidates[0], folds=5, **changes)
+    return parted(selection, candidates=candidates, chosen=candidates[0], folds=5, **changes)
 
 
 def of_numbers(selection: Selection, scoring: str = "r2") -> Selection:
@@ -99,7 +119,7 @@ def of_numbers(selection: Selection, scoring: str = "r2") -> Selection:
             ),
             key=lambda c: -c.mean,
         )
-    changes = {"classes": None, "y_test": y, "predicted": y + rng.normal(0, 40, 12), "confidence": None}
+    changes = {"classes": None, "y": y, "predicted": y + rng.normal(0, 40, 12), "confidence": None}
     return searched(selection, candidates, scoring=scoring, chance=0.0, **changes)
 
 
@@ -127,7 +147,7 @@ def protocol(selection: Selection, name: str, varied: str, xs: list[float], n_la
         tuple(curves[::-1]),
         **{"n_train": 100, "n_validation": 20 * chooses, "n_test": 25, "classes": np.array(["a", "b"]), "chance": 0.1},
         repeats=1 if chooses else 5,
-        stores=selection.stores,
+        stores=selection.training.stores,
     )
 
 
@@ -193,7 +213,7 @@ def test_of_every_backbone_and_of_what_was_chosen_there_is_a_row(selection: Sele
     twins = ranking_table(searched(selection, made(LAYERS, ("torchvision:resnet50", "timm:resnet50"))), most=1)
     assert {"torchvision:resnet50", "timm:resnet50"} == set(twins.columns[1].cells)
     assert "more layers and estimators" in str(table.caption)
-    partial = replace(searched(selection, candidates), is_partial=True, predicted=None, confidence=None)
+    partial = replace(searched(selection, candidates), is_partial=True, test=None)
     assert "interrupted" in str(ranking_table(partial).caption) and "interrupted" in selection_text(partial)
 
 
@@ -212,7 +232,7 @@ def test_numbers_have_their_own_words(selection: Selection) -> None:
 def test_the_answer_puts_the_flattered_score_before_the_one_that_is_not(selection: Selection) -> None:
     found = searched(selection, made(LAYERS))
     nested = nested_of(found.candidates)
-    text = selection_text(replace(found, nested=nested, steps=("l2", "pca 8"), n_groups=7, n_duplicates=2))
+    text = selection_text(parted(found, nested=nested, steps=("l2", "pca 8"), n_groups=7, n_duplicates=2))
     order = [
         "l2, pca 8",
         "7 groups",
@@ -268,8 +288,7 @@ def test_features_are_those_that_are_left_of_a_pca(selection: Selection) -> None
 def test_a_choice_flatters_where_there_was_one(selection: Selection) -> None:
     one = searched(selection, made(LAYERS)[:1])
     assert "flatter" not in selection_text(one) and "best of" not in selection_text(one)
-    bare = {"predicted": None, "y_test": None}
-    assert "flatter" not in selection_text(replace(one, **bare))  # type: ignore[arg-type]
+    assert "flatter" not in selection_text(replace(one, test=None))
     result = protocol(selection, "knn", "k", [5.0], n_layers=1)
     assert "flatter" not in selection_text(result)
     assert "best of 4 in validation" in selection_text(protocol(selection, "knn", "k", [5.0, 9.0], n_layers=2))
@@ -320,7 +339,7 @@ def test_what_was_interrupted_says_so_everywhere(selection: Selection, name: str
 
 
 def test_an_interrupted_search_says_so_in_its_figure_and_its_rows(selection: Selection) -> None:
-    part = replace(searched(selection, made(LAYERS)), is_partial=True, predicted=None, confidence=None)
+    part = replace(searched(selection, made(LAYERS)), is_partial=True, test=None)
     figure = selection_figure(part)
     assert any("interrupted" in text for text in _shown(figure))
     _assert_legible(figure)
@@ -393,7 +412,7 @@ def results(selection: Selection) -> dict[str, Selection | Nested | ProtocolResu
         "nested": nested_of(found.candidates),
         "numbers": of_numbers(selection),
         "one split": searched(selection, [replace(c, interval=cv_interval([1], 1, 1, 0, 1)) for c in found.candidates]),
-        "interrupted": replace(found, predicted=None, confidence=None, best_estimator=None, is_partial=True),
+        "interrupted": replace(found, test=None, best_estimator=None, is_partial=True),
         **{name: protocol(selection, name, *of) for name, of in PROTOCOLS.items()},
     }
 
@@ -496,7 +515,7 @@ def test_the_figure_shows_every_accuracy_the_confusion_and_the_mistakes(selectio
 def test_many_estimators_long_names_and_layers_side_by_side_stay_legible(selection: Selection) -> None:
     names = np.array([f"Genus speciosus {i} var. minor" for i in range(22)])
     rng = np.random.default_rng(0)
-    changes = {"classes": names, "y_test": rng.choice(names, 12), "predicted": rng.choice(names, 12)}
+    changes = {"classes": names, "y": rng.choice(names, 12), "predicted": rng.choice(names, 12)}
     found = searched(selection, made(LAYERS, ("timm:convnext_tiny", "bundled:pixels")), **changes, repeats=3)
     figure = selection_figure(found, "the title")
     shown = _shown(figure)
@@ -512,16 +531,16 @@ def test_numbers_are_drawn_against_what_was_predicted(selection: Selection, scor
     found = of_numbers(selection, scoring)
     figure = selection_figure(found)
     (scatter,) = [artist for axis in figure.axes for artist in axis.collections]
-    np.testing.assert_allclose(scatter.get_offsets(), np.column_stack([found.y_test, found.predicted]))  # type: ignore
+    np.testing.assert_allclose(scatter.get_offsets(), np.column_stack([found.test.y, found.test.predicted]))  # type: ignore
     largest = found.mistakes()[0]
-    assert f"true: {found.y_test[largest]:,.0f}\nsaid: {found.predicted[largest]:,.0f}" in _shown(figure)  # type: ignore
+    assert f"true: {found.test.y[largest]:,.0f}\nsaid: {found.test.predicted[largest]:,.0f}" in _shown(figure)  # type: ignore
     _assert_legible(figure)
 
 
 def test_shown_mistakes_are_the_images_that_were_wrong(selection: Selection) -> None:
-    store = selection.stores[0]
-    assert selection.X_test is not None and store.recipe.origin is not None
-    wrong = {store.ids[row] for row in store.rows(selection.X_test[selection.mistakes()])}
+    store = selection.training.stores[0]
+    assert selection.test.X is not None and store.recipe.origin is not None
+    wrong = {store.ids[row] for row in store.rows(selection.test.X[selection.mistakes()])}
     pictures = {name: np.asarray(Image.open(Path(store.recipe.origin, name))) for name in wrong}
     for picture, said in mistake_pictures(selection):
         names = [name for name, pixels in pictures.items() if np.array_equal(pixels, np.asarray(picture))]
@@ -530,9 +549,9 @@ def test_shown_mistakes_are_the_images_that_were_wrong(selection: Selection) -> 
 
 
 def test_a_selection_without_held_out_images_or_with_moved_ones_is_drawn(selection: Selection) -> None:
-    bare = replace(selection, X_test=None, y_test=None, predicted=None, confidence=None)
+    bare = replace(selection, test=None)
     _assert_legible(selection_figure(bare))
-    moved = replace(selection, stores=[_Moved(selection.stores[0])])  # type: ignore[list-item]
+    moved = parted(selection, stores=[_Moved(selection.training.stores[0])])  # type: ignore[list-item]
     assert mistake_pictures(moved) == []
     _assert_legible(selection_figure(moved))
 

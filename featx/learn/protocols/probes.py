@@ -1,6 +1,6 @@
-"""Stores in, the field's standard numbers out: the linear probe and the nearest neighbours; `draws` has the others.
+"""The linear probe and the k-nearest-neighbours probe, and what all protocols share; `subsamples` has the others.
 
-Each measures a representation, a layer at a time, on images held out, and looks at none of these to choose anything.
+A protocol scores each layer on held-out images, which it uses for nothing else.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from featx.learn.estimators import Fit, LogisticRegression
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import METRICS, held_out_interval, wilson
 from featx.learn.selection import (
+    A_FIFTH,
     Curve,
+    Experiment,
+    HoldOut,
     Interrupted,
     Labels,
     Layers,
     Point,
     ProtocolResult,
-    Experiment,
     Split,
     Stores,
     define_experiment,
@@ -48,49 +50,51 @@ def linear_probe(
     C: Sequence[float] = tuple(np.logspace(-6, 5, 45)),
     validation_size: float = 0.2,
     validation_rows: np.ndarray | None = None,
+    groups: str | Sequence[object] | np.ndarray | None = None,
+    allow_duplicates: bool = False,
+    holdout: HoldOut = A_FIFTH,
     random_state: int = 0,
     on_progress: Progress = None,
-    **test: Any,
 ) -> ProtocolResult:
-    """Logistic regression on each layer, C chosen on validation images, fitted anew on train and validation.
+    """Logistic regression on each layer, with C chosen on validation images and refitted on these as well.
 
-    On the features as they are, at 45 values of C from 1e-6 to 1e5. (S. Kornblith et al., Do better ImageNet models
-    transfer better?, CVPR 2019, section A.4; so do SimCLR and CLIP.)
+    Features are not standardised; C has 45 values from 1e-6 to 1e5. (S. Kornblith et al., Do better ImageNet models
+    transfer better?, CVPR 2019, section A.4; SimCLR and CLIP use the same protocol.)
 
     Parameters
     ----------
-    stores, y, layers, random_state
-        As of `select_model`.
+    stores, y, layers, groups, allow_duplicates, holdout, random_state
+        As in `select_model`.
     C : sequence of float
     validation_size : float
         Share of the training images to validate on, stratified, by whole groups.
     validation_rows : (n,) bool, optional
-        Which images to validate on, instead of a random share.
+        The images to validate on, in place of a random share.
     on_progress : callable(featx.SearchProgress, []), optional
-        Called before the first layer and after each.
-    **test : test_size, test_rows, test_store, groups, allow_duplicates
-        As of `select_model`.
+        Called before the first layer and after each layer.
 
     Returns
     -------
     ProtocolResult
-        A curve a layer: points are on validation images, `test` on the images held out.
+        One curve per layer: points are on validation images, `test` is on the held-out images.
 
     Raises
     ------
     FeatxError
-        Labels are numbers, nothing is held out, or what `select_model` refuses.
+        Labels are numbers, no images are held out, or as in `select_model`.
     Interrupted
-        Ctrl-C; it holds the curves of the layers that were done.
+        Ctrl-C; its `result` has the curves of the layers that were done.
 
     Warns
     -----
     RowsDifferWarning
-        As `select_model` does.
+        As in `select_model`.
     """
     if not len(C) or min(C) <= 0:
         raise FeatxError(f"C is one or more positive numbers; got {list(C)}")
-    experiment = classification_experiment(stores, y, random_state, test)
+    experiment = classification_experiment(
+        stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
+    )
     learn, validate = _validation(experiment, validation_size, validation_rows, random_state)
 
     def measure(features: StoredFeatures) -> tuple[Curve, Pipeline]:
@@ -99,18 +103,22 @@ def linear_probe(
         models = estimator.fit_many(X[learn], experiment.y[learn], [Fit({"C": float(value)}) for value in sorted(C)])
         scores = [accuracy_score(experiment.y[validate], model.predict(X[validate])) for model in models]
         points = _measured(sorted(C), scores, len(validate))
-        chosen = max(points, key=lambda point: (point.mean, -point.x))  # of equal ones the stronger penalty
+        chosen = max(points, key=lambda point: (point.mean, -point.x))  # of equal ones the stronger regularization
         pipeline = Pipeline([("features", features), ("estimator", estimator.set_params(C=float(chosen.x)))])
         pipeline.fit(experiment.X, experiment.y)
         predicted = experiment.reading_test(pipeline).predict(experiment.X_test)
         return _tested(features, points, chosen, predicted, experiment), pipeline
 
-    def result(found: list[tuple[Curve, Pipeline]]) -> ProtocolResult:
-        found = sorted(found, key=lambda one: -one[0].chosen.mean if one[0].chosen else 0)
-        curves = [curve for curve, _ in found]
-        return replace(result_of("linear-probe", "C", curves, experiment, len(learn), 1), best_estimator=found[0][1])
+    def result(measured: list[tuple[Curve, Pipeline]]) -> ProtocolResult:
+        best_first = sorted(measured, key=lambda one: -one[0].chosen.mean if one[0].chosen else 0)
+        curves = [curve for curve, _ in best_first]
+        return replace(
+            result_of("linear-probe", "C", curves, experiment, len(learn), 1), best_estimator=best_first[0][1]
+        )
 
-    return layer_by_layer(stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress)
+    return layer_by_layer(
+        stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress
+    )
 
 
 def knn_probe(
@@ -121,23 +129,27 @@ def knn_probe(
     k: Sequence[int] = (10, 20, 100, 200),
     validation_size: float = 0.2,
     validation_rows: np.ndarray | None = None,
+    groups: str | Sequence[object] | np.ndarray | None = None,
+    allow_duplicates: bool = False,
+    holdout: HoldOut = A_FIFTH,
     random_state: int = 0,
     on_progress: Progress = None,
-    **test: Any,
 ) -> ProtocolResult:
-    """The vote of the k nearest images in each layer, k chosen on validation images.
+    """k-nearest-neighbours classification in each layer; k is chosen on validation images.
 
-    Nearness is cosine similarity s, a vote weighs exp(s / 0.07). (Z. Wu et al., Unsupervised feature learning via
-    non-parametric instance discrimination, CVPR 2018, section 3.4; DINO reports it at these k.) Nothing is fitted.
+    A neighbour of cosine similarity s votes with weight exp(s / 0.07). (Z. Wu et al., Unsupervised feature learning via
+    non-parametric instance discrimination, CVPR 2018, section 3.4; DINO reports it at these k.)
 
     Parameters
     ----------
     k : sequence of int
-        Those above the number of images to learn from are left out.
+        Values above the number of training images are left out.
 
-    The others, Returns and Raises as of `linear_probe`; there is no `best_estimator`.
+    Other parameters, Returns and Raises are as in `linear_probe`; there is no `best_estimator`.
     """
-    experiment = classification_experiment(stores, y, random_state, test)
+    experiment = classification_experiment(
+        stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
+    )
     learn, validate = _validation(experiment, validation_size, validation_rows, random_state)
     usable = sorted(value for value in k if value <= len(learn))
     if not usable or usable[0] < 1:
@@ -157,11 +169,14 @@ def knn_probe(
         curves = sorted(curves, key=lambda curve: -curve.chosen.mean if curve.chosen else 0)
         return result_of("knn", "k", curves, experiment, len(learn), 1)
 
-    return layer_by_layer(stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress)
+    return layer_by_layer(
+        stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress
+    )
 
 
-def classification_experiment(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Experiment:
-    experiment = held_out_experiment(stores, y, random_state, test)
+def classification_experiment(stores: Stores, y: Labels, **options: Any) -> Experiment:
+    """`define_experiment` with held-out images and class names; raises FeatxError for others."""
+    experiment = held_out_experiment(stores, y, **options)
     if experiment.is_numeric:
         raise FeatxError(
             "this protocol tells classes apart, and these labels are numbers; take learning curves (",
@@ -173,38 +188,39 @@ def classification_experiment(stores: Stores, y: Labels, random_state: int, test
     return experiment
 
 
-def held_out_experiment(stores: Stores, y: Labels, random_state: int, test: dict[str, Any]) -> Experiment:
-    experiment = define_experiment(stores, y, random_state=random_state, **test)
+def held_out_experiment(stores: Stores, y: Labels, **options: Any) -> Experiment:
+    """`define_experiment`; raises FeatxError if no images are held out."""
+    experiment = define_experiment(stores, y, **options)
     if experiment.X_test is None:
         raise FeatxError("a protocol is scored on images held out; give a test size above 0")
     return experiment
 
 
-def _validation(experiment: Experiment, share: float, chosen: np.ndarray | None, random_state: int) -> Split:
-    """Positions among the training images: to learn from, to validate on."""
-    if chosen is None:
+def _validation(experiment: Experiment, share: float, rows: np.ndarray | None, random_state: int) -> Split:
+    """(positions to train on, positions to validate on) among the training images."""
+    if rows is None:
         if not 0 < share < 1:
             raise FeatxError(f"validation_size is the share of training images to choose on, above 0; got {share}")
         return hold_out(experiment.y, experiment.groups, share, random_state)
-    return experiment.split_validation(chosen)
+    return experiment.split_validation(rows)
 
 
 def _votes(X: np.ndarray, y: np.ndarray, X_new: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
-    """(m,) classes for each k in order."""
+    """(m,) predicted classes for each k."""
     names, classes = np.unique(y, return_inverse=True)
     X, X_new = _unit(X), _unit(X_new)
-    found: list[list[np.ndarray]] = [[] for _ in ks]
+    predicted: list[list[np.ndarray]] = [[] for _ in ks]
     most = min(max(ks), len(X))
     for start in range(0, len(X_new), _BLOCK_ROWS):
-        nearness = X_new[start : start + _BLOCK_ROWS] @ X.T  # (b, n)
-        near = np.argpartition(-nearness, most - 1, axis=1)[:, :most]
-        near = np.take_along_axis(near, np.argsort(-np.take_along_axis(nearness, near, 1), 1, kind="stable"), 1)
-        weights = np.exp((np.take_along_axis(nearness, near, 1) - 1) / _TEMPERATURE)  # (b, most)
-        for k, blocks in zip(ks, found, strict=True):
+        similarity = X_new[start : start + _BLOCK_ROWS] @ X.T  # (b, n)
+        near = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
+        near = np.take_along_axis(near, np.argsort(-np.take_along_axis(similarity, near, 1), 1, kind="stable"), 1)
+        weights = np.exp((np.take_along_axis(similarity, near, 1) - 1) / _TEMPERATURE)  # (b, most)
+        for k, blocks in zip(ks, predicted, strict=True):
             votes = np.zeros((len(near), len(names)))
             np.add.at(votes, (np.arange(len(near))[:, None], classes[near[:, :k]]), weights[:, :k])
             blocks.append(names[votes.argmax(axis=1)])
-    return [np.concatenate(blocks) for blocks in found]
+    return [np.concatenate(blocks) for blocks in predicted]
 
 
 def _unit(X: np.ndarray) -> np.ndarray:
@@ -253,24 +269,26 @@ def layer_by_layer(
     result: Callable[[list[Measured]], ProtocolResult],
     on_progress: Progress,
 ) -> ProtocolResult:
-    """The result of what is measured of each layer; interrupted, of those that were done.
+    """Measure layer by layer, and make the result; after an interrupt, the result of the layers that were done.
 
     Raises
     ------
     Interrupted
         Ctrl-C, after the first layer; before that, KeyboardInterrupt.
     """
-    found: list[Measured] = []
+    measured: list[Measured] = []
     clock = SearchClock(lambda now: on_progress and on_progress(now, []))
-    widths = [200 + features.n_features_out_ for features in all_features]  # a layer's own time, besides its columns'
+    widths = [
+        200 + features.n_features_out_ for features in all_features
+    ]  # the time of a layer, in columns: a constant part and its own
     clock.expect(len(widths), {"layers": sum(widths)})
     try:
         for features, width in zip(all_features, widths, strict=True):
             with clock.piece("layers", width):
-                found.append(measure(features))
+                measured.append(measure(features))
             clock.fitted()
     except KeyboardInterrupt:
-        if not found:
+        if not measured:
             raise
-        raise Interrupted(replace(result(found), is_partial=True)) from None
-    return result(found)
+        raise Interrupted(replace(result(measured), is_partial=True)) from None
+    return result(measured)

@@ -1,10 +1,9 @@
-"""Stores in, the score against the number of images out: a few of each class, and the learning curve."""
+"""Few-shot evaluation and learning curves: the score against the number of training images, over random subsamples."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral
-from typing import Any
 
 import numpy as np
 from sklearn.base import clone
@@ -14,17 +13,25 @@ from sklearn.preprocessing import StandardScaler
 from featx.errors import FeatxError, Parameter
 from featx.learn.estimators import Fit, LogisticRegression, Ridge
 from featx.learn.features import StoredFeatures
-from featx.learn.protocols.probes import Progress, classification_experiment, held_out_experiment, layer_by_layer, result_of
+from featx.learn.protocols.probes import (
+    Progress,
+    classification_experiment,
+    held_out_experiment,
+    layer_by_layer,
+    result_of,
+)
 from featx.learn.scores import METRICS, drawn_interval
 from featx.learn.search import GridSearchCV
 from featx.learn.selection import (
+    A_FIFTH,
     ESTIMATORS,
     Curve,
+    Experiment,
+    HoldOut,
     Labels,
     Layers,
     Point,
     ProtocolResult,
-    Experiment,
     Split,
     Stores,
     cv_splits,
@@ -33,7 +40,7 @@ from featx.learn.selection import (
 )
 
 _SHOTS = (1, 2, 4, 8, 16)
-_FEWEST_NUMBERS = 2  # images to learn a number from
+_FEWEST_NUMBERS = 2  # least number of training images for regression
 
 
 def few_shot(
@@ -44,31 +51,35 @@ def few_shot(
     shots: Sequence[int] | None = None,
     repeats: int = 10,
     C: float = 0.1,
+    groups: str | Sequence[object] | np.ndarray | None = None,
+    allow_duplicates: bool = False,
+    holdout: HoldOut = A_FIFTH,
     random_state: int = 0,
     on_progress: Progress = None,
-    **test: Any,
 ) -> ProtocolResult:
-    """Accuracy of logistic regression on a few images of each class, drawn `repeats` times, for each layer.
+    """Accuracy of logistic regression trained on a few images of each class, over random subsamples, for each layer.
 
-    C is fixed: a few images leave none to choose it on. Columns are standardised over all training images, which uses
-    none of their labels. The images of a draw with fewer shots are among those with more.
+    C is fixed, since a few images leave none to choose it on. Columns are standardised over all training images, which
+    uses no labels. The images of a subsample with fewer shots are among those with more.
 
     Parameters
     ----------
     shots : sequence of int, optional
-        Images a class, no more than the rarest class has; by default those of 1, 2, 4, 8, 16.
+        Images per class, at most as many as the rarest class has; by default those of 1, 2, 4, 8, 16.
     repeats : int
+        Number of subsamples.
     C : float
 
-    The others and Raises as of `linear_probe`.
+    Other parameters and Raises are as in `linear_probe`.
 
     Returns
     -------
     ProtocolResult
-        Points are on the images held out; their intervals are of both draws, of those to learn from and of the test
-        images.
+        Points are on the held-out images; their intervals cover the choice of training images and of test images.
     """
-    experiment = classification_experiment(stores, y, random_state, test)
+    experiment = classification_experiment(
+        stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
+    )
     _at_least_one(repeats)
     names, counts = np.unique(experiment.y, return_counts=True)
     shots = [shot for shot in _SHOTS if shot <= counts.min()] if shots is None else shots
@@ -88,7 +99,9 @@ def few_shot(
         X, X_test = _both(features, experiment)
         scaler = StandardScaler().fit(X)
         estimator = LogisticRegression(C=C, max_iter=1000)
-        return _drawn(features, scaler.transform(X), scaler.transform(X_test), experiment, draws, estimator, scaled=False)
+        return _drawn(
+            features, scaler.transform(X), scaler.transform(X_test), experiment, draws, estimator, scaled=False
+        )
 
     return _curves("few-shot", "images a class", experiment, layers, measure, repeats, on_progress)
 
@@ -101,40 +114,43 @@ def learning_curves(
     sizes: Sequence[int] | None = None,
     repeats: int = 5,
     C: float | None = None,
+    groups: str | Sequence[object] | np.ndarray | None = None,
+    allow_duplicates: bool = False,
+    holdout: HoldOut = A_FIFTH,
     random_state: int = 0,
     on_progress: Progress = None,
-    **test: Any,
 ) -> ProtocolResult:
-    """The score of a standardised linear model against the number of training images, for each layer.
+    """The score of a linear model on standardised features against the number of training images, for each layer.
 
-    What more images would bring: of classes the accuracy of logistic regression; where the labels are numbers, R^2 of
-    ridge regression. The images of a smaller draw are among those of a larger one; classes keep their shares, and each
-    has an image in all.
+    Shows what more images would gain: accuracy of logistic regression, or R^2 of ridge regression if the labels are
+    numbers. The images of a smaller subsample are among those of a larger one; classes keep their shares, and each has
+    at least one image.
 
     Parameters
     ----------
     sizes : sequence of int, optional
-        Training images; by default all there are, a half, a quarter ... down to two a class, or of numbers to ten.
+        Numbers of training images; by default all, a half, a quarter ... down to two per class, or ten for regression.
     repeats : int
-        Draws of each size; of all images there is one.
+        Subsamples of each size; all images are fitted once.
     C : float, optional
-        Of logistic regression; by default chosen for each layer by cross-validation on the training images, as alpha
+        For logistic regression; by default chosen for each layer by cross-validation on the training images, as alpha
         of ridge regression always is.
 
-    The others and Raises as of `linear_probe`, but labels may be numbers.
+    Other parameters and Raises are as in `linear_probe`, but labels may be numbers.
 
     Returns
     -------
     ProtocolResult
-        Points are on the images held out; their intervals are of both draws, of those to learn from and of the test
-        images.
+        Points are on the held-out images; their intervals cover the choice of training images and of test images.
     """
-    experiment = held_out_experiment(stores, y, random_state, test)
+    experiment = held_out_experiment(
+        stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
+    )
     _at_least_one(repeats)
     if experiment.is_numeric and C is not None:
         raise FeatxError(f"C is of logistic regression, and these labels are numbers; leave it out, got C={C}")
     n = len(experiment.y)
-    kinds = np.zeros(n) if experiment.is_numeric else experiment.y  # of numbers, any draw will do
+    kinds = np.zeros(n) if experiment.is_numeric else experiment.y  # for regression there is one stratum
     _, strata, counts = np.unique(kinds, return_inverse=True, return_counts=True)
     fewest = _FEWEST_NUMBERS if experiment.is_numeric else len(counts)
     usual = 5 * fewest if experiment.is_numeric else 2 * fewest
@@ -147,7 +163,7 @@ def learning_curves(
         order = np.random.default_rng([random_state, seed]).permutation(n)
         order = order[np.argsort(strata[order], kind="stable")]
         turn = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, 2 ... in each class
-        order = order[np.lexsort((turn / np.repeat(counts, counts), turn > 0))]  # any beginning of it is stratified
+        order = order[np.lexsort((turn / np.repeat(counts, counts), turn > 0))]  # every beginning of it is stratified
         for size, drawn in draws.items():
             if size < n or not drawn:
                 drawn.append(order[:size])
@@ -173,9 +189,9 @@ def _best(
     y: np.ndarray,
     splits: Sequence[Split],
 ) -> Ridge | LogisticRegression:
-    """The estimator of the grid that cross-validates best on standardised columns, not fitted."""
+    """The unfitted estimator of the grid with the best cross-validated score on standardised columns."""
     pipeline = Pipeline([("scaler", StandardScaler()), ("estimator", estimator)])
-    values = {f"estimator__{name}": those for name, those in grid.items()}
+    values = {f"estimator__{name}": of_name for name, of_name in grid.items()}
     search = GridSearchCV(pipeline, values, cv=splits, refit=False, error_score="raise").fit(X, y)
     return clone(pipeline).set_params(**search.best_params_)["estimator"]
 
@@ -189,17 +205,19 @@ def _curves(
     repeats: int,
     on_progress: Progress,
 ) -> ProtocolResult:
-    """What is measured of each layer, by the score with most images."""
+    """The curves of all layers, best first by the score with most images."""
 
     def result(curves: list[Curve]) -> ProtocolResult:
         curves = sorted(curves, key=lambda curve: -curve.points[-1].mean)
         return result_of(protocol, varied, curves, experiment, len(experiment.y), repeats)
 
-    return layer_by_layer(stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress)
+    return layer_by_layer(
+        stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress
+    )
 
 
 def _both(features: StoredFeatures, experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to learn from, and rows to be scored on."""
+    """Rows to train on, and rows to score on."""
     reading = experiment.reading_test(Pipeline([("features", features)]))
     return features.transform(experiment.X), reading.transform(experiment.X_test)
 
@@ -213,7 +231,7 @@ def _drawn(
     estimator: Ridge | LogisticRegression,
     scaled: bool,
 ) -> Curve:
-    """A curve over draws, {x: rows of each draw}, all fitted at once; `scaled`: each standardised by itself."""
+    """The curve over subsamples {x: rows of each}, all fitted at once; `scaled` : each is standardised by itself."""
     assert experiment.y_test is not None
     metric = METRICS["r2" if experiment.is_numeric else "accuracy"]
     used = np.unique(np.concatenate([rows for drawn in draws.values() for rows in drawn]))

@@ -90,8 +90,8 @@ class LayerGrid:
     @property
     def n_features(self) -> int:
         """Number of features that the estimator is fitted on, as far as `n_components` of a step tells."""
-        widths = [getattr(step, "n_components", None) for _, step in self.pipeline.steps[1:-2]]
-        return next((width for width in reversed(widths) if isinstance(width, Integral)), self.features.n_features_out_)
+        widths = [_n_components(step) for _, step in self.pipeline.steps[1:-2]]
+        return next((width for width in reversed(widths) if width), self.features.n_features_out_)
 
     def param_grid(self) -> list[dict[str, list[Any]]]:
         grids = []
@@ -178,10 +178,15 @@ def layer_grids(
 
 def _with_components_at_most(step: Any, most: int) -> Any:
     """The transformer, with no more components than a layer and the images of a fold have."""
-    n_components = getattr(step, "n_components", None)
-    if isinstance(n_components, Integral) and n_components > most:
+    if _n_components(step) > most:
         step.set_params(n_components=most)
     return step
+
+
+def _n_components(step: Any) -> int:
+    """The number of components that a transformer keeps; 0 if it has none, or does not say."""
+    n_components = getattr(step, "n_components", None)
+    return int(n_components) if isinstance(n_components, Integral) else 0
 
 
 def steps_text(steps: Sequence[Any], grids: Sequence[LayerGrid]) -> tuple[str, ...]:
@@ -192,7 +197,7 @@ def steps_text(steps: Sequence[Any], grids: Sequence[LayerGrid]) -> tuple[str, .
             words.append("l2")
         elif type(step) is PowerTransformer and step.method == "yeo-johnson":
             words.append("power")
-        elif type(step) is PCA and isinstance(step.n_components, Integral):
+        elif type(step) is PCA and _n_components(step):
             widths = [grid.pipeline.steps[1 + number][1].n_components for grid in grids]
             few, many = min(widths), max(widths)
             kept = f"{few:,}" if few == many else f"{few:,} to {many:,}"
@@ -259,7 +264,7 @@ def _refuse_nonfinite(store: FeatureStore, features: StoredFeatures) -> None:
 
 
 def _test_note(features: StoredFeatures, store: FeatureStore, test_store: FeatureStore) -> str:
-    """How rows of the test store are rounded differently, in a line or ""; raises RecipeError if their meaning differs."""
+    """How rows of the test store are rounded differently, or ""; raises RecipeError if their meaning differs."""
     name, trained_on = test_store.path.name, store.path.name
     where = (f"in {trained_on}", f"in {name}")
     # another network has other layer names: compare networks first

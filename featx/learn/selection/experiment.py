@@ -13,7 +13,16 @@ from sklearn.pipeline import Pipeline
 from featx.errors import Call, FeatxError, KeysError, Parameter, StoreError, listed
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import Metric
-from featx.learn.selection.splits import Split, Groups, column_of, group_numbers, hold_out, is_numeric, refuse_split_groups, groups_of
+from featx.learn.selection.splits import (
+    Groups,
+    Split,
+    column_of,
+    group_numbers,
+    groups_of,
+    hold_out,
+    is_numeric,
+    refuse_split_groups,
+)
 from featx.manifest import text_array
 from featx.store import FeatureStore
 
@@ -39,7 +48,7 @@ class HoldOut:
     Raises
     ------
     FeatxError
-        Not exactly one is given, or the share is not from 0 to below 1.
+        Not exactly one is given.
     """
 
     size: float | None = None
@@ -50,10 +59,6 @@ class HoldOut:
         names = [name for name in ("size", "rows", "store") if getattr(self, name) is not None]
         if len(names) != 1:
             raise FeatxError(f"HoldOut takes one of size, rows and store; got {' and '.join(names) or 'none'}")
-        if self.size is not None and not 0 <= self.size < 1:
-            raise FeatxError(
-                Parameter("test_size"), f" is the share of images held out, from 0 to below 1; got {self.size}"
-            )
 
 
 A_FIFTH = HoldOut(0.2)
@@ -111,7 +116,9 @@ class Experiment:
         return Pipeline([("features", reading), *pipeline.steps[1:]])
 
     def split_validation(self, rows: np.ndarray) -> Split:
-        """(positions to train on, positions to validate on) in X, from a mask of the first store's images to validate on.
+        """(positions to train on, positions to validate on) in X.
+
+        rows : (n,) bool, the images of the first store to validate on
 
         Raises
         ------

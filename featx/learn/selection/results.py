@@ -1,4 +1,4 @@
-"""Results of searches and protocols: candidates with their scores, the chosen model, its predictions for held-out images.
+"""Results of searches and protocols: candidates with scores, the chosen model, its predictions for held-out images.
 
 Values only; `report` draws and prints them.
 """

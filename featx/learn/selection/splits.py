@@ -103,7 +103,7 @@ def groups_of(store: FeatureStore, groups: np.ndarray | None, allow_duplicates: 
 def cv_splits(labels: np.ndarray, groups: Groups | None, folds: int, repeats: int, random_state: int) -> list[Split]:
     """The splits of a cross-validation: stratified by class unless labels are numbers, by whole groups, repeated.
 
-    Without groups they are those of StratifiedKFold or KFold, shuffled; the seeds are `random_state` and those after it.
+    Without groups they are those of StratifiedKFold or KFold, shuffled; repeats use the next seeds.
 
     Parameters
     ----------
@@ -143,11 +143,13 @@ def hold_out(labels: np.ndarray, groups: Groups | None, share: float, random_sta
     Raises
     ------
     FeatxError
-        The training or the test images would lack a class.
+        The share is not from 0 to below 1, or the training or the test images would lack a class.
     """
     rows = np.arange(len(labels))
     if share == 0:
         return rows, rows[:0]
+    if not 0 < share < 1:
+        raise FeatxError(f"size is the share of images held out, from 0 to below 1; got {share}")
     strata = _strata(labels)
     names, counts = units(labels, groups)
     n_test = int(np.ceil(share * len(rows)))
@@ -161,14 +163,17 @@ def hold_out(labels: np.ndarray, groups: Groups | None, share: float, random_sta
         if len(np.unique(strata[train])) == len(np.unique(strata[test])) == len(names):
             return np.sort(train), np.sort(test)
     of_each, has = _rarest(labels, names, counts)
+    noun = "images" if groups is None else groups.noun
     raise FeatxError(
-        f"holding out {share:.0%} of {len(rows):,} images needs two or more {'images' if groups is None else groups.noun}"
-        f"{of_each}, and one on both sides; {has}: add images, or hold none out (a test size of 0)",
+        f"holding out {share:.0%} of {len(rows):,} images needs two or more {noun}{of_each}, and one on both sides; "
+        f"{has}: add images, or hold none out (a test size of 0)",
         *_if_numbers(labels),
     )
 
 
-def refuse_split_groups(held_out: np.ndarray, store: FeatureStore, groups: np.ndarray | None, allow_duplicates: bool) -> None:
+def refuse_split_groups(
+    held_out: np.ndarray, store: FeatureStore, groups: np.ndarray | None, allow_duplicates: bool
+) -> None:
     """Raise FeatxError if held-out rows would split a group, or images of the same content.
 
     Parameters

@@ -19,6 +19,7 @@ from featx.cli import app
 from featx.errors import FeatxError, LayerError, RecipeError, RowsDifferWarning, StoreError
 from featx.learn import (
     GridSearchCV,
+    HoldOut,
     LogisticRegression,
     StoredFeatures,
     few_shot,
@@ -40,7 +41,12 @@ OTHERWISE = {
     "all": {"engine": EAGER, "precision": "float32", "precision_error": None, "batch_size": 8, "dtype": "float16"},
 }
 ELSEWHERE = {"preprocessing": {"crop": [32, 32], "resize": 40}, "weights_sha256": "1" * 64, "decoder": "another"}
-QUICK = {"estimators": ["logistic_regression"], "folds": 3, "C": {"logistic_regression": [0.1, 1.0]}, "n_jobs": 1}
+QUICK = {
+    "estimators": ["logistic_regression"],
+    "folds": 3,
+    "param_grid": {"logistic_regression": [0.1, 1.0]},
+    "n_jobs": 1,
+}
 PROTOCOLS = [linear_probe, knn_probe, few_shot, learning_curves]
 
 
@@ -72,31 +78,32 @@ def told(caught) -> list[str]:
 def test_a_test_store_that_rounds_differently_is_scored_on(train, made, name):
     test = made(**OTHERWISE[name])
     with pytest.warns(RowsDifferWarning) as caught:
-        found = select_model(train, test_store=test, **QUICK)
+        found = select_model(train, holdout=HoldOut(store=test), **QUICK)
     message = told(caught)
     assert message.startswith("test.h5 was made with ") and "train.h5 with " in message
     assert all(field in message for field in OTHERWISE[name] if field != "precision_error")
     rows = np.asarray(test[found.best.layer])
-    assert found.predicted.tolist() == found.best_estimator[1:].predict(rows).tolist()
+    assert found.test.predicted.tolist() == found.best_estimator[1:].predict(rows).tolist()
     assert found.held_out > 0.9
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_so_does_every_protocol(train, made, protocol):
     with pytest.warns(RowsDifferWarning, match="within 0.40 %") as caught:
-        found = protocol(train, test_store=made(**OTHERWISE["precision"]))
+        found = protocol(train, holdout=HoldOut(store=made(**OTHERWISE["precision"])))
     told(caught)
     assert found.n_test == 30 and found.curves[0].layer == "good:avg"
 
 
 def test_a_test_store_that_was_made_alike_is_scored_on_without_a_word(train, made):
-    assert select_model(train, test_store=made(versions={"torch": "9"}, origin="/b"), **QUICK).held_out > 0.9
+    holdout = HoldOut(store=made(versions={"torch": "9"}, origin="/b"))
+    assert select_model(train, holdout=holdout, **QUICK).held_out > 0.9
 
 
 def test_whoever_wants_silence_gets_it(train, made):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", featx.RowsDifferWarning)
-        select_model(train, test_store=made(**OTHERWISE["all"]), **QUICK)
+        select_model(train, holdout=HoldOut(store=made(**OTHERWISE["all"])), **QUICK)
 
 
 @pytest.mark.parametrize("field", ELSEWHERE)
@@ -105,7 +112,7 @@ def test_another_meaning_is_refused_before_anything_is_fitted(train, made, monke
     monkeypatch.setattr(StoredFeatures, "transform", lambda *_: pytest.fail("rows were read"))
     test = made(**(OTHERWISE["all"] | {field: ELSEWHERE[field]}))
     with pytest.raises(StoreError) as caught:
-        run(train, test_store=test)
+        run(train, holdout=HoldOut(store=test))
     assert_tells(caught.value, "the test store was made otherwise", f"{field}", "in train.h5", "in test.h5", "like=")
     assert "engine" not in str(caught.value)
 
@@ -115,7 +122,7 @@ def test_a_layer_that_the_test_store_lacks_is_named_before_anything_is_fitted(tr
     monkeypatch.setattr(StoredFeatures, "transform", lambda *_: pytest.fail("rows were read"))
     test = separable_store(tmp_path / "t.h5", 30, contents=np.arange(90, 120), noise={"good:avg": 0.5}, **TRAIN)
     with pytest.raises(LayerError) as caught:
-        run(train, test_store=test)
+        run(train, holdout=HoldOut(store=test))
     assert_tells(caught.value, "test store t.h5", "every layer that is searched", "'poor:avg'", "or search fewer")
 
 
@@ -125,7 +132,7 @@ def test_a_test_store_that_overflowed_in_half_the_bytes_is_refused_before_anythi
         test = separable_store(tmp_path / "t.h5", 30, y, contents=np.arange(90, 120), dtype="float16")
     numbers = separable_store(tmp_path / "n.h5", 90, np.linspace(-1, 1, 90))
     with pytest.raises(FeatxError, match="features are finite numbers; layer .*:avg of t.h5 holds inf or NaN for"):
-        select_model(numbers, test_store=test)
+        select_model(numbers, holdout=HoldOut(store=test))
 
 
 def test_another_network_is_named_as_such_although_its_layers_have_other_names(train, tmp_path):
@@ -134,7 +141,7 @@ def test_another_network_is_named_as_such_although_its_layers_have_other_names(t
     with pytest.raises(
         RecipeError, match="backbone: 'torchvision:resnet18' in train.h5, 'torchvision:alexnet' in t.h5"
     ):
-        select_model(train, test_store=test)
+        select_model(train, holdout=HoldOut(store=test))
 
 
 # Read with another store's model
@@ -183,7 +190,7 @@ def test_stores_of_the_same_images_compete_whatever_their_rounding(train, tmp_pa
 def test_every_store_that_is_searched_is_compared_with_the_test_store(train, made, tmp_path):
     other = separable_store(tmp_path / "other.h5", 90, **(TRAIN | OTHERWISE["dtype"]))
     with pytest.warns(RowsDifferWarning) as caught:
-        select_model([train, other], test_store=made(), **QUICK)
+        select_model([train, other], holdout=HoldOut(store=made()), **QUICK)
     assert "dtype float32; other.h5 with dtype float16" in told(caught)
 
 

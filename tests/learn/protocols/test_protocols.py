@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from featx.errors import FeatxError, LayerError, StoreError
-from featx.learn import StoredFeatures, few_shot, knn_probe, learning_curves, linear_probe, load, save
+from featx.learn import HoldOut, StoredFeatures, few_shot, knn_probe, learning_curves, linear_probe, load, save
 from featx.learn.scores.intervals import wilson
 
 PROTOCOLS = [linear_probe, knn_probe, few_shot, learning_curves]
@@ -79,7 +79,7 @@ def test_nearest_neighbours_vote_as_scikit_learns_do(store, split):
 def test_validation_and_test_images_may_be_those_of_a_column(store):
     column = store.columns["split"]
     for protocol in (linear_probe, knn_probe):
-        found = protocol(store, test_rows=column == "test", validation_rows=column == "val")
+        found = protocol(store, holdout=HoldOut(rows=column == "test"), validation_rows=column == "val")
         assert (found.n_train, found.n_validation, found.n_test) == (180, 60, 60)
 
 
@@ -180,7 +180,7 @@ def test_test_images_are_read_once_a_layer_and_at_last(store, protocol, monkeypa
 
     monkeypatch.setattr(StoredFeatures, "transform", recording)
     test = store.columns["split"] == "test"
-    protocol(store, layers=["good"], test_rows=test)
+    protocol(store, layers=["good"], holdout=HoldOut(rows=test))
     held_out = set(store.X[test].ravel().tolist())
     assert asked[-1] == held_out and all(not keys & held_out for keys in asked[:-1])
 
@@ -195,7 +195,7 @@ def test_a_test_store_layers_side_by_side_progress_and_several_backbones(store, 
     found = protocol(
         store,
         layers=[["good", "poor"]],
-        test_store=later,
+        holdout=HoldOut(store=later),
         on_progress=lambda now, _: told.append((now.done, now.total, now.seconds_left)),
     )
     assert told == [(0, 1, None), (1, 1, 0)] and found.n_test == 60
@@ -208,7 +208,7 @@ def test_groups_stay_whole_in_every_part(store):
     numbers = np.arange(300) // 6
     column = store.columns["split"]
     with pytest.raises(FeatxError, match="hold out whole groups"):
-        linear_probe(store, groups=numbers, test_rows=column == "test")
+        linear_probe(store, groups=numbers, holdout=HoldOut(rows=column == "test"))
     validation = np.arange(300) % 3 == 0
     with pytest.raises(
         FeatxError, match="groups are both among the validation images and those .*: put each on one side"
@@ -222,7 +222,7 @@ def test_groups_stay_whole_in_every_part(store):
     "protocol, options, error, text",
     [
         (linear_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, "these labels are numbers; take learning curves"),
-        (linear_probe, {"test_size": 0}, FeatxError, "give a test size above 0"),
+        (linear_probe, {"holdout": HoldOut(0)}, FeatxError, "give a test size above 0"),
         (knn_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, r"take learning curves \(featx.learn.learning_curves\)"),
         (few_shot, {"y": np.linspace(0, 1, 300)}, FeatxError, "or the grid"),
         (few_shot, {"random_state": -1}, FeatxError, "the seed .* got -1"),

@@ -12,7 +12,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx.errors import FeatxError
-from featx.learn import Interrupted, StoredFeatures, few_shot, knn_probe, learning_curves, linear_probe
+from featx.learn import HoldOut, Interrupted, StoredFeatures, few_shot, knn_probe, learning_curves, linear_probe
 from featx.learn.scores.intervals import drawn_interval, held_out_interval
 from featx.learn.scores.metrics import METRICS
 from featx.learn.selection.catalogue import ESTIMATORS
@@ -78,8 +78,8 @@ def test_intervals_of_every_point_are_of_the_images_and_of_the_draws(store, numb
 def test_groups_of_test_images_count_as_groups(store):
     groups = np.arange(150) // 10
     for protocol in PROTOCOLS:
-        alone = protocol(store, layers="poor", test_rows=groups % 5 == 0)
-        grouped = protocol(store, layers="poor", test_rows=groups % 5 == 0, groups=groups)
+        alone = protocol(store, layers="poor", holdout=HoldOut(rows=groups % 5 == 0))
+        grouped = protocol(store, layers="poor", holdout=HoldOut(rows=groups % 5 == 0), groups=groups)
         intervals = [one.curves[0].test_interval or one.curves[0].points[-1].interval for one in (alone, grouped)]
         assert intervals[0] != intervals[1]  # three groups are fewer than thirty images
 
@@ -182,13 +182,13 @@ def test_many_layers_are_counted(tmp_path):
 
 def test_one_group_of_test_images_tells_no_interval(store):
     groups = np.arange(150) // 10
-    result = learning_curves(store, layers="good", groups=groups, test_rows=groups == 0, C=0.1, repeats=2)
+    result = learning_curves(store, layers="good", groups=groups, holdout=HoldOut(rows=groups == 0), C=0.1, repeats=2)
     assert all(np.isnan(point.interval.low) for point in result.curves[0].points)
 
 
 def test_few_groups_make_few_folds(store):
     groups = np.arange(150) % 4
-    result = learning_curves(store, layers="good", groups=groups, test_rows=groups == 0, repeats=2)
+    result = learning_curves(store, layers="good", groups=groups, holdout=HoldOut(rows=groups == 0), repeats=2)
     assert len(result.curves[0].points) > 1
 
 

@@ -13,7 +13,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, label_binarize
 
-from featx.learn import RidgeClassifier, StoredFeatures, select_model
+from featx.learn import HoldOut, RidgeClassifier, StoredFeatures, select_model
 from featx.learn.scores.intervals import held_out_interval
 from featx.learn.scores.metrics import METRICS
 from featx.learn.selection.catalogue import ESTIMATORS
@@ -92,10 +92,10 @@ def test_every_classifier_is_chosen_and_scored_by_its_decision_scores(tmp_path, 
         found = select_model(store, estimators=name, **OPTIONS)
         model = found.best_estimator
         say = model.decision_function if hasattr(model, "decision_function") else model.predict_proba
-        scores = say(found.X_test)
+        scores = say(found.test.X)
         scores = scores[:, 1] if scores.ndim == 2 and len(classes) == 2 else scores
-        expected = roc_auc_score(label_binarize(found.y_test, classes=list(classes)), scores, average="macro")
-        assert found.held_out == pytest.approx(expected, abs=1e-12) and found.chance == 0.5
+        expected = roc_auc_score(label_binarize(found.test.y, classes=list(classes)), scores, average="macro")
+        assert found.held_out == pytest.approx(expected, abs=1e-12) and found.training.chance == 0.5
         assert found.held_out_interval.low <= found.held_out <= found.held_out_interval.high <= 1
         assert found.best.mean > 0.6 and found.best.mean == pytest.approx(np.mean(found.best.scores))
 
@@ -105,12 +105,14 @@ def test_cross_validated_and_nested_areas_are_those_of_the_folds(tmp_path, class
     y = np.array(list(classes))[np.arange(90) % len(classes)]
     store = separable_store(tmp_path / "a.h5", 90, y=y, noise={"good:avg": 2.0})
     C = {"ridge_classifier": [10.0]}
-    found = select_model(store, estimators="ridge_classifier", C=C, nested=True, test_size=0, **OPTIONS)
+    found = select_model(store, estimators="ridge_classifier", param_grid=C, nested=True, holdout=HoldOut(0), **OPTIONS)
     pipe = make_pipeline(StoredFeatures(store), StandardScaler(), RidgeClassifier(alpha=10.0))
     expected = []
     for train, test in StratifiedKFold(3, shuffle=True, random_state=0).split(store.X, y):
         scores = pipe.fit(store.X[train], y[train]).decision_function(store.X[test])
         expected.append(roc_auc_score(label_binarize(y[test], classes=list(classes)), scores, average="macro"))
-    again = select_model(store, estimators="ridge_classifier", C=C, test_size=0, **OPTIONS | {"n_jobs": 2})
+    again = select_model(
+        store, estimators="ridge_classifier", param_grid=C, holdout=HoldOut(0), **OPTIONS | {"n_jobs": 2}
+    )
     assert [c.scores for c in again.candidates] == [c.scores for c in found.candidates]
     assert found.best.scores == pytest.approx(expected) and found.nested.scores == pytest.approx(expected)

@@ -23,6 +23,7 @@ from featx.errors import FeatxError
 from featx.learn import (
     SVC,
     GridSearchCV,
+    HoldOut,
     LinearSVC,
     LogisticRegression,
     RandomizedSearchCV,
@@ -182,11 +183,11 @@ def test_a_search_over_layers_chooses_what_select_model_does(tmp_path, seed):
             store,
             layers=layers,
             estimators=["linear_svm", "logistic_regression"],
-            C={"linear_svm": values, "logistic_regression": values},
+            param_grid={"linear_svm": values, "logistic_regression": values},
             folds=4,
-            test_size=0,
+            holdout=HoldOut(0),
             one_se=True,
-            pca=pca,
+            steps=[PCA(pca, random_state=0)] if pca else [],
             random_state=seed,
             n_jobs=1,
         )

@@ -19,13 +19,13 @@ import featx
 from featx import FeatureStore, Preprocessing
 from featx.backbones import Backbone
 from featx.errors import FeatxError, KeysError, LayerError, StoreError
-from featx.learn import StoredFeatures, select_model
+from featx.learn import HoldOut, StoredFeatures, select_model
 from featx.learn.features import features
 from featx.learn.scores.intervals import wilson
 from featx.learn.selection.catalogue import ESTIMATORS
 
 C = {"logistic_regression": [1e-3, 1e-1], "rbf_svm": [0.1, 10.0], "linear_svm": [1e-3]}
-QUICK = {"folds": 3, "n_jobs": 1, "C": C}
+QUICK = {"folds": 3, "n_jobs": 1, "param_grid": C}
 
 
 def network(**options) -> Backbone:
@@ -94,7 +94,7 @@ def test_the_table_has_every_layer_estimator_and_C_best_first(store, selection):
 
 
 def test_the_scores_are_a_plain_grid_searchs(store, selection):
-    held_out = set(selection.X_test.ravel().tolist())
+    held_out = set(selection.test.X.ravel().tolist())
     train = np.array([key not in held_out for key in store.X.ravel().tolist()])
     cv = StratifiedKFold(3, shuffle=True, random_state=0)
     for layer in store.layers:
@@ -108,23 +108,23 @@ def test_the_scores_are_a_plain_grid_searchs(store, selection):
 
 def test_the_winner_is_fitted_on_the_training_images_and_scored_on_the_others(store, selection):
     best = selection.best
-    held_out = set(selection.X_test.ravel().tolist())
+    held_out = set(selection.test.X.ravel().tolist())
     train = np.array([key not in held_out for key in store.X.ravel().tolist()])
-    assert selection.n_train == train.sum() == 48 and len(held_out) == 12
-    assert dict(zip(*np.unique(selection.y_test, return_counts=True), strict=True)) == dict.fromkeys(LEVELS, 4)
+    assert selection.training.n == train.sum() == 48 and len(held_out) == 12
+    assert dict(zip(*np.unique(selection.test.y, return_counts=True), strict=True)) == dict.fromkeys(LEVELS, 4)
     classifier = {"logistic_regression": LogisticRegression(max_iter=1000), "rbf_svm": SVC()}[best.estimator]
     again = make_pipeline(StandardScaler(), classifier.set_params(C=best.value))
     again.fit(np.array(store[best.layer])[train], store.y[train])
-    rows = store.rows(selection.X_test)
-    np.testing.assert_array_equal(selection.y_test, store.y[rows])
-    np.testing.assert_array_equal(selection.predicted, again.predict(np.array(store[best.layer])[rows]))
-    np.testing.assert_array_equal(selection.best_estimator.predict(selection.X_test), selection.predicted)
-    assert selection.held_out == accuracy_score(selection.y_test, selection.predicted)
+    rows = store.rows(selection.test.X)
+    np.testing.assert_array_equal(selection.test.y, store.y[rows])
+    np.testing.assert_array_equal(selection.test.predicted, again.predict(np.array(store[best.layer])[rows]))
+    np.testing.assert_array_equal(selection.best_estimator.predict(selection.test.X), selection.test.predicted)
+    assert selection.held_out == accuracy_score(selection.test.y, selection.test.predicted)
     p = selection.held_out
     assert selection.held_out_interval == wilson(p, 12)
     assert selection.confusion.sum() == 12 and np.trace(selection.confusion) == round(12 * p)
     assert selection.confusion.sum(1).tolist() == [4, 4, 4]
-    assert selection.chance == pytest.approx(1 / 3) and selection.classes.tolist() == sorted(LEVELS)
+    assert selection.training.chance == pytest.approx(1 / 3) and selection.training.classes.tolist() == sorted(LEVELS)
 
 
 @pytest.fixture
@@ -143,37 +143,39 @@ def asked(monkeypatch) -> list[set[int]]:
 
 def test_held_out_images_touch_nothing_but_the_last_prediction(store, asked):
     found = select_model(store, estimators=["logistic_regression"], layers=["penultimate"], **QUICK)
-    held_out = set(found.X_test.ravel().tolist())
+    held_out = set(found.test.X.ravel().tolist())
     assert len(asked) > 1 and asked[-1] == held_out
     assert all(not keys & held_out for keys in asked[:-1])
-    assert len(set().union(*asked[:-1])) == found.n_train
+    assert len(set().union(*asked[:-1])) == found.training.n
 
 
 def test_test_rows_are_held_out(store, asked):
     test = np.zeros(len(store), bool)
     test[[0, 7, 25, 40, 59]] = True
-    found = select_model(store, estimators=["logistic_regression"], layers=["features.3"], test_rows=test, **QUICK)
-    np.testing.assert_array_equal(found.X_test, store.X[test])
-    np.testing.assert_array_equal(found.y_test, store.y[test])
-    assert found.n_train == 55 and all(not keys & set(store.X[test].ravel()) for keys in asked[:-1])
+    found = select_model(
+        store, estimators=["logistic_regression"], layers=["features.3"], holdout=HoldOut(rows=test), **QUICK
+    )
+    np.testing.assert_array_equal(found.test.X, store.X[test])
+    np.testing.assert_array_equal(found.test.y, store.y[test])
+    assert found.training.n == 55 and all(not keys & set(store.X[test].ravel()) for keys in asked[:-1])
 
 
 def test_a_store_of_its_own_is_held_out(root, store):
     later = extracted(root, "later", "later.h5", network(), ["features.3:max", "penultimate"])
-    found = select_model(store, test_store=later, estimators=["logistic_regression"], **QUICK)
-    assert found.n_train == 60 and found.test_store is later
-    np.testing.assert_array_equal(found.X_test, later.X)
-    np.testing.assert_array_equal(found.y_test, later.y)
+    found = select_model(store, holdout=HoldOut(store=later), estimators=["logistic_regression"], **QUICK)
+    assert found.training.n == 60 and found.test.store is later
+    np.testing.assert_array_equal(found.test.X, later.X)
+    np.testing.assert_array_equal(found.test.y, later.y)
     plain = make_pipeline(StandardScaler(), LogisticRegression(C=found.best.value, max_iter=1000))
     plain.fit(np.array(store[found.best.layer]), store.y)
-    np.testing.assert_array_equal(found.predicted, plain.predict(np.array(later[found.best.layer])))
+    np.testing.assert_array_equal(found.test.predicted, plain.predict(np.array(later[found.best.layer])))
     assert found.best_estimator[0].store is store
 
 
 def test_a_test_store_made_otherwise_is_refused(root, store):
     other = extracted(root, "later", "otherwise.h5", network(mean=(0.1, 0.2, 0.3)), ["features.3:max", "penultimate"])
     with pytest.raises(StoreError, match="the test store was made otherwise: preprocessing") as error:
-        select_model(store, test_store=other, estimators=["logistic_regression"], **QUICK)
+        select_model(store, holdout=HoldOut(store=other), estimators=["logistic_regression"], **QUICK)
     message(error)
 
 
@@ -184,14 +186,14 @@ def test_a_test_store_with_training_images_is_refused(root, store):
     shutil.copy(photo, root / "mixed" / "dark" / "another name.png")
     mixed = extracted(root, "mixed", "mixed.h5", network(), ["features.3:max", "penultimate"])
     with pytest.raises(FeatxError, match="1 of the 1 test images are training images too"):
-        select_model(store, test_store=mixed, **QUICK)
+        select_model(store, holdout=HoldOut(store=mixed), **QUICK)
 
 
 def test_a_test_store_with_another_class_is_refused(root, store):
     make_images(root / "strange", {"dark": 60, "unheard": 200}, 2, seed=9)
     strange = extracted(root, "strange", "strange.h5", network(), ["features.3:max", "penultimate"])
     with pytest.raises(FeatxError, match="classes that the training images have not: 'unheard'"):
-        select_model(store, test_store=strange, estimators=["logistic_regression"], **QUICK)
+        select_model(store, holdout=HoldOut(store=strange), estimators=["logistic_regression"], **QUICK)
 
 
 def test_stores_of_the_same_images_compete(store, pixels):
@@ -205,7 +207,7 @@ def test_stores_of_the_same_images_compete(store, pixels):
     assert [c.scores for c in found.candidates if c.backbone == "bundled:pixels"] == [
         c.scores for c in alone.candidates
     ]
-    np.testing.assert_array_equal(found.X_test, alone.X_test)
+    np.testing.assert_array_equal(found.test.X, alone.test.X)
 
 
 def test_a_layer_that_one_of_several_stores_lacks_names_that_store(store, pixels):
@@ -240,8 +242,8 @@ def test_the_same_seed_gives_the_same_answer_and_another_seed_another_split(pixe
     options = QUICK | {"estimators": ["logistic_regression"]}
     one, again, other = (select_model(pixels, random_state=seed, **options) for seed in (0, 0, 1))
     assert [c.scores for c in one.candidates] == [c.scores for c in again.candidates]
-    np.testing.assert_array_equal(one.predicted, again.predicted)
-    assert set(one.X_test.ravel()) != set(other.X_test.ravel())
+    np.testing.assert_array_equal(one.test.predicted, again.test.predicted)
+    assert set(one.test.X.ravel()) != set(other.test.X.ravel())
 
 
 def test_two_processes_give_what_one_gives(pixels):
@@ -251,15 +253,18 @@ def test_two_processes_give_what_one_gives(pixels):
 
 
 def test_nothing_is_held_out_on_demand(pixels):
-    found = select_model(pixels, test_size=0, estimators=["logistic_regression"], **QUICK)
-    assert found.n_train == 60
-    assert found.X_test is found.y_test is found.predicted is found.held_out is found.confusion is None
+    found = select_model(pixels, holdout=HoldOut(0), estimators=["logistic_regression"], **QUICK)
+    assert found.training.n == 60
+    assert found.test is found.held_out is found.held_out_interval is found.confusion is None
+    assert not len(found.mistakes())
 
 
 def test_labels_from_elsewhere_are_used(pixels):
     y = np.where(store_y := (pixels.y == "light"), "bright", "not")
     found = select_model(pixels, y, estimators=["logistic_regression"], **QUICK)
-    assert found.classes.tolist() == ["bright", "not"] and found.chance == pytest.approx((~store_y).mean())
+    assert found.training.classes.tolist() == ["bright", "not"] and found.training.chance == pytest.approx(
+        (~store_y).mean()
+    )
     assert found.held_out > 0.9
 
 
@@ -299,7 +304,7 @@ def test_progress_is_told_in_fits_and_with_the_candidates_of_the_layers_that_are
 def test_the_default_grid_is_searched_whole(pixels):
     few = np.zeros(len(pixels), bool)
     few[::2] = True  # quick
-    found = select_model(pixels, test_rows=few, folds=2, n_jobs=1)
+    found = select_model(pixels, holdout=HoldOut(rows=few), folds=2, n_jobs=1)
     assert {(c.estimator, c.value) for c in found.candidates} == {
         (name, value)
         for name, family in ESTIMATORS.items()
@@ -329,19 +334,19 @@ def test_every_mean_has_an_interval_around_it(store, selection):
     [
         ({"estimators": ["logistic_regresion"]}, FeatxError, "close: 'logistic_regression'"),
         ({"estimators": []}, FeatxError, "name at least one estimator of nearest_centroid, ridge_classifier"),
-        ({"C": {"random_forest": [1]}}, FeatxError, "there is no estimator 'random_forest'"),
-        ({"C": {"rbf_svm": []}}, FeatxError, "C is one or more positive numbers"),
-        ({"C": {"rbf_svm": [0.0]}}, FeatxError, "C is one or more positive numbers"),
+        ({"param_grid": {"random_forest": [1]}}, FeatxError, "there is no estimator 'random_forest'"),
+        ({"param_grid": {"rbf_svm": []}}, FeatxError, "C is one or more positive numbers"),
+        ({"param_grid": {"rbf_svm": [0.0]}}, FeatxError, "C is one or more positive numbers"),
         ({"layers": ["featurs.3"]}, LayerError, "layer 'featurs.3' is not stored; close: 'features.3:max'"),
-        ({"test_size": 1.0}, FeatxError, "test_size is the share of images held out"),
-        ({"test_size": -0.1}, FeatxError, "test_size is the share of images held out"),
-        ({"test_size": 0.01}, FeatxError, "holding out 1% of 60 images"),
+        ({"holdout": HoldOut(1.0)}, FeatxError, "size is the share of images held out"),
+        ({"holdout": HoldOut(-0.1)}, FeatxError, "size is the share of images held out"),
+        ({"holdout": HoldOut(0.01)}, FeatxError, "holding out 1% of 60 images"),
         ({"folds": 30}, FeatxError, "30-fold cross-validation needs 30 training images of each class; 'dark' has 16"),
         ({"folds": 1}, FeatxError, "folds"),
-        ({"test_rows": np.ones(60, bool)}, FeatxError, "must be some of the images, not all and not none"),
-        ({"test_rows": np.zeros(60, bool)}, FeatxError, "must be some of the images, not all and not none"),
-        ({"test_rows": np.arange(60) < 5 * np.ones(59 + 1), "y": ["a"] * 59}, StoreError, "has 60, got 59"),
-        ({"test_rows": np.arange(59) < 5}, FeatxError, "60"),
+        ({"holdout": HoldOut(rows=np.ones(60, bool))}, FeatxError, "must be some of the images, not all and not none"),
+        ({"holdout": HoldOut(rows=np.zeros(60, bool))}, FeatxError, "must be some of the images, not all and not none"),
+        ({"holdout": HoldOut(rows=np.arange(60) < 5), "y": ["a"] * 59}, StoreError, "has 60, got 59"),
+        ({"holdout": HoldOut(rows=np.arange(59) < 5)}, FeatxError, "60"),
         ({"y": ["one"] * 60}, FeatxError, "at least two classes are needed.*only 'one'"),
         (
             {"y": np.linspace(0, 1, 60)},
@@ -354,11 +359,15 @@ def test_every_mean_has_an_interval_around_it(store, selection):
         ({"scoring": "r2"}, FeatxError, "no score 'r2' of classes"),
         ({"groups": "patient"}, StoreError, "has no column 'patient', and no others"),
         ({"repeats": 0}, FeatxError, "got repeats=0"),
-        ({"pca": 0}, FeatxError, "pca is how many components are kept, 1 or more; got 0"),
-        ({"estimators": ["knn"], "C": {"knn": [500]}}, FeatxError, "n_neighbors is at most the 32 images"),
+        ({"steps": ["pca"]}, FeatxError, "a step is a transformer of scikit-learn; got 'pca'"),
+        ({"estimators": ["knn"], "param_grid": {"knn": [500]}}, FeatxError, "n_neighbors is at most the 32 images"),
         ({"estimators": ["ridge"]}, FeatxError, "the labels are classes, and ridge predicts numbers"),
         ({"y": ["a"] * 59 + ["b"]}, FeatxError, "'b' has 1: add images, or hold none out"),
-        ({"y": ["a"] * 59 + ["b"], "test_size": 0}, FeatxError, "needs 3 training images of each class; 'b' has 1"),
+        (
+            {"y": ["a"] * 59 + ["b"], "holdout": HoldOut(0)},
+            FeatxError,
+            "needs 3 training images of each class; 'b' has 1",
+        ),
         ({"random_state": -1}, FeatxError, r"the seed \(random_state\) is a whole number from 0 to .*; got -1"),
         ({"random_state": None}, FeatxError, "the seed .* got None"),
         ({"random_state": 0.5}, FeatxError, "the seed .* got 0.5"),
@@ -366,12 +375,12 @@ def test_every_mean_has_an_interval_around_it(store, selection):
         ({"layers": "featurs.3"}, LayerError, "layer 'featurs.3' is not stored; close: 'features.3:max'"),
         ({"y": "species"}, StoreError, "photos.h5 has no column 'species', and no others"),
         ({"y": np.arange(60)}, FeatxError, "to predict numbers, give them as floats"),
-        ({"y": ["a"] * 30 + ["b"] * 30, "test_rows": np.arange(60) >= 30}, FeatxError, "two classes"),
+        ({"y": ["a"] * 30 + ["b"] * 30, "holdout": HoldOut(rows=np.arange(60) >= 30)}, FeatxError, "two classes"),
     ],
 )
 def test_what_cannot_be_chosen_from_is_refused_in_a_line(store, options, error, text):
     with pytest.raises(error, match=text) as raised:
-        select_model(store, **QUICK | {"estimators": ["rbf_svm"], "C": None} | options)
+        select_model(store, **QUICK | {"estimators": ["rbf_svm"], "param_grid": None} | options)
     message(raised)
 
 

@@ -15,12 +15,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
 from featx.errors import FeatxError, StoreError
-from featx.learn import Interrupted, LogisticRegression, StoredFeatures, select_model
+from featx.learn import HoldOut, Interrupted, LogisticRegression, StoredFeatures, select_model
 from featx.learn.scores.intervals import wilson
 from featx.learn.selection import selection as selection_module
 from featx.report import results_json, selection_text
 
-LINEAR = {"estimators": ["logistic_regression"], "folds": 3, "n_jobs": 1, "C": {"logistic_regression": [1e-3, 1e-1]}}
+LINEAR = {
+    "estimators": ["logistic_regression"],
+    "folds": 3,
+    "n_jobs": 1,
+    "param_grid": {"logistic_regression": [1e-3, 1e-1]},
+}
 
 
 @pytest.fixture
@@ -44,9 +49,12 @@ def test_neither_groups_nor_twins_are_ever_parted(tmp_path, split_keys):
     patients = np.array([f"p{i}" for i in rng.integers(40, size=120)])
     store = separable_store(tmp_path / "a.h5", 120, contents=contents, columns={"patient": patients})
     found = select_model(store, groups="patient", nested=True, repeats=2, **LINEAR)
-    assert found.n_groups == len(set(patients)) and found.n_duplicates == sum(map(len, store.duplicates)) > 10
-    held_out, trained = set(found.X_test.ravel()), set.union(*(train for train, _ in split_keys))
-    assert len(split_keys) == (1 + 3) * 2 * 2 * 3 and len(held_out) + found.n_train == 120
+    assert (
+        found.training.n_groups == len(set(patients))
+        and found.training.n_duplicates == sum(map(len, store.duplicates)) > 10
+    )
+    held_out, trained = set(found.test.X.ravel()), set.union(*(train for train, _ in split_keys))
+    assert len(split_keys) == (1 + 3) * 2 * 2 * 3 and len(held_out) + found.training.n == 120
     for train, test in [*split_keys, (trained, held_out)]:
         (one, other) = (store.rows(np.array(sorted(keys))) for keys in (train, test))
         assert not set(patients[one]) & set(patients[other]) and not set(contents[one]) & set(contents[other])
@@ -57,11 +65,11 @@ def test_twins_flatter_and_are_parted_only_when_asked_to(tmp_path):
     contents = np.repeat(np.arange(30), 5)
     y = np.random.default_rng(0).permutation(list("ab" * 15))[contents]
     store = separable_store(tmp_path / "a.h5", 150, y=y, contents=contents, noise={"noise:avg": 50.0}, d=40)
-    options = LINEAR | {"C": {"logistic_regression": [10.0]}}
+    options = LINEAR | {"param_grid": {"logistic_regression": [10.0]}}
     honest, flattered = select_model(store, **options), select_model(store, allow_duplicates=True, **options)
     assert honest.held_out < 0.75 and honest.best.mean < 0.75
     assert flattered.held_out > 0.9 and flattered.best.mean > 0.9
-    assert (honest.n_duplicates, flattered.n_duplicates) == (150, 0)
+    assert (honest.training.n_duplicates, flattered.training.n_duplicates) == (150, 0)
 
 
 def test_held_out_rows_that_part_twins_or_groups_are_refused(tmp_path):
@@ -69,10 +77,10 @@ def test_held_out_rows_that_part_twins_or_groups_are_refused(tmp_path):
     store = separable_store(tmp_path / "a.h5", 60, contents=contents, y=np.array(list("ab" * 30)))
     half = np.arange(60) < 30
     with pytest.raises(FeatxError, match="1 images are both held out and trained on"):
-        select_model(store, test_rows=half, **LINEAR)
-    assert select_model(store, test_rows=half, allow_duplicates=True, **LINEAR).n_train == 30
+        select_model(store, holdout=HoldOut(rows=half), **LINEAR)
+    assert select_model(store, holdout=HoldOut(rows=half), allow_duplicates=True, **LINEAR).training.n == 30
     with pytest.raises(FeatxError, match="hold out whole groups"):
-        select_model(store, test_rows=half, allow_duplicates=True, groups=np.arange(60) % 10, **LINEAR)
+        select_model(store, holdout=HoldOut(rows=half), allow_duplicates=True, groups=np.arange(60) % 10, **LINEAR)
     with pytest.raises(FeatxError, match=r"groups has one value an image: a.h5 has 60, got \(59,\)"):
         select_model(store, groups=np.arange(59), **LINEAR)
 
@@ -80,7 +88,7 @@ def test_held_out_rows_that_part_twins_or_groups_are_refused(tmp_path):
 def test_nested_scores_are_those_of_searches_inside_the_training_images(tmp_path):
     store = separable_store(tmp_path / "a.h5", 90)
     found = select_model(store, nested=True, **LINEAR)
-    held_out = np.isin(store.X.ravel(), found.X_test.ravel())
+    held_out = np.isin(store.X.ravel(), found.test.X.ravel())
     X, y = store.X[~held_out], store.y[~held_out]
     outer = StratifiedKFold(3, shuffle=True, random_state=0)
     scores = []
@@ -101,7 +109,7 @@ def test_nested_scores_see_through_a_lucky_winner(tmp_path):
     store = separable_store(
         tmp_path / "a.h5", 60, y=np.array(list("ab" * 30)), noise={f"n{i}:avg": 1e4 for i in range(6)}
     )
-    found = select_model(store, nested=True, test_size=0, **LINEAR)
+    found = select_model(store, nested=True, holdout=HoldOut(0), **LINEAR)
     assert found.best.mean > 0.6 and found.nested.mean < found.best.mean - 0.05
 
 
@@ -113,7 +121,9 @@ def test_one_standard_error_takes_the_cheapest_that_is_as_good_and_says_so_else(
     lowest = usual.best.mean - np.std(usual.best.scores, ddof=1) / np.sqrt(3)
     near = [c for c in usual.candidates if c.mean >= lowest]
     cheapest = min(near, key=lambda c: c.complexity)
-    assert len(near) > 1 and cheapest.d == 6 and frugal.chosen.complexity == cheapest.complexity and frugal.cheaper is None
+    assert (
+        len(near) > 1 and cheapest.d == 6 and frugal.chosen.complexity == cheapest.complexity and frugal.cheaper is None
+    )
     assert usual.chosen is usual.best and usual.cheaper is (cheapest if cheapest is not usual.best else None)
     assert frugal.best_estimator["features"].layer_ == frugal.chosen.layer
     assert frugal.best_estimator["estimator"].C == frugal.chosen.value
@@ -130,7 +140,7 @@ def test_repeats_add_splits(tmp_path):
 def test_scores_without_a_spread_have_the_images_interval(tmp_path):
     store = separable_store(tmp_path / "a.h5", 90, noise={"good:avg": 0.01})
     found = select_model(store, nested=True, repeats=2, **LINEAR)
-    n = found.n_train
+    n = found.training.n
     assert found.best.scores == (1.0,) * 6 and found.best.interval == pytest.approx(wilson(1.0, n))
     assert found.nested.interval == pytest.approx(wilson(1.0, n))
     by_f1 = select_model(store, scoring="f1_macro", nested=True, **LINEAR)
@@ -152,7 +162,7 @@ def test_what_is_printed_is_read_by_a_person(tmp_path):
     assert lines[2] == f"nested: {score:.3f} [{low:.3f}, {high:.3f}] over 3 splits"
     (low, high), score = found.held_out_interval, found.held_out
     assert lines[3:] == [f"held out: {score:.3f} [{low:.3f}, {high:.3f}] on 18 images"]
-    bare = replace(found, nested=None, y_test=None, chosen=found.candidates[-1], is_partial=True)
+    bare = replace(found, nested=None, test=None, chosen=found.candidates[-1], is_partial=True)
     first, *rest = str(bare).splitlines()
     assert first.endswith("interrupted") and rest == [f"chosen: {bare.chosen}"]
 
@@ -165,9 +175,14 @@ def test_numbers_are_predicted_as_numbers(tmp_path):
     store = separable_store(tmp_path / "a.h5", 90, y=y, noise={"good:avg": 5.0, "poor:avg": 500.0})
     found = select_model(store, folds=3, n_jobs=1)
     assert {c.estimator for c in found.candidates} == {"ridge", "svr"} and found.best.layer == "good:avg"
-    assert found.classes is None and found.confusion is None and found.scoring == "r2" and found.chance == 0
+    assert (
+        found.training.classes is None
+        and found.confusion is None
+        and found.settings.scoring == "r2"
+        and found.training.chance == 0
+    )
     assert 0.8 < found.held_out < 1 and found.held_out_interval.low < found.held_out < found.held_out_interval.high
-    error = np.abs(found.y_test - found.best_estimator.predict(found.X_test))
+    error = np.abs(found.test.y - found.best_estimator.predict(found.test.X))
     assert found.held_out_mae == pytest.approx(error.mean()) and found.best.mae == pytest.approx(error.mean(), rel=0.5)
     assert found.mistakes().tolist() == np.argsort(-error).tolist()
     by_error = select_model(store, folds=3, n_jobs=1, scoring="neg_mean_absolute_error", estimators=["ridge"])
@@ -185,10 +200,17 @@ def test_the_units_of_the_labels_do_not_matter_to_svr(tmp_path, unit):
 
 def test_steps_between_features_and_scaler_are_fitted_in_each_fold(tmp_path):
     store = separable_store(tmp_path / "a.h5", 90, noise={"one:avg": 1.0})
-    found = select_model(store, l2=True, power=True, pca=4, **LINEAR)
-    assert found.steps == ("l2", "power", "pca 4")
-    assert [name for name, _ in found.best_estimator.steps] == ["features", "l2", "power", "pca", "scaler", "estimator"]
-    held_out = np.isin(store.X.ravel(), found.X_test.ravel())
+    found = select_model(store, steps=[Normalizer(), PowerTransformer(), PCA(4, random_state=0)], **LINEAR)
+    assert found.settings.steps == ("l2", "power", "pca 4")
+    assert [name for name, _ in found.best_estimator.steps] == [
+        "features",
+        "normalizer",
+        "powertransformer",
+        "pca",
+        "scaler",
+        "estimator",
+    ]
+    held_out = np.isin(store.X.ravel(), found.test.X.ravel())
     steps = [Normalizer(), PowerTransformer(), PCA(4, random_state=0), StandardScaler()]
     pipe = make_pipeline(*steps, LogisticRegression(C=0.1, max_iter=1000))
     cv = StratifiedKFold(3, shuffle=True, random_state=0)
@@ -199,16 +221,16 @@ def test_steps_between_features_and_scaler_are_fitted_in_each_fold(tmp_path):
 
 def test_a_pca_keeps_as_many_components_as_there_are(tmp_path):
     store = separable_store(tmp_path / "a.h5", 30, noise={"one:avg": 1.0}, d=80)
-    found = select_model(store, pca=256, **LINEAR)
+    found = select_model(store, steps=[PCA(256, random_state=0)], **LINEAR)
     assert found.best_estimator["pca"].n_components == 15  # 16 of 24 images in 3 folds, centred
-    assert found.steps == ("pca 256 (15 kept, all there are)",)
+    assert found.settings.steps == ("pca 256 (15 kept, all there are)",)
     assert found.best.mean > 0.9  # a component of rounding, scaled up, leaves chance
 
 
 def test_what_a_pca_kept_of_narrower_layers_is_said_and_is_what_costs(tmp_path):
     store = separable_store(tmp_path / "a.h5", 90, noise={"one:avg": 1.0, "two:avg": 1.0})
-    found = select_model(store, layers=["one", ["one", "two"]], pca=8, **LINEAR)
-    assert found.steps == ("pca 8 (6 to 8 kept, all there are)",)
+    found = select_model(store, layers=["one", ["one", "two"]], steps=[PCA(8, random_state=0)], **LINEAR)
+    assert found.settings.steps == ("pca 8 (6 to 8 kept, all there are)",)
     assert {(c.d, c.complexity[0]) for c in found.candidates} == {(6, 6), (12, 8)}
 
 
@@ -222,12 +244,10 @@ def test_labels_may_be_a_column(tmp_path):
     later = separable_store(
         tmp_path / "b.h5", 30, contents=np.arange(90, 120), columns={"species": columns["species"][:30]}
     )
-    by_name, by_hand = (
-        select_model(store, y, test_store=test, **LINEAR)
-        for y, test in [("species", later), (columns["species"], None)]
-    )
-    assert by_name.classes.tolist() == by_hand.classes.tolist() == ["x", "y", "z"]
-    np.testing.assert_array_equal(by_name.y_test, later.columns["species"])
+    by_name = select_model(store, "species", holdout=HoldOut(store=later), **LINEAR)
+    by_hand = select_model(store, columns["species"], **LINEAR)
+    assert by_name.training.classes.tolist() == by_hand.training.classes.tolist() == ["x", "y", "z"]
+    np.testing.assert_array_equal(by_name.test.y, later.columns["species"])
     for y, text in [
         ("specie", "a.h5 has no column 'specie'; close: 'species'; it has species, age, gaps"),
         ("gaps", "every image needs a label; column 'gaps' is empty for 45 of 90"),
@@ -248,10 +268,10 @@ def test_other_estimators_compete_when_they_are_named(tmp_path):
         ("nearest_centroid", ""), ("ridge_classifier", "alpha"), ("knn", "n_neighbors")
     }  # fmt: skip
     assert {c.value for c in found.candidates if c.estimator == "knn"} == {1, 5, 10, 20}  # 50 would be more than a fold
-    assert found.held_out == pytest.approx(balanced_accuracy_score(found.y_test, found.predicted))
+    assert found.held_out == pytest.approx(balanced_accuracy_score(found.test.y, found.test.predicted))
     for name in names:
         alone = select_model(store, estimators=[name], folds=3, n_jobs=1)
-        assert alone.confidence is not None and alone.held_out > 0.6
+        assert alone.test.confidence is not None and alone.held_out > 0.6
 
 
 # --- interrupted ---
@@ -304,7 +324,7 @@ def test_candidates_of_the_layer_that_was_on_are_kept_too(tmp_path, interrupted)
 
 
 def test_interrupted_while_the_winner_is_scored_the_candidates_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(selection_module, "_held_out", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(selection_module, "_test_set", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(Interrupted) as raised:
         select_model(separable_store(tmp_path / "a.h5"), **LINEAR)
     assert raised.value.result.is_partial and len(raised.value.result.candidates) == 4
@@ -343,17 +363,17 @@ def test_groups_of_a_test_store_are_other_ones_and_count_as_groups(tmp_path):
 
     store, other, same = made("a.h5", 0, 0), made("b.h5", 10, 1), made("c.h5", 5, 2)
     few = {"groups": "patient", "estimators": ["nearest_centroid"], "n_jobs": 1}
-    assert len(np.unique(select_model(store, test_store=other, **few).test_groups)) == 10
+    assert len(np.unique(select_model(store, holdout=HoldOut(store=other), **few).test.groups)) == 10
     with pytest.raises(FeatxError, match="5 of column 'patient' are in both stores"):
-        select_model(store, test_store=same, **few)
+        select_model(store, holdout=HoldOut(store=same), **few)
 
 
 def test_a_fold_of_one_image_has_no_r2(tmp_path):
     y = np.random.default_rng(0).normal(size=12)
     store = separable_store(tmp_path / "n.h5", 12, y=y)
     with pytest.raises(FeatxError, match="a fold has two or more; 12 folds of 12 are too many"):
-        select_model(store, folds=12, test_size=0)
-    assert np.isfinite(select_model(store, folds=6, test_size=0, estimators=["ridge"]).best.mean)
+        select_model(store, folds=12, holdout=HoldOut(0))
+    assert np.isfinite(select_model(store, folds=6, holdout=HoldOut(0), estimators=["ridge"]).best.mean)
 
 
 def test_seeds_of_few_bits_do(tmp_path):

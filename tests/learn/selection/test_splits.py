@@ -10,7 +10,7 @@ from separable import separable_store
 from sklearn.model_selection import KFold, StratifiedKFold
 
 from featx.errors import FeatxError, StoreError
-from featx.learn.selection.splits import Groups, cv_splits, group_numbers, hold_out, refuse_split_groups, groups_of
+from featx.learn.selection.splits import Groups, cv_splits, group_numbers, groups_of, hold_out, refuse_split_groups
 
 CLASSES = np.array(["a", "b", "c"])
 
@@ -182,7 +182,7 @@ def test_folds_that_whole_groups_leave_without_a_class_are_refused():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1.5])
 def test_a_share_is_below_one(share):
-    with pytest.raises(FeatxError, match="test_size is the share of images held out, from 0 to below 1"):
+    with pytest.raises(FeatxError, match="size is the share of images held out, from 0 to below 1"):
         hold_out(CLASSES, None, share, 0)
 
 
