@@ -33,7 +33,7 @@ class LinearModel(BaseEstimator):
     n_features_in_: int
     feature_names_in_: np.ndarray  # where X has column names
 
-    _loss: ClassVar[str]  # the value of a featx.solvers.Loss
+    _loss: ClassVar[str]  # the name of a featx.solvers.Loss
     _penalty: ClassVar[str]  # the parameter that names a problem
     _counterpart: ClassVar[str]  # scikit-learn's class
     _only: ClassVar[dict[str, object]] = {}  # the one value solved here of a parameter that has others there
@@ -202,7 +202,7 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
 
     def _weighed(self, targets: Targets, weights: np.ndarray | None, factors: np.ndarray) -> Weights:
         """Row weights and (k,) class weights, together."""
-        return factors[targets.given] * (1 if weights is None else weights), None
+        return factors[targets.original] * (1 if weights is None else weights), None
 
     def _class_factors(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray | None:
         """(k,) class weights, 0 for classes without rows; None for ones."""
@@ -223,11 +223,11 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
 
     def _class_counts(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
         """(k,) what "balanced" balances: the weight of each class."""
-        return np.bincount(targets.given, weights, minlength=len(targets.classes))
+        return np.bincount(targets.original, weights, minlength=len(targets.classes))
 
     def _present(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
         """Numbers of the classes that have rows of positive weight."""
-        return np.bincount(targets.given, weights, minlength=len(targets.classes)).nonzero()[0]
+        return np.bincount(targets.original, weights, minlength=len(targets.classes)).nonzero()[0]
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         self.classes_ = targets.classes[solution.classes]

@@ -72,7 +72,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     array(['bee'], dtype='<U3')
     """
 
-    _loss = "squared hinge"
+    _loss = "SQUARED_HINGE"
     _counterpart = "sklearn.svm.LinearSVC"
     _only = {"penalty": "l2", "loss": "squared_hinge", "multi_class": "ovr"}
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -147,7 +147,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
         """Of three classes or more liblinear weighs a class's rows only in the problem of that class."""
         if np.count_nonzero(factors) <= 2:
             return super()._weighed(targets, weights, factors)
-        return (factors[targets.given] > 0) * (1.0 if weights is None else weights), factors
+        return (factors[targets.original] > 0) * (1.0 if weights is None else weights), factors
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         super()._keep(solution, targets, weights)

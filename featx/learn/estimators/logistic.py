@@ -68,7 +68,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     array(['bee'], dtype='<U3')
     """
 
-    _loss = "logistic"
+    _loss = "LOGISTIC"
     _counterpart = "sklearn.linear_model.LogisticRegression"
     _only = {"l1_ratio": 0}
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -35,7 +35,7 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 class _Ridge(LinearModel):
     """What both have: targets as columns, a closed form, scikit-learn's shapes."""
 
-    _loss = "squared error"
+    _loss = "SQUARED_ERROR"
     _penalty = "alpha"
     _only = {"positive": False}
 
@@ -147,7 +147,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
         return float(alpha[0]) if len(alpha) == 1 else alpha
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
-        self._keep_columns(solution.coef, solution.intercept, solution.n_iter, targets.given.ndim == 1)
+        self._keep_columns(solution.coef, solution.intercept, solution.n_iter, targets.original.ndim == 1)
 
 
 class RidgeClassifier(_Ridge, LinearClassifier):
@@ -249,20 +249,20 @@ class RidgeClassifier(_Ridge, LinearClassifier):
         return X, Targets(_signs(codes[:, None] == columns, X.dtype), codes, classes)
 
     def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
-        if targets.given.ndim == 1:
+        if targets.original.ndim == 1:
             return super()._weights(targets, weights)
         if self.class_weight is None:
             return weights, None
-        kept = np.full(len(targets.given), True) if weights is None else weights > 0
+        kept = np.full(len(targets.original), True) if weights is None else weights > 0
         factors = kept.astype(np.float64)
-        factors[kept] = compute_sample_weight(self.class_weight, targets.given[kept])
+        factors[kept] = compute_sample_weight(self.class_weight, targets.original[kept])
         return factors if weights is None else weights * factors, None
 
     def _class_counts(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
         return super()._class_counts(targets, None if weights is None else weights > 0)
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
-        self._multilabel = targets.given.ndim == 2
+        self._multilabel = targets.original.ndim == 2
         present = np.arange(len(targets.classes)) if self._multilabel else self._present(targets, weights)
         self.classes_ = targets.classes[present]
         columns = np.arange(len(solution.coef))
