@@ -19,7 +19,7 @@ from scipy.linalg import eigh
 from scipy.special import expit, log_softmax, softmax
 
 from featx.errors import FeatxError
-from featx.solvers.problems import FREE, NONE, Loss, Problem, Solution, Status
+from featx.solvers import FREE, NONE, Loss, Problem, Solution, Status
 
 _MOST_STEPS = 500
 Evaluate = Callable[[np.ndarray], tuple[float, np.ndarray, np.ndarray]]  # theta -> f, its gradient and Hessian

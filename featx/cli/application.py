@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from featx import __version__
+import featx
 from featx.cli.demo import demo
 from featx.cli.extract import extract
 from featx.cli.interrupts import left_by_interrupt
@@ -125,7 +125,7 @@ def _version(
     context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
 ) -> None:
     if version:
-        typer.echo(__version__)
+        typer.echo(featx.__version__)
         raise typer.Exit()
 
 

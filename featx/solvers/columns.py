@@ -1,4 +1,4 @@
-"""Rows of X as the solvers want them: those that count, shifted and scaled, in blocks of rows or strips of columns."""
+"""Rows of X for the solvers: the rows with weight, shifted and scaled, in blocks of rows or strips of columns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from featx.solvers.problems import Intercept
 class Columns:
     """Some rows of X with a common shift and scale and a constant column: blocks of ((x - shift) / scale, constant).
 
-    kept : (n,) positions in X, or None for all
+    kept : (n,) positions of the rows in X, or None for all
+    like : an empty tensor of the rows' type and device
+    constant : the value of the constant column, or None
     """
 
     def __init__(
@@ -35,12 +37,12 @@ class Columns:
         self.most = max(256, 2**21 // self.width)  # rows of a block
 
     def block(self, start: int, stop: int, out: Tensor | None = None) -> Tensor:
-        """(m, width), in `out` where it is given."""
+        """(m, width), written to `out` if there is one."""
         block = np.empty((stop - start, self.width), self.X.dtype) if out is None or out.is_cuda else out.numpy()
         rows = slice(start, stop) if self.kept is None else self.kept[start:stop]
-        moved = self.shift.astype(self.X.dtype)
-        np.subtract(self.X[rows], moved, out=block[:, : self.d])
-        if (rest := (self.shift - moved).astype(self.X.dtype)).any():  # what its type left of the shift
+        rounded = self.shift.astype(self.X.dtype)
+        np.subtract(self.X[rows], rounded, out=block[:, : self.d])
+        if (rest := (self.shift - rounded).astype(self.X.dtype)).any():  # what rounding took from the shift
             block[:, : self.d] -= rest
         if self.scale is not None:
             block[:, : self.d] /= self.scale.astype(self.X.dtype)
@@ -53,10 +55,10 @@ class Columns:
     def strip(self, columns: slice | np.ndarray) -> Tensor:
         """(n, c) float64, of all rows."""
         if self.kept is None:
-            held = self.X[:, columns]
+            values = self.X[:, columns]
         else:
-            held = self.X[self.kept, columns] if isinstance(columns, slice) else self.X[np.ix_(self.kept, columns)]
-        strip = held - self.shift[columns].astype(np.float64)
+            values = self.X[self.kept, columns] if isinstance(columns, slice) else self.X[np.ix_(self.kept, columns)]
+        strip = values - self.shift[columns].astype(np.float64)
         if self.scale is not None:
             strip /= self.scale[columns]
         return torch.from_numpy(strip).to(self.like.device)
@@ -70,12 +72,12 @@ class Columns:
 
 
 def weighted_mean(X: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(d,), counted from a row on that has weight, so that a constant column's is exact."""
+    """(d,) the mean row, computed relative to one row of positive weight, so that a constant column's is exact."""
     first = X[int((weights > 0).argmax())]
     total = np.zeros(X.shape[1])
     rows = max(256, 2**21 // X.shape[1])
     for start in range(0, len(X), rows):
-        held = weights[start : start + rows]
+        s = weights[start : start + rows]
         block = X[start : start + rows] - first
-        total += held.astype(block.dtype) @ block if held.all() else held[held > 0] @ block[held > 0]
+        total += s.astype(block.dtype) @ block if s.all() else s[s > 0] @ block[s > 0]
     return first + total / weights.sum()

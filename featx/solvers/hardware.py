@@ -1,4 +1,4 @@
-"""What the solvers ask of the machine: where to run, how much memory to use, whether bfloat16 is quicker."""
+"""Properties of the machine: its devices, how much memory the process may use, whether bfloat16 is faster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featx.errors import FeatxError, Parameter
 
 
 def device_of(device: str) -> torch.device:
-    """ "auto" is the first GPU, else the CPU."""
+    """The device of that name; "auto" is the first GPU, or the CPU if there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
@@ -29,7 +29,7 @@ def device_of(device: str) -> torch.device:
 
 
 def budget_of(device: torch.device, budget_bytes: int | None) -> int:
-    """Bytes for rows and the state of problems; by default a quarter of what the process may use, or of the GPU's."""
+    """Bytes for rows and the state of problems; by default a quarter of the process's limit, or of the GPU's memory."""
     if budget_bytes is not None:
         return budget_bytes
     if device.type == "cuda":
@@ -38,16 +38,16 @@ def budget_of(device: torch.device, budget_bytes: int | None) -> int:
 
 
 def memory_bytes(root: Path = Path("/")) -> int:
-    """Memory of the machine; where the process is in control groups (containers, jobs), what the tightest allows."""
+    """Memory of the machine, or the smallest limit of the control groups (containers, jobs) that the process is in."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for path in _limits(root):
-        with suppress(OSError, ValueError):  # there is no such file; it says "max"
+        with suppress(OSError, ValueError):  # no such file, or its content is "max"
             limits.append(int(path.read_text()))
     return min(limits)
 
 
 def _limits(root: Path) -> Iterator[Path]:
-    """Where the limits of the process's groups and all groups around them would be, of both versions of cgroups."""
+    """Paths of the memory limits of the process's groups and their parents, for both versions of cgroups."""
     with suppress(OSError):  # not Linux
         for line in os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines():
             _, controllers, group = line.split(":", 2)
@@ -58,12 +58,12 @@ def _limits(root: Path) -> Iterator[Path]:
             else:
                 continue
             inner = PurePosixPath(group).relative_to("/")
-            for folder in (inner, *inner.parents):  # a container may see only the outermost, its own, without a name
+            for folder in (inner, *inner.parents):  # a container may see its own group only, as the root
                 yield mount / folder / name
 
 
 def low_type(device: torch.device) -> torch.dtype | None:
-    """A type in which this machine multiplies matrices several times as fast as in float32, if there is one."""
+    """A type in which this device multiplies matrices several times as fast as in float32, or None."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else None
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in all versions

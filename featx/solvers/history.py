@@ -1,75 +1,95 @@
-"""What L-BFGS remembers of the steps of many problems, and the directions that follow from it."""
+"""The step history of L-BFGS for many problems, and the directions that follow from it."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 
-PAIRS = 10
+HISTORY_SIZE = 10
 
 
-class Pairs:
-    """The last steps s and changes y of the gradient of each problem, and the direction they make.
+@dataclass(frozen=True)
+class History:
+    """The last steps s of each of b problems, and the changes y of its gradient; K = k D.
 
-    In compact form, which reads them in four products: Byrd, Nocedal and Schnabel, Representations of quasi-Newton
-    matrices (1994), theorem 2.2. R, the upper triangle of the s_i . y_j from the oldest pair to the newest, is kept up.
+    A direction takes four products with them, in the compact form of Byrd, Nocedal and Schnabel, Representations of
+    quasi-Newton matrices (1994), theorem 2.2. Its R, the upper triangle of the s_i . y_j ordered by age, is kept.
+
+    steps, changes : (b, HISTORY_SIZE, K)
+    products : (b, HISTORY_SIZE, HISTORY_SIZE) s_i . y_j, where i is not newer than j
+    count : (b,) pairs so far; a pair is in slot `count` modulo HISTORY_SIZE
     """
 
-    def __init__(self, like: Tensor, k: int) -> None:
+    steps: Tensor
+    changes: Tensor
+    products: Tensor
+    count: Tensor
+
+    @classmethod
+    def empty(cls, like: Tensor) -> Self:
+        """For problems with coordinates `like` (b, K)."""
         b, K = like.shape
-        self.k = k
-        self.steps, self.changes = like.new_zeros(b, PAIRS, K), like.new_zeros(b, PAIRS, K)
-        self.products = like.new_zeros(b, PAIRS, PAIRS)  # s_i . y_j, where i is not newer than j
-        self.count = torch.zeros(b, dtype=torch.int64, device=like.device)  # a pair is in slot `count` modulo PAIRS
+        return cls(
+            steps=like.new_zeros(b, HISTORY_SIZE, K),
+            changes=like.new_zeros(b, HISTORY_SIZE, K),
+            products=like.new_zeros(b, HISTORY_SIZE, HISTORY_SIZE),
+            count=torch.zeros(b, dtype=torch.int64, device=like.device),
+        )
 
     def push(self, step: Tensor, change: Tensor, accepted: Tensor) -> None:
+        """Add the accepted pairs of positive curvature, in place: a copy would cost as much as a pass."""
         curved = dot(step, change) > torch.finfo(step.dtype).eps * step.norm(dim=1) * change.norm(dim=1)
         where = (accepted & curved).nonzero()[:, 0]
-        slot = self.count[where] % PAIRS
+        slot = self.count[where] % HISTORY_SIZE
         self.steps[where, slot], self.changes[where, slot] = step[where], change[where]
         self.products[where, :, slot] = _products(change, self.steps)[where]
         self.count[where] += 1
 
-    def direction(self, gradient: Tensor, metric: Tensor) -> Tensor:
-        """-H g, (b, K). H starts as the inverse of `metric`, scaled to fit each problem's newest pair."""
+    def direction(self, gradient: Tensor, preconditioner: Tensor, k: int) -> Tensor:
+        """-H g, (b, K).
+
+        H starts as the inverse of `preconditioner` (b, K), scaled to fit each problem's newest pair.
+        """
         each = torch.arange(len(gradient), device=gradient.device)[:, None]
-        order = (self.count[:, None] + torch.arange(PAIRS, device=gradient.device)) % PAIRS  # of slots, by age
+        order = (self.count[:, None] + torch.arange(HISTORY_SIZE, device=gradient.device)) % HISTORY_SIZE  # by age
         R = self.products[each[..., None], order[..., None], order[:, None]].triu()
         diagonal = R.diagonal(dim1=1, dim2=2)
-        curvature = diagonal.clone()  # s . y, 0 where there is no pair
+        curvature = diagonal.clone()  # s . y, 0 in empty slots
         diagonal += curvature == 0
 
         shares = _solved(R, _products(gradient, self.steps)[each, order], upper=True)
         q = _less(gradient, shares, order, self.changes)
         newest = self.changes[each[:, 0], order[:, -1]]
-        scale = curvature[:, -1] / dot(newest, newest / metric)
-        q.mul_(torch.where(curvature[:, -1] > 0, scale, 1.0)[:, None]).div_(metric)
-        self.balanced(q)
-        again = _solved(R.mT, curvature * shares - _products(q, self.changes)[each, order], upper=False)
-        return _less(q, -again, order, self.steps).neg_()
-
-    def balanced(self, q: Tensor) -> Tensor:
-        """In place: sums over several classes are 0, as in all gradients; a metric of each class's own forgot that."""
-        if self.k > 1:
-            classes = q.view(len(q), self.k, -1)
-            classes -= classes.mean(1, keepdim=True)
-        return q
-
-    def keep(self, where: Tensor) -> None:
-        self.steps = self.steps[where]
-        self.changes = self.changes[where]
-        self.products, self.count = self.products[where], self.count[where]
+        scale = curvature[:, -1] / dot(newest, newest / preconditioner)
+        q.mul_(torch.where(curvature[:, -1] > 0, scale, 1.0)[:, None]).div_(preconditioner)
+        balance(q, k)
+        shares = _solved(R.mT, curvature * shares - _products(q, self.changes)[each, order], upper=False)
+        return _less(q, -shares, order, self.steps).neg_()
 
 
-def _products(v: Tensor, pairs: Tensor) -> Tensor:
-    """(b, K), (b, PAIRS, K) -> (b, PAIRS)"""
-    return torch.bmm(v[:, None], pairs.mT)[:, 0]
+def balance(q: Tensor, k: int) -> Tensor:
+    """Subtract the mean over the k classes from q (b, K), in place.
+
+    The gradients of several classes sum to 0, but not when each class is divided by its own preconditioner.
+    """
+    if k > 1:
+        classes = q.view(len(q), k, -1)
+        classes -= classes.mean(1, keepdim=True)
+    return q
 
 
-def _less(v: Tensor, shares: Tensor, order: Tensor, pairs: Tensor) -> Tensor:
-    """v - sum_i shares_i pairs_(order i), (b, K)"""
+def _products(v: Tensor, vectors: Tensor) -> Tensor:
+    """(b, HISTORY_SIZE) of v (b, K) and vectors (b, HISTORY_SIZE, K)."""
+    return torch.bmm(v[:, None], vectors.mT)[:, 0]
+
+
+def _less(v: Tensor, shares: Tensor, order: Tensor, vectors: Tensor) -> Tensor:
+    """v - sum_i shares_i vectors_(order i), (b, K)."""
     by_slot = torch.zeros_like(shares).scatter_(1, order, shares)
-    return torch.baddbmm(v[:, None], by_slot[:, None], pairs, alpha=-1)[:, 0]
+    return torch.baddbmm(v[:, None], by_slot[:, None], vectors, alpha=-1)[:, 0]
 
 
 def _solved(R: Tensor, right: Tensor, upper: bool) -> Tensor:
@@ -77,5 +97,5 @@ def _solved(R: Tensor, right: Tensor, upper: bool) -> Tensor:
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """(b, K), (b, K) -> (b,)"""
+    """(b,) of (b, K) and (b, K)."""
     return torch.linalg.vecdot(a, b)

@@ -1,4 +1,4 @@
-"""Products of matrices in float32 and float64, in all their digits, and eigenvectors."""
+"""Matrix products in full float32 or float64 precision, and eigenvectors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _ONEDNN_FROM = 2**22  # multiplications
 
 
 def product(A: Tensor, B: Tensor) -> Tensor:
-    """A B^T, (m, d), (n, d) -> (m, n).
+    """A B^T (m, n), of (m, d) and (n, d).
 
-    Float32 on a CPU is oneDNN's: torch leaves these products to MKL, which takes twice the time on AMD's processors.
-    oneDNN is only quick where B has no gaps, and a small product is done before oneDNN has begun.
+    On a CPU, float32 products are computed by oneDNN: torch would use MKL, which takes twice the time on AMD's
+    processors. oneDNN is fast only if B is contiguous, and its overhead exceeds the time of a small product.
     """
     suited = A.numel() * len(B) >= _ONEDNN_FROM and (B.is_contiguous() or B.T.is_contiguous())
     if A.dtype == torch.float32 and A.device.type == "cpu" and suited:
@@ -31,15 +31,19 @@ def product(A: Tensor, B: Tensor) -> Tensor:
 def eigenvectors(M: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues, ascending, and eigenvectors of a symmetric matrix (n, n).
 
-    LAPACK's threads wait for each other several times a row. Up to n = 1,600 two of them gain a quarter on a machine
-    without other work, and beside other work take 5 to 10 times as long as one.
+    LAPACK's threads synchronise several times for each row. Up to n = 1,600, two of them save a quarter of the time on
+    an idle machine, but take 5 to 10 times as long as one on a busy machine.
     """
     with threads_for(len(M) ** 3 / 8):
         return torch.linalg.eigh(M)
 
 
 class _FullPrecision:
-    """How many are in there, and what was allowed before the first of them came."""
+    """A context in which float32 products are not computed in TF32 or bfloat16, even if `fp32_precision` allows it.
+
+    The setting is the process's, and several threads may be in the context: the first changes it, and the last one
+    restores it.
+    """
 
     def __init__(self) -> None:
         self.lock, self.inside = Lock(), 0
@@ -48,7 +52,6 @@ class _FullPrecision:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """Float32 is float32 in here, though TF32 or bfloat16 be allowed in its place (`fp32_precision`)."""
         with self.lock:
             if self.inside == 0:
                 self.before = [kind.fp32_precision for kind in self.kinds]
@@ -62,7 +65,7 @@ class _FullPrecision:
                 self.inside -= 1
                 for kind, before in zip(self.kinds, self.before, strict=True) if self.inside == 0 else ():
                     kind.fp32_precision = "none"
-                    if kind.fp32_precision != before:  # else it is that of all kinds, and shall follow it
+                    if kind.fp32_precision != before:  # else it was inherited from the global setting, and stays so
                         kind.fp32_precision = before
 
 

@@ -1,64 +1,63 @@
-"""The value and the gradient of many problems in one pass over the rows, exactly or in a low precision near an anchor.
+"""The values and gradients of many problems in one pass over the rows, exact or in low precision.
 
     f_b(U) = sum_i s_bi l(z_i, y_i) + l2_b/2 |U|^2,    z_i = U x_i,    sum_i s_bi = 1
 
 or U S U^T in place of |U|^2, S that of the problem's own shift and scale (`affine`).
 
-A pass takes the rows in blocks, and an exact one needs no more scores than those of a block; low precision keeps all
-of a problem's, where the budget has room for them.
+A pass takes the rows in blocks. An exact one keeps only the scores of a block; one in low precision keeps the scores of
+all rows, if the budget has room for them.
 
-Low precision pays since it only carries differences. From where a problem was evaluated last, at U' with scores Z',
-residuals R' and gradient G', it goes on with
+Low precision only computes differences. From the last evaluation of a problem, at U' with scores Z', residuals R' and
+gradient G', it continues with
 
     Z = Z' + X (U - U')        G = G' + X^T (R - R')        U S = U' S + (U - U') + (U - U') (S - 1)
 
-where the last products may be wrong by a part in a few hundred: of a step, not of the whole. R carries the rounded
-changes, so what rounding takes from one change is part of the next. From time to time an exact pass takes the errors
-out that have added up all the same: an *anchor*. In between, G is the gradient of the loss at Z plus gap . U, where
-gap = G - X^T R at the anchor is 0 but for the low X; the value has this term too, or no line search could trust it.
+where the last products may have a relative error of a few parts in a thousand: of the step, not of the whole. R
+accumulates the rounded changes, so the rounding error of one change is part of the next. Other errors add up until the
+next exact pass, an *anchor*, removes them. In between, G is the gradient of the loss at Z plus gap . U, where gap = G -
+X^T R at the anchor is 0 but for the rounding of X; the value has this term too, to be consistent with its gradient in
+the line search.
 
-This is iterative refinement; what is reported in the end always comes from an exact pass.
+This is iterative refinement; the values reported at the end always come from an exact pass.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import pairwise
 from math import prod
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from featx.solvers.basis import Design
-from featx.solvers.losses import BlockLoss, Sums
+from featx.solvers.basis import Basis
+from featx.solvers.losses.base import ClassificationLoss, Sums
 from featx.solvers.matmul import product
 from featx.solvers.threads import Team, worth_sharing
 
 _LEAST_ROWS = 256  # of a block
-# where problems were evaluated last
-_STATE = ("scores", "residuals", "coordinates", "gradient", "gap", "gap_start", "penalised")
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B problems on one design, all of one loss and one number of columns k.
+    """B problems on one basis, all of one loss and one number of columns of scores k.
 
-    member : (B,) which of the design's problems they are
+    position : (B,) of the problem in the group of the basis
     y : (n,) class numbers
-    weights : (F, n) different row weights, each with the sum 1
+    weights : (F, n) the different row weights, each with the sum 1
     fold : (B,) which of them a problem has
-    positive : (B,) the class that the one column is for (k = 1)
-    factor : (B,) what else that class's rows weigh, or None where it is 1 for all
+    positive : (B,) the class of the single column (k = 1)
+    factor : (B,) what the weights of that class's rows are multiplied by, or None where it is 1 for all
     l2 : (B,)
     alike : (B,) the same number for problems that differ in nothing but l2
     """
 
-    design: Design
-    loss: BlockLoss
+    basis: Basis
+    loss: ClassificationLoss
     k: int
-    member: Tensor
+    position: Tensor
     y: Tensor
     weights: Tensor
     fold: Tensor
@@ -70,7 +69,7 @@ class Batch:
     def __getitem__(self, which: Tensor) -> Batch:
         return replace(
             self,
-            member=self.member[which],
+            position=self.position[which],
             fold=self.fold[which],
             positive=self.positive[which],
             factor=None if self.factor is None else self.factor[which],
@@ -84,7 +83,7 @@ class Batch:
 
 @dataclass
 class Point:
-    """value (b,) float64, gradient (b, k, D), curvature (b, k) of problems somewhere."""
+    """Value (b,) float64, gradient (b, k, D) and curvature (b, k) of some problems at one point each."""
 
     value: Tensor
     gradient: Tensor
@@ -92,12 +91,46 @@ class Point:
 
 
 @dataclass(frozen=True)
+class _Last:
+    """The last evaluation of each of B problems, for low precision to continue from.
+
+    scores, residuals : (B, k, n) Z', without the free intercept, and R'
+    coordinates, gradient : (B, k, W) U' and G'
+    gap : (B, k, W), and its product with U at the anchor, gap_start (B,)
+    penalised : (B, k, W) U' S, or (B, k, 0) where S is the identity
+    """
+
+    scores: Tensor
+    residuals: Tensor
+    coordinates: Tensor
+    gradient: Tensor
+    gap: Tensor
+    gap_start: Tensor
+    penalised: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self))
+
+    def copy(self, source: int, target: int) -> None:
+        for tensor in self.tensors:
+            tensor[target] = tensor[source]
+
+    def keep(self, which: list[int]) -> Self:
+        """Only these (ascending) of the problems. They are moved in place: there might be no room for a copy."""
+        for target, source in enumerate(which):
+            if target != source:
+                self.copy(source, target)
+        return type(self)(*(tensor[: len(which)] for tensor in self.tensors))
+
+
+@dataclass(frozen=True)
 class _Part:
-    """A thread's blocks of a piece of the rows, and which of a pass's problems have weight there.
+    """A thread's blocks of a piece of the rows, and the problems of a pass whose weights there are not all 0.
 
     chosen : (c,) positions among the pass's problems
-    problems : (c,) which of all problems they are
-    runs : the same, neighbours together, if there is something to keep of them
+    problems : (c,) numbers among all problems
+    runs : both again as slices of neighbours, for low precision
     """
 
     chosen: Tensor
@@ -107,170 +140,170 @@ class _Part:
 
 
 class Objective:
-    """Evaluates problems of a batch; keeps where they were evaluated last if low passes will be asked for (`anchored`).
+    """Evaluates problems of a batch; remembers the last evaluations if passes in low precision follow (`anchored`).
 
-    Rows that weigh nothing in a problem cost it nothing, where enough of them are neighbours. The blocks of a long pass
-    are shared among the threads of the team.
+    Where enough neighbouring rows weigh nothing in a problem, its passes leave them out. The blocks of a long pass are
+    shared among the threads of the team.
 
-    block_scores : how many scores a block of rows has, about: they should stay in the cache between the two products
+    block_scores : approximate number of scores of a block, which should stay in the cache between the two products
+    penalty : (b, 1, D) second derivatives of the penalty, its diagonal
+    spectrum : (1 or b, 1, D) mean squares of the columns; of odd ones, in each problem's scale
+    widest : the largest mean square of a penalised column
     """
 
     def __init__(self, batch: Batch, block_scores: int, anchored: bool, team: Team | None = None) -> None:
         self.batch, self.block_scores, self.anchored, self.team = batch, block_scores, anchored, team or Team()
-        design = batch.design
-        B, k, n, D = len(batch), batch.k, design.n, len(design.spectrum)
-        like = design.spectrum
-        self.width = D - design.free
-        self.squares = design.squares
-        if self.squares is not None:
-            free = like.new_zeros(len(self.squares), int(design.free))
-            self.stretch = torch.cat([self.squares.diagonal(dim1=1, dim2=2), free], 1)  # (F, D)
-        self._last: tuple[list[int], list[list[_Part]]] = ([], [])
-        self._measure()
-        self.widest = (self.spectrum * design.penalised).max()  # not the free intercept, which may be larger
-        # a piece costs its problems a copy of their coordinates: of fewer rows, that is more than is saved
+        basis = batch.basis
+        B, k, n, D = len(batch), batch.k, basis.n, len(basis.spectrum)
+        like = basis.spectrum
+        self.width = D - basis.free
+        self.penalties = basis.penalties
+        if self.penalties is not None:
+            free = like.new_zeros(len(self.penalties), int(basis.free))
+            self.diagonals = torch.cat([self.penalties.diagonal(dim1=1, dim2=2), free], 1)  # (F, D)
+        self._planned: tuple[list[int], list[list[_Part]]] = ([], [])
+        self._set_curvatures()
+        self.widest = (self.spectrum * basis.penalised).max()
+        # a piece costs its problems a copy of their coordinates: with fewer rows, that is more than is saved
         self.pieces = _pieces(batch.weights > 0, max(_LEAST_ROWS, self.width))
         most = max(block_scores, B * k * min(n, _LEAST_ROWS))
-        # each thread's own; fresh memory for each block costs more than the arithmetic
+        # one for each thread; allocating it for each block costs more than the arithmetic
         self.work = like.new_empty(self.team.size, 1 + anchored, most)
         if anchored:
-            low = design.low_rows(0, 1).dtype
+            low = basis.low_rows(0, 1).dtype
             self.low_work = torch.empty(self.team.size, most, dtype=low, device=like.device)
-            self.scores, self.residuals = like.new_empty(B, k, n), like.new_empty(B, k, n)  # without the free intercept
-            self.coordinates, self.gradient, self.gap = (like.new_zeros(B, k, self.width) for _ in range(3))
-            self.gap_start = like.new_zeros(B)
-            self.penalised = like.new_zeros(B, k, 0 if self.squares is None else self.width)
-            if self.squares is not None:  # what they are more than the identity, which carries most, takes no digits
-                self.low_squares = torch.empty_like(self.squares, dtype=self.low_work.dtype)
-                for low, square in zip(self.low_squares, self.squares, strict=True):
-                    low.copy_(square - torch.eye(self.width, dtype=square.dtype, device=square.device))
+            self.last = _Last(
+                scores=like.new_empty(B, k, n),
+                residuals=like.new_empty(B, k, n),
+                coordinates=like.new_zeros(B, k, self.width),
+                gradient=like.new_zeros(B, k, self.width),
+                gap=like.new_zeros(B, k, self.width),
+                gap_start=like.new_zeros(B),
+                penalised=like.new_zeros(B, k, 0 if self.penalties is None else self.width),
+            )
+            if self.penalties is not None:  # S - 1, so that its digits are not spent on the identity
+                self.low_penalties = torch.empty_like(self.penalties, dtype=self.low_work.dtype)
+                for low, S in zip(self.low_penalties, self.penalties, strict=True):
+                    low.copy_(S - torch.eye(self.width, dtype=S.dtype, device=S.device))
 
-    def _measure(self) -> None:
-        """What the inner metric is made of, for the problems that are left.
-
-        penalty : (b, 1, D) second derivatives of the penalty, as far as they are diagonal
-        spectrum : (1 or b, 1, D) mean squares of the columns, of the odd ones in each problem's scale
-        """
-        design, members = self.batch.design, self.batch.member
-        stretch = design.penalised.expand(len(self.batch), -1)
-        if self.squares is not None:
-            stretch = self.stretch[self._which(members)]
-        self.penalty = self.batch.l2[:, None, None] * stretch[:, None]
-        self.spectrum = design.spectrum[None, None]
-        if c := design.odd_squares.shape[1]:
+    def _set_curvatures(self) -> None:
+        """Set `penalty` and `spectrum` for the problems that are left."""
+        basis, positions = self.batch.basis, self.batch.position
+        diagonals = basis.penalised.expand(len(self.batch), -1)
+        if self.penalties is not None:
+            diagonals = self.diagonals[self._affine_of(positions)]
+        self.penalty = self.batch.l2[:, None, None] * diagonals[:, None]
+        self.spectrum = basis.spectrum[None, None]
+        if c := basis.odd_squares.shape[1]:
             self.spectrum = self.spectrum.repeat(len(self.batch), 1, 1)
-            self.spectrum[:, 0, self.width - c : self.width] = design.odd_squares[self._which(members)]
+            self.spectrum[:, 0, self.width - c : self.width] = basis.odd_squares[self._affine_of(positions)]
 
     def keep(self, which: Tensor) -> None:
-        """Only these of the problems, from now on."""
-        self.batch, self._last = self.batch[which], ([], [])
-        self._measure()
-        moves = [(to, of) for to, of in enumerate(which.tolist()) if to != of]
-        for name in _STATE if self.anchored else ():
-            held = getattr(self, name)
-            for to, of in moves:  # where they are: there might be no room for a copy
-                held[to] = held[of]
-            setattr(self, name, held[: len(which)])
+        """Drop all other problems."""
+        self.batch, self._planned = self.batch[which], ([], [])
+        self._set_curvatures()
+        if self.anchored:
+            self.last = self.last.keep(which.tolist())
 
     def exact(self, U: Tensor, problems: Tensor) -> Point:
-        """(b, k, D) coordinates of some problems, and which they are (b,)."""
-        design, members = self.batch.design, self.batch.member[problems]
+        """Evaluate problems (b,) at coordinates U (b, k, D)."""
+        basis, positions = self.batch.basis, self.batch.position[problems]
         inner, intercept = self._split(U)
-        work = partial(self._exact_share, design.shared(inner, members), intercept)
+        work = partial(self._exact_share, basis.shared(inner, positions), intercept)
         sums, G, low_G = _total(self.team.map(work, self._shares(problems)))
-        gradient = design.own(G, members)
+        gradient = basis.own(G, positions)
+        shrink = inner if self.penalties is None else self._penalised(inner, problems, self.penalties)
         if self.anchored:
-            gap = gradient - design.own(low_G, members)
-            self.gap[problems], self.gap_start[problems] = gap, (gap * inner).sum((1, 2))
-            self.coordinates[problems], self.gradient[problems] = inner, gradient
-        shrink = inner if self.squares is None else self._squared(inner, problems, self.squares)
-        if self.anchored and self.squares is not None:
-            self.penalised[problems] = shrink
+            last, gap = self.last, gradient - basis.own(low_G, positions)
+            last.gap[problems], last.gap_start[problems] = gap, (gap * inner).sum((1, 2))
+            last.coordinates[problems], last.gradient[problems] = inner, gradient
+            if self.penalties is not None:
+                last.penalised[problems] = shrink
         return self._point(U, problems, sums, gradient, shrink)
 
     def _exact_share(
         self, V: Tensor, intercept: Tensor, thread: int, parts: list[_Part]
     ) -> tuple[Sums, Tensor, Tensor]:
-        """Of one thread's blocks: sums, and gradients with exact and with low rows, (b, k, W)."""
-        design, sums, G, low_G = self.batch.design, self._sums(len(V)), torch.zeros_like(V), torch.zeros_like(V)
+        """One thread's sums, and its gradients (b, k, W) with the exact rows and with the low ones."""
+        basis, sums, G, low_G = self.batch.basis, self._sums(len(V)), torch.zeros_like(V), torch.zeros_like(V)
         for part in parts:
             coefficients, constant = picked(V, part.chosen).flatten(0, 1), picked(intercept, part.chosen)
-            part_G, part_low_G = (picked(held, part.chosen).flatten(0, 1) for held in (G, low_G))
+            part_G, part_low_G = (picked(total, part.chosen).flatten(0, 1) for total in (G, low_G))
             for block in part.blocks:
-                rows = design.rows(block.start, block.stop)
+                rows = basis.rows(block.start, block.stop)
                 residuals = self._room(len(part.chosen), block, thread)
                 scores = product(coefficients, rows).view_as(residuals)
                 if self.anchored:
-                    for mine, kept in part.runs:
-                        self.scores[kept, :, block] = scores[mine]
+                    for run, numbers in part.runs:
+                        self.last.scores[numbers, :, block] = scores[run]
                 scores += constant
                 self._add_loss(sums, part, block, scores, residuals)
                 part_G += product(residuals.flatten(0, 1), rows.T)
                 if self.anchored:
-                    for mine, kept in part.runs:
-                        self.residuals[kept, :, block] = residuals[mine]
+                    for run, numbers in part.runs:
+                        self.last.residuals[numbers, :, block] = residuals[run]
                     lowered = self._lowered(residuals, thread).copy_(residuals).flatten(0, 1)
-                    part_low_G += lowered @ design.low_rows(block.start, block.stop)
+                    part_low_G += lowered @ basis.low_rows(block.start, block.stop)
             _put(G, part.chosen, part_G)
             _put(low_G, part.chosen, part_low_G)
         return sums, G, low_G
 
     def low(self, U: Tensor, problems: Tensor) -> Point:
-        """The same, with products in low precision, from where the problems were evaluated last."""
-        design, members = self.batch.design, self.batch.member[problems]
+        """The same with products in low precision, continuing from the problems' last evaluation."""
+        basis, last, positions = self.batch.basis, self.last, self.batch.position[problems]
         inner, intercept = self._split(U)
-        step = inner - picked(self.coordinates, problems)
+        step = inner - picked(last.coordinates, problems)
         shrink = inner
-        if self.squares is not None:
-            more = self._squared(step.to(self.low_work.dtype), problems, self.low_squares)
-            shrink = picked(self.penalised, problems) + step + more
-            self.penalised[problems] = shrink
-        work = partial(self._low_share, design.shared(step, members).to(self.low_work.dtype), intercept)
+        if self.penalties is not None:
+            more = self._penalised(step.to(self.low_work.dtype), problems, self.low_penalties)
+            shrink = picked(last.penalised, problems) + step + more
+            last.penalised[problems] = shrink
+        work = partial(self._low_share, basis.shared(step, positions).to(self.low_work.dtype), intercept)
         sums, change = _total(self.team.map(work, self._shares(problems)))
-        gradient = picked(self.gradient, problems) + design.own(change, members)
-        sums.value.add_((picked(self.gap, problems) * inner).sum((1, 2)) - self.gap_start[problems])
-        self.coordinates[problems], self.gradient[problems] = inner, gradient
+        gradient = picked(last.gradient, problems) + basis.own(change, positions)
+        sums.value.add_((picked(last.gap, problems) * inner).sum((1, 2)) - last.gap_start[problems])
+        last.coordinates[problems], last.gradient[problems] = inner, gradient
         return self._point(U, problems, sums, gradient, shrink)
 
     def _low_share(self, step: Tensor, intercept: Tensor, thread: int, parts: list[_Part]) -> tuple[Sums, Tensor]:
-        """Of one thread's blocks: sums, and the change of the gradient (b, k, W)."""
-        sums, change = self._sums(len(step)), torch.zeros_like(step, dtype=self.scores.dtype)
+        """One thread's sums, and its change of the gradient (b, k, W)."""
+        last, sums = self.last, self._sums(len(step))
+        change = torch.zeros_like(step, dtype=last.scores.dtype)
         for part in parts:
             coefficients, constant = picked(step, part.chosen).flatten(0, 1), picked(intercept, part.chosen)
             part_change = picked(change, part.chosen).flatten(0, 1)
             for block in part.blocks:
-                rows, b = self.batch.design.low_rows(block.start, block.stop), len(part.chosen)
+                rows, b = self.batch.basis.low_rows(block.start, block.stop), len(part.chosen)
                 scores, residuals = self._room(b, block, thread, 1), self._room(b, block, thread)
                 moved = self._lowered(scores, thread)
                 torch.mm(coefficients, rows.T, out=moved.flatten(0, 1))
-                for mine, kept in part.runs:
-                    held = self.scores[kept, :, block].add_(moved[mine])
-                    torch.add(held, constant[mine], out=scores[mine])
+                for run, numbers in part.runs:
+                    total = last.scores[numbers, :, block].add_(moved[run])
+                    torch.add(total, constant[run], out=scores[run])
                 self._add_loss(sums, part, block, scores, residuals)
-                for mine, kept in part.runs:
-                    held = self.residuals[kept, :, block]
-                    torch.sub(residuals[mine], held, out=moved[mine])
-                    held.add_(moved[mine])  # what rounding left out is part of the next change
+                for run, numbers in part.runs:
+                    total = last.residuals[numbers, :, block]
+                    torch.sub(residuals[run], total, out=moved[run])
+                    total.add_(moved[run])  # the rounded change: its error is part of the next one
                 part_change += moved.flatten(0, 1) @ rows
             _put(change, part.chosen, part_change)
         return sums, change
 
     def adopt(self, problems: Tensor, others: Tensor) -> None:
-        """Put problems where others of the same rows and classes were evaluated last."""
-        for to, of in zip(problems.tolist(), others.tolist(), strict=True):
-            for name in _STATE if self.anchored and to != of else ():
-                held = getattr(self, name)
-                held[to] = held[of]
+        """Take over the last evaluations of other problems with the same rows and classes."""
+        for target, source in zip(problems.tolist(), others.tolist(), strict=True):
+            if self.anchored and target != source:
+                self.last.copy(source, target)
 
     def _shares(self, problems: Tensor) -> list[list[_Part]]:
-        """What each thread does in a pass; that of the last pass is kept."""
+        """What each thread does in a pass; kept from the last pass if that was over the same problems."""
         numbers = problems.tolist()
-        if numbers != self._last[0]:
-            self._last = numbers, self._cut(problems)
-        return self._last[1]
+        if numbers != self._planned[0]:
+            self._planned = numbers, self._cut(problems)
+        return self._planned[1]
 
     def _cut(self, problems: Tensor) -> list[list[_Part]]:
-        folds, k, D = self.batch.fold[problems], self.batch.k, len(self.batch.design.spectrum)
+        folds, k, D = self.batch.fold[problems], self.batch.k, len(self.batch.basis.spectrum)
         pieces = [(piece, active[folds].nonzero()[:, 0]) for piece, active in self.pieces]
         flop = 4 * k * D * sum((piece.stop - piece.start) * len(chosen) for piece, chosen in pieces)
         threads = self.team.size if worth_sharing(flop) else 1
@@ -279,23 +312,23 @@ class Objective:
             if not len(chosen):
                 continue
             n = piece.stop - piece.start
-            rows = min(max(_LEAST_ROWS, self.block_scores // (len(chosen) * k)), self.batch.design.most_rows)
-            if threads > 1:  # as many blocks for each thread, of the same size
+            rows = min(max(_LEAST_ROWS, self.block_scores // (len(chosen) * k)), self.batch.basis.most_rows)
+            if threads > 1:  # the same number of blocks for each thread, of the same size
                 rows = -(-n // (threads * -(-n // (threads * rows))))
             blocks = [slice(at, min(at + rows, piece.stop)) for at in range(piece.start, piece.stop, rows)]
-            theirs = problems[chosen]
-            runs = _runs(theirs) if self.anchored else []
+            numbers = problems[chosen]
+            runs = _runs(numbers) if self.anchored else []
             for thread, share in enumerate(shares):
-                share.append(_Part(chosen, theirs, runs, blocks[thread::threads]))
+                share.append(_Part(chosen, numbers, runs, blocks[thread::threads]))
         return shares
 
     def _split(self, U: Tensor) -> tuple[Tensor, Tensor]:
-        """(b, k, D) -> (b, k, W), and the free intercept (b, k, 1) or zeros."""
+        """(b, k, W) coordinates of the working columns, and the free intercept (b, k, 1) or zeros."""
         inner = U[..., : self.width]
-        return inner, U[..., self.width :] if self.batch.design.free else torch.zeros_like(U[..., :1])
+        return inner, U[..., self.width :] if self.batch.basis.free else torch.zeros_like(U[..., :1])
 
     def _room(self, b: int, block: slice, thread: int, which: int = 0) -> Tensor:
-        """(b, k, m), of any content."""
+        """An uninitialised (b, k, m)."""
         shape = (b, self.batch.k, block.stop - block.start)
         return self.work[thread, which, : prod(shape)].view(shape)
 
@@ -303,19 +336,19 @@ class Objective:
         return self.low_work[thread, : scores.numel()].view_as(scores)
 
     def _add_loss(self, sums: Sums, part: _Part, block: slice, scores: Tensor, residuals: Tensor) -> None:
-        """The block's share of the sums of the part's problems, and their residuals (c, k, m)."""
+        """Add a block to the sums of the part's problems, and write their residuals (c, k, m)."""
         batch = self.batch
         y, positive = batch.y[block], batch.positive[part.problems]
         weights = batch.weights[:, block][batch.fold[part.problems]]  # (c, m)
         if batch.factor is not None:
             weights *= torch.where(y == positive[:, None], batch.factor[part.problems][:, None], 1.0)
-        for held, more in zip(sums, batch.loss(scores, y, weights, positive, residuals), strict=True):
-            held.index_add_(0, part.chosen, more)
+        for total, more in zip(sums, batch.loss.block(scores, y, weights, positive, residuals), strict=True):
+            total.index_add_(0, part.chosen, more)
 
-    def _squared(self, U: Tensor, problems: Tensor, squares: Tensor) -> Tensor:
-        """(b, k, W) times the square (F, W, W) of each problem's shift and scale."""
-        found, start = torch.empty_like(U), 0
-        numbers, counts = self._which(self.batch.member[problems]).unique_consecutive(return_counts=True)
+    def _penalised(self, U: Tensor, problems: Tensor, penalties: Tensor) -> Tensor:
+        """U S (b, k, W), S the penalty (W, W) of each problem's shift and scale."""
+        result, start = torch.empty_like(U), 0
+        numbers, counts = self._affine_of(self.batch.position[problems]).unique_consecutive(return_counts=True)
         threads = self.team.size if worth_sharing(2 * U.numel() * U.shape[-1]) else 1
         shares: list[list[tuple[int, slice]]] = [[] for _ in range(threads)]
         for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
@@ -325,38 +358,38 @@ class Objective:
             start += count
 
         def work(_: int, share: list[tuple[int, slice]]) -> None:
-            for number, mine in share:
-                found[mine] = product(U[mine].flatten(0, 1), squares[number]).view_as(found[mine])
+            for number, run in share:
+                result[run] = product(U[run].flatten(0, 1), penalties[number]).view_as(result[run])
 
         self.team.map(work, shares)
-        return found
+        return result
 
-    def _which(self, members: Tensor) -> Tensor:
-        affine = self.batch.design.affine
+    def _affine_of(self, positions: Tensor) -> Tensor:
+        affine = self.batch.basis.affine
         assert affine is not None
-        return affine.which[members]
+        return affine.which[positions]
 
     def _sums(self, b: int) -> Sums:
-        like = self.batch.design.spectrum
+        like = self.batch.basis.spectrum
         return Sums(like.new_zeros(b, dtype=torch.float64), *like.new_zeros(2, b, self.batch.k))
 
     def _point(self, U: Tensor, problems: Tensor, sums: Sums, gradient: Tensor, shrink: Tensor) -> Point:
-        """`gradient` of the loss and `shrink`, that of |w|^2 / 2, both (b, k, W)."""
+        """From the gradients (b, k, W) of the loss and of |w|^2 / 2, `shrink`."""
         shrink = shrink * self.batch.l2[problems][:, None, None]
         value = sums.value + 0.5 * (shrink * U[..., : self.width]).sum((1, 2)).double()
         gradient = gradient + shrink
-        if self.batch.design.free:
+        if self.batch.basis.free:
             gradient = torch.cat([gradient, sums.slope[..., None]], -1)
         return Point(value, gradient, sums.curvature)
 
 
-def picked(held: Tensor, which: Tensor) -> Tensor:
-    """Those `which` (sorted) of the problems; no copy where that is all."""
-    return held if len(which) == len(held) else held[which]
+def picked(values: Tensor, which: Tensor) -> Tensor:
+    """values[which], `which` ascending; no copy where that is all."""
+    return values if len(which) == len(values) else values[which]
 
 
 def _total(shares: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """Sums and gradients of all shares, added up."""
+    """The sums and gradients of all threads, added up."""
     (sums, *gradients), *rest = shares
     for more_sums, *more in rest:
         for total, part in zip((*sums, *gradients), (*more_sums, *more), strict=True):
@@ -364,14 +397,17 @@ def _total(shares: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     return sums, *gradients
 
 
-def _put(held: Tensor, which: Tensor, values: Tensor) -> None:
-    """What came of `_of`, changed, back in its place."""
-    if len(which) < len(held):
-        held[which] = values.view(len(which), *held.shape[1:])
+def _put(values: Tensor, which: Tensor, changed: Tensor) -> None:
+    """Write `changed`, which began as `picked(values, which)`, back to `values`."""
+    if len(which) < len(values):
+        values[which] = changed.view(len(which), *values.shape[1:])
 
 
 def _pieces(weighs: Tensor, least: int) -> list[tuple[slice, Tensor]]:
-    """Neighbouring rows, `least` or more, that matter to the same of the weights (F, n), and to which."""
+    """Slices of at least `least` rows that have weight in the same of F folds, and which these are, (F,).
+
+    weighs : (F, n) whether a row has weight in a fold
+    """
     n = weighs.shape[1]
     edges = [0]
     for edge in ((weighs[:, 1:] != weighs[:, :-1]).any(0).nonzero()[:, 0] + 1).tolist():
@@ -386,7 +422,7 @@ def _pieces(weighs: Tensor, least: int) -> list[tuple[slice, Tensor]]:
     return pieces
 
 
-Runs = list[tuple[slice, slice]]  # positions among some problems, and which of all they are: neighbours together
+Runs = list[tuple[slice, slice]]  # positions among some problems, and their numbers among all, both consecutive
 
 
 def _runs(problems: Tensor) -> Runs:

@@ -1,10 +1,10 @@
-"""Squared errors in closed form: problems on one X in; solutions with their certificates out.
+"""Squared errors, solved in closed form, with the objective and gradient norm of what is returned.
 
     min_{W, b}  sum_i s_i |y_i - z_i|^2 / 2 + sum_c l2_c/2 |w_c|^2,    z_i = ((x_i - shift) / scale) W + b
 
-X is read in blocks that the budget has room for, two or three times for all problems together. What is computed on the
-way is float64, for float32 rows too: their products are exact then. Rounded to float32, products would hide every
-direction that is shorter than 3e-4 of the longest one, and a small penalty would divide by what rounding left of it.
+X is read in blocks that fit in the budget, two or three times for all problems together. All computations are in
+float64, in which the products of float32 numbers are exact. Products rounded to float32 would lose every direction
+shorter than 3e-4 of the longest one, and with a small penalty the rounding error would be divided by nearly 0.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ import torch
 from torch import Tensor
 
 from featx.solvers.problems import FREE, Problem, Solution, Status
-from featx.solvers.squares import Found, Rows, solve_squares
+from featx.solvers.squares import Minimiser, Rows, solve_squares
 from featx.solvers.threads import threads_for
 
 
 def solve_ridge(
     X: np.ndarray, Y: np.ndarray, problems: Sequence[Problem], device: torch.device, budget_bytes: int
 ) -> list[Solution]:
-    """`featx.solvers.solve` for squared errors, Y (n, k)."""
+    """As `featx.solvers.solve`, for squared errors and targets Y (n, k)."""
     (n, d), k = X.shape, Y.shape[1]
     with threads_for(n * (d + k) * min(n, d)):  # of a product, about
         rows = Rows(X, Y, problems, device, budget_bytes)
         return _certified(rows, solve_squares(rows))
 
 
-def _certified(rows: Rows, found: list[Found]) -> list[Solution]:
-    """Round to X's type, then measure the objectives and gradients of what that is, in one pass over X."""
+def _certified(rows: Rows, minimisers: list[Minimiser]) -> list[Solution]:
+    """Round to X's type, then evaluate the objectives and gradients of the rounded solutions in one pass over X."""
     like = torch.from_numpy(rows.X[:0].copy())
-    found = [Found(one.W.to(like).to(one.W), one.level.to(like).to(one.W), one.reference) for one in found]
+    rounded = [Minimiser(one.W.to(like).to(one.W), one.level.to(like).to(one.W), one.reference) for one in minimisers]
     slopes, levels = [], []
-    for one, problem in zip(found, rows.problems, strict=True):
+    for one, problem in zip(rounded, rows.problems, strict=True):
         scale, *added = rows.columns(problem)
         slopes.append(one.W[:, : rows.d] / scale)
         levels.append(one.level if problem.intercept == FREE else one.W @ torch.cat(added) - rows.middle)
     losses, G, totals = _derivatives(rows, torch.stack(slopes), torch.stack(levels))
 
     solutions = []
-    for number, (one, problem) in enumerate(zip(found, rows.problems, strict=True)):
+    for number, (one, problem) in enumerate(zip(rounded, rows.problems, strict=True)):
         scale, offset, constant = rows.columns(problem)
         l2, coef = rows.penalties(number)[:, None], one.W[:, : rows.d]
         gradient = torch.outer(totals[number], torch.cat([offset, constant])) + l2 * one.W
@@ -67,7 +67,7 @@ def _certified(rows: Rows, found: list[Found]) -> list[Solution]:
 
 
 def _derivatives(rows: Rows, slopes: Tensor, levels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of scores (x - centre) @ slopes + levels: the sums of losses (B,), their derivatives (B, k, d) and (B, k)."""
+    """Sums of losses (B,) with scores (x - centre) @ slopes + levels, and their derivatives (B, k, d) and (B, k)."""
     B, k, d = slopes.shape
     losses, G, totals = slopes.new_zeros(B), torch.zeros_like(slopes), torch.zeros_like(levels)
     for block in rows.blocks(rows.n, d + 3 * B * k):

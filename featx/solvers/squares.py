@@ -1,12 +1,12 @@
-"""Least squares with a penalty, in closed form: rows and problems in, what solves each of them out, in float64.
+"""Penalised least squares in closed form, in float64.
 
     min_W  sum_i s_i |y_i - a_i W|^2 / 2 + sum_c l2_c/2 |w_c|^2
 
     d <= n    A^T S A = Q diag(m) Q^T              W = Q diag(1 / (m + l2)) Q^T A^T S y
     n < d     S^1/2 A A^T S^1/2 = E diag(m) E^T    W = A^T S^1/2 E diag(1 / (m + l2)) E^T S^1/2 y
 
-Problems that share weights, shift, scale and intercept share one eigendecomposition, and each penalty is a division.
-A free intercept centres A and y; a penalised one is a column of A, whose coefficient is the last of W.
+Problems with equal weights, shift, scale and intercept share one eigendecomposition, after which each penalty takes one
+division. A free intercept centres A and y; a penalised one is a column of A, whose coefficient is the last of W.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ import torch
 from torch import Tensor
 
 from featx.solvers.columns import weighted_mean
+from featx.solvers.interning import array_numbers
 from featx.solvers.matmul import eigenvectors
 from featx.solvers.problems import FREE, NONE, Problem
 
-_MOST = 2**23  # numbers of a block: more are no faster
-_UNEVEN = 1000.0  # columns whose sizes differ by more than this are solved without eigenvectors, which mix them
+_MOST = 2**23  # elements of a block: larger ones are no faster
+_UNEVEN = 1000.0  # columns whose sizes differ by more are solved by Cholesky's factors: eigenvectors would mix them
 
 
 @dataclass(frozen=True)
-class Found:
-    """What solves one problem.
+class Minimiser:
+    """The solution of one problem.
 
     W : (k, d), with a penalised intercept (k, d + 1)
-    level : (k,) with a free intercept, the score of the common centre; else 0
+    level : (k,) with a free intercept, the scores of the common centre; else 0
     reference : norm of the gradient at W = 0
     """
 
@@ -41,10 +42,11 @@ class Found:
 
 
 class Rows:
-    """X and Y less their common means, in blocks; the problems, and what the rows weigh in them.
+    """X and Y, centred by their common means, in blocks; the problems, and their row weights.
 
     weights : (F, n) the different row weights
     fold : (B,) which of them a problem has
+    arrays : which problems have equal shifts and scales
     """
 
     def __init__(
@@ -52,31 +54,33 @@ class Rows:
     ) -> None:
         self.X, self.problems, self.device, self.budget_bytes = X, problems, device, budget_bytes
         (self.n, self.d), self.k = X.shape, Y.shape[1]
-        different = {id(problem.weights): problem.weights for problem in problems}
+        self.arrays = array_numbers(problems)
+        self.fold = [arrays.weights for arrays in self.arrays]
+        different = {number: problem.weights for number, problem in zip(self.fold, problems, strict=True)}
         weights = [np.ones(self.n) if s is None else np.asarray(s, np.float64) for s in different.values()]
         self.weights = self.tensor(np.stack(weights))
-        self.fold = [list(different).index(id(problem.weights)) for problem in problems]
         mean_weights = np.mean([s / s.sum() for s in weights], axis=0)
         self.centre = weighted_mean(X, mean_weights)
         self.middle = self.tensor(weighted_mean(Y, mean_weights))
         self.Y = self.tensor(Y) - self.middle
 
-    def tensor(self, given: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(given, np.float64)).to(self.device)
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """A float64 copy on the device."""
+        return torch.from_numpy(np.array(array, np.float64)).to(self.device)
 
     def block(self, rows: slice, columns: slice = slice(None)) -> Tensor:
         """(m, c)"""
         return torch.from_numpy(self.X[rows, columns] - self.centre[columns]).to(self.device)
 
     def blocks(self, length: int, width: int) -> Iterator[slice]:
-        """Slices of `length` lines, `width` numbers each, that the budget has room for."""
+        """Slices of `length` lines of `width` elements that fit in the budget."""
         size = max(1, min(_MOST, self.budget_bytes // 32) // width)
         return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
     def columns(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """a = (x - centre) / scale + offset: (d,), (d,), and the penalised constant in (1,), or (0,).
+        """scale (d,) and offset (d,) of a = (x - centre) / scale + offset; the penalised constant (1,), or (0,).
 
-        With a free intercept offsets mean nothing until the end.
+        With a free intercept the offset is 0 here and only changes the intercept at the end.
         """
         scale = self.tensor(np.ones(self.d) if problem.scale is None else problem.scale)
         if problem.intercept == FREE:
@@ -84,29 +88,33 @@ class Rows:
         offset = self.tensor(self.centre if problem.shift is None else self.centre - problem.shift) / scale
         return scale, offset, self.tensor(np.array([] if problem.intercept == NONE else [problem.intercept]))
 
-    def alike(self, numbers: Iterable[int], key: Callable[[Problem], Hashable]) -> list[list[int]]:
-        """The numbers of problems, those of the same key together."""
-        groups: dict[Hashable, list[int]] = {}
-        for number in numbers:
-            groups.setdefault(key(self.problems[number]), []).append(number)
-        return list(groups.values())
+    def has_free_intercept(self, number: int) -> bool:
+        return self.problems[number].intercept == FREE
 
     def penalties(self, number: int) -> Tensor:
         """(k,)"""
         return self.tensor(np.broadcast_to(self.problems[number].l2, self.k))
 
 
-def solve_squares(rows: Rows) -> list[Found]:
-    """With dependent columns and no penalty, the smallest of the solutions."""
-    found = dict(_wide(rows) if rows.n < rows.d else _tall(rows))
-    return [found[number] for number in range(len(rows.problems))]
+def grouped(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
+    """The numbers in groups of equal keys."""
+    groups: dict[Hashable, list[int]] = {}
+    for number in numbers:
+        groups.setdefault(key(number), []).append(number)
+    return list(groups.values())
+
+
+def solve_squares(rows: Rows) -> list[Minimiser]:
+    """One minimiser for each problem: the smallest one, where there is no penalty and columns are dependent."""
+    minimisers = dict(_wide(rows) if rows.n < rows.d else _tall(rows))
+    return [minimisers[number] for number in range(len(rows.problems))]
 
 
 # d <= n: moments of the columns
 
 
-def _tall(rows: Rows) -> Iterator[tuple[int, Found]]:
-    """From the moments of the rows u = [x, 1, y], which serve every shift, scale, intercept and penalty."""
+def _tall(rows: Rows) -> Iterator[tuple[int, Minimiser]]:
+    """By the moments of the rows u = [x, 1, y], from which those of every shift, scale and intercept follow."""
     width = rows.d + 1 + rows.k
     most = max(1, rows.budget_bytes // (2 * 8 * width**2))
     for folds in torch.arange(len(rows.weights), device=rows.weights.device).split(most):
@@ -115,14 +123,14 @@ def _tall(rows: Rows) -> Iterator[tuple[int, Found]]:
         for fold, share in zip(folds.tolist(), shares, strict=True):
             M = torch.tensordot(share, moments, 1)
             numbers = [number for number, its_fold in enumerate(rows.fold) if its_fold == fold]
-            for group in rows.alike(numbers, lambda p: (id(p.shift), id(p.scale), p.intercept)):
+            for group in grouped(numbers, lambda i: (rows.arrays[i].affine, rows.problems[i].intercept)):
                 yield from _solved_tall(rows, M, group)
 
 
 def _parts(weights: Tensor) -> tuple[Tensor, Tensor]:
     """Row weights (F, n) as shares (F, P) @ parts (P, n), P <= F.
 
-    Most rows are in all folds but one, and would be multiplied once for each; parts have no row in common.
+    Parts have no row in common, so each row is multiplied once; in a cross-validation most folds hold it.
     """
     base = weights.amax(0)
     ratios = torch.where(base > 0, weights / base, 0.0)
@@ -133,8 +141,8 @@ def _parts(weights: Tensor) -> tuple[Tensor, Tensor]:
     different = pattern[base > 0].unique()
     if len(different) > len(weights):
         return weights, torch.eye(len(weights), dtype=weights.dtype, device=weights.device)
-    there = (pattern == different[:, None]) & (base > 0)  # (P, n)
-    return there * base, ratios[:, there.byte().argmax(1)]
+    inside = (pattern == different[:, None]) & (base > 0)  # (P, n)
+    return inside * base, ratios[:, inside.byte().argmax(1)]
 
 
 def _moments(rows: Rows, parts: Tensor) -> Tensor:
@@ -145,12 +153,12 @@ def _moments(rows: Rows, parts: Tensor) -> Tensor:
         u = parts.new_ones(block.stop - block.start, width)
         u[:, :d], u[:, d + 1 :] = rows.block(block), rows.Y[block]
         for M, v in zip(moments, parts[:, block], strict=True):
-            there = v.nonzero()[:, 0]
-            M.addmm_((u[there] * v[there, None]).T, u[there])
+            kept = v.nonzero()[:, 0]
+            M.addmm_((u[kept] * v[kept, None]).T, u[kept])
     return moments
 
 
-def _solved_tall(rows: Rows, M: Tensor, group: list[int]) -> Iterator[tuple[int, Found]]:
+def _solved_tall(rows: Rows, M: Tensor, group: list[int]) -> Iterator[tuple[int, Minimiser]]:
     d, problem = rows.d, rows.problems[group[0]]
     free = problem.intercept == FREE
     scale, offset, constant = rows.columns(problem)
@@ -170,20 +178,20 @@ def _solved_tall(rows: Rows, M: Tensor, group: list[int]) -> Iterator[tuple[int,
     W = _solved(G, h, l2, (rows.n + d) * torch.finfo(G.dtype).eps)
     for number, one in zip(group, W.T.split(rows.k), strict=True):
         level = mean[d + 1 :] - one @ (mean[:d] / scale) if free else torch.zeros_like(rows.middle)
-        yield number, Found(one, level, float(h.norm()))
+        yield number, Minimiser(one, level, float(h.norm()))
 
 
 def _solved(G: Tensor, h: Tensor, l2: Tensor, rounding: float) -> Tensor:
     """(D, b k) of (G + l2) w = h, h (D, k) the same for all b problems, l2 (b k,).
 
-    Where columns are uneven, eigenvectors of small ones would drown in the rounding of large ones. Cholesky's factors
-    are as good for any units of the columns, but serve a single penalty.
+    Where columns are of very different sizes, the rounding of large ones would hide the eigenvectors of small ones.
+    Cholesky's factorisation is as accurate in any units of the columns, but serves a single penalty.
     """
     sizes = G.diagonal().clamp_min(0).sqrt()
-    there = sizes[sizes > 0]
+    positive = sizes[sizes > 0]
     W = h.repeat(1, len(l2) // h.shape[1])
     left = torch.ones_like(l2, dtype=torch.bool)
-    if len(there) and there.max() > _UNEVEN * there.min():
+    if len(positive) and positive.max() > _UNEVEN * positive.min():
         for value in l2.unique():
             units = (sizes.square() + value).sqrt()
             units[units == 0] = 1
@@ -198,18 +206,22 @@ def _solved(G: Tensor, h: Tensor, l2: Tensor, rounding: float) -> Tensor:
 
 
 def _divided(turned: Tensor, m: Tensor, l2: Tensor, rounding: float) -> Tensor:
-    """(r, b k) by m + l2; 0 where that is nothing but rounding."""
+    """(r, b k), divided by m + l2; 0 where this is only rounding."""
     total = m.clamp_min(0)[:, None] + l2
     return torch.where(total > rounding * m[-1], turned / total, 0.0)
 
 
-# n < d: products of the rows
+# n < d: Gram matrix of the rows
 
 
-def _wide(rows: Rows) -> Iterator[tuple[int, Found]]:
-    """From the products of the rows a, which serve all weights and penalties, and both kinds of intercept."""
-    everyone = range(len(rows.problems))
-    for alike in rows.alike(everyone, lambda p: (id(p.scale), p.intercept == FREE or id(p.shift))):
+def _wide(rows: Rows) -> Iterator[tuple[int, Minimiser]]:
+    """By the Gram matrix of the rows a, which serves all weights and penalties, and both kinds of intercept."""
+
+    def affine_key(number: int) -> Hashable:  # with a free intercept, the shift changes nothing but that
+        shift = None if rows.has_free_intercept(number) else rows.arrays[number].shift
+        return rows.arrays[number].scale, shift
+
+    for alike in grouped(range(len(rows.problems)), affine_key):
         scale, offset, _ = rows.columns(rows.problems[alike[0]])
 
         def own(columns: slice, scale: Tensor = scale, offset: Tensor = offset) -> Tensor:
@@ -219,7 +231,7 @@ def _wide(rows: Rows) -> Iterator[tuple[int, Found]]:
         for columns in rows.blocks(rows.d, 2 * rows.n):
             a = own(columns)
             products.addmm_(a, a.T)
-        groups = rows.alike(alike, lambda p: (id(p.weights), p.intercept))
+        groups = grouped(alike, lambda i: (rows.fold[i], rows.problems[i].intercept))
         duals = [dual for group in groups for dual in _duals(rows, products, group)]
         V = torch.cat([dual.V for dual in duals], 1)  # (n, b k)
         W = V.new_empty(V.shape[1], rows.d)
@@ -228,12 +240,12 @@ def _wide(rows: Rows) -> Iterator[tuple[int, Found]]:
         for dual, one in zip(duals, W.split(rows.k), strict=True):
             constant = rows.columns(rows.problems[dual.number])[2]
             one = torch.cat([one, torch.outer(dual.V.sum(0), constant)], 1)
-            yield dual.number, Found(one, dual.level, dual.reference)
+            yield dual.number, Minimiser(one, dual.level, dual.reference)
 
 
 @dataclass(frozen=True)
 class _Dual:
-    """W = V^T A of a problem, V (n, k), and the rest of what is found."""
+    """The solution of a problem as V (n, k), W = V^T A, with level and reference as of `Minimiser`."""
 
     number: int
     V: Tensor
@@ -258,6 +270,6 @@ def _duals(rows: Rows, products: Tensor, group: list[int]) -> Iterator[_Dual]:
     for number, one in zip(group, V.split(rows.k, 1), strict=True):
         level = torch.zeros_like(rows.middle)
         if free:
-            one = one - share[:, None] * one.sum(0)  # of the centred a; but for rounding, the sum is 0
+            one = one - share[:, None] * one.sum(0)  # centre a; but for rounding, the sum is 0
             level = share @ rows.Y - to_mean @ one
         yield _Dual(number, one, level, reference)

@@ -1,9 +1,9 @@
-"""How many of the caller's threads a piece of work is given, and how a long one is shared among them. Knows torch only.
+"""How many threads a computation uses, and how a long one is shared among them.
 
-Threads that work on one product wait for each other at its end. Where other processes use the cores, the last of them
-arrives late: by 4 to 10 ms, the time that the scheduler gives another process, whatever the product takes. So short
-work has one thread. Long work is cut into a share for each thread, and within a share every product has one thread:
-the threads wait for each other once, not after every operation.
+Threads that work on one product wait for each other at its end. Where other processes use the cores too, the last
+thread is late by a time slice of the scheduler, 4 to 10 ms, however short the product. So short computations use one
+thread. Long ones are divided into a share for each thread, and within a share every product uses one thread: the
+threads wait for each other once, not after every operation.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import torch
 
-# Operations from which several threads are worth the wait: 3 ms of one core here, in float32 (benchmarks/small.py).
-# Alone on the machine 0.04e9 would be enough, which then gains less than a millisecond.
+# Operations from which several threads are faster: 3 ms of one core in float32 (benchmarks/small.py). On an idle
+# machine 0.04e9 would be enough, but save less than a millisecond.
 _LEAST_FLOP = 2**28
 
 Share = TypeVar("Share")
@@ -25,10 +25,10 @@ Result = TypeVar("Result")
 
 @contextmanager
 def threads_for(flop: float) -> Iterator[None]:
-    """In here torch has one thread, unless a product takes `flop` operations and that is worth more.
+    """A context in which torch uses one thread, unless `flop` operations are worth more.
 
-    The caller's number comes back afterwards, also after an exception. Torch keeps the number for each Python thread; a
-    thread that uses torch for the first time while another one is in here begins with one.
+    The caller's number of threads is restored afterwards, also after an exception. Torch keeps a number for each Python
+    thread; a thread that first uses torch while another one is in this context starts with one.
     """
     before = torch.get_num_threads()
     if worth_sharing(flop) or before == 1:
@@ -42,14 +42,16 @@ def threads_for(flop: float) -> Iterator[None]:
 
 
 def worth_sharing(flop: float) -> bool:
-    """Whether several threads finish this much work earlier than one, beside other processes too."""
+    """Whether several threads finish this many operations sooner than one, also on a busy machine."""
     return flop >= _LEAST_FLOP
 
 
 class Team:
-    """Threads that each work on a share of something; as many as torch has where it is made, or one.
+    """Threads that each work on a share of a computation.
 
-    To be used in `threads_for(0)`, which also gives back what its threads leave behind.
+    Use it inside `threads_for(0)`, which restores the settings that its threads change.
+
+    size : number of threads, the caller's included
     """
 
     def __init__(self, size: int = 1) -> None:
@@ -64,7 +66,7 @@ class Team:
             self._others.shutdown()
 
     def map(self, work: Callable[[int, Share], Result], shares: Sequence[Share]) -> list[Result]:
-        """`work(number, share)` of each share, at most `size` of them, all at the same time."""
+        """The results of `work(number, share)` for each of at most `size` shares, run in parallel."""
         if len(shares) > 1 and self._others is None:
             self._others = ThreadPoolExecutor(self.size - 1, initializer=torch.set_num_threads, initargs=(1,))
         others = [self._others.submit(work, number, share) for number, share in enumerate(shares) if number]  # type: ignore[union-attr]

@@ -26,7 +26,7 @@ from classified import (
 from numpy.testing import assert_allclose
 
 from featx.solvers import FREE, NONE, Loss, Problem, Status, lbfgs, objective
-from featx.solvers.history import PAIRS, Pairs
+from featx.solvers.history import HISTORY_SIZE, History
 
 
 @LOSSES
@@ -210,32 +210,32 @@ def test_penalties_from_none_to_all_in_one_batch():
 
 
 def test_directions_are_those_of_the_two_loops():
-    """Nocedal and Wright, algorithm 7.4, of problems with no pairs, some, or more than there is room for."""
+    """Nocedal and Wright, algorithm 7.4, of problems with no steps in the history, some, or more than its size."""
     generator = torch.Generator().manual_seed(0)
     b, K = 4, 30
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
     hessian = draw(K, K)
     hessian = hessian @ hessian.T / K + torch.eye(K)
-    pairs, kept = Pairs(draw(b, K), 1), [[] for _ in range(b)]
-    for turn in range(3 * PAIRS):
+    history, kept = History.empty(draw(b, K)), [[] for _ in range(b)]
+    for turn in range(3 * HISTORY_SIZE):
         step = draw(b, K)
         change = step @ hessian
-        accepted = torch.tensor([turn < limit for limit in (0, 3, PAIRS, 2 * PAIRS)]) & (draw(b) > -0.5)
-        pairs.push(step, change, accepted)
+        accepted = torch.tensor([turn < limit for limit in (0, 3, HISTORY_SIZE, 2 * HISTORY_SIZE)]) & (draw(b) > -0.5)
+        history.push(step, change, accepted)
         for i in accepted.nonzero()[:, 0].tolist():
-            kept[i] = [*kept[i], (step[i], change[i])][-PAIRS:]
-    assert [len(held) for held in kept][::3] == [0, PAIRS]
-    gradient, metric = draw(b, K), draw(b, K).exp()
-    found = pairs.direction(gradient, metric)
+            kept[i] = [*kept[i], (step[i], change[i])][-HISTORY_SIZE:]
+    assert [len(held) for held in kept][::3] == [0, HISTORY_SIZE]
+    gradient, preconditioner = draw(b, K), draw(b, K).exp()
+    found = history.direction(gradient, preconditioner, 1)
     for i, held in enumerate(kept):
         q, shares = gradient[i].clone(), []
         for s, y in reversed(held):
             shares.append((s @ q) / (s @ y))
             q -= shares[-1] * y
-        r = q / metric[i]
+        r = q / preconditioner[i]
         if held:
             s, y = held[-1]
-            r *= (s @ y) / (y @ (y / metric[i]))
+            r *= (s @ y) / (y @ (y / preconditioner[i]))
         for (s, y), share in zip(held, reversed(shares), strict=True):
             r += (share - (y @ r) / (s @ y)) * s
         torch.testing.assert_close(found[i], -r, rtol=1e-9, atol=1e-9)
@@ -280,10 +280,10 @@ class Drifting:
         generator = torch.Generator().manual_seed(0)
         self.spectrum = 1 / torch.arange(1, D + 1).square()[None, None].double()
         self.penalty = torch.full((1, 1, D), 1e-3, dtype=torch.float64)
-        self.widest, self.batch = self.spectrum.max(), SimpleNamespace(alike=torch.zeros(1))
+        self.widest, self.batch = self.spectrum.max(), SimpleNamespace(alike=torch.zeros(1), k=1)
         turned = torch.linalg.qr(torch.randn(D, D, generator=generator, dtype=torch.float64))[0]
         sizes = (self.spectrum + self.penalty)[0, 0].sqrt()
-        # conditioned by 100 in the inner metric, so that it takes many steps
+        # of condition 100 after preconditioning, so that it takes many steps
         self.H = sizes[:, None] * (turned * torch.logspace(-2, 0, D)) @ turned.T * sizes
         self.h = torch.randn(D, generator=generator, dtype=torch.float64) * sizes
         self.error = error * torch.randn(D, generator=generator, dtype=torch.float64) * sizes
@@ -320,8 +320,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(drifting: Drifting) -> lbfgs.Minimum:
-    null = torch.zeros(1, 1, len(drifting.h), dtype=torch.float64)
-    return lbfgs.minimise(drifting, null, null, lbfgs.Stopping(1e-7, 1000, 1.0, math.inf, math.inf))
+    zeros = torch.zeros(1, 1, len(drifting.h), dtype=torch.float64)
+    return lbfgs.minimise(drifting, zeros, zeros, lbfgs.Stopping(1e-7, 1000, 1.0, math.inf, math.inf))
 
 
 def test_low_precision_that_drifts_has_its_anchors_sooner(alone):

@@ -24,7 +24,7 @@ from classified import (
 )
 from numpy.testing import assert_allclose, assert_array_equal
 
-from featx.solvers import FREE, NONE, Loss, Problem, Status, lbfgs, objective
+from featx.solvers import FREE, NONE, Loss, Problem, Status, lbfgs, objective, plan
 from featx.solvers.columns import Columns
 from featx.solvers.matmul import full_precision, product
 
@@ -34,8 +34,8 @@ module = importlib.import_module("featx.solvers.solve")  # the name `featx.solve
 @pytest.fixture
 def low(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Low precision from now on, however small X is; the numbers of problems of each low pass."""
-    monkeypatch.setattr(module, "_LOW_FROM", 0)
-    monkeypatch.setattr(module, "low_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(plan, "_LOW_FROM", 0)
+    monkeypatch.setattr(plan, "low_type", lambda device: torch.bfloat16)
     monkeypatch.setattr(lbfgs, "_FEW", 2)  # the last of several problems are evaluated exactly, as those of large X are
     passes: list[int] = []
     method = objective.Objective.low
@@ -71,7 +71,7 @@ def test_low_precision_finds_what_exact_passes_find(dtype, k, loss, intercept, s
         assert_allclose(ours.objective, value, rtol=1e-5 if dtype is np.float32 else 1e-9)
         assert gradient_norm <= (3e-5 if dtype is np.float32 else 1.01e-9)
     low.clear()
-    module._LOW_FROM = 2**40
+    plan._LOW_FROM = 2**40
     exact = solved(X, y, problems, loss, tol=tol)
     assert not low
     for ours, theirs in zip(found, exact, strict=True):
@@ -86,7 +86,7 @@ def test_low_precision_costs_few_passes_more(k, loss, low):
     problems = [Problem(l2) for l2 in (1.0, 30.0)]
     rough = solved(X, y, problems, loss, tol=1e-6)
     assert low
-    module._LOW_FROM = 2**40
+    plan._LOW_FROM = 2**40
     for ours, theirs in zip(rough, solved(X, y, problems, loss, tol=1e-6), strict=True):
         assert ours.n_iter <= 2 * theirs.n_iter + 10
 
@@ -104,8 +104,8 @@ def test_a_map_read_in_each_pass_is_as_an_array(dtype, k, loss, intercept, tmp_p
     tol = 1e-5 if dtype is np.float32 else 1e-9
     kept = []
     with pytest.MonkeyPatch.context() as patched:
-        primal = module.Primal
-        patched.setattr(module, "Primal", lambda *args: kept.append(primal(*args)) or kept[-1])
+        primal = module.PrimalBasis
+        patched.setattr(module, "PrimalBasis", lambda *args: kept.append(primal(*args)) or kept[-1])
         streamed = solved(mapped, y, problems, loss, tol=tol, budget_bytes=1)
     assert kept and all(one.resident is None for one in kept)
     for ours, theirs in zip(streamed, solved(X, y, problems, loss, tol=tol), strict=True):

@@ -26,7 +26,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from featx.errors import FeatxError
 from featx.solvers import FREE, NONE, Loss, Problem, Status
-from featx.solvers.groups import families_of, members_of
+from featx.solvers.groups import groups_of, subproblems_of
+from featx.solvers.interning import array_numbers
 
 
 @SHAPES
@@ -196,9 +197,13 @@ def test_few_columns_scaled_far_apart_keep_their_scales_and_share_the_rows(n, bu
     for s in folds(len(y), y):
         mean = s @ X / s.sum()
         problems.append(Problem(10.0, s, mean, np.sqrt(s @ (X - mean) ** 2 / s.sum()), intercept))
-    members = [m for i, problem in enumerate(problems) for m in members_of(i, problem, y, loss, X.dtype)]
-    forms = {(m.positive, m.live) if m.k > 1 else () for m in members}
-    assert intercept == NONE or len(families_of(members, X.shape, 99)) == len(forms)
+    subproblems = [
+        subproblem
+        for i, (problem, arrays) in enumerate(zip(problems, array_numbers(problems), strict=True))
+        for subproblem in subproblems_of(i, problem, arrays, y, loss.value, X.dtype)
+    ]
+    columns = {(s.positive, s.live) if s.k > 1 else () for s in subproblems}
+    assert intercept == NONE or len(groups_of(subproblems, X.shape, 99)) == len(columns)
     for ours, problem in zip(solved(X, y, problems, loss, budget_bytes=budget), problems, strict=True):
         (theirs,) = solved((X - problem.shift) / problem.scale, y, [replace(problem, shift=None, scale=None)], loss)
         assert_same(ours, theirs, 1e-4)

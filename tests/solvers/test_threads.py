@@ -80,7 +80,7 @@ def test_shared_passes_find_what_one_thread_finds(k, loss, shape, rounded, share
 def test_a_small_solve_runs_in_one_thread(three_threads, monkeypatch):
     """Both the passes and what L-BFGS does between them."""
     seen = set()
-    for place, name in ((objective.Objective, "_add_loss"), (lbfgs._Run, "_judge")):
+    for place, name in ((objective.Objective, "_add_loss"), (lbfgs, "_judge")):
         method = getattr(place, name)
         monkeypatch.setattr(
             place, name, lambda *given, method=method: (seen.add(torch.get_num_threads()), method(*given))[1]

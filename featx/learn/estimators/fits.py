@@ -1,6 +1,6 @@
-"""Estimators and how to fit each of them on the same rows in; one call of the solvers; all of them fitted.
+"""Fits many linear models on the same rows with one call of the solvers.
 
-Which problems an estimator stands for, and which attributes come of their solutions, is the estimator's own matter.
+An estimator itself says which problem it stands for, and sets its attributes from the solution.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featx.learn._sklearn import check_sample_weight
 
 if TYPE_CHECKING:
     from featx.learn.estimators.linear import LinearModel
-    from featx.solvers import Problem, Solution
+    from featx.solvers import Interned, Problem, Solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +29,12 @@ class Fit:
 
     Parameters
     ----------
-    params : mapping, of the estimator, in place of its own
-    sample_weight : (n,), at least 0, or None for ones; 0 removes a row, so folds are weights
-    shift, scale : (d,), or None for zeros and ones
-        The columns are (X - shift) / scale: a StandardScaler's `mean_` and `scale_`.
+    params : mapping, optional
+        Parameters that replace those of the estimator.
+    sample_weight : (n,), optional
+        At least 0; ones by default. 0 removes a row, so a fold of a cross-validation is given by its weights.
+    shift, scale : (d,), optional
+        The model is fitted on (X - shift) / scale; for a StandardScaler these are its `mean_` and `scale_`.
     """
 
     params: Mapping[str, Any] = field(default_factory=dict)
@@ -45,17 +47,17 @@ class Fit:
 class Targets:
     """y of all fits.
 
-    y : what the solver takes
-    given : y as it came, (n,) or (n, t), class labels as their numbers in `classes`
+    y : for the solver: class numbers (n,), or targets (n, t)
+    original : the user's y, (n,) or (n, t), class labels as their numbers in `classes`
     classes : (k,) sorted labels, or the numbers of the targets
     """
 
     y: np.ndarray
-    given: np.ndarray
+    original: np.ndarray
     classes: np.ndarray
 
 
-Weights = tuple[np.ndarray | None, np.ndarray | None]  # row weights, class factors: as of Problem
+Weights = tuple[np.ndarray | None, np.ndarray | None]  # Problem.weights and Problem.class_factors
 
 
 def fit_all(
@@ -68,41 +70,42 @@ def fit_all(
 ) -> None:
     """Fit each estimator as its fit says, all on the same rows, which are checked once.
 
-    Where anything is refused, a model that was fitted before stays as it is. With `failed`, what is refused of one
-    estimator alone is kept there by its number, and the others are fitted.
+    If anything is invalid, models that were fitted before stay as they are. With `failed`, an error that concerns one
+    estimator alone is stored there by the estimator's number, and the others are fitted.
     """
     for number, estimator in enumerate(estimators):
-        with _noted(failed, number):
+        with _stored(failed, number):
             estimator._refuse()
-    seen = copy(estimators[0])  # scikit-learn's check sets the columns' number and names before it looks at the rows
-    X, targets = seen._targets(X, y)
+    checked = copy(estimators[0])  # scikit-learn sets the number and names of columns before it checks the rows
+    X, targets = checked._targets(X, y)
 
-    shared: dict[tuple[int, str], Weights] = {}  # the same arrays for all that weigh rows alike
+    from featx.solvers import Interned  # torch, which takes seconds to import
+
+    sample_weights = Interned()
+    shared: dict[tuple[int, str], Weights] = {}
     problems: dict[int, Problem] = {}
-    affine = _Affine(X.shape[1])
+    affine = _Affine(X.shape[1], {"shift": Interned(), "scale": Interned()}, {})
     for number, (estimator, fit) in enumerate(zip(estimators, fits, strict=True)):
         if failed and number in failed:
             continue
-        with _noted(failed, number):
-            key = id(fit.sample_weight), repr(getattr(estimator, "class_weight", None))
+        with _stored(failed, number):
+            weighting = repr(getattr(estimator, "class_weight", None))
+            key = sample_weights.number(_array(fit.sample_weight)), weighting
             if key not in shared:
-                given = fit.sample_weight
-                checked = None if given is None else check_sample_weight(given, X, ensure_non_negative=True)
-                if checked is not None and not np.isfinite(checked).all():
-                    raise FeatxError(f"sample_weight must be finite; got {checked[~np.isfinite(checked)][0]}")
-                shared[key] = estimator._weights(targets, checked)
+                shared[key] = estimator._weights(targets, _checked_weights(fit.sample_weight, X))
             problems[number] = _problem(estimator, fit, targets, shared[key], affine)
 
     solutions = _solve(estimators, problems, X, targets)
     for number, solution in solutions.items():
         estimator = estimators[number]
-        estimator._keep_features(seen)
+        estimator._keep_features(checked)
         estimator._keep(solution, targets, problems[number].weights)
     _warn(estimators, fits, solutions, stacklevel)
 
 
 @contextmanager
-def _noted(failed: dict[int, Exception] | None, number: int) -> Iterator[None]:
+def _stored(failed: dict[int, Exception] | None, number: int) -> Iterator[None]:
+    """Store an exception in `failed`, if there is such a dictionary."""
     try:
         yield
     except Exception as error:
@@ -111,8 +114,21 @@ def _noted(failed: dict[int, Exception] | None, number: int) -> Iterator[None]:
         failed[number] = error
 
 
+def _array(sample_weight: Any) -> np.ndarray | None:
+    return None if sample_weight is None else np.asarray(sample_weight)
+
+
+def _checked_weights(sample_weight: Any, X: np.ndarray) -> np.ndarray | None:
+    if sample_weight is None:
+        return None
+    checked = check_sample_weight(sample_weight, X, ensure_non_negative=True)
+    if not np.isfinite(checked).all():
+        raise FeatxError(f"sample_weight must be finite; got {checked[~np.isfinite(checked)][0]}")
+    return checked
+
+
 def _problem(estimator: LinearModel, fit: Fit, targets: Targets, weights: Weights, affine: _Affine) -> Problem:
-    from featx.solvers import FREE, NONE, Problem  # torch, which takes seconds to import
+    from featx.solvers import FREE, NONE, Problem
 
     row_weights, class_factors = weights
     constant = estimator._constant()
@@ -130,7 +146,7 @@ def _problem(estimator: LinearModel, fit: Fit, targets: Targets, weights: Weight
 def _solve(
     estimators: Sequence[LinearModel], problems: dict[int, Problem], X: np.ndarray, targets: Targets
 ) -> dict[int, Solution]:
-    """A solution for each problem; those that stop alike come from one call of the solvers."""
+    """A solution for each problem. Problems with the same stopping rule and device go to the solvers in one call."""
     from featx.solvers import Loss, solve
 
     calls: dict[tuple[float, int, str], list[int]] = {}
@@ -139,39 +155,41 @@ def _solve(
     solutions: dict[int, Solution] = {}
     for (tol, max_iter, device), members in calls.items():
         batch = [problems[number] for number in members]
-        solved = solve(X, targets.y, batch, Loss(estimators[0]._loss), tol=tol, max_iter=max_iter, device=device)
+        solved = solve(X, targets.y, batch, Loss[estimators[0]._loss], tol=tol, max_iter=max_iter, device=device)
         solutions |= zip(members, solved, strict=True)
     return solutions
 
 
+@dataclass(frozen=True)
 class _Affine:
-    """Shifts and scales, checked once each; the same array for the same object."""
+    """Shifts and scales (d,), each checked once; equal ones become the same array."""
 
-    def __init__(self, d: int) -> None:
-        self.d = d
-        self.known: dict[tuple[int, str], np.ndarray] = {}
+    d: int
+    interned: dict[str, Interned]
+    valid: dict[tuple[str, int], np.ndarray]
 
-    def checked(self, given: np.ndarray | None, name: str) -> np.ndarray | None:
-        if given is None:
+    def checked(self, array: np.ndarray | None, name: str) -> np.ndarray | None:
+        if array is None:
             return None
-        if (id(given), name) not in self.known:
-            values = np.asarray(given, np.float64)
+        values = np.asarray(array, np.float64)
+        key = name, self.interned[name].number(values)
+        if key not in self.valid:
             bad = values[~np.isfinite(values) | (values == 0 if name == "scale" else False)]
             if values.shape != (self.d,) or len(bad):
-                wanted = "finite and not 0" if name == "scale" else "finite"
+                requirement = "finite and not 0" if name == "scale" else "finite"
                 got = f"shape {values.shape}" if values.shape != (self.d,) else bad[0]
-                raise FeatxError(f"Fit.{name} has a number for each of the {self.d} columns, {wanted}; got {got}")
-            self.known[id(given), name] = values
-        return self.known[id(given), name]
+                raise FeatxError(f"Fit.{name} has a number for each of the {self.d} columns, {requirement}; got {got}")
+            self.valid[key] = values
+        return self.valid[key]
 
 
 def _warn(
     estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Mapping[int, Solution], level: int
 ) -> None:
-    """One ConvergenceWarning that names the fits of problems that did not converge, if there are any."""
+    """Issue one ConvergenceWarning that names the fits that did not converge, if there are any."""
     from featx.solvers import Status
 
-    unfinished: dict[Status, dict[str, None]] = {}  # -> names, each once
+    unfinished: dict[Status, dict[str, None]] = {}  # dictionaries as ordered sets of names
     for number, solution in solutions.items():
         estimator = estimators[number]
         values = {estimator._penalty: getattr(estimator, estimator._penalty), **fits[number].params}

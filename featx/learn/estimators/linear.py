@@ -1,6 +1,7 @@
-"""What the linear models share: scikit-learn's X and y in; checked rows, numbers for labels and row weights out.
+"""Base classes of the linear models: they check X and y, encode labels and compute row weights.
 
-`logistic`, `linear_svc` and `ridge` say what is minimised and which attributes come of it, `fits` calls the solvers.
+Their subclasses in `logistic`, `linear_svc` and `ridge` say what is minimised and which attributes are set; `fits`
+calls the solvers.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ if TYPE_CHECKING:
 
 
 class LinearModel(BaseEstimator):
-    """Scores X @ coef_.T + intercept_, with coefficients that the solvers find; see `Problem` for the objective."""
+    """A model with scores X @ coef_.T + intercept_; see `featx.solvers.Problem` for the objective."""
 
     coef_: np.ndarray
     intercept_: Any  # (m,), or a number
     n_features_in_: int
     feature_names_in_: np.ndarray  # where X has column names
 
-    _loss: ClassVar[str]  # the value of a featx.solvers.Loss
-    _penalty: ClassVar[str]  # the parameter that names a problem
+    _loss: ClassVar[str]  # the name of a featx.solvers.Loss
+    _penalty: ClassVar[str]  # the penalty's parameter, which names a fit in warnings
     _counterpart: ClassVar[str]  # scikit-learn's class
-    _only: ClassVar[dict[str, object]] = {}  # the one value solved here of a parameter that has others there
+    _only: ClassVar[dict[str, object]] = {}  # the only supported value of parameters for which scikit-learn has several
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -44,11 +45,12 @@ class LinearModel(BaseEstimator):
 
         Parameters
         ----------
-        X : (n, d) float32 or float64, of which a C-ordered array or memory map is not copied; others become float64
+        X : (n, d)
+            A C-ordered array or memory map of float32 or float64 is not copied; other types are converted to float64.
         y : (n,)
-            Labels; numbers for Ridge, which like RidgeClassifier also takes (n, t).
-        sample_weight : (n,) or a number, at least 0, optional
-            A row of weight 0 is as if absent.
+            Labels; for Ridge, numbers. Ridge and RidgeClassifier also take (n, t).
+        sample_weight : (n,) or float, at least 0, optional
+            Rows of weight 0 are ignored.
 
         Returns
         -------
@@ -57,12 +59,12 @@ class LinearModel(BaseEstimator):
         Raises
         ------
         ValueError
-            X or y cannot be used (FeatxError where scikit-learn's class could use it), or has fewer than two classes.
+            X or y is invalid, or y has fewer than two classes. FeatxError if scikit-learn's class supports the input.
 
         Warns
         -----
         ConvergenceWarning
-            The iterations ran out, or rounding ended them.
+            `max_iter` was reached, or rounding prevents further descent.
         """
         fit_all([self], [Fit(sample_weight=sample_weight)], X, y, stacklevel=5)
         return self
@@ -70,17 +72,17 @@ class LinearModel(BaseEstimator):
     def fit_many(self, X: Any, y: Any, fits: Sequence[Fit]) -> list[Self]:
         """Fit many clones on the same rows at once: a grid, the folds of a cross-validation, or both.
 
-        Each is what `clone(self).set_params(**params).fit` makes of the rows of positive weight of
-        (X - shift) / scale. Fits that hold the same array objects share the work on them.
+        Each is fitted as by `clone(self).set_params(**params).fit` on the rows of (X - shift) / scale with positive
+        weight. Fits with equal arrays share the work on them.
 
         Parameters
         ----------
-        X, y : as of `fit`; checked once
+        X, y : as in `fit`
         fits : sequence of Fit
 
         Returns
         -------
-        list of fitted estimators, one a fit
+        list of fitted estimators, one for each fit
 
         Examples
         --------
@@ -98,7 +100,7 @@ class LinearModel(BaseEstimator):
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
-        """As `Batched` says: one solve for all jobs, which then come fold by fold."""
+        """As in `Batched`: all jobs are solved together, then yielded fold by fold."""
         start = time.perf_counter()
         failed: dict[int, Exception] = {}
         fits: list[Fit] = []
@@ -122,7 +124,7 @@ class LinearModel(BaseEstimator):
             yield Fitted(number, failed.get(number, jobs[number].estimator), seconds)
 
     def _refuse(self) -> None:
-        """Raise where scikit-learn's class solves what is not solved here."""
+        """Raise if a parameter has a value that only scikit-learn's class supports."""
         for name, only in self._only.items():
             if getattr(self, name) != only:
                 raise FeatxError(
@@ -131,9 +133,9 @@ class LinearModel(BaseEstimator):
                 )
 
     def _checked(self, X: Any, y: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-        """X and y as scikit-learn checks them; a C-ordered float array or memory map is not copied."""
-        for name, given in (("X", X), ("y", y)):
-            if issparse(given):
+        """X and y, checked by scikit-learn; a C-ordered float array or memory map is not copied."""
+        for name, array in (("X", X), ("y", y)):
+            if issparse(array):
                 raise FeatxError(
                     f"{type(self).__name__} takes dense arrays, and {name} is sparse; give {name}.toarray(), or use "
                     f"{self._counterpart}"
@@ -145,7 +147,7 @@ class LinearModel(BaseEstimator):
         raise NotImplementedError
 
     def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
-        """What the loss of each row is multiplied by."""
+        """The weights of the rows and class factors."""
         return weights, None
 
     def _l2(self, targets: Targets) -> float | np.ndarray:
@@ -153,30 +155,35 @@ class LinearModel(BaseEstimator):
         raise NotImplementedError
 
     def _constant(self) -> float | None:
-        """The value of the column whose penalised coefficient is the intercept; None where it is free."""
+        """The value of the constant column whose penalised coefficient is the intercept; None if it is free."""
         return None
 
     def _start(self, d: int, targets: Targets, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+        """The coefficients and intercepts to start from, or None."""
         return None
 
     def _stopping(self) -> tuple[float, int]:
+        """tol and max_iter of the solvers."""
         return self.tol, self.max_iter
 
-    def _keep_features(self, seen: LinearModel) -> None:
-        """Set what `_targets` set on another."""
-        self.n_features_in_ = seen.n_features_in_
-        if hasattr(seen, "feature_names_in_"):
-            self.feature_names_in_ = seen.feature_names_in_
+    def _keep_features(self, checked: LinearModel) -> None:
+        """Copy what `_targets` has set on another estimator."""
+        self.n_features_in_ = checked.n_features_in_
+        if hasattr(checked, "feature_names_in_"):
+            self.feature_names_in_ = checked.feature_names_in_
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
-        """Set the other attributes that `fit` sets."""
+        """Set the attributes of a fitted estimator from its solution."""
         raise NotImplementedError
 
 
 class LinearClassifier(LinearClassifierMixin, LinearModel):
-    """Labels to numbers and back; class weights into row weights. A class without positive weight is as if absent."""
+    """Base of the classifiers: encodes labels, and turns class weights into row weights.
+
+    Classes without rows of positive weight are ignored.
+    """
 
     _penalty = "C"
 
@@ -201,8 +208,8 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
         return weights, factors
 
     def _weighed(self, targets: Targets, weights: np.ndarray | None, factors: np.ndarray) -> Weights:
-        """Row weights and (k,) class weights, together."""
-        return factors[targets.given] * (1 if weights is None else weights), None
+        """Row weights times class weights (k,)."""
+        return factors[targets.original] * (1 if weights is None else weights), None
 
     def _class_factors(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray | None:
         """(k,) class weights, 0 for classes without rows; None for ones."""
@@ -211,7 +218,7 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
         counts = self._class_counts(targets, weights)
         (present,) = counts.nonzero()
         labels, factors = targets.classes[present], np.zeros(len(counts))
-        # one row a class, with the weight of all its rows: the same answer, without going through them
+        # one row for each class, with the total weight of its rows, has the same class weights
         factors[present] = compute_class_weight(
             self.class_weight, classes=labels, y=labels, sample_weight=counts[present]
         )
@@ -222,12 +229,12 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
         return factors
 
     def _class_counts(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
-        """(k,) what "balanced" balances: the weight of each class."""
-        return np.bincount(targets.given, weights, minlength=len(targets.classes))
+        """(k,) the weights of the classes, which "balanced" makes equal."""
+        return np.bincount(targets.original, weights, minlength=len(targets.classes))
 
     def _present(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
         """Numbers of the classes that have rows of positive weight."""
-        return np.bincount(targets.given, weights, minlength=len(targets.classes)).nonzero()[0]
+        return np.bincount(targets.original, weights, minlength=len(targets.classes)).nonzero()[0]
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         self.classes_ = targets.classes[solution.classes]
@@ -235,7 +242,7 @@ class LinearClassifier(LinearClassifierMixin, LinearModel):
 
 
 def _row_weights(fold: Fold, n: int) -> np.ndarray | None:
-    """(n,) weights of all rows: 0 but for the fold's."""
+    """(n,) weights of all rows, 0 for those that are not in the fold's training set."""
     if len(fold.train) == n and fold.sample_weight is None:
         return None
     weights = np.zeros(n)

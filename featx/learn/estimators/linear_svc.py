@@ -1,4 +1,4 @@
-"""The linear support vector classifier: scikit-learn's, on the solvers."""
+"""scikit-learn's LinearSVC on the batched solvers."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from featx.learn.estimators.linear import LinearClassifier
 if TYPE_CHECKING:
     from featx.solvers import Solution
 
-_BLOCK = 2**18  # numbers of X that become float64 at once: more are no faster
+_BLOCK = 2**18  # elements of X that are converted to float64 at once: more are no faster
 
 
 class LinearSVC(SparseCoefMixin, LinearClassifier):
-    """Linear classifier of the squared hinge loss, one against the rest.
+    """Linear support vector classifier with the squared hinge loss, one against the rest.
 
         min_{w, b}  (|w|^2 + b^2) / 2 + C sum_i s_i max(0, 1 - t_i (x_i w + intercept_scaling b))^2
 
-    for each class, t_i = 1 on its rows and -1 elsewhere; `intercept_` is intercept_scaling b. A drop-in for
+    for each class, t_i = 1 on its rows and -1 elsewhere; `intercept_` is intercept_scaling b. Equivalent to
     scikit-learn's class (liblinear), except:
 
     - `tol` bounds a norm of each class's gradient relative to that at W = 0, whatever the units of X. At the default, a
       fit without a ConvergenceWarning is within a thousandth of its minimum.
-    - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
-    - A row of weight 2 has the same objective as the row twice; the two fits stop at different points within `tol`.
-      scikit-learn's check_sample_weight_equivalence asks for seven digits, and passes with tol=1e-10.
-    - X is dense; of a float32 X, coefficients are float64 all the same, but most passes compute in float32.
-    - `penalty` is "l2", `loss` is "squared_hinge", `multi_class` is "ovr".
+    - Rows of weight 0, and classes without other rows, are ignored; weights must not be negative.
+    - A row of weight 2 has the same objective as two copies of the row, but the two fits stop at different points
+      within `tol`. scikit-learn's check_sample_weight_equivalence, which compares seven digits, passes with tol=1e-10.
+    - X must be dense. Coefficients are always float64, but if X is float32 most passes compute in float32.
+    - `penalty` must be "l2", `loss` "squared_hinge" and `multi_class` "ovr".
 
     Parameters
     ----------
     penalty, loss, multi_class : "l2", "squared_hinge", "ovr"
     tol : float, default 1e-4
-        Where to stop. Below about 1e-5 float32 may allow no further descent, which warns.
+        Stopping tolerance. Below about 1e-5, rounding may stop a fit on float32, which warns.
     C : float, above 0
         Inverse of the penalty's strength.
     fit_intercept : bool, default True
     intercept_scaling : float, above 0
-        The larger, the less the intercept is penalised.
+        Larger values penalise the intercept less.
     class_weight : dict {label: weight} or "balanced", optional
-        Row weights are multiplied by it, of more than two classes only in the problem of the class itself.
+        Row weights are multiplied by it; with more than two classes, only in the problem of the row's own class.
         "balanced": sum_i s_i / (k sum_{i of the class} s_i).
     max_iter : int, default 1000
-        Maximum number of passes over the rows.
+        Maximum number of passes over the data.
     device : "auto", "cpu" or "cuda"
     dual, random_state, verbose : as of scikit-learn
         No effect.
@@ -60,7 +60,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     classes_ : (k,) labels
     coef_ : (1, d) for two classes, else (k, d); float64, as liblinear's
     intercept_ : (1,) or (k,); 0.0 without an intercept
-    n_iter_ : int, passes over the rows
+    n_iter_ : int, passes over the data
     n_features_in_ : int, d
     feature_names_in_ : (d,) str, where X has column names
 
@@ -71,7 +71,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     array(['bee'], dtype='<U3')
     """
 
-    _loss = "squared hinge"
+    _loss = "SQUARED_HINGE"
     _counterpart = "sklearn.svm.LinearSVC"
     _only = {"penalty": "l2", "loss": "squared_hinge", "multi_class": "ovr"}
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -126,11 +126,12 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
 
         Parameters
         ----------
-        X : (m, d), of which float32 rows are not copied as a whole
+        X : (m, d)
+            float32 rows are converted to float64 in blocks.
 
         Returns
         -------
-        (m,) for two classes, positive where the second is likelier; else (m, k), columns as `classes_`
+        (m,) for two classes, positive for the second; else (m, k), columns as `classes_`
         """
         check_is_fitted(self)
         X = validate_data(self, X, accept_sparse="csr", reset=False)
@@ -143,10 +144,10 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
         return float(self.intercept_scaling)
 
     def _weighed(self, targets: Targets, weights: np.ndarray | None, factors: np.ndarray) -> Weights:
-        """Of three classes or more liblinear weighs a class's rows only in the problem of that class."""
+        """With three classes or more, liblinear applies a class's weight only in the problem of that class."""
         if np.count_nonzero(factors) <= 2:
             return super()._weighed(targets, weights, factors)
-        return (factors[targets.given] > 0) * (1.0 if weights is None else weights), factors
+        return (factors[targets.original] > 0) * (1.0 if weights is None else weights), factors
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         super()._keep(solution, targets, weights)

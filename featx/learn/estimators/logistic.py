@@ -1,4 +1,4 @@
-"""Logistic regression: scikit-learn's, on the solvers."""
+"""scikit-learn's LogisticRegression on the batched solvers."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
 
         min_{W, b}  |W|^2 / 2 + C sum_i s_i l(x_i W + b, y_i)
 
-    A drop-in for scikit-learn's class with any of its solvers but "liblinear" (which penalises the intercept), except:
+    Equivalent to scikit-learn's class with any solver but "liblinear", which penalises the intercept, except:
 
     - `tol` bounds a norm of the gradient relative to that at W = 0, whatever the units of X; `max_iter` is 1000. At the
       default, the objective is estimated to be within 1e-5 of its minimum, relative to it; within 1e-4 if X has 2**20
       elements or more.
-    - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
-    - A row of weight 2 has the same objective as the row twice; the two fits stop at different points within `tol`.
-      scikit-learn's check_sample_weight_equivalence asks for seven digits, and passes with tol=1e-10.
-    - X is dense; `l1_ratio` is 0; the deprecated `penalty` and `n_jobs` are not there.
+    - Rows of weight 0, and classes without other rows, are ignored; weights must not be negative.
+    - A row of weight 2 has the same objective as two copies of the row, but the two fits stop at different points
+      within `tol`. scikit-learn's check_sample_weight_equivalence, which compares seven digits, passes with tol=1e-10.
+    - X must be dense and `l1_ratio` 0; the deprecated `penalty` and `n_jobs` are left out.
 
     Parameters
     ----------
     C : float, above 0
-        Inverse of the penalty's strength; np.inf for none.
+        Inverse of the penalty's strength; np.inf for no penalty.
     l1_ratio : 0
     tol : float, default 1e-4
-        Where to stop. Below about 1e-5 float32 may allow no further descent, which warns.
+        Stopping tolerance. Below about 1e-5, rounding may stop a fit on float32, which warns.
     fit_intercept : bool, default True
     class_weight : dict {label: weight} or "balanced", optional
         Row weights are multiplied by it. "balanced": sum_i s_i / (k sum_{i of the class} s_i).
     max_iter : int, default 1000
-        Maximum number of passes over the rows.
+        Maximum number of passes over the data.
     warm_start : bool, default False
-        `fit` starts from the coefficients of the fit before.
+        Whether `fit` starts from the coefficients of the previous fit.
     device : "auto", "cpu" or "cuda"
     dual, intercept_scaling, random_state, solver, verbose : as of scikit-learn
         No effect.
@@ -56,7 +56,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     classes_ : (k,) labels
     coef_ : (1, d) for two classes, else (k, d), of X's type
     intercept_ : (1,) or (k,)
-    n_iter_ : (1,) int32, passes over the rows
+    n_iter_ : (1,) int32, passes over the data
     n_features_in_ : int, d
     feature_names_in_ : (d,) str, where X has column names
 
@@ -67,7 +67,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     array(['bee'], dtype='<U3')
     """
 
-    _loss = "logistic"
+    _loss = "LOGISTIC"
     _counterpart = "sklearn.linear_model.LogisticRegression"
     _only = {"l1_ratio": 0}
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -132,7 +132,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
         return expit(np.column_stack([-scores, scores])) if scores.ndim == 1 else softmax(scores, axis=1)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:
-        """Logarithms of the probabilities, finite where these round to 0.
+        """Logarithms of the probabilities, finite also where probabilities round to 0.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
                 f"these rows need {shape}; clone the estimator"
             )
         coef: Any = self.coef_
-        # copies: a loaded model's may be read-only, of which torch warns
+        # copies, since torch warns of read-only arrays, which those of a loaded model may be
         return coef.toarray() if issparse(coef) else np.array(coef), np.array(self.intercept_)
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:

@@ -1,4 +1,4 @@
-"""Ridge regression, and the classifier that is one: scikit-learn's, on the closed form of the solvers."""
+"""scikit-learn's Ridge and RidgeClassifier, in the closed form of the solvers."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 
 
 class _Ridge(LinearModel):
-    """What both have: targets as columns, a closed form, scikit-learn's shapes."""
+    """Base of both: targets as columns, solved in closed form; attributes of scikit-learn's shapes."""
 
-    _loss = "squared error"
+    _loss = "SQUARED_ERROR"
     _penalty = "alpha"
     _only = {"positive": False}
 
@@ -43,7 +43,7 @@ class _Ridge(LinearModel):
         return self.alpha  # sum_i s_i |y_i - z_i|^2 + alpha |W|^2, halved
 
     def _stopping(self) -> tuple[float, int]:
-        return 0.0, 1  # without effect on a closed form; equal, so that all go in one call
+        return 0.0, 1  # no effect on a closed form, but equal, so that all fits go in one call
 
     def _keep_columns(self, coef: np.ndarray, intercept: np.ndarray, n_iter: int, one_dimensional: bool) -> None:
         self.coef_ = coef[0] if len(coef) == 1 else coef
@@ -56,10 +56,10 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
 
         min_{W, b}  sum_i s_i |y_i - (x_i W + b)|^2 + alpha |W|^2
 
-    A drop-in for scikit-learn's class, except:
+    Equivalent to scikit-learn's class, except:
 
-    - A row of weight 0 is as if absent; weights are not negative.
-    - X is dense; `positive` is False; there is no `solver_`.
+    - Rows of weight 0 are ignored; weights must not be negative.
+    - X must be dense and `positive` False; there is no `solver_`.
 
     Parameters
     ----------
@@ -69,13 +69,13 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
     positive : False
     device : "auto", "cpu" or "cuda"
     copy_X, max_iter, tol, solver, random_state : as of scikit-learn
-        No effect: the solution is a closed form, and X is never written to.
+        No effect: the solution is computed in closed form, and X is never written to.
 
     Attributes
     ----------
     coef_ : (d,) for one target, else (t, d), of X's type
     intercept_ : float for y of shape (n,), else (t,); 0.0 without an intercept
-    n_iter_ : (t,) int32, passes over the rows
+    n_iter_ : (t,) int32, passes over the data
     n_features_in_ : int, d
     feature_names_in_ : (d,) str, where X has column names
 
@@ -147,19 +147,19 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
         return float(alpha[0]) if len(alpha) == 1 else alpha
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
-        self._keep_columns(solution.coef, solution.intercept, solution.n_iter, targets.given.ndim == 1)
+        self._keep_columns(solution.coef, solution.intercept, solution.n_iter, targets.original.ndim == 1)
 
 
 class RidgeClassifier(_Ridge, LinearClassifier):
-    """Ridge regression of -1 and 1, one target a class (or a label of several); the largest score wins.
+    """Classifier by ridge regression on targets of -1 and 1, one for each class, or for each label of several.
 
         min_{W, b}  sum_i s_i |t_i - (x_i W + b)|^2 + alpha |W|^2,    t_ic = 1 where row i is of class c, else -1
 
-    A drop-in for scikit-learn's class, except:
+    The class of the largest score is predicted. Equivalent to scikit-learn's class, except:
 
-    - A row of weight 0 is as if absent, and so is a class that only has such rows; weights are not negative.
-    - X is dense, y too; `alpha` is one number; `positive` is False; there is no `solver_`.
-    - One class alone is an error, as for the other classifiers.
+    - Rows of weight 0, and classes without other rows, are ignored; weights must not be negative.
+    - X and y must be dense, `alpha` one number and `positive` False; there is no `solver_`.
+    - Fitting a single class raises an error, as for the other classifiers.
 
     Parameters
     ----------
@@ -167,18 +167,18 @@ class RidgeClassifier(_Ridge, LinearClassifier):
         Strength of the penalty.
     fit_intercept : bool, default True
     class_weight : dict {label: weight} or "balanced", optional
-        Row weights are multiplied by it. "balanced": n / (k rows of the class), whatever their weights.
+        Row weights are multiplied by it. "balanced": n / (k times the number of the class's rows).
     positive : False
     device : "auto", "cpu" or "cuda"
     copy_X, max_iter, tol, solver, random_state : as of scikit-learn
-        No effect: the solution is a closed form, and X is never written to.
+        No effect: the solution is computed in closed form, and X is never written to.
 
     Attributes
     ----------
-    classes_ : (k,) labels; the numbers of the columns where y has several labels a row, (n, k) of 0 and 1
+    classes_ : (k,) labels; for y (n, k) of 0 and 1, with several labels a row, the numbers of its columns
     coef_ : (d,) for two classes, else (k, d), of X's type
     intercept_ : (1,) or (k,); 0.0 without an intercept
-    n_iter_ : (1,) or (k,) int32, passes over the rows
+    n_iter_ : (1,) or (k,) int32, passes over the data
     n_features_in_ : int, d
     feature_names_in_ : (d,) str, where X has column names
 
@@ -234,7 +234,7 @@ class RidgeClassifier(_Ridge, LinearClassifier):
 
         Returns
         -------
-        (n,) labels; (n, k) of 0 and 1 where y was
+        (n,) labels; (n, k) of 0 and 1 if y was so
         """
         check_is_fitted(self)
         return (self.decision_function(X) > 0).astype(int) if self._multilabel else super().predict(X)
@@ -249,28 +249,28 @@ class RidgeClassifier(_Ridge, LinearClassifier):
         return X, Targets(_signs(codes[:, None] == columns, X.dtype), codes, classes)
 
     def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
-        if targets.given.ndim == 1:
+        if targets.original.ndim == 1:
             return super()._weights(targets, weights)
         if self.class_weight is None:
             return weights, None
-        kept = np.full(len(targets.given), True) if weights is None else weights > 0
+        kept = np.full(len(targets.original), True) if weights is None else weights > 0
         factors = kept.astype(np.float64)
-        factors[kept] = compute_sample_weight(self.class_weight, targets.given[kept])
+        factors[kept] = compute_sample_weight(self.class_weight, targets.original[kept])
         return factors if weights is None else weights * factors, None
 
     def _class_counts(self, targets: Targets, weights: np.ndarray | None) -> np.ndarray:
         return super()._class_counts(targets, None if weights is None else weights > 0)
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
-        self._multilabel = targets.given.ndim == 2
+        self._multilabel = targets.original.ndim == 2
         present = np.arange(len(targets.classes)) if self._multilabel else self._present(targets, weights)
         self.classes_ = targets.classes[present]
         columns = np.arange(len(solution.coef))
-        if not self._multilabel and len(columns) > 1:  # one a class; of two, the second says all
+        if not self._multilabel and len(columns) > 1:  # one a class; for two classes, the second suffices
             columns = present[1:] if len(present) == 2 else present
         self._keep_columns(solution.coef[columns], solution.intercept[columns], solution.n_iter, one_dimensional=False)
 
 
 def _signs(positive: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """1 where it is true, -1 elsewhere."""
+    """1 where `positive` is true, -1 elsewhere."""
     return np.where(positive, dtype.type(1), dtype.type(-1))

@@ -257,7 +257,7 @@ def test_labels_may_be_a_column(tmp_path):
     with pytest.raises(FeatxError, match="to predict numbers, give them as floats"):
         select_model(store, "age", **LINEAR)
     ages = store.columns["age"].astype(float)
-    assert select_model(store, ages, folds=3, n_jobs=1, estimators="ridge").classes is None
+    assert select_model(store, ages, folds=3, n_jobs=1, estimators="ridge").training.classes is None
 
 
 def test_other_estimators_compete_when_they_are_named(tmp_path):
