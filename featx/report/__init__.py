@@ -1,4 +1,4 @@
-"""Tables and figures of what is planned, stored and learned. Nothing here prints or saves: the caller does."""
+"""Tables, figures, CSV and JSON of extractions, stores and results. Callers print and save them."""
 
 from __future__ import annotations
 

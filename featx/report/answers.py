@@ -1,4 +1,4 @@
-"""What a search or a protocol found in; the answer in words, and what flatters it, out."""
+"""The result of a search or protocol in words, with a note on scores that are biased by the choice."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def selection_text(result: Selection | ProtocolResult) -> str:
-    """The answer in a few lines: first the score that was chosen by, then the one that was not."""
+    """The result in a few lines: first the score by which the model was chosen, then the unbiased ones."""
     from featx.learn.selection import Selection
 
     return printable_lines(_search_lines(result) if isinstance(result, Selection) else _protocol_lines(result))
 
 
 def model_text(result: Selection | ProtocolResult) -> str:
-    """What a fitted model is, for the line that says where it was saved."""
+    """A fitted model in words, for the line that names its file."""
     from featx.learn.selection import Selection
 
     if isinstance(result, Selection):

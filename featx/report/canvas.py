@@ -1,4 +1,4 @@
-"""What all figures are drawn on, and with."""
+"""Blank figures and the colours of all figures."""
 
 from __future__ import annotations
 

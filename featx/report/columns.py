@@ -1,4 +1,4 @@
-"""Names and numbers in; a table that fits its screen out: names wrap, what matters less goes, no number is ever cut."""
+"""Tables that fit the screen: names wrap, less important columns are dropped, and no number is ever cut."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NOWHERE, _AT_INTERVAL, _AT_SPACES = re.compile(r"(?!)"), re.compile(r"(?= \[)")
 
 
 class PlainTable(Table):
-    """A table whose cells and headers are shown as they are: no markup, no control characters.
+    """A table whose cells and headers are shown literally: no markup, no control characters.
 
     Parameters
     ----------
@@ -32,13 +32,13 @@ class PlainTable(Table):
         super().add_column(printable(header), printable(footer), **options)
 
     def add_row(self, *cells: str | list[str], **options: Any) -> None:  # type: ignore[override]
-        """A cell is a text, or its lines."""
+        """A cell is a text or a list of lines."""
         shown = (printable_lines([cell] if isinstance(cell, str) else cell) for cell in cells)
         super().add_row(*shown, **options)
 
 
 class FittedTable(PlainTable):
-    """A table of names, which may be broken anywhere, and of numbers, which may not.
+    """A table of names, which may wrap anywhere, and of numbers, which may not.
 
     Where room is short the frame goes (or, with `box` None, there is none), then the first column of `spare`, and names
     wrap; then intervals stand beneath their scores and the others of `spare` go, in order; at last numbers part from
@@ -63,7 +63,7 @@ class FittedTable(PlainTable):
             self.add_column(header, justify="right", no_wrap=True)
 
     def add_words(self, *headers: str) -> None:
-        """Numbers and words from the left, "0.812 [0.781, 0.852]"."""
+        """Numbers and words, left-aligned: "0.812 [0.781, 0.852]"."""
         for header in headers:
             self.add_column(header, no_wrap=True)
 
@@ -82,7 +82,7 @@ class FittedTable(PlainTable):
         yield self._form(is_framed, columns, widths, breaks)
 
     def _forms(self) -> Iterator[tuple[int, bool, list[Column], re.Pattern[str]]]:
-        """(cells of a name, framed, columns, where numbers may be broken), the one that shows most first."""
+        """(cells of a name, framed, columns, where numbers may wrap), the layout that shows most first."""
         if self.box is not None:
             yield 20, True, self.columns, _NOWHERE
         yield 20, False, self.columns, _NOWHERE
@@ -123,7 +123,7 @@ def _is_name(column: Column) -> bool:
 
 
 def _longest(column: Column, heads: re.Pattern[str], breaks: re.Pattern[str]) -> int:
-    """Of a column's lines, when its header and its cells are broken wherever they may be."""
+    """Width of a column when its header and cells wrap wherever they may."""
     lines = _broken(str(column.header), 0, heads).split("\n")
     for cell in column.cells:
         lines += _broken(str(cell), 0, breaks).split("\n")
@@ -131,7 +131,7 @@ def _longest(column: Column, heads: re.Pattern[str], breaks: re.Pattern[str]) ->
 
 
 def _broken(text: str, width: int, breaks: re.Pattern[str]) -> str:
-    """Lines of at most `width` cells, broken where they may be."""
+    """Lines of at most `width` cells, wrapped where they may."""
     lines: list[str] = []
     for line in text.split("\n"):
         lines.append("")

@@ -1,4 +1,4 @@
-"""A protocol's result in, one picture out: a curve a layer, the best with its interval, and the chosen on test."""
+"""The figure of a protocol: one curve per layer, the best with its interval, and the test accuracy of each."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from featx.learn.selection import ProtocolResult
 
-_COLOURED = 7  # curves that can be told apart; the others are grey
+_COLOURED = 7  # curves with distinguishable colours; the others are grey
 
 
 def protocol_figure(result: ProtocolResult, title: str = "") -> Figure:
-    """Draw a protocol: the score by what it varies, a curve a layer, the best ones in colour, a band of 95 % on one.
+    """Draw a protocol: the score against what it varies, one curve per layer, the best in colour, one with a 95 % band.
 
-    Where something is chosen on validation images ("linear-probe", "knn"), its point has a ring, and a second panel
-    shows the test accuracy of every layer with its interval.
+    If a value is chosen on validation images ("linear-probe", "knn"), its point has a ring, and a second panel shows
+    the test accuracy of each layer with its interval.
 
     Parameters
     ----------
@@ -86,9 +86,9 @@ def _draw_curves(axis: Axes, result: ProtocolResult, images: str) -> None:
 
 
 def _add_legend(axis: Axes) -> None:
-    """To the right, the best on top, what is grey as one."""
-    found, labels = axis.get_legend_handles_labels()
-    handles, names = found[::-1], labels[::-1]
+    """A legend to the right, the best on top, all grey curves as one entry."""
+    handles, names = axis.get_legend_handles_labels()
+    handles, names = handles[::-1], names[::-1]
     if len(names) > _COLOURED:
         more = len(names) - _COLOURED
         names[_COLOURED] = f"{more} more layer{'s' if more > 1 else ''}"
@@ -97,7 +97,7 @@ def _add_legend(axis: Axes) -> None:
 
 
 def _draw_tests(axis: Axes, result: ProtocolResult) -> None:
-    """Layers down, best in validation on top, in the colours of their curves; test accuracy with its interval."""
+    """Test accuracy of each layer with its interval, in the curves' colours, the best in validation on top."""
     for place, curve in enumerate(result.curves):
         assert curve.test is not None
         low, high = curve.test_interval or (curve.test, curve.test)
@@ -123,7 +123,7 @@ def _clean(axis: Axes, lines: Literal["x", "y"]) -> None:
 
 
 def _names(result: ProtocolResult) -> list[str]:
-    """One a curve."""
+    """The label of each curve."""
     backbones = backbone_names(curve.backbone for curve in result.curves)
     several = len(backbones) > 1
     names = [f"{backbones[curve.backbone]}  {curve.layer}" if several else curve.layer for curve in result.curves]

@@ -1,4 +1,4 @@
-"""A planned extraction in; what it will compute, how large it is and how far, as a table or as JSON lines, out."""
+"""A planned extraction as a table, and its progress as lines of JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 1.0
 
 
 def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
-    """What a run will compute, bytes of every layer and of all, and the time.
+    """What a run will compute, the bytes of each layer and of all, and the estimated time.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
     elif seconds is not None:
         table.caption = f"about {spoken(seconds)}"
     elif plan.is_dry:
-        table.caption = "how long it takes shows once it runs"
+        table.caption = "the time is estimated once it runs"
     return table
 
 
@@ -62,20 +62,20 @@ def spoken(seconds: float) -> str:
 
 
 class ExtractionLines:
-    """The same, and what comes of it, as one JSON object a line with the key "event": "plan", "progress", "done".
+    """Plan, progress and result as one JSON object per line, with the key "event": "plan", "progress" or "done".
 
     Parameters
     ----------
     plan : Plan
-    say : takes a line
+    write : takes a line
     """
 
-    def __init__(self, plan: Plan, say: Callable[[str], Any]) -> None:
-        self._plan, self._say, self._said_at = plan, say, float("-inf")
+    def __init__(self, plan: Plan, write: Callable[[str], Any]) -> None:
+        self._plan, self._write, self._written_at = plan, write, float("-inf")
 
     def plan(self, seconds: float | None) -> None:
         plan, recipe = self._plan, self._plan.recipe
-        self._tell(
+        self._write_event(
             "plan",
             output=str(plan.output),
             images=len(plan.images.ids),
@@ -92,10 +92,10 @@ class ExtractionLines:
         )
 
     def progress(self, now: Progress) -> None:
-        """At most once a second, and at the end. What is not known yet is null."""
-        if time.monotonic() - self._said_at >= _SECONDS_BETWEEN_LINES or now.done == now.total:
-            self._said_at = time.monotonic() if now.done else self._said_at  # the first rows are told at once
-            self._tell(
+        """A line at most once a second, and at the end. Unknown values are null."""
+        if time.monotonic() - self._written_at >= _SECONDS_BETWEEN_LINES or now.done == now.total:
+            self._written_at = time.monotonic() if now.done else self._written_at  # the first rows are reported at once
+            self._write_event(
                 "progress",
                 **{
                     name: round(value, 3) if isinstance(value, float) else value
@@ -104,7 +104,7 @@ class ExtractionLines:
             )
 
     def result(self, store: FeatureStore) -> None:
-        self._tell(
+        self._write_event(
             "done",
             output=str(store.path),
             images=len(store),
@@ -112,5 +112,5 @@ class ExtractionLines:
             layers=list(store.layers),
         )
 
-    def _tell(self, event: str, **said: Any) -> None:
-        self._say(json_text({"event": event, **said}))
+    def _write_event(self, event: str, **values: Any) -> None:
+        self._write(json_text({"event": event, **values}))

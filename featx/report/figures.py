@@ -1,4 +1,4 @@
-"""A selection in, one picture out: the score by layer and setting, what was predicted of images held out, the most
+"""The figure of a selection: the score by layer and setting, predictions for held-out images, the most
 confident mistakes.
 """
 

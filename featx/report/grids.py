@@ -1,4 +1,4 @@
-"""Candidates in, heat maps out: one an estimator, layers down, its parameter across, the score as colour and number."""
+"""Heat maps of candidates: one per estimator, layers by parameter, the score as colour and number."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
     from featx.learn.selection import Selection
 
-_MOST_COLUMNS = 22  # of numbers beside one another that can be read
+_MOST_COLUMNS = 22  # columns of numbers that fit side by side
 _LETTER = 0.33  # columns that a letter of a title is wide
 _MAP = "viridis"
 
 
 class Grid:
-    """Where every candidate's number stands; `height` and `draw` serve the figure that it becomes a part of."""
+    """The layout of the heat maps; a figure calls `height` and `draw`."""
 
     def __init__(self, selection: Selection) -> None:
         self.selection = selection
@@ -37,7 +37,7 @@ class Grid:
 
     @property
     def height(self) -> float:
-        """Inches."""
+        """In inches."""
         return max(4.2, 0.6 + len(self.lines) * (0.27 * len(self.layers) + 1.2))
 
     def draw(self, part: Any) -> None:
@@ -108,7 +108,7 @@ class Grid:
         axis.spines[:].set_visible(False)
 
     def _span(self, name: str) -> float:
-        """Columns that an estimator takes, and with few of its own those that its title needs."""
+        """Number of columns of an estimator, at least as many as its title needs."""
         return max(len(self.values[name]), _LETTER * max(map(len, name.split("_"))))
 
     def _width(self, line: list[str]) -> float:
@@ -116,7 +116,7 @@ class Grid:
 
 
 def _layers(selection: Selection) -> list[tuple[str, str]]:
-    """(backbone, layer) in the order of the networks, of those that were searched; several side by side at the end."""
+    """The searched (backbone, layer) in the order of the networks; layers side by side are last."""
     searched = dict.fromkeys((candidate.backbone, candidate.layer) for candidate in selection.candidates)
     stored = [(store.recipe.backbone, layer) for store in selection.training.stores for layer in store.layers]
     order = {pair: place for place, pair in enumerate(stored)}

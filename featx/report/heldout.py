@@ -1,4 +1,4 @@
-"""What was predicted of images held out in; a confusion matrix, or a scatter of numbers, and the worst mistakes out."""
+"""Figures of the predictions for held-out images: confusion matrix or scatter plot, and the worst mistakes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _THUMBNAIL_PX = 256
 
 
 def draw_held_out(axis: Axes, selection: Selection) -> None:
-    """The confusion matrix; where the labels are numbers, predicted against true."""
+    """The confusion matrix; for regression, predicted against true values."""
     assert selection.held_out is not None and selection.test is not None
     if selection.training.classes is None:
         _draw_scatter(axis, selection)
@@ -70,12 +70,12 @@ def _draw_scatter(axis: Axes, selection: Selection) -> None:
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     if selection.held_out_mae is not None and selection.settings.scoring != "neg_mean_absolute_error":
-        said = f"mean absolute error {amount(selection.held_out_mae)}"
-        axis.text(0.03, 0.97, said, transform=axis.transAxes, va="top", fontsize=9, color=INK)
+        text = f"mean absolute error {amount(selection.held_out_mae)}"
+        axis.text(0.03, 0.97, text, transform=axis.transAxes, va="top", fontsize=9, color=INK)
 
 
 def mistake_pictures(selection: Selection) -> list[tuple[Any, str]]:
-    """(picture, what is wrong with it) of the most confident mistakes whose images can still be read."""
+    """(picture, caption) of the most confident mistakes whose images can still be read."""
     from featx.images import decode
 
     test = selection.test
@@ -90,19 +90,19 @@ def mistake_pictures(selection: Selection) -> list[tuple[Any, str]]:
     if selection.training.classes is not None:
         worst = _by_turns(worst, [(test.y[i], test.predicted[i]) for i in worst])
         words = shortened(selection.training.classes, 17).__getitem__
-    found: list[tuple[Any, str]] = []
+    captioned: list[tuple[Any, str]] = []
     for i in worst:
         with contextlib.suppress(ImageError):  # moved or gone since
             picture, _digest = decode(Path(store.recipe.origin, str(store.ids[rows[i]])))
             picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            found.append((picture, f"true: {words(test.y[i])}\nsaid: {words(test.predicted[i])}"))
-        if len(found) == MISTAKES:
+            captioned.append((picture, f"true: {words(test.y[i])}\nsaid: {words(test.predicted[i])}"))
+        if len(captioned) == MISTAKES:
             break
-    return found
+    return captioned
 
 
 def _by_turns(worst: list[int], kinds: list[tuple[Any, Any]]) -> list[int]:
-    """Every kind of mistake has its turn before any has a second one."""
+    """One mistake of each (true, predicted) pair before the second one of any pair."""
     turns: Counter[tuple[Any, Any]] = Counter()
     ordered = []
     for place, (i, kind) in enumerate(zip(worst, kinds, strict=True)):
@@ -118,6 +118,6 @@ def draw_mistakes(part: Any, selection: Selection, mistakes: list[tuple[Any, str
     axes = part.subplots(1, MISTAKES)
     for axis in axes:
         axis.axis("off")
-    for axis, (picture, said) in zip(axes[(MISTAKES - len(mistakes)) // 2 :], mistakes, strict=False):
+    for axis, (picture, caption) in zip(axes[(MISTAKES - len(mistakes)) // 2 :], mistakes, strict=False):
         axis.imshow(picture)
-        axis.set_title(said, fontsize=8, color=INK)
+        axis.set_title(caption, fontsize=8, color=INK)

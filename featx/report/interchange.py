@@ -1,4 +1,4 @@
-"""Plain values in; JSON and CSV for other programs out, from which every name can be had again as it was."""
+"""JSON and CSV for other programs, from which every name can be recovered exactly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    r"""JSON in which control and format characters are escaped ("\u202e"), and other letters are as they are."""
+    r"""JSON in which control and format characters are escaped ("\u202e"), and other letters are not."""
     text = json.dumps(value, ensure_ascii=False, indent=indent, allow_nan=False, default=methodcaller("item"))
     if printable(text, keep="\n") == text:
         return text

@@ -1,4 +1,4 @@
-"""How far a search is and what leads it, as a live table on stderr."""
+"""A live table of a search on stderr: progress, and the best candidates so far."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _LEADERS = 5
 
 @contextmanager
 def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[SearchProgress, list[Candidate]], None]]:
-    """A bar and the best few layers and estimators so far, for the time of a `with`.
+    """A context in which a progress bar and the best layers and estimators so far are shown.
 
-    Gives what `select_model` takes as `on_progress`. Where stderr is no terminal, nothing is shown; on one, the bar
-    stays when all is done, and the table, which the result repeats, goes.
+    It yields the `on_progress` of `select_model`. Nothing is shown if stderr is not a terminal. At the end the table,
+    which the result repeats, is removed, and the bar stays.
     """
     terminal = console(stderr=True)
     if not terminal.is_terminal or terminal.is_dumb_terminal:
@@ -58,7 +58,7 @@ def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[SearchProgr
 
 
 def leaders_table(ranked: list[Candidate], scoring: str = "accuracy") -> FittedTable:
-    """The best few layers and estimators, each with its best setting."""
+    """The best layers and estimators, each with its best setting."""
     leaders: dict[tuple[str, str, str], Candidate] = {}
     for candidate in ranked:
         leaders.setdefault((candidate.backbone, candidate.layer, candidate.estimator), candidate)

@@ -1,4 +1,4 @@
-"""What searches and protocols found in; rich tables out, the best first."""
+"""Tables of the results of searches and protocols, best first."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
-    """Layers and estimators, each with the best value of its parameter, best first; of every backbone at least one.
+    """Layers and estimators, each with the best value of its parameter, best first; at least one row per backbone.
 
-    What was chosen has a row of its own, with a star. Intervals are of 95 %; the caption names a candidate that costs
-    less and that the cross-validation cannot tell from the best.
+    The chosen candidate has a row of its own, with a star. Intervals are 95 %; the caption names a simpler candidate
+    within one standard error of the best.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def ranking_title(selection: Selection) -> str:
 
 
 def nested_table(nested: Nested) -> FittedTable:
-    """Every outer split: what its own search chose, what that scored inside, and on the images left out."""
+    """Each outer split: the candidate that its search chose, with its inner score and its score on the test images."""
     scoring = nested.scoring
     mean = scored(nested.mean, nested.interval, scoring)
     table = FittedTable(f"nested cross-validation, {score_name(scoring)} {mean}", spare=("inside",))
@@ -94,10 +94,10 @@ def nested_table(nested: Nested) -> FittedTable:
 
 
 def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
-    """Layers in a protocol, best first.
+    """The layers of a protocol, best first.
 
-    Where something is chosen ("linear-probe", "knn"), the chosen value, its validation accuracy and the test accuracy;
-    else ("few-shot", "learning-curve") the mean test score at every x. Intervals are of 95 %.
+    For "linear-probe" and "knn": the chosen value, its validation accuracy and the test accuracy. For "few-shot" and
+    "learning-curve": the mean test score at each x. Intervals are 95 %.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def _chosen_cells(curve: Curve) -> list[str]:
 
 
 def _features(candidate: Candidate) -> str:
-    """Those that the estimator sees: of a layer's all, or what a PCA keeps."""
+    """Number of features of the estimator: those of the layer, or the components of a PCA."""
     kept = int(candidate.complexity[0])
     return f"{candidate.d:,}" if kept == candidate.d else f"{kept:,} of {candidate.d:,}"
 

@@ -1,4 +1,4 @@
-"""What searches and protocols found in; every score of it as CSV or JSON out, for other programs.
+"""Every score of a search or protocol as CSV or JSON, for other programs.
 
 One row a candidate, an outer split of a nested cross-validation, or a point of a protocol, always in these columns:
 
@@ -40,7 +40,7 @@ _COLUMNS = (
 
 
 def results_csv(result: Selection | Nested | ProtocolResult) -> str:
-    """CSV with a header line and a line for every score there is; the module lists the columns.
+    """CSV with a header line and a line for every score; the module lists the columns.
 
     Returns
     -------
@@ -57,8 +57,7 @@ def results_csv(result: Selection | Nested | ProtocolResult) -> str:
 
 def results_json(result: Selection | Nested | ProtocolResult) -> str:
     """One JSON object: what the run was, and under "results" the rows of the CSV, with "scores" as a list."""
-    said = {**_run(result), "results": list(_rows(result))}
-    return json_text(said, indent=1)
+    return json_text({**_run(result), "results": list(_rows(result))}, indent=1)
 
 
 def _run(result: Selection | Nested | ProtocolResult) -> dict[str, Any]:
