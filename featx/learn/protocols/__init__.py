@@ -3,8 +3,10 @@
 Stores in, scores on held-out images out, a layer at a time.
 """
 
-from featx.learn.protocols.probes import knn_probe, linear_probe
-from featx.learn.protocols.subsamples import few_shot, learning_curves
+from featx.learn.protocols.few_shots import few_shot
+from featx.learn.protocols.knn import knn_probe
+from featx.learn.protocols.learning import learning_curves
+from featx.learn.protocols.linear import linear_probe
 
 __all__ = [
     "few_shot",

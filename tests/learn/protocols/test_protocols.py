@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 
 from featx.errors import FeatxError, LayerError, StoreError
 from featx.learn import HoldOut, StoredFeatures, few_shot, knn_probe, learning_curves, linear_probe, load, save
+from featx.learn.protocols import learning
 from featx.learn.scores.intervals import wilson
 
 PROTOCOLS = [linear_probe, knn_probe, few_shot, learning_curves]
@@ -90,17 +91,15 @@ def test_by_default_as_many_shots_as_the_rarest_class_has(tmp_path):
 
 
 def test_few_shots_are_logistic_regressions_on_so_many_images_of_each_class(store, split, monkeypatch):
-    from featx.learn.protocols import subsamples
-
     fits = []
-    fit_many = subsamples.LogisticRegression.fit_many
+    fit_many = LogisticRegression.fit_many
 
     def recording(self, X, y, given):
         models = fit_many(self, X, y, given)
         fits.extend((X, y, fit, model) for fit, model in zip(given, models, strict=True))
         return models
 
-    monkeypatch.setattr(subsamples.LogisticRegression, "fit_many", recording)
+    monkeypatch.setattr(LogisticRegression, "fit_many", recording)
     found = few_shot(store, layers=["good"], shots=(4, 1), repeats=3)
     (curve,) = found.curves
     assert [p.x for p in curve.points] == [1, 4] and found.varied == "images a class" and found.n_train == 240
@@ -142,21 +141,22 @@ def test_more_images_help(store):
 
 @pytest.mark.parametrize("sizes", [[3], [3, 10, 31]])
 def test_images_of_a_size_have_every_class_in_its_share(store, sizes, monkeypatch):
-    from featx.learn.protocols import subsamples
-
     seen = []
-    drawn = subsamples._drawn
-    monkeypatch.setattr(
-        subsamples, "_drawn", lambda *args, **options: seen.append((args[3], args[4])) or drawn(*args, **options)
-    )
+    curve_of = learning.curve_over_subsamples
+
+    def recording(*args, **options):
+        seen.append((args[3], args[4]))
+        return curve_of(*args, **options)
+
+    monkeypatch.setattr(learning, "curve_over_subsamples", recording)
     y = np.repeat(["a", "b", "c"], [200, 80, 20])
     learning_curves(store, y, layers=["good"], sizes=sizes, repeats=4, C=1.0)
-    ((asked, draws_of),) = seen
+    ((experiment, draws_of),) = seen
     for size, all_rows in draws_of.items():
         for rows in all_rows:
-            names, counts = np.unique(asked.y[rows], return_counts=True)
+            names, counts = np.unique(experiment.y[rows], return_counts=True)
             assert len(rows) == size and names.tolist() == ["a", "b", "c"]
-            shares = [(asked.y == name).mean() * size for name in names]
+            shares = [(experiment.y == name).mean() * size for name in names]
             assert (np.abs(counts - shares) <= 2).all()
     for smaller, larger in zip(sizes, sizes[1:], strict=False):
         for few, many in zip(draws_of[smaller], draws_of[larger], strict=True):
