@@ -92,14 +92,14 @@ def test_by_default_as_many_shots_as_the_rarest_class_has(tmp_path):
 
 def test_few_shots_are_logistic_regressions_on_so_many_images_of_each_class(store, split, monkeypatch):
     fits = []
-    fit_many = LogisticRegression.fit_many
+    fit_many = learning.LogisticRegression.fit_many
 
     def recording(self, X, y, given):
         models = fit_many(self, X, y, given)
         fits.extend((X, y, fit, model) for fit, model in zip(given, models, strict=True))
         return models
 
-    monkeypatch.setattr(LogisticRegression, "fit_many", recording)
+    monkeypatch.setattr(learning.LogisticRegression, "fit_many", recording)
     found = few_shot(store, layers=["good"], shots=(4, 1), repeats=3)
     (curve,) = found.curves
     assert [p.x for p in curve.points] == [1, 4] and found.varied == "images a class" and found.n_train == 240
