@@ -97,7 +97,7 @@ def test_what_is_not_a_finite_number_is_no_numeric_label(value):
 def test_labels_of_another_shape_and_other_targets_are_refused():
     with pytest.raises(SourceError) as caught:
         as_labels(np.zeros((3, 2)), "class")
-    assert_tells(caught.value, "one value an image", "(3, 2)")
+    assert_tells(caught.value, "one value per image", "(3, 2)")
     with pytest.raises(SourceError) as caught:
         as_labels([1], "regression")
     assert_tells(caught.value, "'class' or 'numeric'", "'regression'")

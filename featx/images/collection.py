@@ -99,7 +99,7 @@ def collect(
             return _from_manifest(path, path_column, labels, target)
         raise SourceError(f"{path} is a single file; give a folder, or a .csv file of paths with a first line 'path'")
     if isinstance(labels, str):
-        raise SourceError(f"labels are one value an image; got the string {labels!r}")
+        raise SourceError(f"labels are one value per image; got the string {labels!r}")
     return _from_sequence(source, labels, ids, target)
 
 

@@ -174,7 +174,7 @@ def test_pictures_and_arrays_may_be_mixed(tmp_path):
         (np.zeros((0, 8, 8, 3), np.uint8), {}, ["no images", "empty"]),
         ([noise(0)] * 3, {"labels": ["a", "b"]}, ["one label an image", "3 images", "2 labels"]),
         ([noise(0)] * 2, {"labels": ["a"] * 3}, ["2 images", "3 labels"]),
-        ([noise(0)] * 3, {"labels": "abc"}, ["one value an image", "'abc'"]),
+        ([noise(0)] * 3, {"labels": "abc"}, ["one value per image", "'abc'"]),
         ([noise(0)] * 3, {"labels": ["a", "", "b"]}, ["image 1 has no label"]),
         ([noise(0)] * 3, {"labels": ["a", "b", "c"], "target": "numeric"}, ["image 0", "finite number", "'a'"]),
         ([noise(0)] * 3, {"ids": ["a", "b"]}, ["one id", "3 images", "2 ids"]),
