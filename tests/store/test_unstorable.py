@@ -32,12 +32,12 @@ def _fill(writer: StoreWriter, n: int, bad: tuple[int, ...] = (), value: float =
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (dict(ids=[]), "one image or more"),
+        (dict(ids=[]), "at least one image"),
         (dict(ids=["a", "b", "a"]), "every id once"),
         (dict(ids=["a", "b\0"]), "null character"),
-        (dict(ids=["a", "b"], y=np.array(["x", "y\0z"])), "labels hold a null character"),
+        (dict(ids=["a", "b"], y=np.array(["x", "y\0z"])), "labels contain a null character"),
         (dict(ids=["a", "\ud800"]), "not Unicode"),
-        (dict(ids=["a"], columns={"site": np.array(["\udfff"])}), "site hold text that is not Unicode"),
+        (dict(ids=["a"], columns={"site": np.array(["\udfff"])}), "site contain text that is not Unicode"),
         (dict(ids=["a"], columns={"x" * 2000: np.array(["1"])}), "1,000 bytes"),
         (dict(ids=["a"], columns={str(i): np.array(["1"]) for i in range(10_001)}), "10,000 columns"),
         (dict(ids=["a"], taps={"l:avg": (0,)}), "recipe"),
@@ -93,7 +93,7 @@ def test_a_merge_does_not_go_on_with_another_store(tmp_path: Path, monkeypatch) 
     (tmp_path / "1.new").rename(parts[0])
     with pytest.raises(StoreError) as told:
         merge(parts, tmp_path / "m.h5")
-    assert_tells(told.value, "1.h5 changed", "--discard")
+    assert_tells(told.value, "1.h5 has changed", "--discard")
     merged = merge(parts, tmp_path / "m.h5", discard=True)
     assert np.array_equal(merged["l1"][:100], FeatureStore(parts[0])["l1"])
     merged.verify()
