@@ -1,4 +1,4 @@
-"""`featx` and `python -m featx`: Ctrl-C ends them from the first moment on, while the command line is imported too."""
+"""`featx` and `python -m featx`: Ctrl-C ends them at any time, also while the command line is being imported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 
 def main() -> None:
     if was_default := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # nothing is open yet
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no file is open yet
     from featx.cli import main as run
 
     if was_default:
@@ -17,7 +17,7 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    finally:  # what is done stays done while Python ends
+    finally:  # no traceback if Ctrl-C comes while Python ends
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

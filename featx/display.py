@@ -1,7 +1,8 @@
-"""Text from elsewhere in (names of images, classes and layers, paths, reasons), text that a terminal may show out.
+"""Make text of unknown origin (image names, classes, layers, paths) safe to print on a terminal.
 
-A leaf. Whatever the command line prints goes through it: a line by `printable`, a text of several by
-`printable_lines`, tables and bars by `console`. Names in stores, models, JSON and CSV stay what they are.
+All output of the command line goes through this module: single lines through `printable`, texts of several lines
+through `printable_lines`, tables and bars through `console`. Names in stores, models, JSON and CSV are not changed. The
+module imports no other room.
 """
 
 from __future__ import annotations
@@ -18,26 +19,29 @@ _ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (bidirectional too)
 
 
 def printable(text: object, keep: str = "") -> str:
-    r"""A text in which control and format characters are written as Python writes them: "\x1b", "\n", "\u202e".
+    r"""The text with control and format characters escaped as in Python: "\x1b", "\n", "\u202e".
 
     Parameters
     ----------
-    keep : characters that stay
+    text : object
+        It is converted to str.
+    keep : str
+        Characters that are not escaped.
     """
-    whole = str(text)
-    if whole.isprintable():
-        return whole
+    raw = str(text)
+    if raw.isprintable():
+        return raw
     return "".join(character if character in keep or unicodedata.category(character) not in _ESCAPED
-                   else character.encode("unicode_escape").decode() for character in whole)  # fmt: skip
+                   else character.encode("unicode_escape").decode() for character in raw)  # fmt: skip
 
 
 def printable_lines(parts: Iterable[object]) -> str:
-    """One text of several lines; a line break within a part is escaped."""
+    """Join the parts, one a line; line breaks inside a part are escaped."""
     return "\n".join(map(printable, parts))
 
 
 def console(**options: Any) -> Console:
-    """A rich console that interprets nothing in what it prints: no markup, no emoji codes, no control characters."""
+    """A rich console that prints text literally: no markup, no emoji codes, control characters escaped."""
     from rich.console import Console
 
     class PlainConsole(Console):

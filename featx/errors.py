@@ -1,7 +1,7 @@
-"""What can go wrong that a user can mend.
+"""Errors that a user can mend, and what their messages are made of.
 
-Every message gives the requirement, what was got and the next step, in one line. The command line prints it
-and leaves with exit code 2.
+Every message gives the requirement, what was got and the next step, in one line. A message keeps the parameters that it
+names as values: Python writes `test_size=0`, the command line an option.
 """
 
 from __future__ import annotations
@@ -10,11 +10,93 @@ import difflib
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
-class FeatxError(ValueError):
-    """Base of all errors that featx raises about what it was given."""
+class Parameter:
+    """A parameter that a message names, perhaps with its value.
+
+    Parameters
+    ----------
+    name : str
+        As the library has it: "test_size".
+    *value : object
+        One value, perhaps a Call, or none; `...` stands for a value to be filled in.
+
+    Examples
+    --------
+    >>> str(Parameter("layer")), str(Parameter("folds", 1)), str(Parameter("like", ...))
+    ('layer', 'folds=1', 'like=...')
+    """
+
+    def __init__(self, name: str, *value: object) -> None:
+        self.name, self.value = name, value
+
+    def __str__(self) -> str:
+        return "=".join([self.name, *("..." if value is ... else repr(value) for value in self.value)])
+
+    def __repr__(self) -> str:
+        return f"Parameter{(self.name, *self.value)!r}"
+
+
+class Call:
+    """A call that a message proposes.
+
+    Parameters
+    ----------
+    name : str
+        The function, as a user writes it: "featx.load".
+    *arguments : str or Parameter
+        Without any, the function itself is meant.
+
+    Examples
+    --------
+    >>> str(Call("featx.save")), str(Call("featx.load", "path", Parameter("weights", "resnet.pth")))
+    ('featx.save', "featx.load(path, weights='resnet.pth')")
+    """
+
+    def __init__(self, name: str, *arguments: str | Parameter) -> None:
+        self.name, self.arguments = name, arguments
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(map(str, self.arguments))})" if self.arguments else self.name
+
+    __repr__ = __str__
+
+
+Part = str | Parameter | Call
+
+
+class Message:
+    """Base of errors and warnings whose message is written by whoever shows it; see `FeatxError`."""
+
+    args: tuple
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.args
+
+    def render(self, write: Callable[[Parameter | Call], str] = str) -> str:
+        """The message, its parameters and calls as `write` writes them; by default as Python does."""
+        return "".join(part if isinstance(part, str) else write(part) for part in self.parts)
+
+    def __str__(self) -> str:
+        return self.render()
+
+
+class FeatxError(Message, ValueError):
+    """Base of all errors that featx raises about what it was given.
+
+    Parameters
+    ----------
+    *parts : str, Parameter or Call
+        The message, one part after the other; mostly it is a single text.
+
+    Examples
+    --------
+    >>> str(FeatxError("cross-validation needs two folds or more; got ", Parameter("folds", 1)))
+    'cross-validation needs two folds or more; got folds=1'
+    """
 
 
 class SourceError(FeatxError):
@@ -37,8 +119,9 @@ class ImageError(FeatxError):
         super().__init__(code, reason)
         self.code, self.reason = code, reason
 
-    def __str__(self) -> str:
-        return self.reason
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.reason,)
 
 
 class UnreadableImages(FeatxError):
@@ -48,12 +131,33 @@ class UnreadableImages(FeatxError):
         super().__init__(message, failures)
         self.failures = failures
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.args[:1]
 
 
 class BackboneError(FeatxError):
     """A network that is not known, or whose weights cannot be had."""
+
+
+class UnavailableBackbone(BackboneError):
+    """A network that a recipe names and that the user has to hand over.
+
+    Parameters
+    ----------
+    reason : str
+        Why featx does not take it by itself.
+    *how : str, Parameter or Call
+        How the network of a saved model is handed over.
+    """
+
+    @property
+    def reason(self) -> str:
+        return self.args[0]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return (self.reason, "; ", *self.args[1:])
 
 
 class LayerError(FeatxError):
@@ -69,22 +173,23 @@ class RecipeError(StoreError):
 
 
 class DamageError(StoreError):
-    """Bytes of a store that are not those that were written; `damages` lists them as (layer, start, stop) in rows."""
+    """Bytes of a store are not those that were written; `damages` lists them as (layer, start, stop) in rows."""
 
     def __init__(self, message: str, damages: list) -> None:
         super().__init__(message, damages)
         self.damages = damages
 
-    def __str__(self) -> str:
-        return str(self.args[0])
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self.args[:1]
 
 
 class UnreadableImagesWarning(UserWarning):
-    """Some images of a run could not be read; the store lists them in `failures`."""
+    """Some images could not be read; the store lists them in `failures`."""
 
 
 class NonFiniteWarning(UserWarning):
-    """Some rows hold inf or NaN; the store lists them in `nonfinite`."""
+    """Some rows contain NaN or inf; the store lists them in `nonfinite`."""
 
 
 class ContradictionWarning(UserWarning):
@@ -92,11 +197,11 @@ class ContradictionWarning(UserWarning):
 
 
 class ProgramWarning(UserWarning):
-    """A file that is about to be opened is a program: it can run code of whoever wrote it."""
+    """A file that is about to be opened is a program, which can run code of its author."""
 
 
-class RowsDifferWarning(UserWarning):
-    """Rows of two stores are used together that were rounded differently; the message says how far they may differ."""
+class RowsDifferWarning(Message, UserWarning):
+    """Rows of two stores are used together and were rounded differently; the message says how far they may differ."""
 
 
 class KeysError(FeatxError):
@@ -108,7 +213,7 @@ class ModelError(FeatxError):
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line, outside of featx, that called it."""
+    """Warn at the line of the user's code that called featx."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame, level = frame.f_back, level + 1
@@ -116,14 +221,14 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """`"; close: 'layer4', 'layer3'"`, or nothing when no choice resembles `name`."""
+    """`"; close: 'layer4', 'layer3'"`, or "" when no choice resembles `name`."""
     likeness = {choice: _likeness(name, choice) for choice in choices}
     close = sorted(((like, choice) for choice, like in likeness.items() if like >= 0.6), reverse=True)[:3]
     return "; close: " + ", ".join(repr(choice) for _, choice in close) if close else ""
 
 
 def _likeness(name: str, choice: str) -> float:
-    """From 0 to 1. An ending that both have, ".h5" or ":avg", says nothing; what holds the whole name is like it."""
+    """Similarity from 0 to 1; a suffix that both have (".h5", ":avg") does not count."""
     choice = choice if ":" in name else choice.partition(":")[0]
     ending = re.search(r"[.:]\w*$", name)
     if ending is not None and 0 < ending.start() and choice.endswith(ending[0]) and choice != ending[0]:
@@ -135,7 +240,7 @@ def _likeness(name: str, choice: str) -> float:
 
 
 def no_column(where: str, name: str, columns: Iterable[str]) -> str:
-    """What is wrong with the name of a column that a store does not have."""
+    """The message for a column that a store does not have."""
     if not (has := list(columns)):
         return f"{where} has no column {name!r}, and no others; those of a .csv manifest are kept when it is extracted"
     return f"{where} has no column {name!r}{nearest(name, has)}; it has {', '.join(has)}"
@@ -147,7 +252,7 @@ def count(n: int, noun: str) -> str:
 
 
 def listed(items: Iterable[object], most: int = 3) -> str:
-    """The first few of many, for a message: `"'a', 'b', 'c' and 4 more"`."""
+    """The first few of many items, for a message: `"'a', 'b', 'c' and 4 more"`."""
     all_items = list(items)
     more = f" and {len(all_items) - most:,} more" if len(all_items) > most else ""
     shown = (item.item() if hasattr(item, "item") else item for item in all_items[:most])  # NumPy's as Python's

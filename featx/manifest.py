@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.errors import SourceError, nearest
+from featx.errors import Parameter, SourceError, nearest
 
 _SHORT, _LITTLE = 256, 2**20  # characters or bytes: of one text; of an array
 
@@ -63,10 +63,11 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
 
 
 def column(table: dict[str, list[str]], name: str, path: str | os.PathLike, option: str) -> list[str]:
-    """One column of a table; `option` is the argument with which the user can choose another."""
+    """One column of a table; `option` is the parameter with which the user chooses another."""
     if name not in table:
         raise SourceError(
-            f"{path} has no column {name!r}{nearest(name, table)}; choose one of {', '.join(table)} with {option}="
+            f"{path} has no column {name!r}{nearest(name, table)}; choose one of {', '.join(table)} with ",
+            Parameter(option, ...),
         )
     return table[name]
 
@@ -106,5 +107,7 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str, ids: Sequence[
         except (TypeError, ValueError):
             numbers[number] = math.nan
         if not math.isfinite(numbers[number]):
-            raise SourceError(f"target='numeric' needs a finite number as label; {image(number)} has {value!r}")
+            raise SourceError(
+                Parameter("target", "numeric"), f" needs a finite number as label; {image(number)} has {value!r}"
+            )
     return numbers

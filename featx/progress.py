@@ -1,6 +1,6 @@
-"""How far a run is in, a bar or a caller's own words out.
+"""Progress of extractions and searches: counts and times left, shown as a bar or passed to the caller's function.
 
-A leaf: it knows counts and times only, and is quick to import: the bar is there while everything else is imported.
+The module is quick to import, so that a bar can be shown while torch and scikit-learn are imported.
 """
 
 from __future__ import annotations
@@ -19,15 +19,24 @@ EXTRACTING = "extracting"
 
 
 class Progress(NamedTuple):
-    """How far an extraction is.
+    """Progress of an extraction.
 
-    done : images that have rows or are failures, of earlier runs too
-    failed : those among them that could not be read
-    total : images of the run
-    seconds : since this run began to compute
-    images_per_second : of this run
-    seconds_left : at that speed; None as long as there is none
-    phase : what is being done: "extracting", and before that "building resnet50", "trying bfloat16", "compiling" ...
+    Attributes
+    ----------
+    done : int
+        Images that have rows or could not be read, those of earlier runs included.
+    failed : int
+        Images that could not be read.
+    total : int
+        Images of the run.
+    seconds : float
+        Time since this run began to compute.
+    images_per_second : float
+        Speed of this run.
+    seconds_left : float or None
+        Time left at that speed; None until the speed is known.
+    phase : str
+        What is being done: "extracting", and before that "building resnet50", "trying bfloat16", "compiling" and so on.
     """
 
     done: int
@@ -43,16 +52,21 @@ Show = Callable[[Progress], None]
 
 
 def preparing(show: Show, total: int = 0) -> Callable[[str], None]:
-    """What to call with each phase before the first rows."""
+    """A function that shows the name of each phase before the first rows."""
     start = time.monotonic()
     return lambda phase: show(Progress(0, 0, total, time.monotonic() - start, 0.0, None, phase))
 
 
 class Clock:
-    """Counts a run's images.
+    """Counts the images of an extraction.
 
-    todo : (n,) bool, changed by who works on it
-    seconds : what was spent before on the first images that will be counted
+    Parameters
+    ----------
+    todo : (n,) bool
+        Images that are left to do; the extraction changes it in place.
+    show : callable(Progress)
+    seconds : float
+        Time already spent on images that are still to be counted.
     """
 
     def __init__(self, todo: np.ndarray, show: Show, seconds: float = 0.0) -> None:
@@ -69,7 +83,13 @@ class Clock:
 
 @contextlib.contextmanager
 def shown(progress: bool | Show) -> Iterator[Show]:
-    """What to call as a run goes on: nothing, a bar on stderr, or the caller's."""
+    """Yield a function that shows the progress of an extraction.
+
+    Parameters
+    ----------
+    progress : bool or callable(Progress)
+        True shows a bar on stderr, False shows nothing, a function is called with each update.
+    """
     if callable(progress):
         yield progress
     elif not progress:
@@ -81,28 +101,30 @@ def shown(progress: bool | Show) -> Iterator[Show]:
 
 @contextlib.contextmanager
 def _bar() -> Iterator[Show]:
-    """The phase, and once images are counted their number, speed and time left; the bar stays only then."""
+    """A bar with the phase and, once images are counted, their number, speed and time left; only then does it stay on
+    the screen.
+    """
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    phase, told = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[told]}"))
+    phase, counts = (TextColumn(text, markup=False) for text in ("{task.description}", "{task.fields[counts]}"))
     screen = console(stderr=True)
-    bar = Bar(phase, BarColumn(), told, console=screen, transient=True)
-    task = bar.add_task("", total=None, told="")
+    bar = Bar(phase, BarColumn(), counts, console=screen, transient=True)
+    task = bar.add_task("", total=None, counts="")
 
     def show(now: Progress) -> None:
-        told = f"{now.done:,}/{now.total:,}" if now.total else ""
+        counts = f"{now.done:,}/{now.total:,}" if now.total else ""
         if now.images_per_second and now.seconds_left is not None:
             left = f"{int(now.seconds_left) // 60}:{int(now.seconds_left) % 60:02d} left"
-            told += f" {now.images_per_second:,.0f} images/s, {left}"
+            counts += f" {now.images_per_second:,.0f} images/s, {left}"
         counting = now.phase == EXTRACTING
         bar.live.transient = bar.live.transient and not counting
-        total = now.total if counting else None  # None: the bar moves to and fro
-        bar.update(task, description=printable(now.phase), completed=now.done, total=total, told=told)
-        if counting or screen.is_terminal:  # a log gets the last line, of a run that came to count
+        total = now.total if counting else None  # None: the bar pulses
+        bar.update(task, description=printable(now.phase), completed=now.done, total=total, counts=counts)
+        if counting or screen.is_terminal:  # a log file gets the last line only, and only if images were counted
             bar.start()
         if not counting:
-            bar.refresh()  # now: what follows may hold the interpreter for a second
+            bar.refresh()  # at once: an import may hold the interpreter for a second
 
     try:
         yield show
@@ -112,12 +134,18 @@ def _bar() -> Iterator[Show]:
 
 
 class SearchProgress(NamedTuple):
-    """How far a search is.
+    """Progress of a search.
 
-    done : fits
-    total : fits of the search, of successive halving those of the round
-    seconds : since the search began
-    seconds_left : estimated from the plan and from what the work done so far took; None where nothing is done yet
+    Attributes
+    ----------
+    done : int
+        Number of fits that are done.
+    total : int
+        Number of fits of the search; of successive halving, of the current round.
+    seconds : float
+        Time since the search began.
+    seconds_left : float or None
+        Estimated from the plan and from the time that the work so far took; None before any work is done.
     """
 
     done: int
@@ -129,32 +157,33 @@ class SearchProgress(NamedTuple):
 class SearchClock:
     """Counts the fits of a search and estimates its time left.
 
-    Work is of several kinds and done in pieces. What is left of a kind is expected to take as long, an amount, as what
-    is done of it did; a kind of which nothing is done, as long as the others.
+    Work is of several kinds, measured in amounts, and is done in pieces. Time left = sum over kinds of
+    amount left x seconds per amount, where the seconds per amount are the mean so far: of the same kind, or of all
+    kinds if none of it is done yet.
     """
 
     def __init__(self, show: Callable[[SearchProgress], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._show, self._clock, self._start = show, clock, clock()
         self._done, self._total = 0, 0
         self._left: dict[str, float] = {}
-        self._amounts: dict[str, float] = {}  # of what is done
+        self._amounts: dict[str, float] = {}  # done
         self._seconds: dict[str, float] = {}
-        self._piece: tuple[str, float, float] | None = None  # kind, amount, when it began
+        self._piece: tuple[str, float, float] | None = None  # kind, amount, start time
 
     def expect(self, fits: int, work: Mapping[str, float]) -> None:
-        """More is to do: fits, and {kind: amount}."""
+        """Add work to do: a number of fits, and {kind: amount}."""
         self._total += fits
         for kind, amount in work.items():
             self._left[kind] = self._left.get(kind, 0) + amount
 
     def restart(self) -> None:
-        """Nothing is to do, and nothing is done; what the kinds of work take stays known."""
+        """Forget the work done and left; keep the seconds per amount of each kind."""
         self._done, self._total = 0, 0
         self._left.clear()
 
     @contextlib.contextmanager
     def piece(self, kind: str, amount: float) -> Iterator[None]:
-        """For the time that an amount of a kind is worked on."""
+        """Time the work on an amount of one kind."""
         self._left[kind] = max(0.0, self._left.get(kind, 0) - amount)
         self._piece = kind, amount, self._clock()
         self.show()
@@ -166,7 +195,7 @@ class SearchClock:
             self._piece = None
 
     def fitted(self) -> None:
-        """One fit is done and scored."""
+        """Count one fit as done and scored."""
         self._done += 1
         self.show()
 
@@ -178,20 +207,28 @@ class SearchClock:
     def _seconds_left(self) -> float | None:
         if not any(self._amounts.values()):
             return None
-        every = sum(self._seconds.values()) / sum(self._amounts.values())
-        of_kind = {kind: self._seconds[kind] / amount for kind, amount in self._amounts.items() if amount}
+        pace_of_all = sum(self._seconds.values()) / sum(self._amounts.values())  # seconds per amount
+        pace = {kind: self._seconds[kind] / amount for kind, amount in self._amounts.items() if amount}
         left, begun = dict(self._left), 0.0
         if self._piece is not None:
             kind, amount, began = self._piece
             left[kind] += amount
             begun = self._clock() - began
-            of_kind[kind] = max(of_kind.get(kind, every), begun / max(amount, 1e-300))  # it takes longer than thought
-        return max(0.0, sum(amount * of_kind.get(kind, every) for kind, amount in left.items()) - begun)
+            pace[kind] = max(pace.get(kind, pace_of_all), begun / max(amount, 1e-300))  # slower than expected
+        return max(0.0, sum(amount * pace.get(kind, pace_of_all) for kind, amount in left.items()) - begun)
 
 
 @contextlib.contextmanager
 def counted(what: str, progress: bool | Callable[[SearchProgress], None]) -> Iterator[Callable[[SearchProgress], None]]:
-    """What to call as a search goes on: nothing, a bar on stderr that names it, or the caller's."""
+    """Yield a function that shows the progress of a search.
+
+    Parameters
+    ----------
+    what : str
+        The name of the search, shown before the bar.
+    progress : bool or callable(SearchProgress)
+        True shows a bar on stderr, False shows nothing, a function is called with each update.
+    """
     if callable(progress):
         yield progress
     elif not progress:
@@ -207,25 +244,25 @@ def counted(what: str, progress: bool | Callable[[SearchProgress], None]) -> Ite
 
 
 def left_column() -> Any:
-    """A column of rich's bars that counts the time left of a search down, from what `update` was last given."""
+    """A column of a rich bar that counts down the time left since the last `update`."""
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
 
     class Left(ProgressColumn):
         def render(self, task: Task) -> Text:
-            known = task.fields.get("known")
-            return Text("" if known is None else left_text(known[0], time.monotonic() - known[1]))
+            latest = task.fields.get("latest")
+            return Text("" if latest is None else left_text(latest[0], time.monotonic() - latest[1]))
 
     return Left()
 
 
 def update(bar: Any, task: Any, now: SearchProgress) -> None:
-    """Of a bar with a `left_column`."""
-    bar.update(task, completed=now.done, total=now.total, known=(now, time.monotonic()))
+    """Update a rich bar that has a `left_column`."""
+    bar.update(task, completed=now.done, total=now.total, latest=(now, time.monotonic()))
 
 
 def left_text(now: SearchProgress, since: float = 0.0) -> str:
-    """ "3:05 left", some seconds after it was said; nothing where it is not known."""
+    """ "3:05 left", `since` seconds after the update; "" where the time left is not known."""
     if now.seconds_left is None or now.done == now.total:
         return ""
     seconds = max(1, round(now.seconds_left - since))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from featx.errors import LayerError, StoreError, listed, nearest
+from featx.errors import LayerError, Parameter, StoreError, listed, nearest
 from featx.grammar import check_recipe
 
 _OPTIONAL = ("pass_rows", "weights_file_sha256")  # written only if they have a value
@@ -144,7 +144,11 @@ class Recipe:
         if name is None:
             if len(self.taps) == 1:
                 return self.layers[0]
-            raise LayerError(f"there are {len(self.taps)} layers; choose one with layer=: {', '.join(self.layers)}")
+            raise LayerError(
+                f"there are {len(self.taps)} layers; choose one with ",
+                Parameter("layer", ...),
+                f": {', '.join(self.layers)}",
+            )
         if name in self.taps or name in self.aliases:
             return self.aliases.get(name, name)
         matches = [layer for layer in self.layers if layer.rpartition(":")[0] == name]

@@ -13,12 +13,14 @@ import pytest
 import torch
 from crash_child import RUN
 from helpers import class_folders
+from pretend_cuda import PretendCuda
 from runs import extract, pictures
 from threadpoolctl import threadpool_limits
 from torch import nn
 
 import featx
 from featx.extraction import plans
+from featx.forward import release
 from featx.store import compaction, writer
 
 # Matrices of tests are small: a second thread only waits, and takes the core from who shares it.
@@ -55,6 +57,21 @@ def small_network() -> featx.Backbone:
         for parameter in network.parameters():
             parameter.normal_(0, 0.2, generator=generator)
     return featx.Backbone(network, preprocessing=featx.Preprocessing(crop=(32, 32), resize=32))
+
+
+@pytest.fixture
+def pretend_cuda() -> Iterator[PretendCuda]:
+    """A GPU that is none; networks that were built on it are forgotten afterwards."""
+    with PretendCuda() as device:
+        yield device
+        release()
+
+
+@pytest.fixture
+def gpu(request: pytest.FixtureRequest) -> None:
+    """The GPU of this machine; where it has none, a pretend one."""
+    if not torch.cuda.is_available():
+        request.getfixturevalue("pretend_cuda")
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "manifest": {"errors"},
     "progress": {"display"},
     "recipe": {"errors", "grammar"},
+    "request": {"errors", "store"},
     "_torch": set(),
     **{room: LOW | {"_torch"} for room in MIDDLE},
     "forward": LOW | MIDDLE,
@@ -35,12 +36,11 @@ MAY_IMPORT = {
     "learn.scores": LOW,
     "learn.search": LOW | SHARED | {"store", "solvers", "learn.features", "learn.estimators"},
     "learn.models": LOW | SHARED | {"store", "backbones", "learn.features", "learn.estimators", "learn.search"},
-    "learn.selection": LOW | {"store"} | LEARN - {"learn.protocols", "learn.models"},
+    "learn.selection": LOW | {"store", "request"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN,  # the public list
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn"},
-    "demo": LOW | MIDDLE | LEFT | LEARN | {"learn", "report"},  # it uses featx as a notebook would
-    "cli": LOW | MIDDLE | LEFT | LEARN | {"learn", "report", "demo"},
+    "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report"},
     "__main__": {"cli"},
 }
 LEFT_SIDE = LOW | MIDDLE | LEFT | {"_torch"}

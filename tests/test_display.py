@@ -1,4 +1,4 @@
-"""What is shown holds no control or format character of a name; what other programs read gives every name back."""
+"""Printed text has no control or format characters; JSON and CSV give every name back."""
 
 from __future__ import annotations
 

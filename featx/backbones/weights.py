@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from featx.errors import BackboneError, readable
+from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone, readable
 
 MOST_RANDOM_BYTES = 2**30  # 268 million parameters
 # Building a network of timm allocates up to 2.3 times its state dict, and a file may be in half precision.
@@ -35,12 +35,12 @@ class Allowance(TorchFunctionMode):
     Raises
     ------
     BackboneError
-        The tensors take more; `message` says what to do.
+        The tensors take more; this is `refusal`.
     """
 
-    def __init__(self, nbytes: int, message: str) -> None:
+    def __init__(self, nbytes: int, refusal: BackboneError) -> None:
         super().__init__()
-        self._left, self._message = nbytes, message
+        self._left, self._refusal = nbytes, refusal
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -49,7 +49,7 @@ class Allowance(TorchFunctionMode):
         if isinstance(result, torch.Tensor) and not any(isinstance(each, torch.Tensor) for each in arguments):
             self._left -= result.nbytes
             if self._left < 0:
-                raise BackboneError(self._message)
+                raise self._refusal
         return result
 
 
@@ -57,8 +57,10 @@ def random_allowance(name: str) -> Allowance:
     """The allowance of a network with random weights that only a recipe names."""
     return Allowance(
         MOST_RANDOM_BYTES,
-        f"its random weights take over {readable(MOST_RANDOM_BYTES)}, more than is built for a recipe; allow it with "
-        f"featx.load(path, backbone=featx.Backbone({name!r}, None))",
+        UnavailableBackbone(
+            f"its random weights take over {readable(MOST_RANDOM_BYTES)}, more than is built for a recipe",
+            f"allow it with featx.load(path, backbone=featx.Backbone({name!r}, None))",
+        ),
     )
 
 
@@ -66,7 +68,7 @@ def file_allowance(file: str, nbytes: int) -> Allowance:
     """The allowance of a network whose state dict is in a file of `nbytes` bytes."""
     return Allowance(
         _FACTOR * nbytes + _OTHER_BYTES,
-        f"{file} does not fit: it has {readable(nbytes)}, and the network is far larger",
+        BackboneError(f"{file} does not fit: it has {readable(nbytes)}, and the network is far larger"),
     )
 
 
@@ -81,9 +83,11 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
                 raise BackboneError(f"{file!r} is not a file; weights are a state dict, .safetensors or .pth")
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
             if expected_sha256 not in (None, sha256):
-                raise BackboneError(
+                raise UnavailableBackbone(
                     f"{file!r} is not the weights file that was recorded: its SHA-256 begins with {sha256[:12]}, not "
-                    f"{str(expected_sha256)[:12]}; say where it is: featx predict --weights, featx.load(path, weights=)"
+                    f"{str(expected_sha256)[:12]}",
+                    "say where it is: ",
+                    Call("featx.load", "path", Parameter("weights", ...)),
                 )
             opened.seek(0)
             content = opened.read()  # these bytes are parsed, even if the file changes now

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featx.backbones import Backbone
-from featx.errors import ImageError, RecipeError, StoreError, listed
+from featx.errors import ImageError, Parameter, Part, RecipeError, StoreError, listed
 from featx.images import NO_MEMORY, Collection, content_digest, decode
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collection_digest, copy_rows
 
@@ -57,18 +57,19 @@ class ExistingStore:
         """Raise RecipeError if the recipes differ, or if rows or labels would be lost and `replacing` is not set."""
         path, stored = self.store.path, self.store.recipe
         kept = {name: tap for name, tap in self.recipe.taps.items() if name in stored.taps}
-        differences, hint = stored.differences(replace(self.recipe, taps=kept)), ""
+        hint: tuple[Part, ...] = ()
+        differences = stored.differences(replace(self.recipe, taps=kept))
         if differences and self.new_layers:
-            hint = "; to add layers, name those that are stored too"
+            hint = ("; to add layers, name those that are stored too",)
             if kept.keys() != stored.taps.keys():
                 differences = stored.differences(self.recipe)
         elif kept.keys() != stored.taps.keys():
-            hint = "; to add images, name all layers that are stored"
+            hint = ("; to add images, name all layers that are stored",)
         elif not differences and (self.new or self.changed or self.new_layers):
             differences = _device_differs(stored, self.recipe)
-            hint = f"; new images in a store of their own, made with like={path.name!r}, go with these"
+            hint = ("; new images in a store of their own, made with ", Parameter("like", path.name), ", go with these")
         if differences:
-            raise RecipeError(f"{path} was made otherwise: {'; '.join(differences)}{hint}. {_OTHER}")
+            raise RecipeError(f"{path} was made otherwise: {'; '.join(differences)}", *hint, ". ", *_OTHER)
         images = {"gone since": self.gone, "changed": self.changed}
         changes = [f"{how}: {listed(names)}" for how, names in images.items() if names]
         if changes and self.new:
@@ -78,8 +79,9 @@ class ExistingStore:
         if changes and not replacing:
             holds = "has other labels or columns" if changes == [self.labels_differ] else "holds other images"
             raise RecipeError(
-                f"{path} {holds}: {'; '.join(changes)}. Choose another output, or --replace it "
-                "(replace=True): rows that still serve are copied"
+                f"{path} {holds}: {'; '.join(changes)}. Choose another output, or replace it with ",
+                Parameter("replace", True),
+                ": rows that still serve are copied",
             )
 
     def grown(self) -> Recipe:
@@ -150,15 +152,15 @@ def refuse_other_names(
     differences = there.differences(replace(there, backbone=backbone.name, engine=engine, **kept))
     if backbone.name == there.backbone and (backbone.weights is None) != (there.weights is None):
         differences.append(f"weights: {there.weights or 'random'!r} there, {backbone.weights or 'random'!r} here")
-    way = _OTHER
+    way: tuple[Part, ...] = _OTHER
     if backbone.name != there.backbone and not there.backbone.startswith(("module:", "export:")):
-        way = f"Go on with backbone={there.backbone!r}, or choose another output"
+        way = ("Go on with ", Parameter("backbone", there.backbone), ", or choose another output")
     if differences and is_begun:
         raise RecipeError(
-            f"an unfinished run towards {output} was begun otherwise: {'; '.join(differences)}. {_FINISH}"
+            f"an unfinished run towards {output} was begun otherwise: {'; '.join(differences)}. ", *_FINISH
         )
     if differences:
-        raise RecipeError(f"{output} was made otherwise: {'; '.join(differences)}. {way}")
+        raise RecipeError(f"{output} was made otherwise: {'; '.join(differences)}. ", *way)
 
 
 def refuse_another_run(output: Path, begun: Unfinished, recipe: Recipe, images: Collection) -> None:
@@ -175,7 +177,7 @@ def refuse_another_run(output: Path, begun: Unfinished, recipe: Recipe, images: 
         differences.append("other labels or columns")
     if differences:
         raise RecipeError(
-            f"an unfinished run towards {output} was begun otherwise: {'; '.join(differences)}. {_FINISH}"
+            f"an unfinished run towards {output} was begun otherwise: {'; '.join(differences)}. ", *_FINISH
         )
 
 
@@ -197,12 +199,12 @@ def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> Non
             changed.append(images.ids[i])
     if changed:
         raise StoreError(
-            f"images changed since the unfinished run towards {output} was begun: {listed(changed)}. {_FINISH}"
+            f"images changed since the unfinished run towards {output} was begun: {listed(changed)}. ", *_FINISH
         )
 
 
-_OTHER = "Ask for what it was made with, or choose another output"
-_FINISH = "Finish it with the images and words it was begun with, or --discard it (discard=True)"
+_OTHER = ("Ask for what it was made with, or choose another output",)
+_FINISH = ("Finish it with the images and settings it was begun with, or discard it with ", Parameter("discard", True))
 
 
 def _digest_or_none(image: Any) -> bytes | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +10,11 @@ from typing import Any
 import torch
 
 from featx.backbones import COMPILED, Backbone, Preprocessing
-from featx.errors import BackboneError, LayerError, RecipeError, listed
+from featx.errors import BackboneError, LayerError, Parameter, RecipeError, UnavailableBackbone, listed
 from featx.forward import backbone_of
 from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.store import FeatureStore, Recipe
 
-_OF_A_MODEL = re.compile("[:;] (?:allow it with )?featx")  # begins a next step that is meant for a saved model
 _OF_THE_MACHINE = ("device", "engine")  # choices that may differ from the store's
 
 
@@ -78,23 +76,24 @@ class Example:
             known = Backbone(recipe.backbone if backbone is None else backbone, weights, preprocessing=preprocessing)
         elif backbone is not None:
             if (name := Backbone(backbone, None).name) != recipe.backbone:
-                raise RecipeError(self._otherwise([f"backbone: {recipe.backbone!r} there, {name!r} here"]))
+                raise self._otherwise([f"backbone: {recipe.backbone!r} there, {name!r} here"])
             if not is_weights_file(recipe.weights):  # what the user names may be downloaded; a file may not be opened
                 known = Backbone(backbone, recipe.weights, preprocessing=preprocessing)
         try:
             resolved = backbone_of(recipe, known)
-        except BackboneError as error:
-            what, *hint = _OF_A_MODEL.split(str(error), 1)
-            if not hint:
-                raise
-            raise BackboneError(f"{self.name}: {what}. Give the backbone or its weights beside like=") from error
+        except UnavailableBackbone as error:
+            raise BackboneError(
+                f"{self.name}: {error.reason}. Give the backbone or its weights beside ", Parameter("like", ...)
+            ) from error
         return resolved if known is not None else resolved.prepared_by(preprocessing)
 
     def layers(self, layers: str | Sequence[str] | None, pool: str) -> list[str]:
         """Full names of the layers that the user passed; all layers of the store if there are none."""
         if layers is None:
             if pool != "avg":
-                raise LayerError(f"pool={pool!r} is for layers that are named; {self.name} has pools of its own")
+                raise LayerError(
+                    Parameter("pool", pool), f" is for layers that are named; {self.name} has pools of its own"
+                )
             return list(self.recipe.layers)
         return [self._full_name(name, pool) for name in ([layers] if isinstance(layers, str) else layers)]
 
@@ -123,7 +122,7 @@ class Example:
             recipe = replace(recipe, backbone=recorded.backbone)  # named by its file; its fingerprint is the same
         of_the_machine = {name: getattr(recorded, name) for name in _OF_THE_MACHINE}
         if differences := recorded.differences(replace(recipe, **of_the_machine)):
-            raise RecipeError(self._otherwise(differences))
+            raise self._otherwise(differences)
         return replace(
             recipe,
             threads=recorded.threads,
@@ -131,5 +130,8 @@ class Example:
             precision_error=recorded.precision_error,
         )
 
-    def _otherwise(self, differences: Sequence[str]) -> str:
-        return f"{self.name} was made otherwise: {'; '.join(differences)}. Leave out what differs, or like="
+    def _otherwise(self, differences: Sequence[str]) -> RecipeError:
+        return RecipeError(
+            f"{self.name} was made otherwise: {'; '.join(differences)}. Leave out what differs, or ",
+            Parameter("like", ...),
+        )

@@ -22,6 +22,7 @@ from featx.display import printable
 from featx.errors import (
     ContradictionWarning,
     NonFiniteWarning,
+    Parameter,
     RecipeError,
     StoreError,
     UnreadableImagesWarning,
@@ -392,7 +393,9 @@ class Plan:
         """One call below both `run` and `extract`, so that warnings name the line that called either."""
         output, images, existing = self.output, self.images, self._existing
         if self.is_dry:
-            raise StoreError("this plan was made with dry_run=True and cannot be run; plan again without it")
+            raise StoreError(
+                "this plan was made with ", Parameter("dry_run", True), " and cannot be run; plan again without it"
+            )
         if self._discard:
             discard_unfinished(output)
             self._discard = False  # rows of this run are kept if it is run again

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from featx.backbones import TappedNetwork
-from featx.errors import FeatxError, ImageError
+from featx.errors import FeatxError, ImageError, Parameter
 from featx.images import Batch
 from featx.solvers import threads_for
 
@@ -75,22 +75,32 @@ class Passes:
         while True:
             try:
                 with threads_for(0) if self._few else contextlib.nullcontext():
-                    parts = [self._network(part) for part in pixels.split(self._rows)]
+                    values = self._computed(pixels)
                 break
             except torch.OutOfMemoryError as error:
                 if self._rows == 1:
-                    raise FeatxError("the GPU's memory does not hold one image's forward pass; device='cpu'") from error
+                    raise FeatxError(
+                        "the GPU's memory does not hold one image's forward pass; use ", Parameter("device", "cpu")
+                    ) from error
                 self._rows = -(-self._rows // 2)
                 torch.cuda.empty_cache()
-        values = {name: torch.cat([part[name] for part in parts]) if parts[1:] else parts[0][name] for name in parts[0]}
         if not self._on_gpu:
             return Rows(values, None, self._rows)
-        host = {name: torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True) for name, rows in values.items()}
-        for name, rows in values.items():
-            host[name].copy_(rows, non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-        return Rows(host, arrived, self._rows)
+        return Rows(values, arrived, self._rows)
+
+    def _computed(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The rows of all images, on the CPU; from a GPU each pass's are copied at once, so that it holds no others."""
+        if not self._on_gpu:
+            return self._network(pixels)
+        host: dict[str, torch.Tensor] = {}
+        for start in range(0, len(pixels), self._rows):
+            for name, rows in self._network(pixels[start : start + self._rows]).items():
+                if name not in host:
+                    host[name] = torch.empty((len(pixels), *rows.shape[1:]), dtype=rows.dtype, pin_memory=True)
+                host[name][start : start + len(rows)].copy_(rows, non_blocking=True)
+        return host
 
 
 def block_of(batch: Batch, rows: Rows, n: int) -> Block:

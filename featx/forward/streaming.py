@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, resolve_taps, trace_of
-from featx.errors import FeatxError, RecipeError
+from featx.errors import FeatxError, Parameter, RecipeError
 from featx.forward.cache import network_of
 from featx.forward.passes import Block, Passes, Rows, block_of, pinned
 from featx.forward.trial import TRIAL_BATCHES, Trial, try_out
@@ -147,7 +147,9 @@ def check_choices(*, device: str, precision: str, engine: str, batch_size: int |
     _one_of("engine", engine, ("auto", *_ENGINES))
     _one_of("dtype", dtype, ("float32", "float16"))
     if batch_size != "auto" and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
-        raise FeatxError(f"batch_size is 'auto' or a whole number of images, 1 or more; got {batch_size!r}")
+        raise FeatxError(
+            Parameter("batch_size"), f" is 'auto' or a whole number of images, 1 or more; got {batch_size!r}"
+        )
     return _device(device)
 
 
@@ -164,8 +166,16 @@ def _fitting(backbone: Backbone, taps: Sequence[Tap], place: torch.device, trial
     """Images per pass that fit a GPU's free memory, estimated from a pass of a few in float32."""
     network = TappedNetwork(backbone, taps, place, "float32")
     before = torch.cuda.memory_allocated(place)
-    torch.cuda.reset_peak_memory_stats(place)
-    network(torch.zeros(trial_rows, *backbone.preprocessing.size, 3, dtype=torch.uint8))
+    while True:
+        torch.cuda.reset_peak_memory_stats(place)
+        try:
+            network(torch.zeros(trial_rows, *backbone.preprocessing.size, 3, dtype=torch.uint8))
+            break
+        except torch.OutOfMemoryError:
+            if trial_rows == 1:  # the run will say so
+                return 1
+            trial_rows //= 2
+            torch.cuda.empty_cache()
     taken = (torch.cuda.max_memory_allocated(place) - before) / trial_rows
     torch.cuda.empty_cache()
     return int(0.7 * torch.cuda.mem_get_info(place)[0] / max(taken, 1))

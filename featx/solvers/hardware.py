@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, Parameter
 
 
 def device_of(device: str) -> torch.device:
@@ -19,7 +19,12 @@ def device_of(device: str) -> torch.device:
     if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
         raise FeatxError(f"device is 'auto', 'cpu' or 'cuda'; got {device!r}")
     if device != "cpu" and not torch.cuda.is_available():
-        raise FeatxError(f"device={device!r}, and there is no GPU that torch can use; device='cpu' works everywhere")
+        raise FeatxError(
+            Parameter("device", device),
+            ", and there is no GPU that torch can use; ",
+            Parameter("device", "cpu"),
+            " works everywhere",
+        )
     return torch.device(device)
 
 

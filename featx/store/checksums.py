@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from featx.errors import StoreError
+from featx.errors import Parameter, StoreError
 from featx.store import files, layout
 from featx.store.hdf5 import Array
 from featx.store.layout import GROUP_ROWS
@@ -126,4 +126,4 @@ class Checksums:
 
 
 def unfinished_damage() -> StoreError:
-    return StoreError("the unfinished run is damaged; --discard it (discard=True) and run again")
+    return StoreError("the unfinished run is damaged; discard it with ", Parameter("discard", True), " and run again")

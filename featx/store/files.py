@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featx.errors import StoreError, readable
+from featx.errors import Parameter, StoreError, readable
 
 KEPT, NOTHING_KEPT = "what is done is kept: run it again to go on", "nothing was kept"
 
@@ -126,7 +126,9 @@ def refuse_existing(output: Path, replace: bool) -> None:
     """Raise StoreError if the output exists and must not be replaced, or cannot be created."""
     refuse_unwritable(output)
     if output.exists() and not replace:
-        raise StoreError(f"{output} is there already; choose another output, or --replace it (replace=True)")
+        raise StoreError(
+            f"{output} is there already; choose another output, or replace it with ", Parameter("replace", True)
+        )
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 
 import xxhash
 
-from featx.errors import StoreError
+from featx.errors import Parameter, StoreError
 from featx.recipe import Recipe
 from featx.store.files import beside, fsync_folder, is_at, open_alone, told
 from featx.store.layout import GROUP_ROWS
@@ -90,8 +90,8 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
         recipe = Recipe.from_json(json.dumps(entries[0]["recipe"]))
     except (KeyError, StoreError) as error:
         raise StoreError(
-            f"another version of featx began a run for {output}; finish it with that version, or --discard it "
-            "(discard=True)"
+            f"another version of featx began a run for {output}; finish it with that version, or discard it with ",
+            Parameter("discard", True),
         ) from error
     return Unfinished(recipe, entries[0]["ids"], entries[1:], nbytes)
 

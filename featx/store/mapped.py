@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import StoreError, nearest
+from featx.errors import Call, StoreError, nearest
 from featx.store import hdf5, layout
 from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import parse
@@ -57,7 +57,7 @@ class Mapped:
         except (OSError, ValueError, OverflowError) as error:
             raise StoreError(f"cannot open {path} as a store: it cannot be read ({error})") from error
         if (version := layout.version_of(page)) is None:
-            raise StoreError(f"{path} is not a featx store; featx extract makes one, under another name")
+            raise StoreError(f"{path} is not a featx store; ", Call("featx.extract"), " makes one, under another name")
         if version not in layout.VERSIONS:
             known = " and ".join(map(str, layout.VERSIONS))
             raise StoreError(f"{path} has format version {version}; this featx reads {known}: update it")
@@ -149,11 +149,13 @@ def _opened(path: Path) -> int:
             return os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
         if is_unfinished(path):
-            raise StoreError(f"{path} is not finished yet: run the same featx extract again to continue it") from error
+            raise StoreError(
+                f"{path} is not finished yet: run the same ", Call("featx.extract"), " again to continue it"
+            ) from error
         siblings = [file.name for file in path.parent.glob("*.h5")] if path.parent.is_dir() else []
-        raise StoreError(
-            f"there is no store {path}{nearest(path.name, siblings) or '; featx extract makes one'}"
-        ) from error
+        if close := nearest(path.name, siblings):
+            raise StoreError(f"there is no store {path}{close}") from error
+        raise StoreError(f"there is no store {path}; ", Call("featx.extract"), " makes one") from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StoreError(f"cannot open {path} as a store: {reason}") from error

@@ -9,7 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.errors import DamageError, ImageError, RecipeError, RowsDifferWarning, StoreError, count, listed, warn
+from featx.errors import (
+    DamageError,
+    ImageError,
+    Parameter,
+    RecipeError,
+    RowsDifferWarning,
+    StoreError,
+    count,
+    listed,
+    warn,
+)
 from featx.manifest import text_array
 from featx.store.agreement import rounding_note
 from featx.store.contents import Failure
@@ -106,7 +116,8 @@ def merge(
             done = np.flatnonzero(~writer.todo & (rows >= 0))
             if not np.array_equal(writer.digests[done], store.digests[rows[done]]):
                 raise StoreError(
-                    f"{store.path} has changed since an unfinished merge copied from it; --discard that (discard=True)"
+                    f"{store.path} has changed since an unfinished merge copied from it; discard that with ",
+                    Parameter("discard", True),
                 )
             copy_rows(writer, store, np.where(writer.todo, rows, -1))
             start += len(store)
@@ -133,7 +144,7 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
         raise StoreError(
             f"a merge takes every image once; {count(len(repeated), 'image')} in several of the stores: "
             f"{listed(repeated)}. If those are different images with the same names, extract their folders by their "
-            "common parent: ids then begin with it. featx search takes several stores of the same images"
+            "common parent: ids then begin with it. A search takes several stores of the same images"
         )
     first = stores[0]
     for other in stores[1:]:
@@ -141,7 +152,8 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
         if differences := first.recipe.differences(other.recipe, where):
             raise RecipeError(
                 f"the stores were made in different ways: {'; '.join(differences)}; extract the images of one again, "
-                f"with like={first.path.name!r}"
+                "with ",
+                Parameter("like", first.path.name),
             )
         if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
             raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")

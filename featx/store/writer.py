@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import ImageError, StoreError
+from featx.errors import ImageError, Parameter, StoreError
 from featx.recipe import Recipe, collection_digest
 from featx.store import files, layout, metadata
 from featx.store.checksums import Checksums, unfinished_damage
@@ -129,8 +129,9 @@ class StoreWriter:
     def _begin(self, begun: Unfinished | None) -> Journal:
         if begun is not None and (begun.recipe != self.recipe or begun.ids != self._ids):
             raise StoreError(
-                f"an unfinished run for {self._output} has another recipe or other images; finish it, or "
-                "--discard it (discard=True)"
+                f"an unfinished run for {self._output} has another recipe or other images; finish it, or discard it "
+                "with ",
+                Parameter("discard", True),
             )
         if begun is None:  # remove an older journal before a new file exists to which it would seem to belong
             os.ftruncate(self._file, 0)

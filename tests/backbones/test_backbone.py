@@ -382,7 +382,9 @@ def test_a_recorded_backbone_with_other_weights_is_refused(tmp_path):
         resolved(made.name, str(file), made.weights_sha256, SMALL, weights_file_sha256=file_sha256)
     assert made.weights_sha256[:12] in message(error)
     file.unlink()
-    with pytest.raises(BackboneError, match=r"weights\.pth' is gone; say where it is: featx predict --weights"):
+    with pytest.raises(
+        BackboneError, match=r"weights\.pth' is gone; say where it is: featx\.load\(path, weights=\.\.\.\)"
+    ):
         resolved(made.name, str(file), made.weights_sha256, SMALL, weights_file_sha256=file_sha256)
 
 
@@ -423,14 +425,16 @@ def test_a_recipe_builds_only_networks_in_a_librarys_list(name, tmp_path, monkey
 def test_a_recipe_downloads_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: pytest.fail("it asked for a host"))
-    with pytest.raises(BackboneError, match="a recipe alone downloads nothing; allow it with featx predict") as error:
+    with pytest.raises(
+        BackboneError, match=r"a recipe alone downloads nothing; allow it with featx\.load\(path, weights='DEFAULT'\)"
+    ) as error:
         resolved(name, "DEFAULT", "0" * 64, SMALL)
     message(error)
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_1", "vit_b_16", "regnet_x_400mf"])
 def test_a_network_counts_its_tensors_once_so_that_a_file_in_half_precision_fits(name, tmp_path):
-    counted = Allowance(2**40, "")
+    counted = Allowance(2**40, BackboneError(""))
     with counted:
         module = Backbone(name, None).module
     nbytes = sum(tensor.nbytes for tensor in module.state_dict().values())

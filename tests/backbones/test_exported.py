@@ -260,7 +260,11 @@ def test_a_program_must_be_passed_and_is_not_opened_for_a_recipe(constants, file
     ):
         with pytest.raises(BackboneError) as error:
             resolved(made.name, made.weights, made.weights_sha256, SMALL)
-        assert_tells(error.value, "hand it over, if you trust it", f"(it was {str(named)!r})" if named is file else "")
+        assert_tells(
+            error.value,
+            "hand it over, if you trust it: featx.load(path, weights='FILE.pt2')",
+            f"(it was {str(named)!r})" if named is file else "",
+        )
         assert resolved(made.name, made.weights, made.weights_sha256, SMALL, made) is made
 
 
@@ -317,7 +321,8 @@ def test_a_store_like_that_of_a_program_takes_the_program_only_from_the_user(fil
     options = {"like": store, "device": "cpu", "progress": False}
     empty_cache()
     with pytest.raises(
-        BackboneError, match="a.h5: .* hand it over, if you trust it. Give the backbone or its weights beside like"
+        BackboneError,
+        match=r"a.h5: .* an exported program, net \(it was .*\). Give the backbone or its weights beside like=\.\.\.",
     ):
         featx.extract(photos, tmp_path / "b.h5", **options)
     renamed = file.rename(tmp_path / "renamed.pt2")

@@ -1,4 +1,4 @@
-"""The command line on real files: what it prints, its exit codes, and that a user's mistake costs one line."""
+"""The command line on real files: its output, its exit codes, and one line for each mistake of a user."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 import featx
 import featx.learn
-from featx.cli import _spoken, app
+from featx.cli import app
 
 PIXELS = ["-b", "bundled:pixels", "-q"]
 CLASSES = {"dark": 60, "light": 190}
@@ -39,7 +39,7 @@ def _picture(path: Path, level: int, rng: np.random.Generator) -> Path:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Two class folders of 15 pictures, told apart by their brightness."""
+    """Two class folders of 15 pictures, which differ in brightness."""
     rng = np.random.default_rng(0)
     for name, level in CLASSES.items():
         for i in range(15):
@@ -157,8 +157,8 @@ def test_search_is_honest_nested_and_keeps_every_score(described: Path, tmp_path
     words += ["-e", "ridge_classifier", "-e", "nearest_centroid", "--scoring", "balanced_accuracy", "--jobs", 1]
     done = _run("search", described, *words, "--results", tmp_path / "r.csv")
     assert done.exit_code == 0, done.output
-    for said in ("10 groups", "nested cross-validation", "2-fold balanced accuracy, 2 times", "l2, pca 8"):
-        assert said in done.stdout
+    for text in ("10 groups", "nested cross-validation", "2-fold balanced accuracy, 2 times", "l2, pca 8"):
+        assert text in done.stdout
     rows = list(csv.DictReader((tmp_path / "r.csv").read_text().splitlines()))
     assert [row["kind"] for row in rows] == ["cross-validation"] * 7 + ["nested"] * 2
     assert {row["estimator"] for row in rows[:7]} == {"ridge_classifier", "nearest_centroid"}
@@ -251,8 +251,9 @@ def test_an_interrupted_protocol_shows_and_writes_what_was_done_and_saves_no_mod
 
     monkeypatch.setattr(featx.learn, "linear_probe", stopped)
     words = ["--protocol", "linear-probe", "-o", tmp_path / "m.skops", "--results", tmp_path / "r.csv"]
-    said = _run("search", store, *words)
-    assert said.exit_code == 130 and "interrupted" in said.stdout and "m.skops was not written" in said.stderr
+    interrupted = _run("search", store, *words)
+    assert interrupted.exit_code == 130 and "interrupted" in interrupted.stdout
+    assert "m.skops was not written" in interrupted.stderr
     assert {row["partial"] for row in csv.DictReader((tmp_path / "r.csv").read_text().splitlines())} == {"1"}
     assert not (tmp_path / "m.skops").exists()
 
@@ -353,14 +354,14 @@ def test_search_replaces_no_model_and_says_so_before_it_searches(
 
 @pytest.mark.parametrize("option, name", [("--results", "r.csv"), ("--results", "r.json"), ("--figure", "f.PDF")])
 def test_what_search_writes_is_whole_or_as_it_was(
-    found: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str
+    searched: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str
 ) -> None:
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     path = tmp_path / name
-    monkeypatch.setattr(featx.learn, "select_model", lambda *args, **kwargs: found[1]["select_model"])
-    words = ["search", found[0] / "all.h5", option, path]
+    monkeypatch.setattr(featx.learn, "select_model", lambda *args, **kwargs: searched[1]["select_model"])
+    words = ["search", searched[0] / "all.h5", option, path]
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         assert f"cannot write {path}: No space left on device" in _refused(*words)
@@ -408,9 +409,9 @@ GRID_ONLY = ("--estimator", "--l2", "--power", "--pca", "--scoring", "--one-se",
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder with what VALUES name, and what each protocol finds in it."""
-    folder = tmp_path_factory.mktemp("found")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder with what VALUES name, and the result of each protocol."""
+    folder = tmp_path_factory.mktemp("searched")
     rng = np.random.default_rng(0)
     lines, labels = ["path,label,split,patient,age"], ["id,label"]
     for i in range(60):
@@ -444,18 +445,18 @@ def test_every_option_of_search_has_a_value_to_try() -> None:
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("option", VALUES)
 def test_every_option_has_an_effect_or_is_refused(
-    found: tuple[Path, dict[str, Any]], protocol: str, option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    searched: tuple[Path, dict[str, Any]], protocol: str, option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    folder, results = found
+    folder, results = searched
 
     def run(*words: str) -> tuple[int, list[str]]:
-        """Exit code, and all that it does: what the library is asked, what is printed and written."""
-        asked: list[str] = []
+        """Exit code, and all that it does: calls of the library, what is printed, files written."""
+        calls: list[str] = []
         for name, result in results.items():
 
             def answer(*args: Any, name: str = name, result: Any = result, **kwargs: Any) -> Any:
                 del kwargs["on_progress"]
-                asked.append(f"{name} {sorted((key, str(value)) for key, value in kwargs.items())}")
+                calls.append(f"{name} {sorted((key, str(value)) for key, value in kwargs.items())}")
                 return result
 
             monkeypatch.setattr(featx.learn, name, answer)
@@ -466,7 +467,7 @@ def test_every_option_has_an_effect_or_is_refused(
         done = _run("search", folder / "all.h5", "--protocol", protocol, *all_words)
         files = sorted(path.name for path in (tmp_path / "run").iterdir())
         (tmp_path / "run").rename(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
-        return done.exit_code, [*asked, done.output, *files]
+        return done.exit_code, [*calls, done.output, *files]
 
     if option == "--protocol":
         return
@@ -487,8 +488,8 @@ def test_every_option_has_an_effect_or_is_refused(
         assert code == 0 and did != plain
 
 
-def test_images_are_held_out_in_one_way(found: tuple[Path, dict[str, Any]]) -> None:
-    folder, _ = found
+def test_images_are_held_out_in_one_way(searched: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = searched
     ways = [("--test-size", "0.4"), ("--split-column", "split"), ("--test-store", folder / "other.h5")]
     for one, other in itertools.combinations(ways, 2):
         assert f"one way; got {one[0]} and {other[0]}" in _refused("search", folder / "all.h5", *one, *other)
@@ -503,27 +504,27 @@ def test_images_are_held_out_in_one_way(found: tuple[Path, dict[str, Any]]) -> N
 
 
 def test_files_are_written_though_nobody_reads_what_is_printed(
-    found: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    searched: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gone(*things: object) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("featx.cli._print", gone)
+    monkeypatch.setattr("featx.cli.search.print_all", gone)
     words = ["-e", "nearest_centroid", "--jobs", 1, "-o", tmp_path / "m.skops", "--results", tmp_path / "r.csv"]
-    done = _run("search", found[0] / "all.h5", *words, "--figure", tmp_path / "f.png")
+    done = _run("search", searched[0] / "all.h5", *words, "--figure", tmp_path / "f.png")
     assert isinstance(done.exception, BrokenPipeError)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.png", "m.skops", "r.csv"]
 
 
-def test_a_column_of_the_store_holds_the_labels(found: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    folder, _ = found
+def test_a_column_of_the_store_holds_the_labels(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, _ = searched
     words = ["-e", "nearest_centroid", "--jobs", 1, "--results", tmp_path / "r.json", "--label-column"]
     assert _run("search", folder / "all.h5", *words, "split").exit_code == 0
     assert json.loads((tmp_path / "r.json").read_text())["classes"] == ["test", "train", "val"]
     words[1], words[5] = "ridge", tmp_path / "numbers.json"
     assert _run("search", folder / "all.h5", *words, "age", "--target", "numeric").exit_code == 0
-    said = json.loads((tmp_path / "numbers.json").read_text())
-    assert said["classes"] is None and said["scoring"] == "r2"
+    result = json.loads((tmp_path / "numbers.json").read_text())
+    assert result["classes"] is None and result["scoring"] == "r2"
     assert "--target numeric needs a finite number as label; image 0.png has 'p0'" in _refused(
         "search", folder / "all.h5", "--label-column", "patient", "--target", "numeric"
     )
@@ -537,7 +538,7 @@ def test_a_column_of_the_store_holds_the_labels(found: tuple[Path, dict[str, Any
 def test_layers_side_by_side_are_named_with_spaces_or_without(photos: Path, tmp_path: Path) -> None:
     words = ["-b", "resnet18", "--weights", "random", "-l", "layer1", "-l", "layer2", "-q", "--precision", "float32"]
     assert _run("extract", photos, "-o", tmp_path / "r.h5", *words).exit_code == 0
-    said = [
+    runs = [
         _run(
             "search",
             tmp_path / "r.h5",
@@ -552,7 +553,7 @@ def test_layers_side_by_side_are_named_with_spaces_or_without(photos: Path, tmp_
         )
         for number, name in enumerate(("layer1+layer2", "layer1 + layer2"))
     ]
-    assert [done.exit_code for done in said] == [0, 0], said[1].output
+    assert [done.exit_code for done in runs] == [0, 0], runs[1].output
     for number in range(2):
         assert "layer1:avg+layer2:avg" in (tmp_path / f"{number}.csv").read_text()
 
@@ -592,31 +593,10 @@ def test_ctrl_c_before_64_images_leaves_nothing(tmp_path: Path) -> None:
     while not (tmp_path / "out.h5.partial").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
-    assert running.returncode == 130, told
-    assert "Traceback" not in told and "interrupted" in told
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130, stderr
+    assert "Traceback" not in stderr and "interrupted" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
-
-
-def test_messages_speak_of_options_and_leave_names_of_files_alone() -> None:
-    for message, said in {
-        "add images, or test_size=0": "add images, or --test-size 0",
-        "folds=1, random_state and n_jobs=0": "--folds 1, --seed and --jobs 0",
-        "target='numeric' needs a number": "--target numeric needs a number",
-        "--replace it (replace=True): as above": "--replace it: as above",
-        "give weights='a/b.pth', or weights=None": "give --weights a/b.pth, or --weights random",
-        "cannot open /tmp/test_size=2/test_size.h5, test_size.csv or 'test_size'": None,
-        "folds and groups are words": None,
-        "choose one with layer=: a, b": "choose one with --layer: a, b",
-        "choose a, b with labels=": "choose a, b with --labels",
-        "go on with backbone='timm:a b'": "go on with --backbone timm:a b",
-        "give them: y=store.align('labels.csv'), or --labels labels.csv": "give them: --labels labels.csv",
-        "gone: featx predict --weights FILE, featx.load(path, weights='x')": "gone: featx predict --weights FILE",
-        "the grid (featx.learn.select_model, or no --protocol)": "the grid (no --protocol)",
-    }.items():
-        assert _spoken(
-            message, ["test_size", "folds", "groups", "target", "replace", "weights", "layer", "labels", "backbone"]
-        ) == (said or message)
 
 
 def test_help_and_version_load_no_torch() -> None:

@@ -103,7 +103,7 @@ def test_csv_is_escaped_on_a_terminal_and_quoted_where_it_begins_a_formula(folde
     (header, *rows) = csv.reader(io.StringIO(done.stdout, newline=""))
     assert header[0] == "image" and [row[0] for row in rows] == [f"'{FORMULA}.png", *names[1:]]
     assert all(float(row[2]) is not None for row in rows)
-    monkeypatch.setattr("featx.cli.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr("featx.cli.printing.sys", SimpleNamespace(stdout=SimpleNamespace(isatty=lambda: True)))
     text = shown(run("predict", model, *names, "--csv"))
     assert r"\x1b[31mred\x1b[0m.png" in text and r"photo\u202egnp.png" in text
 

@@ -1,4 +1,4 @@
-"""The command line on stores: what a second extract does, verify, merge, export, two recipes compared, an interrupt."""
+"""The command line on stores: a second extract, verify, merge, export, comparison of two recipes, an interrupt."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def test_a_second_extract_returns_the_store_grows_it_or_asks_for_replace(folder:
     save_noise(folder / "monday" / "bee" / "new.png", seed=77)
     assert "7 images" in _done(*again)
     (folder / "monday" / "ant" / "ant_0.png").unlink()
-    told = _refused(*again)
-    assert "gone since: 'ant/ant_0.png'" in told and "--replace" in told
+    text = _refused(*again)
+    assert "gone since: 'ant/ant_0.png'" in text and "--replace" in text
     assert "6 images" in _done(*again, "--replace")
 
 
@@ -133,8 +133,8 @@ def test_a_link_is_followed_and_stays_a_link(folder: Path) -> None:
 def test_notes_name_duplicates_with_different_labels_and_overflow(tmp_path: Path) -> None:
     class_folders(tmp_path / "photos")
     save_noise(tmp_path / "photos" / "bee" / "again.png", seed=0)  # the same as ant_0
-    told = _done("extract", tmp_path / "photos", "-o", tmp_path / "photos.h5", *PIXELS)
-    assert "different labels" in told and "ant/ant_0.png (ant), bee/again.png (bee)" in told
+    text = _done("extract", tmp_path / "photos", "-o", tmp_path / "photos.h5", *PIXELS)
+    assert "different labels" in text and "ant/ant_0.png (ant), bee/again.png (bee)" in text
     assert "2 images have the same content as another one" in _done("info", tmp_path / "photos.h5")
 
 

@@ -1,4 +1,4 @@
-"""A newcomer's words on the command line: what fits nothing costs one line, and is found before torch is imported."""
+"""Usage errors on the command line: one line each, before torch is imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import featx
 from featx.backbones import sources
-from featx.cli import _spoken, app
+from featx.cli import app
 from featx.errors import nearest
 from featx.extraction import plans
 
@@ -85,6 +85,7 @@ def test_words_that_do_not_fit_cost_one_line(folder, monkeypatch, words, expecte
         "search nothere.h5",
         "search photos.h5 --labels nothere.csv",
         "search photos.h5 --split-column nothere",
+        "search photos.h5 --protocol knn --nested",
         "extract nothere -o x.h5",
         "extract photos -o nothere/x.h5",
         "extract photos -o x.h5 --like nothere.h5",
@@ -119,8 +120,8 @@ def test_a_dry_run_downloads_and_computes_nothing_and_says_what_is_open(tmp_path
     words = ["extract", photos, "-o", tmp_path / "a.h5", "-b", "squeezenet1_1", "-l", "features.3", "--dry-run"]
     done = run(*words)
     assert done.exit_code == 0, done.output
-    for said in ("120 images", "precision and engine chosen on the first batch", "128", "how long it takes shows"):
-        assert said in done.stdout
+    for text in ("120 images", "precision and engine chosen on the first batch", "128", "how long it takes shows"):
+        assert text in done.stdout
     assert left_in(tmp_path) == left_in(tmp_path / "photos" / "..") and not (tmp_path / "a.h5").exists()
     with pytest.raises(featx.FeatxError, match="dry_run"):
         featx.plan(photos, tmp_path / "a.h5", "bundled:pixels", dry_run=True).run(False)
@@ -148,15 +149,6 @@ def test_what_two_stores_go_together_for(folder):
         "one can be searched and the other its --test-store" in text
         and "featx merge cannot join them: it takes" in text
     )
-
-
-def test_names_that_look_like_words_of_python_stay_in_a_message():
-    for message in (
-        "it has store.id, store.city",
-        "there is no store /data/cats or featx.h5",
-        "allow it with featx.load(path, backbone=featx.Backbone('resnet50', None))",
-    ):
-        assert _spoken(message, ["backbone", "labels"]) == message
 
 
 def test_a_folder_named_like_a_network_does_not_hide_it(tmp_path, monkeypatch):
@@ -220,5 +212,5 @@ def test_an_import_that_is_interrupted_ends_with_130(tmp_path):
     assert running.stdout is not None and "looking" in running.stdout.readline()
     time.sleep(0.3)
     running.send_signal(signal.SIGINT)
-    _, told = running.communicate(timeout=60)
-    assert running.returncode == 130 and told.count("\n") == 1 and "interrupted" in told
+    _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130 and stderr.count("\n") == 1 and "interrupted" in stderr

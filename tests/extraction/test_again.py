@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import class_folders, left_in, save_noise
+from pretend_cuda import PretendCuda
 from runs import extract, pictures, refused, same_file
 
 import featx
@@ -27,7 +28,7 @@ def made(tmp_path):
 # The same recipe, the same images
 
 
-def test_the_same_again_returns_the_store_without_computing(made, never, monkeypatch):
+def test_the_same_again_returns_the_store_without_computing(made, never):
     photos, store = made
     never()
     before = store.path.stat()
@@ -49,8 +50,8 @@ def test_the_same_again_returns_the_store_without_computing(made, never, monkeyp
         assert extract(photos, store.path).identity == store.identity
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert extract(photos, store.path, device="cuda").recipe == store.recipe
+    with PretendCuda():
+        assert extract(photos, store.path, device="cuda").recipe == store.recipe
     assert left_in(store.path.parent / "photos") == left_in(photos) and store.path.stat() == before
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers import TAPS, left_in, noise, recipe, save_noise
 from PIL import Image
+from pretend_cuda import PretendCuda
 from runs import extract, pictures, same_file
 from torch import nn
 
@@ -315,16 +316,15 @@ def test_a_disk_that_refuses_in_a_process_is_told_as_ever(small_network, tmp_pat
         (10_000, "ba", [1]),
     ],
 )
-def test_all_gpus_that_are_alike_are_used_if_there_are_batches_for_them(monkeypatch, n, names, expected):
-    for name, value in {"current_device": lambda: 1, "device_count": lambda: len(names)}.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda number: names[number])
+def test_all_gpus_that_are_alike_are_used_if_there_are_batches_for_them(n, names, expected):
     gpu = recipe(TAPS, batch_size=8, device="cuda")
     todo = np.ones(2 * n, bool)
     todo[-(-n // 8) * 8 :] = False
-    assert devices.places(["a.png"] * 2 * n, gpu, todo) == [f"cuda:{number}" for number in expected]
-    assert devices.places(["a.png"] * 2 * n, recipe(TAPS), todo) == ["cpu"]
-    assert devices.places([Image.new("RGB", (9, 9))] * 2 * n, gpu, todo) == ["cuda"]
+    with PretendCuda(names=tuple(names)):
+        torch.cuda.set_device(1)
+        assert devices.places(["a.png"] * 2 * n, gpu, todo) == [f"cuda:{number}" for number in expected]
+        assert devices.places(["a.png"] * 2 * n, recipe(TAPS), todo) == ["cpu"]
+        assert devices.places([Image.new("RGB", (9, 9))] * 2 * n, gpu, todo) == ["cuda"]
 
 
 def test_an_error_that_cannot_be_handed_over_is_told_in_words():

@@ -14,8 +14,8 @@ from helpers import class_folders, fresh_python
 from runs import extract, pictures, same_file
 
 import featx
-from featx import cli
 from featx.backbones import COMPILED, TappedNetwork, engine, trace
+from featx.cli import interrupts
 from featx.errors import SourceError
 from featx.forward import release
 
@@ -164,7 +164,7 @@ def test_the_first_line_comes_before_torch_and_a_run_that_compiles_nothing_impor
 @pytest.mark.parametrize("afterwards", [None, ImportError("half imported")])
 def test_an_interrupt_that_an_import_swallows_ends_the_command_all_the_same(afterwards):
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), cli._interruptible():
+    with pytest.raises(KeyboardInterrupt), interrupts.interruptible():
         try:
             os.kill(os.getpid(), signal.SIGINT)
             pytest.fail("not interrupted")
@@ -176,7 +176,7 @@ def test_an_interrupt_that_an_import_swallows_ends_the_command_all_the_same(afte
 
 
 def test_what_an_import_raises_without_an_interrupt_is_raised():
-    with pytest.raises(SourceError), cli._interruptible():
+    with pytest.raises(SourceError), interrupts.interruptible():
         raise SourceError("nothing there")
 
 

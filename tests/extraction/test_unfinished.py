@@ -16,6 +16,7 @@ import pytest
 import torch
 import xxhash
 from helpers import left_in, noise, save_noise
+from pretend_cuda import PretendCuda
 from runs import extract, pictures, refused, same_file
 
 import featx
@@ -218,7 +219,7 @@ def test_a_journal_that_a_kill_left_beside_a_finished_store_is_removed(again, be
 def test_other_images_are_refused_by_name_while_a_run_is_unfinished(again, begun, unbroken, names, words, replace):
     labels = {name: label for name, label in zip(NAMES, OPTIONS["labels"], strict=True)}
     chosen = [labels.get(name, "class 0") for name in names]
-    words = ["unfinished", *words, "--discard"]
+    words = ["unfinished", *words, "discard it with discard=True"]
     refused(lambda: again(names, labels=chosen, replace=replace), begun, *words, error=RecipeError)
     assert same_file(again(), unbroken)  # it is still there to go on with
 
@@ -237,13 +238,12 @@ def test_other_images_are_refused_by_name_while_a_run_is_unfinished(again, begun
     ],
 )
 def test_another_recipe_is_refused_field_by_field_while_a_run_is_unfinished(again, begun, unbroken, options, words):
-    refused(lambda: again(**options), begun, "unfinished", words, "--discard")
+    refused(lambda: again(**options), begun, "unfinished", words, "discard it with discard=True")
     assert same_file(again(), unbroken)
 
 
-def test_another_device_is_refused_while_a_run_is_unfinished(again, begun, unbroken, monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setattr(torch.cuda, "is_available", lambda: True)
+def test_another_device_is_refused_while_a_run_is_unfinished(again, begun, unbroken):
+    with PretendCuda():
         refused(lambda: again(device="cuda"), begun, "device: 'cpu' there, 'cuda' here")
     assert same_file(again(), unbroken)
 
@@ -254,7 +254,7 @@ def test_images_that_changed_since_they_were_done_are_refused_by_name(small_netw
     changed[40] = noise(999) if other == "another picture" else np.zeros((2, 2))
     changed[3] = noise(3)  # and one that was mended
     known = OPTIONS | {"precision": "float32", "ids": NAMES, "layers": LAYERS}
-    words = ["changed since", "'bad 3', '40'", "--discard"]
+    words = ["changed since", "'bad 3', '40'", "discard it with discard=True"]
     refused(lambda: extract(changed, begun, small_network, **known), begun, *words, error=StoreError)
     assert same_file(again(), unbroken)
 
@@ -312,7 +312,7 @@ def test_a_run_of_another_version_is_not_touched(again, begun, tmp_path):
     said = json.loads(first.rpartition(b" ")[0])
     line = json.dumps(said | {"format": "featx-journal 9"}).encode()
     journal.write_bytes(line + b" " + xxhash.xxh3_64_hexdigest(line).encode() + b"\n" + b"".join(rest))
-    refused(again, begun, "another version", "--discard", error=StoreError)
+    refused(again, begun, "another version", "discard it with discard=True", error=StoreError)
     assert len(again(discard=True)) == N - len(UNREADABLE)
 
 

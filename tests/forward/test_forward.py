@@ -40,7 +40,7 @@ def bad() -> np.ndarray:
 
 
 def computed(images, recipe, **options) -> tuple[dict[int, dict[str, np.ndarray]], dict[int, Exception], list]:
-    rows, failures, blocks = {}, {}, list(stream(images, recipe, device="cpu", **options))
+    rows, failures, blocks = {}, {}, list(stream(images, recipe, **({"device": "cpu"} | options)))
     for block in blocks:
         assert block.rows.keys() == (set(recipe.layers) if len(block.indices) else set())
         for at, position in enumerate(block.indices.tolist()):
@@ -336,13 +336,13 @@ class Scarce:
 
 
 @pytest.mark.parametrize("most, sizes", [(4, [4, 4, 4]), (3, [4, 2, 2, 2, 2, 2, 2]), (1, [4, 2, *[1] * 12])])
-def test_where_memory_does_not_suffice_batches_go_in_halves(network, monkeypatch, most, sizes):
+def test_where_memory_does_not_suffice_batches_go_in_halves(network, pretend_cuda, monkeypatch, most, sizes):
     images = arrays(12)
-    recipe = resolve_recipe(images, backbone=network, layers=["features.3", "penultimate"], device="cpu", batch_size=4)
-    whole, _, _ = computed(images, recipe, todo=np.ones(12, bool))
-    scarce = Scarce(cache.network_of(recipe, torch.device("cpu")), most)
+    recipe = resolve_recipe(images, backbone=network, layers=["features.3", "penultimate"], device="cuda", batch_size=4)
+    whole, _, _ = computed(images, recipe, device="cuda", todo=np.ones(12, bool))
+    scarce = Scarce(cache.network_of(recipe, torch.device("cuda")), most)
     monkeypatch.setattr(streaming, "network_of", lambda *_: scarce)
-    found, failures, blocks = computed(images, recipe, todo=np.ones(12, bool))
+    found, failures, blocks = computed(images, recipe, device="cuda", todo=np.ones(12, bool))
     assert scarce.sizes == sizes and not failures
     assert {block.pass_rows for block in blocks} == {min(4, {3: 2}.get(most, most))}
     for i, rows in found.items():
@@ -363,11 +363,11 @@ def test_no_thread_is_left_waiting_when_a_pass_fails(network, monkeypatch):
     assert not left and kept.value is not None
 
 
-def test_a_device_that_does_not_hold_one_image_says_so(network, monkeypatch):
-    recipe = resolve_recipe(arrays(3), backbone=network, device="cpu", batch_size=2)
+def test_a_device_that_does_not_hold_one_image_says_so(network, pretend_cuda, monkeypatch):
+    recipe = resolve_recipe(arrays(3), backbone=network, device="cuda", batch_size=2)
     monkeypatch.setattr(streaming, "network_of", lambda *_: Scarce(None, 0))
-    with pytest.raises(FeatxError, match="does not hold one image's forward pass; device='cpu'"):
-        list(stream(arrays(3), recipe, device="cpu"))
+    with pytest.raises(FeatxError, match="does not hold one image's forward pass; use device='cpu'"):
+        list(stream(arrays(3), recipe, device="cuda"))
 
 
 @pytest.mark.parametrize(

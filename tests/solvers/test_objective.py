@@ -171,17 +171,6 @@ def test_what_is_given_may_be_read_only_and_stays_as_it_was(k, loss, shape):
         assert_array_equal(array, copy)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
-@SHAPES
-@INTERCEPTS
-@LOSSES
-@CLASSES
-def test_a_gpu_finds_the_same(k, loss, intercept, shape):
-    X, y = labelled(shape, k)
-    problems = several(X, y, intercept)
-    assert_all_same(solved(X, y, problems, loss, device="cuda"), solved(X, y, problems, loss), 1e-5)
-
-
 @SHAPES
 @INTERCEPTS
 @LOSSES

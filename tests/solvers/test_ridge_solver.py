@@ -275,17 +275,3 @@ def test_folds_multiply_each_row_once():
     parts, shares = squares._parts(torch.from_numpy(np.stack(folds(40)[:3] + [np.ones(40)])))
     assert_array_equal((parts > 0).sum(0), 1)
     assert_allclose(shares @ parts, np.stack(folds(40)[:3] + [np.ones(40)]))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
-@SHAPES
-@INTERCEPTS
-def test_a_gpu_finds_the_same(shape, intercept):
-    X, Y = rows(shape)
-    problems = [Problem(l2, s, intercept=intercept) for l2 in (0.1, 10.0) for s in folds(shape[0])]
-    for gpu, cpu in zip(
-        solve(X, Y, problems, Loss.SQUARED_ERROR, tol=0, max_iter=1, device="cuda"),
-        solved(X, Y, *problems),
-        strict=True,
-    ):
-        assert_same(gpu, cpu)

@@ -250,7 +250,7 @@ def test_another_run_is_refused_and_harms_nothing(tmp_path, whole, difference):
     before = [(tmp_path / name).read_bytes() for name in left_in(tmp_path)]
     with pytest.raises(StoreError) as caught:
         other_runs(output)[difference]()
-    assert_tells(caught.value, str(output), "unfinished run", "--discard")
+    assert_tells(caught.value, str(output), "unfinished run", "discard it with discard=True")
     assert [(tmp_path / name).read_bytes() for name in left_in(tmp_path)] == before
     assert finished(output) == whole
 
@@ -263,7 +263,7 @@ def test_a_run_of_another_version_is_refused_and_can_be_discarded(tmp_path, whol
     before = [(tmp_path / name).read_bytes() for name in left_in(tmp_path)]
     with pytest.raises(StoreError) as caught:
         use(output)
-    assert_tells(caught.value, "another version", str(output), "--discard")
+    assert_tells(caught.value, "another version", str(output), "discard it with discard=True")
     assert [(tmp_path / name).read_bytes() for name in left_in(tmp_path)] == before
     discard(output)
     assert left_in(tmp_path) == []

@@ -94,7 +94,7 @@ def test_a_merge_is_not_continued_with_another_store(tmp_path: Path, monkeypatch
     (tmp_path / "1.new").rename(parts[0])
     with pytest.raises(StoreError) as caught:
         merge(parts, tmp_path / "m.h5")
-    assert_tells(caught.value, "1.h5 has changed", "--discard")
+    assert_tells(caught.value, "1.h5 has changed", "discard that with discard=True")
     merged = merge(parts, tmp_path / "m.h5", discard=True)
     assert np.array_equal(merged["l1"][:100], FeatureStore(parts[0])["l1"])
     merged.verify()

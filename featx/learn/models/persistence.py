@@ -18,7 +18,7 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from featx.errors import ModelError, StoreError, listed, readable, warn
+from featx.errors import Call, ModelError, StoreError, listed, readable, warn
 from featx.grammar import is_weights_file
 from featx.learn import estimators, features, search
 from featx.learn.features import ImageFeatures, StoredFeatures
@@ -135,7 +135,7 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
         with written_aside(path) as file:
             file.write(content)
     except StoreError as error:
-        raise ModelError(str(error)) from error
+        raise ModelError(*error.parts) from error
     return path
 
 
@@ -189,7 +189,7 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
 
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"there is no model file {path}; featx search -o makes one")
+        raise ModelError(f"there is no model file {path}; ", Call("featx.save"), " makes one")
     try:
         content = path.read_bytes()
         _refuse_bomb(content, path)
@@ -200,7 +200,7 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     except ModelError:
         raise
     except Exception as error:  # skops and zipfile raise many types on files of another kind
-        raise ModelError(f"{path} is not a featx model; featx.save and featx search -o make them") from error
+        raise ModelError(f"{path} is not a featx model; ", Call("featx.save"), " makes them") from error
     if foreign:
         raise ModelError(f"{path} holds types that a featx model must not: {listed(foreign)}; it was not opened")
     try:
@@ -208,7 +208,7 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     except Exception as error:
         raise ModelError(f"{path} is damaged, or from other versions: {_in_a_line(error)}") from error
     if not isinstance(model, dict) or model.get("format") != _FORMAT:
-        raise ModelError(f"{path} is a skops file, but not a featx model; featx.save makes them")
+        raise ModelError(f"{path} is a skops file, but not a featx model; ", Call("featx.save"), " makes them")
     if model.get("version") != _VERSION:
         raise ModelError(f"{path} has format version {model.get('version')}; this featx reads {_VERSION}: update it")
     if "estimator" not in model:

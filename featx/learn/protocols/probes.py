@@ -13,7 +13,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError
+from featx.errors import Call, FeatxError
 from featx.learn.estimators import Fit, LogisticRegression
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import METRICS, held_out_interval, wilson
@@ -164,9 +164,11 @@ def asked_classes(stores: Stores, y: Labels, random_state: int, test: dict[str, 
     asked = asked_held_out(stores, y, random_state, test)
     if asked.is_numeric:
         raise FeatxError(
-            "this protocol tells classes apart, and these labels are numbers; take learning curves "
-            "(featx.learn.learning_curves, or --protocol learning-curve) or the grid "
-            "(featx.learn.select_model, or no --protocol)"
+            "this protocol tells classes apart, and these labels are numbers; take learning curves (",
+            Call("featx.learn.learning_curves"),
+            ") or the grid (",
+            Call("featx.learn.select_model"),
+            ")",
         )
     return asked
 

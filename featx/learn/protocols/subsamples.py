@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, Parameter
 from featx.learn.estimators import Fit, LogisticRegression, Ridge
 from featx.learn.features import StoredFeatures
 from featx.learn.protocols.probes import Progress, asked_classes, asked_held_out, layer_by_layer, result_of
@@ -245,4 +245,4 @@ def _are_counts(values: Sequence[int], least: int, most: int) -> bool:
 
 def _at_least_one(repeats: int) -> None:
     if repeats < 1:
-        raise FeatxError(f"images are drawn once or more; got repeats={repeats}")
+        raise FeatxError("images are drawn once or more; got ", Parameter("repeats", repeats))

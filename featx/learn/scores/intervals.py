@@ -1,4 +1,4 @@
-"""Scores in; their uncertainty, and which of them it cannot tell from the best, out."""
+"""Confidence intervals of scores, and which scores are within one standard error of the best."""
 
 from __future__ import annotations
 
@@ -11,36 +11,36 @@ from scipy import stats
 from featx.learn.scores.metrics import Metric
 
 _RESAMPLES = 1000
-_ROUNDING = 1e-12  # relative: what adding up the same scores in another order may change
+_ROUNDING = 1e-12  # relative difference between sums of the same scores in another order
 
 
 class Interval(NamedTuple):
-    """A 95 % confidence interval; nan, nan where the scores do not tell."""
+    """A 95 % confidence interval; (nan, nan) if it cannot be estimated."""
 
     low: float
     high: float
 
 
-_LEAST_GROUPS = 6  # of fewer the resamples have so few different means that their interval is too narrow
+_LEAST_GROUPS = 6  # with fewer, resamples have so few distinct means that the interval is too narrow
 UNKNOWN = Interval(float("nan"), float("nan"))
 
 
 def standard_error(scores: Sequence[float]) -> float:
-    """Of the mean of J scores, std / sqrt(J) with std over J - 1; 0 for one score."""
+    """Standard error of the mean of J scores, std / sqrt(J) with J - 1 degrees of freedom; 0 for one score."""
     return float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else 0.0
 
 
 def within_one_se(means: Sequence[float] | np.ndarray, scores: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
     """Which candidates are within one standard error of the best: (c,) bool.
 
-    Their mean is at least the best mean less the standard error of the best's scores; of equal best ones, less the
-    largest of theirs, so that the order of candidates decides nothing. (L. Breiman et al., Classification and
-    Regression Trees, 1984, section 3.4.3; T. Hastie et al., The Elements of Statistical Learning, section 7.10.)
+    mean >= best mean - standard error of the best candidate's scores. If several candidates are best, the largest of
+    their standard errors counts, so that the order of candidates does not matter. (L. Breiman et al., Classification
+    and Regression Trees, 1984, section 3.4.3; T. Hastie et al., The Elements of Statistical Learning, section 7.10.)
 
     Parameters
     ----------
-    means : (c,), nan for what has no score
-    scores : (c, J), one a split
+    means : (c,), nan for candidates without a score
+    scores : (c, J), one per split
     """
     means = np.asarray(means, float)
     best = np.nanmax(means)
@@ -52,22 +52,23 @@ def within_one_se(means: Sequence[float] | np.ndarray, scores: Sequence[Sequence
 def cv_interval(
     scores: Sequence[float], n_train: float, n_test: float, low: float, high: float, n_images: int | None = None
 ) -> Interval:
-    """Of a cross-validated mean: the corrected resampled t interval, clipped to [low, high].
+    """Interval of a cross-validated mean: the corrected resampled t interval, clipped to [low, high].
 
-    Training sets of different splits overlap, so J scores are less than J measurements; the variance of their mean is
-    not s^2 / J but about (1/J + n_test/n_train) s^2, with J - 1 degrees of freedom. (C. Nadeau and Y. Bengio, Inference
-    for the generalization error, Machine Learning 52, 2003, section 4.1; for repeated cross-validation R. Bouckaert and
-    E. Frank, PAKDD 2004.)
+        mean +- t sqrt((1/J + n_test/n_train) s^2),    t of J - 1 degrees of freedom
 
-    A few scores may be alike by chance. An accuracy's interval holds Wilson's of the images too; of other scores that
-    are all equal there is none, as they say nothing of the spread.
+    Training sets of different splits overlap, so the J scores are not independent and the variance of their mean is
+    larger than s^2 / J. (C. Nadeau and Y. Bengio, Inference for the generalization error, Machine Learning 52, 2003,
+    section 4.1; for repeated cross-validation R. Bouckaert and E. Frank, PAKDD 2004.)
+
+    A few scores may be equal by chance. The interval of an accuracy therefore includes Wilson's interval over the
+    images; other scores that are all equal have no interval.
 
     Parameters
     ----------
-    scores : one a split
-    n_train, n_test : images of a split, on average
+    scores : one per split
+    n_train, n_test : mean number of images in a split
     low, high : bounds of the score
-    n_images : of an accuracy, the images that were held out in turn, each counted once, whatever the repeats
+    n_images : for an accuracy, the number of images that were held out in some split
     """
     count, mean = len(scores), float(np.mean(scores))
     if count < 2 or n_images is None and np.ptp(scores) <= _ROUNDING * abs(mean):
@@ -83,7 +84,7 @@ def cv_interval(
 def splits_interval(
     metric: Metric, scores: Sequence[float], splits: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Interval:
-    """`cv_interval` of the scores of these splits, (positions to train on, positions to test on) each."""
+    """`cv_interval` of the scores of these splits, each (training positions, test positions)."""
     n_train, n_test = (float(np.mean([len(side) for side in sides])) for sides in zip(*splits, strict=True))
     tested = len(np.unique(np.concatenate([test for _, test in splits])))
     n_images = tested if metric.name == "accuracy" else None
@@ -91,7 +92,7 @@ def splits_interval(
 
 
 def mean_interval(scores: Sequence[float], low: float, high: float) -> Interval:
-    """Of the mean of independent draws: Student's t, clipped to [low, high]."""
+    """Interval of the mean of independent scores: Student's t, clipped to [low, high]."""
     count = len(scores)
     if count < 2:
         return UNKNOWN
@@ -104,10 +105,11 @@ def _around(mean: float, variance: float, count: int, low: float, high: float) -
 
 
 def wilson(share: float, n: int) -> Interval:
-    """Of a share among n independent images, for instance an accuracy on images held out.
+    """Wilson's interval of a share of n independent images, for example an accuracy on held-out images.
 
-    (p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.96. (E. B. Wilson, J. Am. Stat. Assoc. 22,
-    1927.) Unlike p +- z sqrt(p (1 - p) / n) it has a width at p = 1.
+        (p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),    z = 1.96
+
+    Unlike p +- z sqrt(p (1 - p) / n) its width is not 0 at p = 1. (E. B. Wilson, J. Am. Stat. Assoc. 22, 1927.)
     """
     z = float(stats.norm.ppf(0.975))
     middle = share + z**2 / (2 * n)
@@ -118,46 +120,44 @@ def wilson(share: float, n: int) -> Interval:
 def held_out_interval(
     metric: Metric,
     y: np.ndarray,
-    said: np.ndarray,
+    outputs: np.ndarray,
     groups: np.ndarray | None = None,
     classes: np.ndarray | None = None,
 ) -> Interval:
-    """Of a score on images held out: Wilson's for an accuracy of ungrouped images, else the percentile bootstrap.
+    """Interval of a score on held-out images: Wilson's for an accuracy without groups, otherwise by bootstrap.
 
-    Images of a group say much the same, so whole groups are drawn. (B. Efron and R. Tibshirani, An Introduction to the
-    Bootstrap, 1993, chapters 8 and 13.) 1,000 resamples from a fixed seed.
+    Images of one group are alike, so the percentile bootstrap draws whole groups. It has 1,000 resamples from a fixed
+    seed. (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.)
 
     Parameters
     ----------
     metric : Metric
     y : (m,)
-    said, classes : as of `Metric.scores`
+    outputs, classes : as in `Metric.scores`
     groups : (m,) numbers of groups, optional
     """
-    return _over_images(metric, y, [said], groups, classes)
+    return _over_images(metric, y, [outputs], groups, classes)
 
 
 def drawn_interval(
     metric: Metric, y: np.ndarray, predictions: Sequence[np.ndarray], groups: np.ndarray | None = None
 ) -> Interval:
-    """Of the mean score of R models, each of another draw of training images, on the same images held out.
-
-    It covers both: which images were drawn to learn from, and which are tested. With (l, u) the interval over the
-    images (`held_out_interval`, of the mean over the models) and s the standard deviation of the R scores,
+    """Interval of the mean score of R models, trained on random subsamples, on the same held-out images.
 
         low = mean - sqrt((mean - l)^2 + (t s)^2 / R),    high = mean + sqrt((u - mean)^2 + (t s)^2 / R),
 
-    t being Student's of R - 1 degrees of freedom, clipped to the bounds of the score; (l, u) where R = 1. The two
-    errors add up and are nearly independent, so their half-widths add as squares; where the models are not wrong on
-    the same images, this is wider than it need be. (Method of variance estimates
-    recovery: G. Y. Zou and A. Donner, Construction of confidence limits about effect measures: a general approach,
-    Statistics in Medicine 27, 2008.)
+    clipped to the bounds of the score. (l, u) is the interval over the held-out images (`held_out_interval`, of the
+    mean over the models), s the standard deviation of the R scores, and t Student's with R - 1 degrees of freedom; if
+    R = 1 the interval is (l, u). So it covers both the choice of training images and that of test images, two nearly
+    independent errors whose half-widths add as squares; it is wider than necessary if the models are wrong on different
+    images. (Method of variance estimates recovery: G. Y. Zou and A. Donner, Construction of confidence limits about
+    effect measures: a general approach, Statistics in Medicine 27, 2008.)
 
     Parameters
     ----------
     metric : Metric
     y : (m,)
-    predictions : R times (m,)
+    predictions : R arrays of shape (m,)
     groups : (m,) numbers of groups, optional
     """
     low, high = _over_images(metric, y, predictions, groups)
@@ -173,13 +173,13 @@ def drawn_interval(
 def _over_images(
     metric: Metric,
     y: np.ndarray,
-    said: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
     groups: np.ndarray | None,
     classes: np.ndarray | None = None,
 ) -> Interval:
-    """Of the mean over what several models said of the same images."""
+    """Interval over the images, of the mean score of several models."""
     if metric.name == "accuracy" and groups is None:
-        return wilson(min(1.0, float(np.mean([metric.score(y, one) for one in said]))), len(y))
+        return wilson(min(1.0, float(np.mean([metric.score(y, one) for one in outputs]))), len(y))
     members = np.arange(len(y))[:, None] if groups is None else _members(groups)
     if len(members) < (2 if groups is None else _LEAST_GROUPS):
         return UNKNOWN
@@ -188,8 +188,8 @@ def _over_images(
     for _ in range(_RESAMPLES):
         drawn = generator.integers(len(members), size=len(members))
         samples.append(drawn if groups is None else np.concatenate([members[i] for i in drawn]))
-    values = np.mean([metric.scores(y, one, samples, classes) for one in said], axis=0)
-    values = values[np.isfinite(values)]  # a resample without a class has no ROC
+    values = np.mean([metric.scores(y, one, samples, classes) for one in outputs], axis=0)
+    values = values[np.isfinite(values)]  # a resample may lack a class, and then has no ROC
     if not len(values):
         return UNKNOWN
     low, high = np.percentile(values, [2.5, 97.5])

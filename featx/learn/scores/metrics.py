@@ -1,6 +1,6 @@
-"""Labels and predictions in, one number out: the scores that a search can rank by.
+"""The metrics that a search can rank by, named as scikit-learn's scorers.
 
-Those of scikit-learn's names, from counts or ranks alone: a bootstrap computes thousands of them.
+They are computed from counts or ranks alone, since a bootstrap computes thousands of them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from sklearn.metrics import make_scorer
 
 @dataclass(frozen=True)
 class Metric:
-    """A score of what a model says, named as scikit-learn's scorers; more is better.
+    """A metric; higher is better.
 
     name : a key of METRICS
-    function : of (k, k) counts, rows true, columns predicted; or of (m,) numbers and (m,) predictions; or, if ranked,
-        as `_roc_auc`
-    low, high : what it lies between
-    is_numeric : whether labels are numbers
-    is_ranked : whether it judges decision scores, not predictions
+    function : takes (k, k) counts, rows true and columns predicted; for regression (m,) targets and (m,) predictions;
+        for a ranking metric the arguments of `_roc_auc`
+    low, high : bounds of its values
+    is_numeric : whether it is for regression
+    is_ranked : whether it takes decision scores instead of predictions
     """
 
     name: str
@@ -34,35 +34,35 @@ class Metric:
 
     @property
     def scorer(self) -> Any:
-        """What a search takes as `scoring`; every class is among the images that it scores."""
+        """The `scoring` of a search in which every class is among the scored images."""
         if not self.is_ranked:
             return self.name
         return make_scorer(self.score, response_method=("decision_function", "predict_proba"))
 
-    def said(self, model: Any, X: Any) -> np.ndarray:
-        """What it judges of a fitted model: predictions, or decision scores."""
+    def outputs(self, model: Any, X: Any) -> np.ndarray:
+        """The outputs of a fitted model that it scores: predictions, or decision scores."""
         return decisions_of(model, X) if self.is_ranked else model.predict(X)
 
-    def score(self, y: np.ndarray, said: np.ndarray, classes: np.ndarray | None = None) -> float:
-        return self.scores(y, said, [np.arange(len(y))], classes)[0]
+    def score(self, y: np.ndarray, outputs: np.ndarray, classes: np.ndarray | None = None) -> float:
+        return self.scores(y, outputs, [np.arange(len(y))], classes)[0]
 
     def scores(
-        self, y: np.ndarray, said: np.ndarray, samples: list[np.ndarray], classes: np.ndarray | None = None
+        self, y: np.ndarray, outputs: np.ndarray, samples: list[np.ndarray], classes: np.ndarray | None = None
     ) -> list[float]:
-        """The score of each sample, positions that may repeat.
+        """The score of each sample.
 
         Parameters
         ----------
         y : (m,)
-        said : (m,) predictions; or decision scores, (m,) for the second of two classes or (m, k)
-        samples : of positions
-        classes : (k,) that the decision scores are of; by default those of y
+        outputs : (m,) predictions; or decision scores, (m,) for the second of two classes or (m, k)
+        samples : arrays of positions, which may repeat
+        classes : (k,) classes of the decision scores; by default those of y
         """
         if self.is_ranked:
-            return self._one_against_rest(y, said, samples, np.unique(y) if classes is None else classes)
+            return self._one_against_rest(y, outputs, samples, np.unique(y) if classes is None else classes)
         if self.is_numeric:
-            return [float(self.function(y[rows], said[rows])) for rows in samples]
-        names, codes = np.unique(np.concatenate([y, said]), return_inverse=True)
+            return [float(self.function(y[rows], outputs[rows])) for rows in samples]
+        names, codes = np.unique(np.concatenate([y, outputs]), return_inverse=True)
         k = len(names)
         cells = codes[: len(y)] * k + codes[len(y) :]
         return [float(self.function(np.bincount(cells[rows], minlength=k * k).reshape(k, k))) for rows in samples]
@@ -70,7 +70,7 @@ class Metric:
     def _one_against_rest(
         self, y: np.ndarray, decisions: np.ndarray, samples: list[np.ndarray], classes: np.ndarray
     ) -> list[float]:
-        """The mean over classes; of two classes, the score of the second. A class that a sample lacks has no part."""
+        """The mean over classes; for two classes, the score of the second. Classes that a sample lacks are left out."""
         names = classes[1:] if decisions.ndim == 1 else classes
         columns = decisions.reshape(len(y), -1)
         if columns.shape[1] != len(names):
@@ -87,7 +87,7 @@ class Metric:
 
 
 def decisions_of(model: Any, X: Any) -> np.ndarray:
-    """Decision scores of a fitted classifier, else its probabilities: (m,) for the second of two classes, or (m, k)."""
+    """Decision scores or, if there are none, probabilities: (m,) for the second of two classes, or (m, k)."""
     if hasattr(model, "decision_function"):
         return model.decision_function(X)
     shares = model.predict_proba(X)
@@ -99,19 +99,21 @@ def _accuracy(counts: np.ndarray) -> float:
 
 
 def _balanced_accuracy(counts: np.ndarray) -> float:
-    """Mean recall of the classes that are there."""
+    """Mean recall of the classes that occur."""
     of_each = counts.sum(axis=1)
     return np.mean(np.diagonal(counts)[of_each > 0] / of_each[of_each > 0])
 
 
 def _f1_macro(counts: np.ndarray) -> float:
-    """Mean over the classes that are there or are predicted of 2 TP / (2 TP + FP + FN)."""
+    """2 TP / (2 TP + FP + FN), averaged over the classes that occur or are predicted."""
     either = counts.sum(axis=0) + counts.sum(axis=1)
     return np.mean(2 * np.diagonal(counts)[either > 0] / either[either > 0])
 
 
 def _matthews(counts: np.ndarray) -> float:
-    """(c s - p.t) / sqrt((s^2 - p.p) (s^2 - t.t)), c right of s, p predicted and t true of each class; 0 for 0 / 0.
+    """(c s - p.t) / sqrt((s^2 - p.p) (s^2 - t.t)), or 0 if the denominator is 0.
+
+    c of s images are predicted right; p and t are the numbers of images predicted as and belonging to each class.
 
     (J. Gorodkin, Comparing two K-category assignments, Comput. Biol. Chem. 28, 2004.)
     """
@@ -132,14 +134,14 @@ def _neg_mean_absolute_error(y: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def _roc_auc(is_one: np.ndarray, places: np.ndarray, n_values: int) -> float:
-    """The share of pairs, one image of the class and one of the rest, that are ranked right; ties count half.
+    """The share of pairs of an image of the class and another image that are ranked right; ties count half.
 
     (J. A. Hanley and B. J. McNeil, The meaning and use of the area under a ROC curve, Radiology 143, 1982.)
 
     Parameters
     ----------
     is_one : (m,) bool
-    places : (m,) ranks of the decision scores, equal for equal ones, from 0 to below n_values
+    places : (m,) ranks of the decision scores, from 0 to n_values - 1, equal for equal scores
     """
     ones = np.bincount(places[is_one], minlength=n_values)
     rest = np.bincount(places[~is_one], minlength=n_values)

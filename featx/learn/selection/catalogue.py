@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
-from featx.errors import FeatxError, LayerError, RecipeError, RowsDifferWarning, listed, nearest, warn
+from featx.errors import FeatxError, LayerError, Parameter, RecipeError, RowsDifferWarning, listed, nearest, warn
 from featx.learn.estimators import (
     SVC,
     SVR,
@@ -211,7 +211,9 @@ def stored_features(
             except LayerError as error:
                 if len(stores) == 1:
                     raise
-                raise LayerError(f"every store needs every layer that is named; {store.path.name}: {error}") from error
+                raise LayerError(
+                    f"every store needs every layer that is named; {store.path.name}: ", *error.parts
+                ) from error
             found[number, features.layer_] = features
             _refuse_nonfinite(store, features)
             if test_store is not None:
@@ -241,12 +243,15 @@ def _test_note(features: StoredFeatures, store: FeatureStore, test_store: Featur
             recipe = test_store.recipe.only(features.layers_)
         except LayerError as error:
             raise LayerError(
-                f"the test store {name} needs every layer that is searched: {error}. Add it there, or search fewer"
+                f"the test store {name} needs every layer that is searched: ",
+                *error.parts,
+                ". Add it there, or search fewer",
             ) from error
         differences = features.recipe_.other_meaning(recipe, where)
     if differences:
         raise RecipeError(
-            f"the test store was made otherwise: {'; '.join(differences)}; extract its images with like={trained_on!r}"
+            f"the test store was made otherwise: {'; '.join(differences)}; extract its images with ",
+            Parameter("like", trained_on),
         )
     return rounding_note(recipe, features.recipe_, (name, trained_on))
 

@@ -10,11 +10,12 @@ from numbers import Integral
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError, KeysError, StoreError, listed
+from featx.errors import Call, FeatxError, KeysError, Parameter, StoreError, listed
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import Metric
 from featx.learn.selection.splits import Split, Tied, column_of, group_numbers, hold_out, is_numeric, refuse_parted, tie
 from featx.manifest import text_array
+from featx.request import refuse_several_hold_outs
 from featx.store import FeatureStore
 
 Stores = FeatureStore | Sequence[FeatureStore]
@@ -115,7 +116,13 @@ def ask(
         raise FeatxError(f"a store is a featx.FeatureStore; got {strange[0]!r}; featx.FeatureStore(path) opens one")
     store = stores[0]
     if not isinstance(random_state, Integral) or not 0 <= random_state < _SEEDS:
-        raise FeatxError(f"the seed (random_state) is a whole number from 0 to {_SEEDS - 1}; got {random_state!r}")
+        raise FeatxError(
+            "the seed (",
+            Parameter("random_state"),
+            f") is a whole number from 0 to {_SEEDS - 1}; got {random_state!r}",
+        )
+    chosen = {"test_rows": test_rows, "test_store": test_store}
+    refuse_several_hold_outs([name for name, value in chosen.items() if value is not None])
     labels = labels_of(store, y)
     if not is_numeric(labels) and len(np.unique(labels)) < 2:
         raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
@@ -123,7 +130,9 @@ def ask(
         if len(lacking := np.setdiff1d(store.ids, other.ids)):
             raise KeysError(
                 f"stores that are searched together hold the same images; {other.path.name} lacks "
-                f"{listed(lacking.tolist())}. featx merge makes one store of several with different images"
+                f"{listed(lacking.tolist())}. ",
+                Call("featx.merge"),
+                " makes one store of several with different images",
             )
         other.rows(store.X)  # raises where images of the same id differ
     numbers = group_numbers(store, groups)
@@ -175,7 +184,8 @@ def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
     labels = store.y if y is None else np.asarray(y)
     if labels is None:
         raise StoreError(
-            f"{store.path.name} has no labels; give them: y=store.align('labels.csv'), or --labels labels.csv"
+            f"{store.path.name} has no labels; give them: ",
+            Parameter("y", Call("store.align", "'labels.csv'")),
         )
     if labels.shape != (len(store),):
         raise StoreError(f"one label an image is needed: {store.path.name} has {len(store):,}, got {len(labels):,}")

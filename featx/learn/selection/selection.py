@@ -198,8 +198,8 @@ def select_model(
             search.follow(asked.X[train], asked.y[train], those, found)
             chosen = selection(found).chosen
             pipeline = _fitted(dict(found)[chosen], asked.X[train], asked.y[train])
-            said = metric.said(pipeline, asked.X[test])
-            scores.append((metric.score(asked.y[test], said, asked.classes), chosen))
+            outputs = metric.outputs(pipeline, asked.X[test])
+            scores.append((metric.score(asked.y[test], outputs, asked.classes), chosen))
     except KeyboardInterrupt:
         raise Interrupted(replace(whole, nested=_nested(scores, outer, metric))) from None
     return replace(whole, nested=_nested(scores, outer, metric))

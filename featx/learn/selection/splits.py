@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
-from featx.errors import FeatxError, StoreError, listed, no_column
+from featx.errors import Call, FeatxError, Parameter, Part, StoreError, listed, no_column
 from featx.store import FeatureStore
 
 _MANY_CLASSES = 10
@@ -115,9 +115,9 @@ def cv_splits(labels: np.ndarray, tied: Tied | None, folds: int, repeats: int, r
         A fold would be without a class, or without any image.
     """
     if folds < 2:
-        raise FeatxError(f"cross-validation needs two folds or more; got folds={folds}")
+        raise FeatxError("cross-validation needs two folds or more; got ", Parameter("folds", folds))
     if repeats < 1:
-        raise FeatxError(f"cross-validation is done once or more; got repeats={repeats}")
+        raise FeatxError("cross-validation is done once or more; got ", Parameter("repeats", repeats))
     _refuse_too_few(labels, tied, folds)
     found: list[Split] = []
     for seed in range(int(random_state), int(random_state) + repeats):
@@ -149,7 +149,7 @@ def hold_out(labels: np.ndarray, tied: Tied | None, share: float, random_state: 
     if share == 0:
         return rows, rows[:0]
     if not 0 < share < 1:
-        raise FeatxError(f"test_size is the share of images held out, from 0 to below 1; got {share}")
+        raise FeatxError(Parameter("test_size"), f" is the share of images held out, from 0 to below 1; got {share}")
     strata = _strata(labels)
     names, counts = units(labels, tied)
     n_test = int(np.ceil(share * len(rows)))
@@ -165,8 +165,8 @@ def hold_out(labels: np.ndarray, tied: Tied | None, share: float, random_state: 
     of_each, has = _said(labels, names, counts)
     raise FeatxError(
         f"holding out {share:.0%} of {len(rows):,} images needs two or more {'images' if tied is None else tied.noun}"
-        f"{of_each}, and one on both sides; {has}: add images, or hold none out (a test size of 0)"
-        f"{_if_numbers(labels)}"
+        f"{of_each}, and one on both sides; {has}: add images, or hold none out (a test size of 0)",
+        *_if_numbers(labels),
     )
 
 
@@ -226,22 +226,24 @@ def _refuse_too_few(labels: np.ndarray, tied: Tied | None, folds: int) -> None:
         of_each, has = _said(labels, names, counts)
         raise FeatxError(
             f"{folds}-fold cross-validation needs {folds} {noun}{of_each}; {has}: add images, or take fewer folds or a "
-            f"smaller test share{_if_numbers(labels)}"
+            "smaller test share",
+            *_if_numbers(labels),
         )
 
 
-def _if_numbers(labels: np.ndarray) -> str:
+def _if_numbers(labels: np.ndarray) -> tuple[Part, ...]:
     """What to do where class names look like numbers to predict: many different ones, all of them numbers."""
     names = np.unique(labels)
     if is_numeric(labels) or len(names) <= _MANY_CLASSES:
-        return ""
+        return ()
     try:
         names.astype(float)
     except ValueError:
-        return ""
+        return ()
     return (
-        f"; these labels, {listed(names, 2)}, are taken as classes: to predict numbers, give them as floats "
-        "(y.astype(float), or --labels with --target numeric)"
+        f"; these labels, {listed(names, 2)}, are taken as classes: to predict numbers, give them as floats (",
+        Call("y.astype", "float"),
+        ")",
     )
 
 

@@ -16,6 +16,8 @@ from featx.learn import (
     RidgeClassifier,
 )
 
+pytestmark = pytest.mark.sklearn
+
 ESTIMATORS = [
     LogisticRegression(),
     LinearSVC(),

@@ -10,6 +10,8 @@ import sklearn_own
 
 from featx.learn import KNeighborsClassifier, NearestCentroid
 
+pytestmark = pytest.mark.sklearn
+
 OURS: dict[str, type] = {"KNeighborsClassifier": KNeighborsClassifier, "NearestCentroid": NearestCentroid}
 MODULES = {
     name: sklearn_own.copy_of(f"neighbors.tests.{module}", OURS)

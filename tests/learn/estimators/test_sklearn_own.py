@@ -17,6 +17,8 @@ from sklearn.linear_model import LogisticRegressionCV
 from featx.learn import LinearSVC, LogisticRegression, Ridge, RidgeClassifier
 from featx.learn.estimators import linear
 
+pytestmark = pytest.mark.sklearn
+
 MODULES: dict[str, ModuleType] = {
     "Common": sklearn_own.copy_of("linear_model.tests.test_common"),
     "Logistic": sklearn_own.copy_of("linear_model.tests.test_logistic"),

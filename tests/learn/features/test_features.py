@@ -160,7 +160,7 @@ def test_keys_say_nothing_of_the_class(store):
 
 
 def test_without_a_layer_several_are_named_and_a_single_one_is_taken(store, folder):
-    with pytest.raises(LayerError, match="there are 3 layers; choose one with layer=: features.3:max, "):
+    with pytest.raises(LayerError, match="there are 3 layers; choose one with layer=...: features.3:max, "):
         StoredFeatures(store).fit(store.X)
     single = StoredFeatures(store.recipe.only("features.3")).fit()
     assert single.layer_ == "features.3:max" and single.n_features_out_ == 128

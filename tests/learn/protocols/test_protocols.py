@@ -223,7 +223,7 @@ def test_groups_stay_whole_in_every_part(store):
     [
         (linear_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, "these labels are numbers; take learning curves"),
         (linear_probe, {"test_size": 0}, FeatxError, "give a test size above 0"),
-        (knn_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, "--protocol learning-curve"),
+        (knn_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, r"take learning curves \(featx.learn.learning_curves\)"),
         (few_shot, {"y": np.linspace(0, 1, 300)}, FeatxError, "or the grid"),
         (few_shot, {"random_state": -1}, FeatxError, "the seed .* got -1"),
         (knn_probe, {"y": "spilt"}, StoreError, "a.h5 has no column 'spilt'; close: 'split'"),

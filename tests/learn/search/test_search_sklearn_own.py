@@ -20,6 +20,8 @@ from sklearn.model_selection._search import BaseSearchCV
 from featx import learn
 from featx.learn.estimators import linear
 
+pytestmark = pytest.mark.sklearn
+
 SEARCHES: dict[str, type] = {
     name: getattr(learn, name)
     for name in ("GridSearchCV", "RandomizedSearchCV", "HalvingGridSearchCV", "HalvingRandomSearchCV")

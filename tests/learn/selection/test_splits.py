@@ -157,7 +157,7 @@ def test_labels_that_look_like_numbers_to_predict_are_said_to_be_taken_as_classe
     for refused in (lambda y: cv_splits(y, None, 3, 1, 0), lambda y: hold_out(y, None, 0.5, 0)):
         with pytest.raises(FeatxError, match="are taken as classes: to predict numbers, give them as floats") as raised:
             refused(labels)
-        assert "--target numeric" in str(raised.value) and "\n" not in str(raised.value)
+        assert "(y.astype(float))" in str(raised.value) and "\n" not in str(raised.value)
         for names in (np.char.add("site ", labels), labels.astype(int) // 5 * 1.0, np.r_[["1", "2"], labels[:1]]):
             try:
                 refused(names)

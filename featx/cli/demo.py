@@ -1,20 +1,20 @@
-"""The demo, written as a user would write it: which layer of a network trained on photos sees defects in textile?"""
+"""`featx demo`, written as a user would: which layer of a network trained on photos sees defects in textile?"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
+import typer
+
+from featx.cli.printing import print_all
 from featx.errors import FeatxError
-from featx.extraction import extract
-from featx.learn import save, select_model
-from featx.report import ranking_table, search_progress, selection_figure, selection_text
 
 _INTRODUCTION = """\
 2,000 pictures of woven textile, 250 x 250 px: 1,000 nominal, 500 with a local defect (a thread or two), 500 with a
 global one (the weave has changed). Made and published by Megahed et al. (2025) in the package conformal-clip-data.
-A small network that has only ever seen everyday photos (EfficientNet-Lite0, ImageNet) turns each into features, at
+A small network that was trained on everyday photos only (EfficientNet-Lite0, ImageNet) turns each into features, at
 every stage; a classifier on top is chosen by cross-validation. The raw pixels compete in the same table."""
 
 _NEXT = """\
@@ -25,19 +25,14 @@ The same on your own folder of class folders:
   featx predict model.skops new_photos/"""
 
 
-def run(folder: Path, tell: Callable[..., None]) -> None:
-    """Run the demo.
+def demo(
+    folder: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("featx-demo"),
+) -> None:
+    """Find defects in 2,000 pictures of textile: extract, search, draw, save. Offline; about two minutes."""
+    from featx.extraction import extract
+    from featx.learn import save, select_model
+    from featx.report import ranking_table, search_progress, selection_figure, selection_text
 
-    Parameters
-    ----------
-    folder : path, made if it is not there
-    tell : called with what there is to print
-
-    Raises
-    ------
-    FeatxError
-        The demo's packages are not installed, or the folder cannot be made.
-    """
     try:
         import conformal_clip_data
         import matplotlib  # noqa: F401
@@ -47,7 +42,7 @@ def run(folder: Path, tell: Callable[..., None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FeatxError(f"cannot make the folder {folder}: {error.strerror}; choose another with --folder") from error
-    tell(_INTRODUCTION, "")
+    print_all(_INTRODUCTION, "")
     start = time.perf_counter()
 
     photos = conformal_clip_data.textile_simulated_root()
@@ -65,8 +60,8 @@ def run(folder: Path, tell: Callable[..., None]) -> None:
     save(selection.best_estimator, folder / "textile.skops")
     selection_figure(selection, "Which layer sees defects in textile?").savefig(folder / "textile.png", dpi=110)
 
-    tell(ranking_table(selection), selection_text(selection), "")
-    tell(f"In {time.perf_counter() - start:.0f} s. The files are in {folder.absolute()}:")
-    tell("  textile.h5     features of every stage", "  pixels.h5      the raw pixels, the baseline")
-    tell("  textile.skops  the winner, fitted", "  textile.png    the picture: look at it", "")
-    tell(_NEXT)
+    print_all(ranking_table(selection), selection_text(selection), "")
+    print_all(f"In {time.perf_counter() - start:.0f} s. The files are in {folder.absolute()}:")
+    print_all("  textile.h5     features of every stage", "  pixels.h5      the raw pixels, the baseline")
+    print_all("  textile.skops  the best model, fitted", "  textile.png    the picture: look at it", "")
+    print_all(_NEXT)

@@ -1,0 +1,5 @@
+"""The command line: it parses arguments, calls the library and prints results; one file a group of commands."""
+
+from featx.cli.application import app, main
+
+__all__ = ["app", "main"]

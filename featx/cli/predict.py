@@ -1,0 +1,65 @@
+"""`featx predict`: a saved model on new images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featx.cli.interrupts import loading
+from featx.cli.printing import print_all, print_data, print_error
+from featx.display import console
+from featx.errors import FeatxError, ModelError, count, nearest
+
+_FORMAT = "Output format"
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model that featx search or featx.save made.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="The network's weights, if they are not where they were: a state dict, a .pt2 program that you "
+            "trust, or a name to download, DEFAULT for example."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_FORMAT)] = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option(
+            "--csv",
+            help="Print CSV; a text that begins with = + - or @ gets an apostrophe in front.",
+            rich_help_panel=_FORMAT,
+        ),
+    ] = False,
+) -> int:
+    """Predict the label of each image, with its probability or score."""
+    from rich.progress import track
+
+    from featx.images import files
+
+    if as_json and as_csv:
+        raise FeatxError("choose one of --json and --csv")
+    if model.is_dir():
+        raise ModelError(f"{model} is a folder, and the model comes first: featx predict MODEL IMAGES")
+    if not model.exists():
+        siblings = [path.name for path in model.parent.glob("*.skops")]
+        raise ModelError(f"there is no model file {model}{nearest(model.name, siblings)}; featx search -o makes one")
+    paths = files(images)
+    with loading("loading scikit-learn and torch"):
+        from featx.learn import load, predict_images
+        from featx.report import predictions_csv, predictions_json, predictions_table
+
+        rows = predict_images(load(model, weights=weights), paths)
+    bar = console(stderr=True)
+    predictions = list(track(rows, "predicting", len(paths), console=bar, transient=True, disable=not bar.is_terminal))
+    if as_json or as_csv:
+        print_data(predictions_json(predictions) if as_json else predictions_csv(predictions))
+    else:
+        print_all(predictions_table(predictions))
+    unreadable = sum(bool(row.error) for row in predictions)
+    if unreadable:
+        print_error(f"{unreadable:,} of {count(len(predictions), 'image')} cannot be read")
+    return 1 if unreadable else 0

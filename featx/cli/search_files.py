@@ -1,0 +1,67 @@
+"""The files that `featx search` writes: a model, the scores and a figure; none replaces another file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featx.errors import FeatxError
+
+if TYPE_CHECKING:
+    from featx.learn import ProtocolResult, Selection
+
+
+@dataclass(frozen=True)
+class SearchFiles:
+    """Paths that were chosen with --output, --results and --figure, or None."""
+
+    output: Path | None
+    results: Path | None
+    figure: Path | None
+
+    def check(self, inputs: Collection[Path]) -> None:
+        """Raise FeatxError if a file cannot be written, exists, has another suffix, or is one of `inputs`."""
+        chosen = [path for path in (self.output, self.figure, self.results) if path is not None]
+        for path in chosen:
+            if path.is_dir() or not path.absolute().parent.is_dir():
+                reason = "it is a folder" if path.is_dir() else "there is no such folder"
+                raise FeatxError(f"cannot write {path}: {reason}")
+            if path.resolve() in {file.resolve() for file in inputs}:
+                raise FeatxError(f"{path} is read by this search and would be written over; choose another name")
+            if path.exists():
+                raise FeatxError(f"{path} is there already; choose another name, or remove the file")
+        if len({path.resolve() for path in chosen}) < len(chosen):
+            raise FeatxError("--output, --figure and --results are files of their own; give them different names")
+        if self.figure is not None and self.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
+            raise FeatxError(f"a figure is a .png, .pdf or .svg file; got {self.figure}")
+        if self.output is not None and self.output.suffix != ".skops":
+            raise FeatxError(f"a model is a .skops file; got {self.output}")
+        if self.results is not None and self.results.suffix not in (".csv", ".json"):
+            raise FeatxError(f"results are a .csv or .json file; got {self.results}")
+
+    def saves_model_of(self, result: Selection | ProtocolResult) -> bool:
+        return self.output is not None and result.best_estimator is not None and not result.is_partial
+
+    def write(self, result: Selection | ProtocolResult) -> list[str]:
+        """Write the files; one line about each."""
+        from featx.learn import Selection, save
+        from featx.report import model_text, protocol_figure, results_csv, results_json, selection_figure
+        from featx.store import written_aside
+
+        lines = []
+        if self.output is not None and self.saves_model_of(result):
+            save(result.best_estimator, self.output)
+            lines.append(f"{self.output}: {model_text(result)}; featx predict {self.output} IMAGES... uses it")
+        if self.results is not None:
+            text = results_csv(result) if self.results.suffix == ".csv" else results_json(result)
+            with written_aside(self.results) as file:
+                file.write(f"{text}\n".encode())
+            lines.append(f"{self.results}: every score")
+        if self.figure is not None:
+            figure = selection_figure(result) if isinstance(result, Selection) else protocol_figure(result)
+            with written_aside(self.figure) as file:
+                figure.savefig(file, format=self.figure.suffix[1:].lower(), dpi=110)
+            lines.append(f"{self.figure}: the picture")
+        return lines

@@ -1,0 +1,69 @@
+"""A search's request: its rules, in Python's words, and that its table of protocols agrees with the functions."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from helpers import write_store
+
+from featx import learn
+from featx.errors import FeatxError
+from featx.learn.selection import ESTIMATORS, ask
+from featx.request import PROTOCOLS, EstimatorName, ProtocolName, SearchRequest
+
+READ_FROM_STORES = {"protocol", "output", "labels", "label_column", "target", "split_column", "test_value"}
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_protocol_lacks_what_its_function_does_not_take(name):
+    parameters = {*inspect.signature(getattr(learn, PROTOCOLS[name].function)).parameters}
+    if "test" in parameters:  # **test: how images are held out
+        parameters |= {*inspect.signature(ask).parameters}
+    if "validation_rows" in parameters:
+        parameters.add("validation_value")
+    lacks = {field.name for field in fields(SearchRequest)} - READ_FROM_STORES - parameters
+    assert lacks == set(PROTOCOLS[name].lacks) - {"output"}
+
+
+def test_names_are_those_of_the_library():
+    assert get_args(ProtocolName) == tuple(PROTOCOLS)
+    assert list(EstimatorName) == list(ESTIMATORS)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"protocol": "knn", "nested": True}, "protocol='knn' has no nested; leave it out"),
+        ({"protocol": "few-shot", "l2": True, "folds": 3}, "protocol='few-shot' has no l2, folds; leave them out"),
+        ({"validation_value": "val", "split_column": "split"}, "protocol='grid' has no validation_value; leave it out"),
+        ({"folds": 1}, "folds is 2 or more; got 1"),
+        ({"n_jobs": 0}, "n_jobs is 1 or more, or -1 for one a core; got 0"),
+        ({"test_size": 0.2, "split_column": "split"}, "images are held out in one way; got test_size and split_column"),
+        ({"test_value": "test"}, "test_value is a value of split_column; give that too"),
+        ({"target": "numeric"}, "target says what the labels of labels or label_column are; give one of them"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_pythons_words(settings, message):
+    with pytest.raises(FeatxError) as caught:
+        SearchRequest(**settings).validate()
+    assert str(caught.value) == message
+
+
+def test_a_store_of_test_images_goes_with_a_column_of_validation_images():
+    both = {"split_column": "split", "test_store": Path("test.h5")}
+    SearchRequest(protocol="knn", validation_value="val", **both).validate()
+    with pytest.raises(FeatxError, match="one way; got split_column and test_store"):
+        SearchRequest(protocol="knn", validation_value="val", test_value="test", **both).validate()
+
+
+def test_python_callers_hold_out_in_one_way_too(tmp_path):
+    store, other = write_store(tmp_path / "a.h5"), write_store(tmp_path / "b.h5")
+    rows = np.arange(len(store)) < 2
+    for search in (learn.select_model, learn.linear_probe, learn.few_shot):
+        with pytest.raises(FeatxError, match="images are held out in one way; got test_rows and test_store"):
+            search(store, test_rows=rows, test_store=other)
