@@ -1,8 +1,8 @@
-"""What a recipe may say, field by field: a closed grammar over plain values.
+"""The values that each field of a recipe may have: a closed grammar over plain values.
 
-In: what a file, or a user, says. Out: nothing, or a ValueError that names the field, what it must be and what it was.
-A recipe may be somebody else's, and decides what is built, read and allocated: it is checked when a file is opened and
-again before a network is built. Knows no network and opens nothing.
+A recipe decides what is built, read and allocated, and may come from an untrusted file. So it is checked when a file is
+opened and again before a network is built; a ValueError names the field, the requirement and the value. This module
+knows no network and opens no file.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ PROGRAM_FILE = ".pt2"
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
 MOST_BATCH = 2**16  # images
-MOST_SIDE = 4096  # pixels, of what a network sees
+MOST_SIDE = 4096  # pixels, of the network's input
 MOST_RESIZED = 2 * MOST_SIDE
 MOST_BATCH_PIXELS = 2**28
-MOST_PROJECTION_TERMS = 2**26  # of a projection's sums, nine bytes each
+MOST_PROJECTION_TERMS = 2**26  # in all sums of a projection, nine bytes each
 MOST_ROW = 2**28  # numbers in a row
 MOST_THREADS = 1024
 _MOST_PREFIX = 1024
@@ -37,16 +37,16 @@ _ENGINE = re.compile("(eager|compiled)(, batch norms folded)?")
 
 
 def is_weights_file(weights: str | None) -> bool:
-    """Whether weights are a state dict on disk, rather than a name."""
+    """Whether `weights` is the path of a state dict, not a name."""
     return weights is not None and weights.endswith(WEIGHT_FILES)
 
 
 def check_recipe(recipe: Any) -> None:
-    """Raise ValueError unless every field of a recipe is one that featx writes.
+    """Raise ValueError unless every field of a recipe has a value that featx writes.
 
     Parameters
     ----------
-    recipe : Recipe, or what has its attributes
+    recipe : Recipe, or an object with its attributes
     """
     _check_network(recipe)
     check_preprocessing(recipe.preprocessing)
@@ -64,7 +64,9 @@ def check_recipe(recipe: Any) -> None:
     _whole("batch_size", recipe.batch_size, 1, MOST_BATCH)
     height, width = recipe.preprocessing["crop"]
     pixels = recipe.batch_size * height * width
-    _require(pixels <= MOST_BATCH_PIXELS, "batch_size x crop", f"at most {MOST_BATCH_PIXELS:,} pixels a batch", pixels)
+    _require(
+        pixels <= MOST_BATCH_PIXELS, "batch_size x crop", f"at most {MOST_BATCH_PIXELS:,} pixels per batch", pixels
+    )
     _one_of("dtype", recipe.dtype, ("float32", "float16"))
     _one_of("device", recipe.device, ("cpu", "cuda"))
     _whole("threads", recipe.threads, 1, MOST_THREADS)
@@ -81,11 +83,11 @@ def check_recipe(recipe: Any) -> None:
 def _check_network(recipe: Any) -> None:
     backbone, weights, file_sha256 = recipe.backbone, recipe.weights, recipe.weights_file_sha256
     source, _, name = backbone.partition(":") if type(backbone) is str else ("", "", "")
-    own = source in ("module", "export") and _is_text(name, 200) and "/" not in name
-    what = "torchvision:NAME, timm:NAME, bundled:NAME, module:NAME or export:NAME"
-    _require(own or _matches(_BACKBONE, backbone), "backbone", what, backbone)
-    is_file = type(weights) is str and is_weights_file(weights) and not own and _is_absolute(weights)
-    if own:
+    is_users = source in ("module", "export") and _is_text(name, 200) and "/" not in name
+    needed = "torchvision:NAME, timm:NAME, bundled:NAME, module:NAME or export:NAME"
+    _require(is_users or _matches(_BACKBONE, backbone), "backbone", needed, backbone)
+    is_file = type(weights) is str and is_weights_file(weights) and not is_users and _is_absolute(weights)
+    if is_users:
         program = source == "export" and type(weights) is str and weights.endswith(PROGRAM_FILE)
         fits = weights == "its own" or (program and _is_absolute(weights))
     else:
@@ -94,32 +96,31 @@ def _check_network(recipe: Any) -> None:
     _require(fits, "weights", "a name of weights, the absolute path of a state dict, or null", weights)
     _require(_matches(_SHA256, recipe.weights_sha256), "weights_sha256", "64 hexadecimal digits", recipe.weights_sha256)
     fits = file_sha256 is None or (is_file and _matches(_SHA256, file_sha256))
-    _require(fits, "weights_file_sha256", "64 hexadecimal digits, where the weights are a file", file_sha256)
+    _require(fits, "weights_file_sha256", "64 hexadecimal digits, only if the weights are a file", file_sha256)
 
 
-def check_preprocessing(said: Mapping[str, Any]) -> None:
-    """Raise ValueError unless this is a preprocessing, as `Preprocessing.to_dict` writes it."""
-    fields = {"crop", "resize"}, {"interpolation", "mean", "std"}  # what must be there, and what has a default
-    fits = type(said) is dict and fields[0] <= said.keys() <= fields[0] | fields[1]
-    _require(fits, "preprocessing", "crop, resize, interpolation, mean and std", said)
-    pair = _is_list(said["crop"]) and len(said["crop"]) == 2
-    fits = pair and all(_is_whole(side, 1, MOST_SIDE) for side in said["crop"])
-    _require(fits, "crop", f"(height, width), pixels from 1 to {MOST_SIDE:,}", said["crop"])
-    resize = said["resize"]
+def check_preprocessing(values: Mapping[str, Any]) -> None:
+    """Raise ValueError unless these are the values of a preprocessing, see `Preprocessing.to_dict`."""
+    required, optional = {"crop", "resize"}, {"interpolation", "mean", "std"}
+    fits = type(values) is dict and required <= values.keys() <= required | optional
+    _require(fits, "preprocessing", "crop, resize, interpolation, mean and std", values)
+    crop, resize = values["crop"], values["resize"]
+    fits = _is_list(crop) and len(crop) == 2 and all(_is_whole(side, 1, MOST_SIDE) for side in crop)
+    _require(fits, "crop", f"(height, width), pixels from 1 to {MOST_SIDE:,}", crop)
     sides = resize if _is_list(resize) and len(resize) == 2 else [resize]
     fits = all(_is_whole(side, 1, MOST_RESIZED) for side in sides)
     _require(fits, "resize", f"pixels of the shorter edge, or (height, width), from 1 to {MOST_RESIZED:,}", resize)
-    if "interpolation" in said:
-        _one_of("interpolation", said["interpolation"], INTERPOLATIONS)
+    if "interpolation" in values:
+        _one_of("interpolation", values["interpolation"], INTERPOLATIONS)
     for field, least in (("mean", -1e6), ("std", 1e-6)):
-        values = said.get(field, [1, 1, 1])
-        fits = _is_list(values) and len(values) == 3 and all(_is_number(value, least, 1e6) for value in values)
-        _require(fits, field, f"three numbers from {least:g} to 1e+06, one a channel", values)
+        channels = values.get(field, [1, 1, 1])
+        fits = _is_list(channels) and len(channels) == 3 and all(_is_number(value, least, 1e6) for value in channels)
+        _require(fits, field, f"three numbers from {least:g} to 1e+06, one per channel", channels)
 
 
 def _check_tap(name: object, tap: object) -> None:
-    fields = {"node", "pool", "layout", "shape"}, {"prefix", "projected", "seed"}
-    fits = _is_text(name, 2000) and type(tap) is dict and fields[0] <= tap.keys() <= fields[0] | fields[1]
+    required, optional = {"node", "pool", "layout", "shape"}, {"prefix", "projected", "seed"}
+    fits = _is_text(name, 2000) and type(tap) is dict and required <= tap.keys() <= required | optional
     _require(fits, "taps", "names of layers, each with node, pool, layout and shape", {name: tap})
     assert isinstance(tap, dict)
     node, pool, layout, shape = (tap[key] for key in ("node", "pool", "layout", "shape"))
@@ -132,15 +133,17 @@ def _check_tap(name: object, tap: object) -> None:
     dimensions = _DIMENSIONS[layout] if pool == "none" and projected is None else 1
     _require(len(shape) == dimensions, "shape", f"{dimensions} sizes for {layout} and pool {pool}", shape)
     prefix = tap.get("prefix", 0)
-    _require(prefix == 0 or layout == "btc", "prefix", "there for tokens (btc) alone", prefix)
+    _require(prefix == 0 or layout == "btc", "prefix", "present only for tokens (btc)", prefix)
     _whole("prefix", prefix, 0, _MOST_PREFIX)
-    _require(pool != "cls" or prefix > 0, "pool", "'cls' where there is a class token alone", pool)
-    _require(("projected" in tap) == ("seed" in tap), "seed", "there where rows are projected", tap.get("seed"))
+    _require(pool != "cls" or prefix > 0, "pool", "'cls' only if there is a class token", pool)
+    _require(
+        ("projected" in tap) == ("seed" in tap), "seed", "present if and only if rows are projected", tap.get("seed")
+    )
     full = f"{node}:{pool}"
     if projected is not None:
         _whole("projected", projected, shape[0] + 1, 2**40)
         terms = shape[0] * math.isqrt(projected)
-        _require(terms <= MOST_PROJECTION_TERMS, "projected", f"sums of {MOST_PROJECTION_TERMS:,} terms at most", terms)
+        _require(terms <= MOST_PROJECTION_TERMS, "projected", f"sums of at most {MOST_PROJECTION_TERMS:,} terms", terms)
         seed = tap["seed"]
         _require(type(seed) is int and seed == PROJECTION_SEED, "seed", str(PROJECTION_SEED), seed)
         full += f"~{shape[0]}"
@@ -149,8 +152,8 @@ def _check_tap(name: object, tap: object) -> None:
 
 def _require(fits: bool, field: str, needed: str, got: object) -> None:
     if not fits:
-        said = ascii(got)  # no control character reaches a message
-        raise ValueError(f"{field} must be {needed}; got {said if len(said) <= 80 else said[:77] + '...'}")
+        shown = ascii(got)  # no control character reaches a message
+        raise ValueError(f"{field} must be {needed}; got {shown if len(shown) <= 80 else shown[:77] + '...'}")
 
 
 def _one_of(field: str, got: object, choices: tuple[str, ...]) -> None:
@@ -165,7 +168,7 @@ def _check_texts(field: str, got: object, most: int) -> None:
     fits = isinstance(got, dict) and len(got) <= _MOST_TAPS
     texts = [text for pair in got.items() for text in pair] if isinstance(got, dict) else []
     fits = fits and all(_is_text(text, most) for text in texts)
-    _require(fits, field, "lines of text by their names", got)
+    _require(fits, field, "a mapping of names to lines of text", got)
 
 
 def _is_whole(value: object, least: int, most: int) -> bool:
@@ -181,7 +184,7 @@ def _is_list(value: object) -> bool:
 
 
 def _is_text(value: object, most: int) -> bool:
-    """Whether this is a line of text that a terminal can show: no control and no bidirectional characters."""
+    """Whether this is a line of text that is safe in a terminal: no control and no bidirectional characters."""
     return type(value) is str and 0 < len(value) <= most and value.isprintable()
 
 

@@ -1,6 +1,6 @@
-"""A CSV table in, its columns out; labels as class names or as numbers.
+"""Reads a CSV table into columns, and turns labels into class names or numbers.
 
-A leaf beside `errors`: both sides of the file need it, and neither may import the other.
+Both extraction and learning need this, and neither may import the other; so it stands beside `errors`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import numpy as np
 
 from featx.errors import Parameter, SourceError, nearest
 
-_SHORT, _LITTLE = 256, 2**20
+_SHORT, _LITTLE = 256, 2**20  # characters or bytes: of one text; of an array
 
 
 def is_padded(n: int, longest: int) -> bool:
-    """Whether n texts are kept at the length of the longest: where that is short, or all of it little."""
+    """Whether n texts are padded to the length of the longest: if that is short, or the whole array is small."""
     return longest <= _SHORT or n * longest <= _LITTLE
 
 
 def text_array(texts: Sequence[str]) -> np.ndarray:
-    """(n,) str; where `is_padded` says no, of dtype object, in which a text takes no more than its own length."""
+    """(n,) str; dtype object unless `is_padded`, so that each text takes memory for its own length only."""
     longest = max(map(len, texts), default=0)
     return np.array(texts, dtype=str if is_padded(len(texts), longest) else object)
 
@@ -35,7 +35,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
     Raises
     ------
     SourceError
-        The file is missing, not UTF-8, has no rows, two columns of one name, or a row of another length.
+        The file is missing, is not UTF-8, has no rows, two columns with one name, or a row of the wrong length.
     """
     path = Path(path)
     try:
@@ -46,16 +46,16 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
         raise SourceError(f"cannot read the CSV file {path}: {error.strerror}") from error
     except csv.Error as error:
         if "field limit" in str(error):
-            most = f"{csv.field_size_limit():,} characters"
-            raise SourceError(f"{path}: a cell has at most {most}, and one has more; shorten it") from error
+            limit = f"{csv.field_size_limit():,} characters"
+            raise SourceError(f"{path}: a cell has at most {limit}, and one has more; shorten it") from error
         raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
     names = header[1]
     if not rows:
         raise SourceError(f"{path} needs a header line and at least one row; it has none")
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise SourceError(f"{path} has two columns named {twice[0]!r}; rename one")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise SourceError(f"{path} has two columns named {repeated[0]!r}; rename one")
     for number, row in rows:
         if len(row) != len(names):
             raise SourceError(f"{path}, row {number}: {len(names)} values are needed, got {len(row)}")
@@ -63,7 +63,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
 
 
 def column(table: dict[str, list[str]], name: str, path: str | os.PathLike, option: str) -> list[str]:
-    """One column of a table by name; `option` is the parameter with which the user chooses another."""
+    """One column of a table; `option` is the parameter with which the user chooses another."""
     if name not in table:
         raise SourceError(
             f"{path} has no column {name!r}{nearest(name, table)}; choose one of {', '.join(table)} with ",
@@ -77,12 +77,12 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str, ids: Sequence[
 
     Parameters
     ----------
-    ids : what to call the images in a message, by default their numbers
+    ids : names of the images for messages, by default their numbers
 
     Raises
     ------
     SourceError
-        A label is empty, or is not a finite number where numbers are needed.
+        A label is empty, or not a finite number although the target is numeric.
     """
 
     def image(number: int) -> str:
@@ -93,11 +93,11 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str, ids: Sequence[
     are_texts = isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
     array = text_array(values) if are_texts else np.asarray(values)  # type: ignore[arg-type]
     if array.ndim != 1:
-        raise SourceError(f"labels are one value an image, shape (n,); got shape {array.shape}")
+        raise SourceError(f"labels are one value per image, shape (n,); got shape {array.shape}")
     if target == "class":
         names = [str(value).strip() for value in array.tolist()]
         for number, (name, value) in enumerate(zip(names, values, strict=True)):
-            if not name or value is None or value != value:  # NaN: what pandas has for an empty cell
+            if not name or value is None or value != value:  # NaN: pandas' value for an empty cell
                 raise SourceError(f"{image(number)} has no label; give every image one, or none at all")
         return text_array(names)
     numbers = np.empty(len(array))

@@ -1,5 +1,6 @@
-"""Everything that determined a store's numbers, as plain values: written into the file, compared before reuse,
-carried by saved models.
+"""The recipe: everything that determined a store's numbers, as plain values.
+
+It is written into the store, compared before rows are reused, and carried by saved models.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from featx.errors import LayerError, Parameter, StoreError, listed, nearest
 from featx.grammar import check_recipe
 
-_OPTIONAL = ("pass_rows", "weights_file_sha256")  # written only where there is something to say
-# What a difference changes: of a field in none of these lists the meaning of the rows.
+_OPTIONAL = ("pass_rows", "weights_file_sha256")  # written only if they have a value
+# What a difference in a field changes; fields in neither list change the meaning of the rows.
 _RECORDED_ONLY = (
     "weights",
     "weights_file_sha256",
@@ -27,14 +28,15 @@ _RECORDED_ONLY = (
     "collection",
 )
 _ROUNDING = ("engine", "precision", "batch_size", "dtype", "device", "threads", "pass_rows")
-_FOLLOWED = ("device", "threads", "pass_rows")  # of these: a run that goes on takes them over, a merge joins them
+_FOLLOWED = ("device", "threads", "pass_rows")  # rounding, but a continued run adopts them and a merge joins them
 
 
 class Difference(NamedTuple):
-    """A field that is different in two recipes.
+    """A field in which two recipes differ.
 
-    kind : what it changes: "meaning" (rows of the two cannot be used together), "rounding" (they can, within a
-        tolerance) or "recorded" (nothing)
+    there, here : its values in the first and the second recipe
+    kind : what the difference changes: "meaning" (rows of the two cannot be used together), "rounding" (they can,
+        within a tolerance) or "recorded" (nothing)
     """
 
     field: str
@@ -45,7 +47,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """What made the features.
+    """Everything that determined the features.
 
     Parameters
     ----------
@@ -53,21 +55,22 @@ class Recipe:
     weights : a weights name, a file, or None (random, from a recorded seed)
     weights_sha256 : fingerprint of the state dict
     preprocessing : resize, crop, interpolation, mean, std
-    decoder : the rule by which files became RGB pictures
+    decoder : the rule by which files were decoded to RGB
     taps : {name: {"node", "pool", "layout", "shape"}}
-    aliases : {name that a user asked for: name of the tap}
+    aliases : {name that the user passed: name of the tap}
     engine : how the network ran
     precision : "float32", "bfloat16" or "float16"
-    precision_error : largest relative L2 error of a row of the first batch, where precision "auto" chose a fast type
-    batch_size : images a forward pass
+    precision_error : largest relative L2 error of a row of the first batch, if precision "auto" chose a fast type
+    batch_size : images per forward pass
     dtype : of the stored rows
     device : "cpu" or "cuda"
     threads : of the forward pass
     versions : {library: version}
     origin : the folder that ids are relative to, or None
-    collection : digest of the run's ids, labels and columns, in order; None where no store was made
-    pass_rows : the fewest images of a forward pass, where a GPU's memory did not suffice for a whole batch; else None
-    weights_file_sha256 : of the bytes of the file that `weights` names; None where it names no file
+    collection : digest of the run's ids, labels and columns, in order; None if no store was made
+    pass_rows : the smallest number of images in a forward pass, if a GPU's memory was too small for a whole batch;
+        else None
+    weights_file_sha256 : of the bytes of the file that `weights` names; None if it names no file
     """
 
     backbone: str
@@ -91,34 +94,34 @@ class Recipe:
     weights_file_sha256: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # plain constructor arguments: what skops can write and read without trusting any state
+        # plain constructor arguments, which skops can write and read without trusting any state
         return type(self), astuple(self)
 
     def to_json(self) -> str:
-        said = {name: value for name, value in asdict(self).items() if name not in _OPTIONAL or value is not None}
-        return json.dumps(said, ensure_ascii=False)
+        values = {name: value for name, value in asdict(self).items() if name not in _OPTIONAL or value is not None}
+        return json.dumps(values, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)
-            needed = {field.name: values[field.name] for field in fields(cls) if field.name not in _OPTIONAL}
-            recipe = cls(**needed, **{name: values.get(name) for name in _OPTIONAL})
+            required = {field.name: values[field.name] for field in fields(cls) if field.name not in _OPTIONAL}
+            recipe = cls(**required, **{name: values.get(name) for name in _OPTIONAL})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise StoreError("the recipe is damaged: a field is missing, or is not what it should be") from error
+            raise StoreError("the recipe is damaged: a field is missing or invalid") from error
         recipe.check()
         return recipe
 
     def check(self) -> None:
-        """Raise StoreError unless every field is what featx writes: types, ranges and names of the closed grammar.
+        """Raise StoreError unless every field has a value that featx writes; see `featx.grammar`.
 
-        A recipe may come from somebody else's file: this is called when one is opened, and before a network is built.
+        A recipe may come from an untrusted file: it is checked when a file is opened and before a network is built.
         """
         try:
             check_recipe(self)
         except ValueError as error:
-            raise StoreError(f"the recipe is none that featx writes: {error}") from error
+            raise StoreError(f"featx does not write such a recipe: {error}") from error
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -126,17 +129,17 @@ class Recipe:
         return tuple(self.taps)
 
     def layer(self, name: str | None) -> str:
-        """The full name of a layer: "layer3" -> "layer3:avg", "penultimate" -> what it stands for here.
+        """The full name of a layer: "layer3" -> "layer3:avg", "penultimate" -> the layer that it stands for.
 
         Parameters
         ----------
         name : str or None
-            None takes the only layer there is.
+            None stands for the only layer.
 
         Raises
         ------
         LayerError
-            There is no such layer, or the name is short for several.
+            There is no such layer, or the name is ambiguous.
         """
         if name is None:
             if len(self.taps) == 1:
@@ -148,85 +151,85 @@ class Recipe:
             )
         if name in self.taps or name in self.aliases:
             return self.aliases.get(name, name)
-        short = [layer for layer in self.layers if layer.rpartition(":")[0] == name]
-        if len(short) == 1:
-            return short[0]
-        if short:
-            raise LayerError(f"layer {name!r} is stored with several pools; choose one of {', '.join(short)}")
+        matches = [layer for layer in self.layers if layer.rpartition(":")[0] == name]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise LayerError(f"layer {name!r} is stored with several pools; choose one of {', '.join(matches)}")
         close = nearest(str(name), [*self.layers, *self.aliases])
         raise LayerError(f"layer {name!r} is not stored{close}. There are: {', '.join(self.layers)}")
 
     def only(self, name: str | Sequence[str] | None) -> Recipe:
-        """The recipe of one layer, or of several in the order given; what serves to compute them, so without `origin`.
+        """The recipe of one layer, or of several in the given order; without `origin`, which does not affect rows.
 
         Raises
         ------
         LayerError
-            There is no such layer, a name is short for several, or a layer is named twice.
+            There is no such layer, a name is ambiguous, or a layer is named twice.
         """
         several = isinstance(name, list | tuple)
-        asked: list[str | None] = list(name) if several else [name]  # type: ignore[arg-type, list-item]
-        if not asked or not all(isinstance(one, str if several else str | None) for one in asked):
+        requested: list[str | None] = list(name) if several else [name]  # type: ignore[arg-type, list-item]
+        if not requested or not all(isinstance(one, str if several else str | None) for one in requested):
             raise LayerError(f"layer is a name or a list of names; got {name!r}. There are: {', '.join(self.layers)}")
-        names = [self.layer(one) for one in asked]
-        if again := [one for i, one in enumerate(names) if one in names[:i]]:
-            said = listed([str(one) for one, full in zip(asked, names, strict=True) if full == again[0]])
-            raise LayerError(f"layer {again[0]!r} is asked for twice, as {said}; name each layer once")
+        names = [self.layer(one) for one in requested]
+        if repeated := [one for i, one in enumerate(names) if one in names[:i]]:
+            spellings = listed([str(one) for one, full in zip(requested, names, strict=True) if full == repeated[0]])
+            raise LayerError(f"layer {repeated[0]!r} is asked for twice, as {spellings}; name each layer once")
         return replace(self.some(names), origin=None)
 
     def some(self, layers: Collection[str]) -> Recipe:
         """The recipe of some of its layers, given by their full names."""
-        aliases = {alias: meant for alias, meant in self.aliases.items() if meant in layers}
+        aliases = {alias: layer for alias, layer in self.aliases.items() if layer in layers}
         return replace(self, taps={name: self.taps[name] for name in layers}, aliases=aliases)
 
     def compare(self, other: Recipe) -> Iterator[Difference]:
-        """Every field of which the other says something else; the order of layers is no difference.
+        """Every field in which two recipes differ; the order of layers does not count.
 
-        Fields within a field are named apart, "preprocessing.resize"; a value that one of them lacks is None.
+        Nested fields are compared one by one, "preprocessing.resize"; a value that one recipe lacks is None.
         """
         for field in fields(self):
-            there, here = getattr(self, field.name), getattr(other, field.name)
+            first, second = getattr(self, field.name), getattr(other, field.name)
             kind = _kind(field.name)
-            if isinstance(there, dict):
-                for key in dict.fromkeys([*there, *here]):
-                    if there.get(key) != here.get(key):
-                        yield Difference(f"{field.name}.{key}", there.get(key), here.get(key), kind)
-            elif there != here:
-                yield Difference(field.name, there, here, kind)
+            if isinstance(first, dict):
+                for key in dict.fromkeys([*first, *second]):
+                    if first.get(key) != second.get(key):
+                        yield Difference(f"{field.name}.{key}", first.get(key), second.get(key), kind)
+            elif first != second:
+                yield Difference(field.name, first, second, kind)
 
     def differences(self, other: Recipe, where: tuple[str, str] = ("there", "here")) -> list[str]:
-        """The fields that must be equal where rows are put into one layer, and differ.
+        """The differences because of which rows of the two recipes cannot be stored in one layer.
 
         Parameters
         ----------
-        where : what to call this recipe's place and the other's
+        where : names for the places of this recipe and the other, for the text
 
         Returns
         -------
         list of str
             `["precision: 'float32' there, 'bfloat16' here"]`
         """
-        return self._unlike(other, where, "meaning", "rounding")
+        return self._described(other, where, "meaning", "rounding")
 
     def other_meaning(self, other: Recipe, where: tuple[str, str] = ("there", "here")) -> list[str]:
-        """The fields that must be equal where rows of both are used together, and differ; as `differences`."""
-        return self._unlike(other, where, "meaning")
+        """The differences because of which rows of the two recipes cannot be used together; see `differences`."""
+        return self._described(other, where, "meaning")
 
-    def _unlike(self, other: Recipe, where: tuple[str, str], *kinds: str) -> list[str]:
-        there, here = where
-        found = []
+    def _described(self, other: Recipe, where: tuple[str, str], *kinds: str) -> list[str]:
+        first_place, second_place = where
+        lines = []
         if self.taps.keys() != other.taps.keys():
-            found.append(f"layers: {listed(self.taps, 20)} {there}, {listed(other.taps, 20)} {here}")
-        for name, mine, others, kind in self.compare(other):
+            lines.append(f"layers: {listed(self.taps, 20)} {first_place}, {listed(other.taps, 20)} {second_place}")
+        for name, first, second, kind in self.compare(other):
             if name == "weights_sha256":
-                mine, others = mine[:12], others[:12]
-            is_missing_layer = name.startswith("taps.") and (mine is None or others is None)
+                first, second = first[:12], second[:12]
+            is_missing_layer = name.startswith("taps.") and (first is None or second is None)
             if kind in kinds and name not in _FOLLOWED and not is_missing_layer:
-                found.append(f"{name}: {mine!r} {there}, {others!r} {here}")
-        return found
+                lines.append(f"{name}: {first!r} {first_place}, {second!r} {second_place}")
+        return lines
 
     def joined(self, other: Recipe) -> Recipe:
-        """This recipe with what another of the same numbers records: its aliases, its libraries' versions too."""
+        """This recipe with the aliases and library versions of another one that gives the same numbers."""
         versions = {
             name: ", ".join(
                 dict.fromkeys(
@@ -248,17 +251,17 @@ def _kind(field: str) -> str:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
-def _check_depth(value: object, most: int) -> None:
-    if most == 0:
+def _check_depth(value: object, max_depth: int) -> None:
+    if max_depth == 0:
         raise ValueError("nested too deeply")
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_depth(inner, most - 1)
+        _check_depth(inner, max_depth - 1)
 
 
 def collection_digest(ids: Sequence[str], y: np.ndarray | None, columns: Mapping[str, np.ndarray]) -> str:
-    """Blake2b, 16 bytes, of the names, labels and columns of a run's images, in order, as hexadecimal digits."""
-    said = [list(ids), None if y is None else y.tolist(), {name: columns[name].tolist() for name in columns}]
-    return hashlib.blake2b(json.dumps(said, ensure_ascii=False).encode(), digest_size=16).hexdigest()
+    """BLAKE2b (16 bytes, hexadecimal) of the ids, labels and columns of a run's images, in order."""
+    content = [list(ids), None if y is None else y.tolist(), {name: columns[name].tolist() for name in columns}]
+    return hashlib.blake2b(json.dumps(content, ensure_ascii=False).encode(), digest_size=16).hexdigest()

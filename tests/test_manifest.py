@@ -1,4 +1,4 @@
-"""A CSV table becomes columns of strings, whole or not at all; labels become class names or numbers."""
+"""A complete CSV table becomes columns of strings; labels become class names or numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from featx.errors import SourceError
 from featx.manifest import as_labels, column, read_manifest
 
 
-def test_what_a_csv_writer_writes_comes_back(tmp_path):
+def test_a_csv_file_is_read_as_written(tmp_path):
     rows = [
         ["path", "label", "a, b", "Größe"],
         ["a.jpg", 'say "x"', " kept ", "1"],
@@ -24,7 +24,7 @@ def test_what_a_csv_writer_writes_comes_back(tmp_path):
     assert read_manifest(tmp_path / "m.csv") == dict(zip(header, map(list, zip(*values, strict=True)), strict=True))
 
 
-def test_what_spreadsheets_add_does_not_matter(tmp_path):
+def test_bom_and_empty_lines_are_ignored(tmp_path):
     (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbfpath,label\r\na.jpg,x\r\n\r\nb.jpg,y\r\n\r\n")
     assert read_manifest(tmp_path / "m.csv") == {"path": ["a.jpg", "b.jpg"], "label": ["x", "y"]}
 
@@ -55,7 +55,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
         assert_tells(caught.value, "cannot read", str(path))
 
 
-def test_a_column_that_is_not_there_names_the_nearest_and_the_option():
+def test_a_missing_column_lists_similar_names_and_the_option():
     with pytest.raises(SourceError) as caught:
         column({"path": [], "labels": []}, "label", "m.csv", "--label-column")
     assert_tells(caught.value, "m.csv", "'label'", "close: 'labels'", "path, labels", "--label-column")
@@ -88,7 +88,7 @@ def test_an_image_without_a_label_is_named(missing, target):
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan", "one", "1,5"])
-def test_what_is_not_a_finite_number_is_no_numeric_label(value):
+def test_numeric_labels_must_be_finite_numbers(value):
     with pytest.raises(SourceError) as caught:
         as_labels(["0", value], "numeric")
     assert_tells(caught.value, "image 1", "finite number", repr(value))
@@ -97,7 +97,7 @@ def test_what_is_not_a_finite_number_is_no_numeric_label(value):
 def test_labels_of_another_shape_and_other_targets_are_refused():
     with pytest.raises(SourceError) as caught:
         as_labels(np.zeros((3, 2)), "class")
-    assert_tells(caught.value, "one value an image", "(3, 2)")
+    assert_tells(caught.value, "one value per image", "(3, 2)")
     with pytest.raises(SourceError) as caught:
         as_labels([1], "regression")
     assert_tells(caught.value, "'class' or 'numeric'", "'regression'")

@@ -1,7 +1,7 @@
-"""Recipes forged field by field, in stores and in models: refused in one line, or of the same effect as a true one.
+"""Recipes forged field by field, in stores and models, are refused in one line or have no effect.
 
-A child process forges, opens and predicts, watched by an audit hook: it opens no file outside of those it was given and
-the installed libraries, starts no process, asks for no host and unpickles nothing.
+A child process forges, opens and predicts. By an audit hook it opens no files except its arguments and the installed
+libraries, starts no process, looks up no host and unpickles nothing.
 """
 
 from __future__ import annotations
@@ -180,6 +180,6 @@ def test_a_recipe_that_names_a_large_network_is_refused_before_it_is_built(tmp_p
     for name, (message, grown) in said.items():
         assert "\n" not in message
         if name == "random":
-            assert "more than a recipe alone makes; allow it with featx.load" in message and grown < 1.2e9
+            assert "more than is built for a recipe; allow it with featx.load" in message and grown < 1.2e9
         else:  # 1.2 GB otherwise
-            assert "small.pth does not fit: it has" in message and "larger by far" in message and grown < 3.5e8
+            assert "small.pth does not fit: it has" in message and "far larger" in message and grown < 3.5e8

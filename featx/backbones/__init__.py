@@ -1,6 +1,6 @@
-"""A name or a module in; a network in eval mode with its preprocessing, its fingerprint and its taps out.
+"""From a name or a module to a network in eval mode, with its preprocessing, fingerprint and taps.
 
-Knows nothing of where images come from or where rows go.
+This room knows nothing of collections of images or of stores.
 """
 
 from featx.backbones.backbone import Backbone, resolve_backbone

@@ -1,4 +1,4 @@
-"""A name, or a module of the user's, and its weights in; the built network, its preprocessing and fingerprint out."""
+"""Backbone: a network by name or of the user's own, with its weights, preprocessing and fingerprint."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from torch.export import ExportedProgram
 from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.programs import constants, load_program, module_of, program_name
 from featx.backbones.sources import SOURCES, canonical
-from featx.backbones.weights import load_state, read_state, room_for, room_for_random
+from featx.backbones.weights import file_allowance, load_state, random_allowance, read_state
 from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone
 from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.recipe import Recipe
 
-SEED = 0  # of weights=None
+SEED = 0  # of the random weights of weights=None
 
 
 class Backbone:
-    """A network with its preprocessing. Nothing is loaded before it is first needed.
+    """A network with its preprocessing, loaded on first use.
 
     Parameters
     ----------
     network : str, torch.nn.Module or torch.export.ExportedProgram
         "torchvision:resnet50", "timm:convnext_tiny", "bundled:efficientnet_lite0" (lite1, lite2), "bundled:pixels" (the
-        image itself, 32 x 32, a baseline); without a prefix torchvision's name, else timm's. Or a module of your own,
-        or an exported program: the object, or a `.pt2` file. Opening such a file can run code of whoever wrote it:
-        open only those that you trust.
+        32 x 32 image itself, a baseline). A name without a prefix is torchvision's, or else timm's. Or a module of your
+        own, or an exported program, as an object or a `.pt2` file. Opening such a file can run its author's code: open
+        only files that you trust.
     weights : str, path or None
-        "DEFAULT" or another name of the source's pretrained weights, a `.safetensors` or `.pth` state dict, or None:
-        random, from a recorded seed. Has no meaning for a module or a program, which bring their own.
+        "DEFAULT" or another name of the source's pretrained weights, a `.safetensors` or `.pth` state dict, or None
+        for random weights from a recorded seed. Ignored for a module or a program, which have their own.
     preprocessing : Preprocessing, optional
-        By default the weights' own. A module and a program need one.
+        By default that of the weights. Required for a module and a program.
 
     Raises
     ------
     BackboneError
-        The name is not known (the nearest ones are named), or the weights cannot be had.
+        The name is unknown (similar ones are listed), or the weights are not available.
 
     Examples
     --------
@@ -85,9 +85,11 @@ class Backbone:
     def of_recipe(
         cls, name: str, weights: str | None, weights_file_sha256: str | None, preprocessing: Preprocessing
     ) -> Backbone:
-        """The network that a recipe names, which may be somebody else's: nothing but a name in a library's own list is
-        built, nothing is downloaded, a weights file is parsed only if it has the recorded SHA-256, and no network is
-        built that is far larger than its file, or of more random weights than `MOST_RANDOM_BYTES`.
+        """The network that a recipe names, built with care since the recipe may be untrusted.
+
+        Only names in a library's own list are built, nothing is downloaded, a weights file is parsed only if it has the
+        recorded SHA-256, and a network is refused that is far larger than its file, or has more random weights than
+        `MOST_RANDOM_BYTES`.
         """
         source, _, model = name.partition(":")
         if source not in SOURCES or canonical(name) != name:
@@ -122,7 +124,7 @@ class Backbone:
     def _built(self) -> tuple[nn.Module, Preprocessing, str | None]:
         if isinstance(self._own, nn.Module):
             assert self._preprocessing is not None
-            # a copy: the user's module stays in its mode, and what it learns later changes nothing here
+            # a copy: the user's module keeps its mode, and training it later has no effect here
             return copy.deepcopy(self._own).eval(), self._preprocessing, None
         if self.name.startswith("export:"):
             assert self._preprocessing is not None
@@ -133,18 +135,18 @@ class Backbone:
                 raise BackboneError(f"{self.name}: ", *error.parts) from error
         source, _, name = self.name.partition(":")
         file = self.weights if is_weights_file(self.weights) else None
-        room: contextlib.AbstractContextManager = contextlib.nullcontext()
+        allowance: contextlib.AbstractContextManager = contextlib.nullcontext()
         state, file_sha256 = None, None
         if file:
             state, file_sha256, nbytes = read_state(file, self._expected_sha256)
-            room = room_for(file, nbytes)
+            allowance = file_allowance(file, nbytes)
         elif self.weights is None and self._fetch is False:
-            room = room_for_random(self.name)
+            allowance = random_allowance(self.name)
         try:
-            with torch.random.fork_rng(devices=[]), room:
+            with torch.random.fork_rng(devices=[]), allowance:
                 torch.manual_seed(SEED)
-                own = None if file else self.weights
-                module, preprocessing = SOURCES[source](name, own, self._preprocessing, self._fetch)
+                named_weights = None if file else self.weights
+                module, preprocessing = SOURCES[source](name, named_weights, self._preprocessing, self._fetch)
         except UnavailableBackbone as error:
             raise UnavailableBackbone(f"{self.name}: {error.reason}", *error.args[1:]) from error
         except BackboneError as error:
@@ -154,8 +156,8 @@ class Backbone:
         return module.eval().requires_grad_(False), preprocessing, file_sha256
 
     def without_download(self) -> Backbone:
-        """The same network and preprocessing; weights of torchvision and timm, which may have to be downloaded, are
-        left out, with random ones in their place.
+        """The same network and preprocessing. Pretrained weights of torchvision and timm, which might have to be
+        downloaded, are replaced by random ones.
         """
         other = copy.copy(self)
         other._fetch = None
@@ -163,7 +165,7 @@ class Backbone:
 
     @property
     def has_weights(self) -> bool:
-        """Whether its weights are those that it names."""
+        """Whether the weights are those that `weights` names; see `without_download`."""
         named = self.name.startswith(("torchvision:", "timm:")) and self.weights is not None
         return self._fetch is not None or not named or is_weights_file(self.weights)
 
@@ -178,11 +180,11 @@ class Backbone:
 
     @property
     def weights_file_sha256(self) -> str | None:
-        """SHA-256 of the bytes of the state dict on disk; None where the weights are no such file."""
+        """SHA-256 of the state dict's file; None if the weights are not a file."""
         return self._built[2]
 
     def prepared_by(self, preprocessing: Preprocessing) -> Backbone:
-        """The same network, not loaded again, behind another preprocessing."""
+        """The same network with another preprocessing; it is not loaded again."""
         if self.preprocessing == preprocessing:
             return self
         other = copy.copy(self)
@@ -191,7 +193,7 @@ class Backbone:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """Fingerprint: SHA-256 over names, types, shapes and bytes of the state dict, in its order; then of a program's
+        """Fingerprint: SHA-256 over names, types, shapes and bytes of the state dict, in order, and of a program's
         other tensors.
         """
         digest = hashlib.sha256()
@@ -212,13 +214,13 @@ def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
     ----------
     recipe : Recipe
     known : Backbone, optional
-        One that the user handed over: a module, a program, weights that moved or may be downloaded. It is returned if
-        it has the recorded fingerprint. Without it see `Backbone.of_recipe`.
+        Passed by the user: a module, a program, or weights that have moved or may be downloaded. It is returned if it
+        has the recorded fingerprint. Without it, see `Backbone.of_recipe`.
 
     Raises
     ------
     BackboneError
-        The weights are not the recorded ones, or have to be handed over.
+        The weights are not the recorded ones, or the backbone must be passed.
     """
     name, weights = recipe.backbone, recipe.weights
     if known is None and name.startswith("module:"):
@@ -227,7 +229,7 @@ def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
             "hand it back: featx.load(path, backbone=featx.Backbone(module, preprocessing=...))",
         )
     if known is None and name.startswith("export:"):
-        # a recipe may be another's, and opening a program can run code: the file is for the user to name
+        # a recipe may be untrusted and opening a program can run code, so the user must name the file
         file = f" (it was {weights!r})" if str(weights).endswith(PROGRAM_FILE) else ""
         raise UnavailableBackbone(
             f"the features came from an exported program, {name.removeprefix('export:')}{file}",
@@ -243,7 +245,9 @@ def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
     if known is None:
         preprocessing = Preprocessing.from_dict(recipe.preprocessing)
         known = Backbone.of_recipe(name, weights, recipe.weights_file_sha256, preprocessing)
-    are_programs = name.startswith("export:") and known.name.startswith("export:")  # a program is named by its file
+    are_programs = name.startswith("export:") and known.name.startswith(
+        "export:"
+    )  # the name of a program is that of its file
     if known.weights_sha256 != recipe.weights_sha256 or (known.name != name and not are_programs):
         raise BackboneError(
             f"the recorded network is {name} with weights sha256 {recipe.weights_sha256[:12]}; "

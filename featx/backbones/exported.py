@@ -1,7 +1,7 @@
-"""The module of an exported program in, its layers out.
+"""Finds the layers of an exported program.
 
-Operations are named by the module they came from and by what they do ("layer3.0.conv1.conv2d"), so that "layer3" is
-what it is in the network that was exported.
+Operations are named by the module that they came from and their function ("layer3.0.conv1.conv2d"), so that "layer3"
+means the same as in the network that was exported.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from featx.backbones.graphs import Graph, operation
 from featx.backbones.layers import Layers
 from featx.backbones.programs import module_stack, root_classes
 
-_CHECKS = re.compile("assert|sym_constrain|guards_fn")  # of the input; made for one device and one number type
+_CHECKS = re.compile("assert|sym_constrain|guards_fn")  # of the input; they are for one device and one number type
 _TOKENS = "torchvision.models.vision_transformer.VisionTransformer"
 
 
 def exported_layers(module: nn.Module, size: tuple[int, int]) -> Layers:
-    """The layers of a program's module, for images of a size, on any device and in any number type."""
+    """The layers of a program's module, for images of one size, on any device and in any number type."""
     assert isinstance(module, fx.GraphModule)
     graph = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
@@ -40,7 +40,9 @@ def exported_layers(module: nn.Module, size: tuple[int, int]) -> Layers:
                 new.args, new.kwargs = (_following(part, *like) for part in (new.args, new.kwargs))
                 value = node.meta.get("val")
                 if isinstance(value, torch.Tensor):
-                    if not node.all_input_nodes and value.dtype == torch.float32:  # arange(4.0): by default float32
+                    if (
+                        not node.all_input_nodes and value.dtype == torch.float32
+                    ):  # for example arange(4.0): float32 by default
                         new.kwargs = {**new.kwargs, "dtype": like[1]}
                     stack = module_stack(node)
                     name = f"{stack[-1][0] if stack else ''}.{operation(node)}".lstrip(".")
@@ -51,7 +53,7 @@ def exported_layers(module: nn.Module, size: tuple[int, int]) -> Layers:
 
 
 def _following(part: Any, device: fx.Node, dtype: fx.Node) -> Any:
-    """Arguments that name the device and the type of the export, with those of the images in their place."""
+    """Replace the device and number type of the export in some arguments by those of the images."""
 
     def follow(value: Any) -> Any:
         if isinstance(value, torch.device):

@@ -1,6 +1,6 @@
-"""A network as a graph of operations, traced from a module or exported by torch: its layers, their shapes, the cut.
+"""A network as a graph of operations, traced or exported: its layers, their shapes, and cutting it at the taps.
 
-Says what the operations are, whether they are modules, functions or torch's ATen operators.
+Operations may be modules, functions or torch's ATen operators.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ _KINDS = {
     **dict.fromkeys(("dropout", "feature_dropout", "native_dropout"), "dropout"),
     **dict.fromkeys(("max_pool2d", "max_pool2d_with_indices", "avg_pool2d"), "pool"),
 }
-_JOINS = ("add", "iadd", "mul", "imul", "cat")  # what ends a residual branch
+_JOINS = ("add", "iadd", "mul", "imul", "cat")  # operations that end a residual branch
 
 
 class Graph(Layers):
-    """A backbone's computation as a graph of its own, sharing no tensor with the backbone.
+    """A copy of a backbone's computation as a graph; it shares no tensor with the backbone.
 
     Parameters
     ----------
-    root : the module the graph calls into
+    root : the module that the graph calls
     graph : with one input, the images
-    names : {node: name} of those that are layers, in the order of execution
-    ends : {module: the node that computes its output}, where known
+    names : {node: name} of the layers, in the order of execution
+    ends : {module: the node that computes its output}, as far as known
     size : (h, w) of the images
-    prefix : tokens before the image's, and whether the first is the class token
-    pre_logits : the node that computes what the network's own `forward_head` states as its classifier's input, if any
-    again : nodes that were traced for `pre_logits` alone; those that repeat others are dropped
+    prefix : number of tokens before the image's, and whether the first is the class token
+    pre_logits : the node that computes the classifier's input according to the network's `forward_head`, if any
+    traced_again : nodes that were traced only for `pre_logits`; those that repeat others are dropped
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Graph(Layers):
         size: tuple[int, int],
         prefix: tuple[int, bool] = (0, False),
         pre_logits: fx.Node | None = None,
-        again: Collection[fx.Node] = (),
+        traced_again: Collection[fx.Node] = (),
     ) -> None:
         self.root, self.graph, self._size = root, graph, size
         self.prefix_tokens, self.class_token = prefix
@@ -59,18 +59,19 @@ class Graph(Layers):
             sources = node.all_input_nodes
             if node.op == "get_attr" or (sources and self._constants.issuperset(sources)):
                 self._constants.add(node)
-        names = {node: name for node, name in names.items() if node not in again}
-        self._pre_logits = self._merged(pre_logits, again) if again else None
-        if self._pre_logits and self._pre_logits in again:
+        names = {node: name for node, name in names.items() if node not in traced_again}
+        self._pre_logits = self._merged(pre_logits, traced_again) if traced_again else None
+        if self._pre_logits and self._pre_logits in traced_again:
             names[self._pre_logits] = unused_name(names.values())
         self._names = {node: names[node] for node in graph.nodes if node in names}
         self._ends = {module: names[node] for module, node in ends.items() if node in names}
         self.nodes: Mapping[str, fx.Node] = {name: node for node, name in self._names.items()}
         self.kinds = {name: self._kind(node) for name, node in self.nodes.items()}
 
-    def _merged(self, wanted: fx.Node | None, again: Collection[fx.Node]) -> fx.Node | None:
-        """Drop the nodes traced `again`, except those of `wanted` that compute something new; return the node that
-        computes `wanted`, dropout skipped.
+    def _merged(self, pre_logits: fx.Node | None, traced_again: Collection[fx.Node]) -> fx.Node | None:
+        """Drop the nodes `traced_again`, except those that compute something new for `pre_logits`.
+
+        Returns the node that computes `pre_logits`, without dropout.
         """
         first: dict[tuple[str, Any, str], fx.Node] = {}
         equal: dict[fx.Node, fx.Node] = {}
@@ -80,17 +81,17 @@ class Graph(Layers):
             else:
                 arguments = fx.map_arg((node.args, node.kwargs), equal.__getitem__)
                 equal[node] = first.setdefault((node.op, node.target, repr(arguments)), node)
-        wanted = equal[wanted] if wanted else None
-        for node in reversed([node for node in self.graph.nodes if node in again]):
+        pre_logits = equal[pre_logits] if pre_logits else None
+        for node in reversed([node for node in self.graph.nodes if node in traced_again]):
             node.replace_all_uses_with(equal[node])
-            if node is not wanted and not node.users:
+            if node is not pre_logits and not node.users:
                 self.graph.erase_node(node)
         (images,) = self.graph.find_nodes(op="placeholder")
-        for node in [node for node in self.graph.nodes if node in again]:
-            # right behind what it takes, before another may overwrite that in place
+        for node in [node for node in self.graph.nodes if node in traced_again]:
+            # right behind its inputs, before another node may overwrite them in place
             order = {earlier: number for number, earlier in enumerate(self.graph.nodes)}
             max(node.all_input_nodes or [images], key=order.__getitem__).append(node)
-        return wanted
+        return pre_logits
 
     @cached_property
     def _modules(self) -> Collection[str]:
@@ -111,7 +112,7 @@ class Graph(Layers):
         return shapes
 
     def _run(self, images: torch.Tensor, note: Callable[[str, Any], None]) -> None:
-        """Run all of the graph; `note` is called with each layer's name and output."""
+        """Run the whole graph; `note` is called with each layer's name and output."""
         names = self._names
 
         class Recorder(fx.Interpreter):
@@ -152,19 +153,19 @@ class Graph(Layers):
         return layer if self._same_numbers(layer, pre_logits) else pre_logits
 
     def _same_numbers(self, layer: str, other: str) -> bool:
-        """Whether two layers give the same numbers, be it as (c, 1, 1) and (c,)."""
+        """Whether two layers give the same numbers, possibly in different shapes such as (c, 1, 1) and (c,)."""
         if layer == other:
             return True
         if layer not in self._shapes or math.prod(self._shapes[layer]) != math.prod(self._shapes.get(other, ())):
             return False
-        seen: dict[str, torch.Tensor] = {}
+        outputs: dict[str, torch.Tensor] = {}
 
         def note(name: str, output: Any) -> None:
             if name in (layer, other):
-                seen[name] = output.clone()
+                outputs[name] = output.clone()
 
         self._run(noise(self._size), note)
-        return torch.equal(seen[layer].flatten(1), seen[other].flatten(1))
+        return torch.equal(outputs[layer].flatten(1), outputs[other].flatten(1))
 
     def _before_classifier(self) -> str:
         weights = [name for name, kind in self.kinds.items() if kind in WEIGHTS]
@@ -175,11 +176,13 @@ class Graph(Layers):
             node = next(source for source in self.nodes[last].all_input_nodes if source not in self._constants)
         while self._kind(node) == "dropout":
             node = node.all_input_nodes[0]
-        return self._names.get(node, last)  # a linear layer of the pixels themselves is the network
+        return self._names.get(node, last)  # if the linear layer takes the pixels themselves, it is the network
 
     def _classifies(self, linear: fx.Node) -> bool:
-        """Whether a linear layer gives the network's scores: not at the end of a residual branch, as in the last block
-        of a transformer, and not in a network that states no classes.
+        """Whether a linear layer computes the network's scores.
+
+        It does not at the end of a residual branch, as in the last block of a transformer, nor in a network whose
+        `num_classes` is 0.
         """
         before: set[fx.Node] = set()
         todo = [linear]
@@ -204,14 +207,14 @@ class Graph(Layers):
         return kind or ("weights" if weights and node.op == "call_function" else "")
 
     def _is_1x1(self, weights: fx.Node) -> bool:
-        found: Any = self.root
+        value: Any = self.root
         for part in str(weights.target).split(".") if weights.op == "get_attr" else ():
-            found = getattr(found, part)
-        return tuple(getattr(found, "shape", ())[2:]) == (1, 1)
+            value = getattr(value, part)
+        return tuple(getattr(value, "shape", ())[2:]) == (1, 1)
 
 
 def operation(node: fx.Node) -> str:
-    """ "conv2d" of torch.nn.functional.conv2d, aten.conv2d.default and x.conv2d_() alike."""
+    """The name of an operation: "conv2d" for torch.nn.functional.conv2d, aten.conv2d.default and x.conv2d_()."""
     name: Any = node.target
     if not isinstance(name, str):
         name = getattr(getattr(name, "overloadpacket", name), "__name__", "")

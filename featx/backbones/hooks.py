@@ -1,6 +1,6 @@
-"""A network that cannot be traced in, its layers out: its submodules, watched by forward hooks.
+"""Finds the layers of a network that cannot be traced: its submodules, observed by forward hooks.
 
-What is known of them comes from one pass over two black images. Batch norms stay as they are.
+Their order and shapes come from a dry run with two black images. Batch norms are not folded.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from featx.backbones.layers import WEIGHTS, Layers, kind_of, noise, one_image, p
 from featx.errors import BackboneError, LayerError
 
 _ROOT = "output"  # the name of the network itself, which has none
-_INPUT = ".input"  # behind the name of the last linear layer: what it sees
+_INPUT = ".input"  # suffix to the name of the last linear layer, for its input
 
 
 class Hooked(Layers):
-    """The layers of a network whose forward is more than a graph: submodules, in the order in which they finish.
+    """The layers of a network whose forward is not a static graph: submodules, in the order in which they finish.
 
-    nodes : {name: how often it was run in the dry run}; "fc.input" stands for what the last linear layer, "fc", sees,
-        "pre_logits" for what the network's own `forward_head` states as its classifier's input
+    nodes : {name: number of calls in the dry run}; "fc.input" is the input of the last linear layer, "fc", and
+        "pre_logits" the classifier's input according to the network's `forward_head`
     """
 
-    compilable = False  # control flow and hooks are not for a compiler
+    compilable = False  # compilers do not support hooks and control flow
 
     def __init__(self, backbone: Backbone) -> None:
         self._network, self._size = backbone.name, backbone.preprocessing.size
@@ -70,7 +70,7 @@ class Hooked(Layers):
             nodes[name] = times
         self.nodes: Mapping[str, int] = nodes
         self.kinds = {name: kinds.get(name, "") for name in nodes}
-        self._found = run
+        self._dry_run = run
 
     @property
     def _black(self) -> torch.Tensor:
@@ -78,7 +78,7 @@ class Hooked(Layers):
 
     @cached_property
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        shapes = self._found.shapes
+        shapes = self._dry_run.shapes
         return {name: shapes[name] for name, times in self.nodes.items() if times == 1 and name in shapes}
 
     def output(self) -> str:
@@ -86,23 +86,23 @@ class Hooked(Layers):
 
     def penultimate(self) -> str:
         entering = self._classifier + _INPUT if self._classifier else _ROOT
-        maker = self._found.makers.get(entering, "")
+        maker = self._dry_run.makers.get(entering, "")
         layer = maker if maker in self._shapes else entering
         return layer if self._pre_logits not in self.nodes or self._is_pre_logits(layer) else self._pre_logits
 
     def _is_pre_logits(self, layer: str) -> bool:
-        """Whether a layer gives what the network's own `forward_head` states as its classifier's input."""
-        seen: dict[str, Any] = {}
+        """Whether a layer's output is the classifier's input according to the network's `forward_head`."""
+        outputs: dict[str, Any] = {}
 
         def head(head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
-            seen[self._pre_logits] = pre_logits().clone()
+            outputs[self._pre_logits] = pre_logits().clone()
             return head()
 
-        handle = _on_output(self._parts, layer, lambda output: seen.update({layer: output}))
+        handle = _on_output(self._parts, layer, lambda output: outputs.update({layer: output}))
         with torch.no_grad(), watched_head(self.root, head):
             self.root(noise(self._size))
         handle.remove()
-        rows = [seen.get(name) for name in (layer, self._pre_logits)]
+        rows = [outputs.get(name) for name in (layer, self._pre_logits)]
         one, other = (row.flatten(1) if isinstance(row, torch.Tensor) and row.ndim else None for row in rows)
         return one is not None and other is not None and torch.equal(one, other)
 
@@ -110,9 +110,9 @@ class Hooked(Layers):
         if name in self._parts and name not in self._modules:
             raise LayerError(f"layer {name!r} of {network} was not run on a black image; choose one that always is")
         names = super().resolve(name, network)
-        for found in names:
-            if (times := self.nodes[self.last(found)]) > 1:
-                raise LayerError(_twice(found, network, times))
+        for layer in names:
+            if (times := self.nodes[self.last(layer)]) > 1:
+                raise LayerError(_run_repeatedly(layer, network, times))
         return names
 
     def tapped(self, layers: Sequence[str], pools: Sequence[nn.Module]) -> nn.Module:
@@ -121,26 +121,26 @@ class Hooked(Layers):
 
     @property
     def _fixed(self) -> bool:
-        """Whether the network runs without its values, so that which layers are run depends on the shape alone."""
-        root = copy.deepcopy(self.root)  # before: a fake copy of a buffer is an error
+        """Whether the network runs on fake tensors, so that the layers that are run depend on the shape only."""
+        root = copy.deepcopy(self.root)  # outside of the mode, in which copying a buffer fails
         try:
             with torch.inference_mode(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
                 root(mode.from_tensor(self._black))
-        except Exception:  # it asked for a value, or has an operator that does not work without
+        except Exception:  # it reads a value, or has an operator without support for fake tensors
             return False
         return True
 
 
-def _twice(layer: str, network: str, times: int) -> str:
+def _run_repeatedly(layer: str, network: str, times: int) -> str:
     return f"layer {layer!r} of {network} was run {times} times in one forward pass; choose a layer inside or around it"
 
 
 class _DryRun:
-    """One pass, seen by hooks.
+    """One forward pass, observed by hooks.
 
-    times : {layer: how often it was run}, in the order in which they first finished
-    shapes : {layer or its input: of one image's row}, of those that are tensors
-    makers : {a layer's input: the first layer, not dropout, that gave exactly this tensor}
+    times : {layer: number of calls}, in the order in which layers first finished
+    shapes : {layer or its input: shape of one image's row}, of those that are tensors
+    makers : {a layer's input: the first layer, except dropout, whose output is exactly this tensor}
     """
 
     def __init__(self, root: nn.Module, parts: Mapping[str, nn.Module], pre_logits: str) -> None:
@@ -157,7 +157,7 @@ class _DryRun:
             handles.append(part.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
             handles.append(part.register_forward_hook(partial(self._leave, name)))
         try:
-            # not inference mode: its tensors have no versions
+            # not inference mode, whose tensors have no versions
             with torch.no_grad(), watched_head(self._root, self._head):
                 self._root(black)
         finally:
@@ -166,10 +166,10 @@ class _DryRun:
 
     def _head(self, head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
         output = head()
-        self._aside = True  # the layers of the head run again, which the network does not do
+        self._aside = True  # the head runs again, which must not count
         try:
             shape = one_image(pre_logits())
-        except Exception:  # whatever the network's own code raises: it has no such layer
+        except Exception:  # the network's code may raise anything: then it has no such layer
             shape = None
         self._aside = False
         if shape:
@@ -181,7 +181,7 @@ class _DryRun:
         if not self._aside and (shape := one_image(entering)):
             self.shapes[name + _INPUT] = shape
             version, maker = self._made.get(entering, (None, ""))
-            if version == entering._version:  # nothing has worked on it in place since
+            if version == entering._version:  # it has not been changed in place since
                 self.makers[name + _INPUT] = maker
 
     def _leave(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
@@ -200,7 +200,7 @@ def _first(args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 def _on_output(parts: Mapping[str, nn.Module], layer: str, call: Callable[[Any], None]) -> RemovableHandle:
-    """Call a function with what a module gives, or with what the last linear layer sees."""
+    """Call a function with a module's output, or with the input of the last linear layer."""
     if layer in parts:
         return parts[layer].register_forward_hook(lambda _, args, output: call(output))
     return parts[layer.removesuffix(_INPUT)].register_forward_pre_hook(
@@ -209,14 +209,14 @@ def _on_output(parts: Mapping[str, nn.Module], layer: str, call: Callable[[Any],
 
 
 class _Stop(BaseException):
-    """All layers have run. No Exception: a network's own `except` does not stop it."""
+    """All layers have run. It is no Exception, so that a network's own `except` does not catch it."""
 
 
 class _Watched(nn.Module):
-    """Pixels in, pooled outputs of some layers out.
+    """A network whose forward returns the pooled outputs of some layers.
 
-    fixed : the layers that run do not depend on the values of the pixels. Then the network stops after the deepest;
-        else it goes on to the end, because only there is it known that no layer is run twice.
+    fixed : whether the layers that run are independent of the pixels' values. If so, the network stops after the
+        deepest of them; if not, it runs to the end, where alone it is known that no layer is run twice.
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class _Watched(nn.Module):
         self._network, self._fixed = network, fixed
         self._rows: dict[int, torch.Tensor] = {}
         self._times: Counter[int] = Counter()
-        self._alone = threading.Lock()  # the hooks of two passes at once would mix their images
+        self._lock = threading.Lock()  # concurrent passes would mix their images in the hooks
         self._pre_logits = [number for number, layer in enumerate(layers) if layer == pre_logits]
         self._aside = False
         for number, layer in enumerate(layers):
@@ -242,7 +242,7 @@ class _Watched(nn.Module):
                 _on_output(parts, layer, partial(self._keep, number))
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        with self._alone:
+        with self._lock:
             self._rows, self._times = {}, Counter()
             self._n = len(pixels)
             try:
@@ -252,7 +252,7 @@ class _Watched(nn.Module):
                 pass
             for number, layer in enumerate(self._layers):
                 if self._times[number] > 1:
-                    raise LayerError(_twice(layer, self._network, self._times[number]))
+                    raise LayerError(_run_repeatedly(layer, self._network, self._times[number]))
                 if number not in self._rows:
                     raise LayerError(
                         f"layer {layer!r} of {self._network} was not run for these images; choose one that always is"
@@ -261,7 +261,7 @@ class _Watched(nn.Module):
         return tuple(rows[number] for number in range(len(self._layers)))
 
     def _head(self, head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
-        self._aside = True  # the layers of the head run once more than the network itself runs them
+        self._aside = True  # the head runs once more, which must not count
         try:
             output = pre_logits()
         finally:
@@ -276,9 +276,9 @@ class _Watched(nn.Module):
         layer = self._layers[number]
         self._times[number] += 1
         if self._times[number] > 1:
-            return  # to the end, to say how often
+            return  # runs to the end, to count the calls for the message
         if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != self._n:
             raise LayerError(f"layer {layer!r} of {self._network} gave no row for every image; choose one around it")
-        self._rows[number] = self._pools[number](output)  # now: what follows may work in place
+        self._rows[number] = self._pools[number](output)  # now: later layers may change it in place
         if self._fixed and len(self._rows) == len(self._layers):
             raise _Stop

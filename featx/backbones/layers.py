@@ -1,7 +1,7 @@
-"""What the parts of a network are called: what a name stands for, which parts are stages, which of them is penultimate.
+"""The named layers of a network: resolving a name, finding the stages and the penultimate layer.
 
-Knows names in the order of execution, what kind each is and its output's shape; not how a network is looked into:
-that is `graphs.py` and `hooks.py`.
+This module uses the names in the order of execution, with their kinds and output shapes. `graphs.py` and `hooks.py`
+find those in a network.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from torchvision.models import VisionTransformer
 
 from featx.errors import LayerError, nearest
 
-PRODUCTS = ("linear", "product")  # the kinds that do a network's work
-WEIGHTS = (*PRODUCTS, "weights")  # those that have parameters
-_STAGES = 8  # more are thinned out
+PRODUCTS = ("linear", "product")  # the kinds that do a network's main computations
+WEIGHTS = (*PRODUCTS, "weights")  # the kinds with parameters
+_STAGES = 8  # from more blocks, some are selected
 
 
 class Layers(ABC):
-    """The named places of a network; a copy of it, which `tapped` uses up.
+    """The named layers of a copy of a network; `tapped` consumes the copy.
 
     root : the network's module, sharing no tensor with the backbone
     nodes : {name: what computes it} in the order of execution
-    kinds : {name: "linear" (a 1 x 1 convolution counts), "product" (other convolutions and what holds some),
+    kinds : {name: "linear" (1 x 1 convolutions included), "product" (other convolutions and modules with some inside),
         "weights" (other parameters), "dropout", "pool" or ""}
-    prefix_tokens : how many class and register tokens stand before the image's own, in a network of tokens
-    class_token : whether the first of them is the class token, and no register
-    compilable : whether what `tapped` gives can be compiled
+    prefix_tokens : number of class and register tokens before the image's tokens
+    class_token : whether the first of them is the class token, not a register
+    compilable : whether the result of `tapped` can be compiled
     """
 
     compilable = True
@@ -45,19 +45,19 @@ class Layers(ABC):
 
     @abstractmethod
     def tapped(self, layers: Sequence[str], pools: Sequence[nn.Module]) -> nn.Module:
-        """The network cut after the deepest of some layers; it gives a tuple, `pools[i]` of the output of `layers[i]`.
+        """The network cut after the deepest of some layers; it returns a tuple, `pools[i]` of `layers[i]`'s output.
 
-        Uses up the trace: its parts become the network's.
+        This consumes the copy: its modules become the network's.
         """
 
     @abstractmethod
     def penultimate(self) -> str:
-        """The layer that is the classifier's input, dropout skipped; the output of a network without a classifier.
+        """The layer that is the classifier's input, before dropout; the output, if the network has no classifier.
 
-        In a network with timm's `forward_head` it is what that returns for `pre_logits=True`, with several classifiers
-        too: their inputs side by side, or their mean, as the network defines it. Where no layer of the network's own
-        forward gives it, its name is "pre_logits". Elsewhere, and where that result is no single tensor, the classifier
-        is the last layer with weights, if it is linear (a 1 x 1 convolution counts).
+        In a network with timm's `forward_head` it is the result of `pre_logits=True`; for several classifiers that is
+        their concatenated inputs, or the mean, as the network defines it. If no layer of the network's forward has this
+        output, its name is "pre_logits". In other networks, and if that result is not one tensor, the classifier is the
+        last layer with weights, if it is linear (1 x 1 convolutions included).
         """
 
     @abstractmethod
@@ -69,12 +69,12 @@ class Layers(ABC):
     def _shapes(self) -> dict[str, tuple[int, ...]]: ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """{node: shape of one image's output}, for the nodes that give tensors with a row an image."""
+        """{node: shape of one image's output}, for the nodes whose output is a tensor with one row per image."""
         return self._shapes
 
     def resolve(self, name: str, network: str) -> list[str]:
-        """The layers that a name stands for; raises LayerError if there is none."""
-        if name in ("penultimate", "stages"):  # also where a module has this name
+        """The layers that a name stands for; raises LayerError if there are none."""
+        if name in ("penultimate", "stages"):  # even if a module has this name
             return self.stages() if name == "stages" else [self.penultimate()]
         if name in self.nodes or name in self._modules:
             return [name]
@@ -84,7 +84,7 @@ class Layers(ABC):
         raise LayerError(f"layer {name!r} is not in {network}{close}. featx layers {network} lists all")
 
     def last(self, name: str) -> str:
-        """A module's last node; a node is its own."""
+        """The last node inside a module; a node itself."""
         inside = [name] if name in self.nodes else [node for node in self.nodes if node.startswith(name + ".")]
         if not inside:
             raise LayerError(f"layer {name!r} is not in the network")
@@ -98,11 +98,12 @@ class Layers(ABC):
         }
 
     def stages(self) -> list[str]:
-        """The main blocks, three to eight of them where the network has as many.
+        """The main blocks, three to eight if the network has as many.
 
-        They are the children, with two or more convolutions or linear layers inside, of the first module from the top
-        that has three such; where there are none (VGG), the pooling layers. Where they are more than eight, the last
-        before each change of resolution; where that does not change (ViT), four evenly spaced, the last one included.
+        Candidates are the children that contain two or more convolutions or linear layers, of the first module from the
+        top with at least three such children; in their absence (VGG) the pooling layers. Of more than eight candidates,
+        the last one before each change of resolution is taken; if the resolution is constant (ViT), four evenly spaced
+        ones, including the last.
         """
         order = list(self.nodes)
         body = order[: order.index(self.last(self.penultimate())) + 1]
@@ -132,15 +133,15 @@ def _depths(parts: list[str]) -> range:
 
 
 def _levels(products: list[str], classifier: str, least: int) -> list[list[str]]:
-    """From the top down into the heaviest child: the children that hold `least` or more of the products."""
+    """The children with at least `least` products, at each level from the top down into the child with the most."""
     levels: list[list[str]] = []
     prefix = ""
     while len(levels) < 9:
         inside = [name for name in products if name.startswith(prefix)]
         depth = prefix.count(".") + 1
         # strictly inside: a layer is no block
-        held = Counter(".".join(name.split(".")[:depth]) for name in inside if name.count(".") >= depth)
-        blocks = {block: n for block, n in held.items() if n >= least}
+        inside_of = Counter(".".join(name.split(".")[:depth]) for name in inside if name.count(".") >= depth)
+        blocks = {block: n for block, n in inside_of.items() if n >= least}
         if len(blocks) > 1:
             blocks.pop(classifier, None)
         if not blocks:
@@ -153,12 +154,12 @@ def _levels(products: list[str], classifier: str, least: int) -> list[list[str]]
 
 
 def _plane(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """How fine the output is: (h, w), whichever side the channels are on, or (t,)."""
+    """The resolution of an output: (h, w), with channels first or last, or (t,)."""
     return shape[1:] if len(shape) == 3 and shape[1] == shape[2] else shape[:-1]
 
 
 def kind_of(module: nn.Module) -> str:
-    """The kind of a layer that a module is; see `Layers`."""
+    """The kind of a module; see `Layers`."""
     if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
         return "linear"
     if any(isinstance(part, nn.Conv2d | nn.Linear) for part in module.modules()):
@@ -171,8 +172,9 @@ def kind_of(module: nn.Module) -> str:
 
 
 def prefix_tokens_of(module: nn.Module) -> tuple[int, bool]:
-    """How many tokens stand before the image's, and whether the first is the class token: what timm's networks, or the
-    user's own, state. The user's own that states only their number has a class token.
+    """The number of tokens before the image's, and whether the first is the class token.
+
+    These are attributes of timm's networks and may be of the user's. A network with only the number has a class token.
     """
     if isinstance(module, VisionTransformer):
         return 1, True
@@ -182,12 +184,12 @@ def prefix_tokens_of(module: nn.Module) -> tuple[int, bool]:
 
 
 def one_image(output: Any) -> tuple[int, ...] | None:
-    """The shape of one image's row in a layer's output for two images; None if it has none, or an empty one."""
+    """The shape of one image's row in a layer's output for two images; None if there is no such row, or it is empty."""
     if isinstance(output, torch.Tensor) and 1 < output.ndim < 5 and len(output) == 2 and output.numel():
         return tuple(output.shape[1:])
     return None
 
 
 def noise(size: tuple[int, int]) -> torch.Tensor:
-    """Two images on which layers that give different numbers do: all of a black one may become zero."""
+    """Two random images, on which different layers give different numbers; on black ones all may be zero."""
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""A backbone and its taps in; the function from pixels to the rows of every tap out, eager or compiled."""
+"""The function from pixels to the rows of every tap of a backbone, eager or compiled."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ EAGER, COMPILED = "eager, batch norms folded", "compiled, batch norms folded"
 
 
 class TappedNetwork:
-    """Pixels in, rows of every tap out, in one forward pass.
+    """Computes the rows of every tap from pixels, in one forward pass.
 
     Parameters
     ----------
     backbone : Backbone
-    taps : the taps to compute; nothing deeper than the deepest of them is computed
-    device : where to
+    taps : the taps to compute; the network is cut after the deepest of them
+    device : of the computation
     precision : "float32", "bfloat16" or "float16"; pooling is float32 in all of them
-    engine : EAGER, or COMPILED by inductor, with frozen weights, for the number of images of the first call
-    preprocessing : by default the backbone's; its size, mean and deviation
-    trace : of the backbone, if there is one; it is used up
+    engine : EAGER, or COMPILED by inductor with frozen weights, for the number of images of the first call
+    preprocessing : by default the backbone's; its size, mean and standard deviation are used
+    trace : of the backbone, if it exists already; it is consumed
 
     Raises
     ------
     BackboneError
-        In a call: the network cannot be compiled here, a library's network does not run on such images, or it gives
-        rows of another shape than the taps say.
+        In a call: the network cannot be compiled on this machine, a library's network does not run on such images, or
+        the shape of its rows is not that of the taps.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class TappedNetwork:
         network = trace.tapped([tap.node for tap in taps], [Pool(tap) for tap in taps])
         self._network = network.to(device, self._type).requires_grad_(False)
         for parameter in self._network.parameters():
-            if parameter.dim() == 4:  # convolutions on channels-last memory are half as fast again on a CPU
+            if parameter.dim() == 4:  # convolutions on channels-last memory are 1.5 times as fast on a CPU
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self._wrapped(engine)
 
     def in_type(self, precision: str) -> TappedNetwork:
         """The same network, eager, with weights of its own in another number type."""
         backbone, taps, preprocessing = self._made_of
-        if not isinstance(self._network, fx.GraphModule):  # hooks know the network that they were made for
+        if not isinstance(self._network, fx.GraphModule):  # hooks belong to the network for which they were made
             return TappedNetwork(backbone, taps, self._device, precision, preprocessing=preprocessing)
         other = copy.copy(self)
         other.precision, other._type = precision, getattr(torch, precision)
@@ -98,35 +98,35 @@ class TappedNetwork:
                     rows = self._normalised(pixels)
             except (FeatxError, torch.OutOfMemoryError):  # smaller passes may fit
                 raise
-            except Exception as error:  # whatever the network's own code raises
-                if self._name.startswith("module:"):  # a user's own, for whom it is written
+            except Exception as error:  # the network's code may raise anything
+                if self._name.startswith("module:"):  # the user's own code: its author reads the error
                     raise
                 cause = str(error).strip().split("\n")[0] or type(error).__name__
                 size = " x ".join(map(str, pixels.shape[1:]))
                 raise BackboneError(f"{self._name} does not run on images of {size}: {cause}") from error
-        for tap, got in zip(self._taps, rows, strict=True):
-            if tuple(got.shape[1:]) != tap.shape:
+        for tap, values in zip(self._taps, rows, strict=True):
+            if tuple(values.shape[1:]) != tap.shape:
                 raise BackboneError(
-                    f"layer {tap.name!r} of {self._name} gives rows of {tuple(got.shape[1:])}, and the recipe says "
+                    f"layer {tap.name!r} of {self._name} gives rows of {tuple(values.shape[1:])}, and the recipe says "
                     f"{tap.shape}: it was made with another network, or its file was changed"
                 )
-        return {tap.name: got for tap, got in zip(self._taps, rows, strict=True)}
+        return {tap.name: values for tap, values in zip(self._taps, rows, strict=True)}
 
     def _compile(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:
             if not self._compilable:
                 raise RuntimeError("the network runs with hooks")
-            # earlier networks count against a limit; one of the user's own that is compiled stays so
+            # earlier networks count towards torch's limit; the user's own compiled networks are left alone
             with (
                 _quiet_compiler(),
                 unlimited_compilations(),
             ):
-                # dynamic: no; a batch has one size, and code for it alone is the fastest
+                # not dynamic: all batches have one size, and code for that size is the fastest
                 self._normalised.compile(dynamic=False, fullgraph=True, options={"freezing": True})
                 rows = self._normalised(pixels)
         except torch.OutOfMemoryError:  # smaller passes may fit
             raise
-        except Exception as error:  # no compiler, one that fails, an operation that inductor does not know: many types
+        except Exception as error:  # no compiler, a failing one, an operation unknown to inductor: many types
             raise BackboneError(
                 f"the network cannot be compiled here ({type(error).__name__}); is there a C++ compiler, and "
                 "does the network run without hooks? ",
@@ -138,7 +138,7 @@ class TappedNetwork:
 
 
 class _Normalised(nn.Module):
-    """The network behind the arithmetic of its preprocessing, which a compiler joins with the first layer."""
+    """Normalisation followed by the network; a compiler fuses it with the first layer."""
 
     def __init__(self, network: nn.Module, preprocessing: Preprocessing, number_type: torch.dtype) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ class _Normalised(nn.Module):
 
 @contextlib.contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
-    """float32 means float32: on a GPU, cuDNN's convolutions would be TF32 by default."""
+    """Turn off TF32, which cuDNN's convolutions use by default on a GPU: float32 means float32."""
     if device.type != "cuda":
         yield
         return
@@ -161,7 +161,7 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet_compiler() -> Iterator[None]:
-    """What a compiler says of the machine is not for the user of the network."""
+    """Silence the compiler's warnings about the machine, which do not help the user of a network."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""A layer's output in, one row an image out, on the device: what crosses the bus is already small.
+"""Pools a layer's output to one row per image, on the device, so that only small tensors leave it.
 
-A pool is written "avg", or "flatten~512": pooled, and then projected at random to 512 numbers.
+A pool is written "avg", or "flatten~512": pooled, then projected at random to 512 numbers.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from featx.grammar import MOST_PROJECTION_TERMS, POOLS, PROJECTION_SEED
 
 GEM_POWER = 3
 SPP_SIDES = (1, 2, 4)
-_GATHERED = 2**24  # numbers that a projection holds at once
+_GATHERED = 2**24  # maximum size of a projection's temporary tensor, in numbers
 
 
 @dataclass(frozen=True)
 class Tap:
     """A layer and how it is pooled.
 
-    layout : "bchw", "bhwc" (Swin), "btc" (tokens) or "bd": what the layer's output is
+    layout : of the layer's output, "bchw", "bhwc" (Swin), "btc" (tokens) or "bd"
     shape : of one image's row, after pooling and projection
-    prefix : tokens of a "btc" layer that are no place in the image, class token first
-    projected : numbers of a row before its projection, or None
+    prefix : number of leading tokens of a "btc" layer that are not patches of the image: class token, then registers
+    projected : length of a row before projection, or None
     """
 
     node: str
@@ -63,14 +63,14 @@ class Tap:
     ) -> Tap:
         """The tap of a node whose output for one image has this shape, (c, h, w), (h, w, c), (t, c) or (d,).
 
-        The plane has the sides of the images, `size` (h, w), in small; where channels may be on either side of it, they
-        come first. Tokens are such a plane and the network's `prefix_tokens`, or have no prefix; the first of the
-        prefix is the class token, or a register like the others.
+        An image plane (h, w) is recognised by the aspect ratio of the images, `size`; if the channels could be first or
+        last, they are taken to be first. Tokens are the network's `prefix_tokens` followed by such a plane; otherwise
+        they have no prefix. The first token of the prefix is the class token if `class_token`, else a register.
 
         Raises
         ------
         LayerError
-            The pool is not one, or the layer has not what it needs.
+            The pool is unknown, or does not apply to the layer.
         """
         kind, _, width = str(pool).partition("~")
         if not isinstance(pool, str) or kind not in POOLS or not re.fullmatch(r"\w+(~[1-9]\d{0,6})?", pool):
@@ -92,55 +92,56 @@ class Tap:
             has, mean = ("register tokens only", "tokens") if prefix else ("none", "avg")
             raise LayerError(f"pool 'cls' takes the class token, and layer {node!r} has {has}; {mean!r} is the mean")
         if kind == "tokens" and layout == "bchw":
-            raise LayerError(f"pool 'tokens' is the mean of tokens, and layer {node!r} has a plane of channels: 'avg'")
+            raise LayerError(f"pool 'tokens' is the mean of tokens, and layer {node!r} has an image plane; use 'avg'")
         if kind == "spp" and layout == "btc" and math.isqrt(places) ** 2 != places:
-            raise LayerError(f"pool 'spp' needs a plane; the {places} tokens of layer {node!r} are no square")
+            raise LayerError(f"pool 'spp' needs a plane; the {places} tokens of layer {node!r} are not a square")
         flat = (math.prod(output),)
         shape = {"flatten": flat, "none": output, "spp": (channels * sum(side**2 for side in SPP_SIDES),)}.get(
             kind, (channels,)
         )
         d = math.prod(shape)
-        if not width or int(width) >= d:  # what is narrow enough stays as it is
+        if not width or int(width) >= d:  # narrow rows are not projected
             return cls(node, kind, layout, shape, prefix)
         return cls(node, kind, layout, (int(width),), prefix, d)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a recipe."""
-        said: dict[str, Any] = {"node": self.node, "pool": self.pool, "layout": self.layout, "shape": list(self.shape)}
+        values: dict[str, Any] = {"node": self.node, "pool": self.pool, "layout": self.layout}
+        values["shape"] = list(self.shape)
         if self.prefix:
-            said["prefix"] = self.prefix
+            values["prefix"] = self.prefix
         if self.projected:
-            said |= {"projected": self.projected, "seed": PROJECTION_SEED}
-        return said
+            values |= {"projected": self.projected, "seed": PROJECTION_SEED}
+        return values
 
     @classmethod
-    def from_dict(cls, said: dict[str, Any]) -> Tap:
-        added = said.get("prefix", 0), said.get("projected")
-        return cls(said["node"], said["pool"], said["layout"], tuple(said["shape"]), *added)
+    def from_dict(cls, values: dict[str, Any]) -> Tap:
+        optional = values.get("prefix", 0), values.get("projected")
+        return cls(values["node"], values["pool"], values["layout"], tuple(values["shape"]), *optional)
 
 
 def _skewness(h: int, w: int, size: tuple[int, int]) -> float:
-    """How far sides are from those of the images, 0 where the shape is the same."""
+    """|log of the ratio of two aspect ratios|, h / w and that of the images: 0 if they are equal."""
     return abs(math.log(h * size[1] / (w * size[0])))
 
 
 def _is_plane(places: int, size: tuple[int, int]) -> bool:
-    """Whether tokens can be the places of a plane with the sides of the images in small."""
+    """Whether so many tokens can form a plane with the aspect ratio of the images."""
     h = round(math.sqrt(max(places, 0) * size[0] / size[1]))
     return h > 0 and places % h == 0 and _skewness(h, places // h, size) < 0.1
 
 
 class Pool(nn.Module):
-    """A layer's output -> its rows: (b, ...) in any float type -> (b, *shape) float32.
+    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32.
 
     "avg", "max" : over the plane, or over all tokens
     "gem" : generalised mean, (mean x^3)^(1/3) of x clamped at 1e-6 (Radenovic et al. 2018, "Fine-tuning CNN image
         retrieval with no human annotation", eq. 3)
-    "spp" : spatial pyramid, the maxima of 1 x 1, 2 x 2 and 4 x 4 parts of the plane (He et al. 2014, section 2.2); for
-        each side in turn (c, side, side), flattened
+    "spp" : spatial pyramid, the maxima of 1 x 1, 2 x 2 and 4 x 4 parts of the plane (He et al. 2014, section 2.2),
+        (c, side, side) flattened for each side in turn
     "cls" : the class token
-    "tokens" : the mean of the tokens that are places of the image, without class token and registers
-    "flatten", "none" : all of it, as one row or in its shape
+    "tokens" : the mean of the image's tokens, without class token and registers
+    "flatten", "none" : the whole output, flattened or in its shape
     """
 
     def __init__(self, tap: Tap) -> None:
@@ -152,9 +153,7 @@ class Pool(nn.Module):
 
     def forward(self, output: torch.Tensor) -> torch.Tensor:
         if self._prefix and output.shape[1] <= self._prefix:
-            raise LayerError(
-                f"the layer gives {output.shape[1]} tokens, and {self._prefix} were to precede the image's"
-            )
+            raise LayerError(f"the layer gives {output.shape[1]} tokens, and {self._prefix} should precede the image's")
         rows = self._pooled(output.float())
         if self._project is None:
             return rows
@@ -178,7 +177,7 @@ class Pool(nn.Module):
                 return x[:, 0].clone()
             case "tokens":
                 return x[:, self._prefix :].mean(self._over)
-            case "flatten":  # a copy: what follows in the network may work in place
+            case "flatten":  # a copy: later layers may change the output in place
                 return x.flatten(1).clone()
         return x.clone()
 
@@ -194,11 +193,11 @@ class Pool(nn.Module):
 
 
 class _Projection(nn.Module):
-    """(b, d) -> (b, k): each of the k numbers is a sum of sqrt(d) of the d, drawn at random, with random signs.
+    """y_j = sqrt(d / (k s)) sum_i sign_ij x[place_ij], j = 1 ... k, with s = sqrt(d) terms: (b, d) -> (b, k).
 
-    The very sparse projection of Li, Hastie and Church (2006, KDD), with as many terms in every sum; scaled by
-    sqrt(d / (k sqrt(d))), so that squared lengths are kept on average. Drawn from Philox's raw output, which is
-    the same everywhere and in every version of NumPy.
+    Places and signs are random. This is the very sparse projection of Li, Hastie and Church (2006, KDD), with the same
+    number of terms in every sum; the factor preserves squared lengths on average. Random numbers are Philox's raw
+    output, which is the same on all machines and in all versions of NumPy.
     """
 
     _places: torch.Tensor
@@ -211,7 +210,9 @@ class _Projection(nn.Module):
         places = ((raw >> np.uint64(1)) % np.uint64(d)).astype(np.int64)
         signs = (raw & np.uint64(1)).astype(np.int8) * 2 - 1
         self.register_buffer("_places", torch.from_numpy(places), persistent=False)  # (k, s)
-        self.register_buffer("_signs", torch.from_numpy(signs), persistent=False)  # (k, s), whole: no type changes them
+        self.register_buffer(
+            "_signs", torch.from_numpy(signs), persistent=False
+        )  # (k, s) integers: changing the module's float type leaves them
         self._scale = math.sqrt(d / (k * shape[1]))
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:

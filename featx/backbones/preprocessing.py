@@ -1,6 +1,6 @@
-"""A picture in, the pixels a network was trained to see out; as data, so that a recipe can carry it.
+"""The preprocessing of a network's images, as plain data that a recipe can carry.
 
-The geometry happens on the picture and leaves uint8; the arithmetic happens on the device, in `normalise`.
+Resizing and cropping take a picture to uint8 pixels; the arithmetic is done on the device, in `normalise`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class Preprocessing:
 
     Parameters
     ----------
-    crop : (height, width) in pixels, what the network sees
+    crop : (height, width) in pixels, the network's input
     resize : int or (height, width) in pixels
-        An int is the length of the shorter edge, the shape is kept; a pair squashes.
+        An int is the length of the shorter edge, with the aspect ratio kept; a pair may change the aspect ratio.
     interpolation : "nearest", "bilinear", "bicubic", "lanczos" and torchvision's others
-    mean, std : one value a channel, for pixels in 0..1
+    mean, std : one value per channel, for pixels in 0..1
 
     Raises
     ------
     BackboneError
-        A value is of another type, or out of range: sides of 1 to 4,096 pixels, `std` above 0.
+        A value has the wrong type, or is out of range: sides are 1 to 4,096 pixels, `std` is positive.
 
     Examples
     --------
@@ -61,19 +61,21 @@ class Preprocessing:
         return self.crop
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
-        """RGB picture -> (h, w, 3) uint8, pixel for pixel what torchvision's transforms give."""
+        """RGB picture -> (h, w, 3) uint8, pixel for pixel as torchvision's transforms."""
         wide, tall = self._resized(*picture.size)
         if wide * tall > _MOST_RESIZED_PIXELS:  # a strip of 1 x 20,000 pixels
             raise ImageError("too-large", f"resized it would have {wide:,} x {tall:,} pixels; the limit is 268 million")
         height, width = self.crop
         left, top = _offset(wide, width), _offset(tall, height)
-        # straight to Pillow: torchvision's functions cost a tenth more. Rows and columns that the crop drops
-        # are resized too: which of the two Pillow does first, and so how it rounds, depends on the whole size
+        # Pillow directly: torchvision's functions take 10 % longer. Rows and columns outside of the crop are resized
+        # too, since the whole size determines which of the two Pillow resizes first, and so how it rounds
         resized = picture.resize((wide, tall), _FILTERS[self.interpolation])
-        return np.asarray(resized.crop((left, top, left + width, top + height)))  # black around what is too small
+        return np.asarray(
+            resized.crop((left, top, left + width, top + height))
+        )  # pictures that are too small get a black border
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) before the crop; the longer edge is rounded down, as torchvision and timm do."""
+        """(width, height) before the crop; the longer edge is rounded down, as in torchvision and timm."""
         if not isinstance(self.resize, int):
             return self.resize[1], self.resize[0]
         if width <= height:
@@ -97,18 +99,18 @@ class Preprocessing:
 
     @classmethod
     def from_torchvision(cls, preset: Any) -> Preprocessing:
-        """From the `transforms()` of a torchvision weights entry."""
+        """Convert the `transforms()` of a torchvision weights entry."""
         (resize,), (crop,) = preset.resize_size, preset.crop_size
         return cls((crop, crop), resize, preset.interpolation.value, tuple(preset.mean), tuple(preset.std))
 
     @classmethod
     def from_timm(cls, config: dict[str, Any]) -> Preprocessing:
-        """From `timm.data.resolve_model_data_config`; the rules of `timm.data.create_transform`."""
+        """Convert a result of `timm.data.resolve_model_data_config`, as `timm.data.create_transform` does."""
         height, width = config["input_size"][1:]
         scaled = (int(height / config["crop_pct"]), int(width / config["crop_pct"]))
         if config["crop_mode"] not in ("center", "squash") or config["input_size"][0] != 3:
             raise BackboneError(
-                f"its preprocessing (crop mode {config['crop_mode']!r}, input {config['input_size']}) is not known; "
+                f"its preprocessing (crop mode {config['crop_mode']!r}, input {config['input_size']}) is unknown; "
                 "give your own: featx.Backbone(name, preprocessing=featx.Preprocessing(...))"
             )
         squash = config["crop_mode"] == "squash" or scaled[0] != scaled[1]
@@ -117,5 +119,5 @@ class Preprocessing:
 
 
 def _offset(side: int, crop: int) -> int:
-    """Where the crop begins; negative where it is larger than the picture."""
+    """Where the crop begins; negative if it is larger than the picture."""
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)

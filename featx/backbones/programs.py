@@ -1,6 +1,6 @@
-"""A program of `torch.export`, or its file, in; a module out, if it is such that it can be a backbone.
+"""Turns a program of `torch.export`, or its file, into a module, if it can be a backbone.
 
-Knows what a program must take and give; how its layers are found is `exported.py`.
+This module checks a program's inputs and mode; `exported.py` finds its layers.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from featx.errors import BackboneError, ProgramWarning
 _HOW = "torch.export.export(model.eval(), (images,), dynamic_shapes=({0: torch.export.Dim('batch')},))"
 
 
-_SWITCH = threading.Lock()  # one thread at a time: the environment is the process's
+_SWITCH = threading.Lock()  # environment variables are shared by all threads
 
 
 def load_program(file: str) -> ExportedProgram:
-    """Open a `.pt2` file that a user handed over, with a warning: it is not data alone.
+    """Open a `.pt2` file that the user passed, with a warning, since it can contain code.
 
-    Pickles of anything but tensors are refused, where `torch.export.load` falls back to unpickling them. It may still
-    hold compiled code and operators of whoever wrote it: open only files that you trust as you would trust a script.
+    Pickles of anything but tensors are refused, which `torch.export.load` would unpickle as a fallback. The file may
+    still contain its author's compiled code and operators: open only files that you would run as a script.
     """
-    warnings.warn(f"{file!r} is an exported program, which can run code of whoever wrote it", ProgramWarning, 2)
+    warnings.warn(f"{file!r} is an exported program, which can run its author's code", ProgramWarning, 2)
     try:
         with _without_full_unpickling():
             return torch.export.load(file)
@@ -45,7 +45,7 @@ def load_program(file: str) -> ExportedProgram:
 
 @contextlib.contextmanager
 def _without_full_unpickling() -> Iterator[None]:
-    """`torch.load` takes tensors alone, also where it is called with weights_only=False. The switch is torch's own."""
+    """Restrict `torch.load` to tensors, even if it is called with weights_only=False; the switch is torch's own."""
     with _SWITCH:
         yield from _switched("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
 
@@ -68,13 +68,13 @@ def program_name(program: ExportedProgram) -> str:
 
 
 def module_of(program: ExportedProgram, preprocessing: Preprocessing) -> nn.Module:
-    """The program as a module on the CPU, after a look at what it takes and gives.
+    """The program as a module on the CPU, after its inputs and mode have been checked.
 
     Raises
     ------
     BackboneError
-        It takes something else than batches of any number of float32 images of the preprocessing's size, was exported
-        in training mode, or changes itself.
+        It does not take batches of any number of float32 images of the preprocessing's size, was exported in training
+        mode, or changes its buffers.
     """
     signature = program.graph_signature
     if len(signature.user_inputs) != 1:
@@ -84,7 +84,7 @@ def module_of(program: ExportedProgram, preprocessing: Preprocessing) -> nn.Modu
     (images,) = (node for node in program.graph.nodes if node.name == signature.user_inputs[0])
     value = images.meta.get("val")
     if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.shape[1] != 3 or value.dtype != torch.float32:
-        raise BackboneError(f"a backbone takes (b, 3, h, w) float32 images; it takes {_told(value)}: {_HOW}")
+        raise BackboneError(f"a backbone takes (b, 3, h, w) float32 images; it takes {_described(value)}: {_HOW}")
     least, most = _range(program, value.shape[0])
     if least > 2 or most is not None:
         fixed = f"of {least}" if least == most else f"of {least} to {most or 'any'}"
@@ -98,7 +98,7 @@ def module_of(program: ExportedProgram, preprocessing: Preprocessing) -> nn.Modu
             f"give featx.Preprocessing(crop=({allowed[0][0]}, {allowed[1][0]}), ...)"
         )
     module = program.module(check_guards=False)
-    # copies: what is done to the program's weights later changes nothing here
+    # copies: later changes to the program's weights have no effect here
     tensors = dict(module.named_parameters()) | dict(module.named_buffers()) | constants(module)
     for name, tensor in tensors.items():
         owner, _, attribute = name.rpartition(".")
@@ -110,15 +110,15 @@ def module_of(program: ExportedProgram, preprocessing: Preprocessing) -> nn.Modu
 
 
 def constants(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors that a program's graph reads, those outside its state dict too."""
+    """The tensors that a program's graph reads, including those outside its state dict."""
     assert isinstance(module, fx.GraphModule)
-    found = {str(node.target): node.target for node in module.graph.find_nodes(op="get_attr")}
-    tensors = {name: operator.attrgetter(name)(module) for name in sorted(found)}
+    names = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
+    tensors = {name: operator.attrgetter(name)(module) for name in sorted(names)}
     return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, torch.Tensor)}
 
 
 def module_stack(node: fx.Node) -> list[tuple[str, str]]:
-    """(path, class) of the modules a node came from, the outermost first."""
+    """(path, class) of the modules that a node came from, outermost first."""
     return [
         (path, kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}")
         for path, kind in node.meta.get("nn_module_stack", {}).values()
@@ -126,16 +126,16 @@ def module_stack(node: fx.Node) -> list[tuple[str, str]]:
 
 
 def root_classes(graph: fx.Graph) -> list[str]:
-    """The class of the network that was exported, if the graph knows."""
+    """The class of the network that was exported, if the graph records it, as a list of at most one."""
     return [stack[0][1] for node in graph.nodes if (stack := module_stack(node)) and not stack[0][0]][:1]
 
 
 def _range(program: ExportedProgram, side: int | torch.SymInt) -> tuple[int, int | None]:
-    """The least and the most that a dimension may be; None: any."""
+    """The minimum and maximum of a dimension; the maximum is None if there is none."""
     if isinstance(side, int):
         return side, side
-    found = bound_sympy(side.node.expr, program.range_constraints)
-    return int(found.lower), None if found.upper > 2**31 else int(found.upper)
+    bounds = bound_sympy(side.node.expr, program.range_constraints)
+    return int(bounds.lower), None if bounds.upper > 2**31 else int(bounds.upper)
 
 
 def _trains(node: fx.Node) -> bool:
@@ -143,5 +143,5 @@ def _trains(node: fx.Node) -> bool:
     return position is not None and len(node.args) > position and node.args[position] is True
 
 
-def _told(value: Any) -> str:
+def _described(value: Any) -> str:
     return f"{tuple(value.shape)} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__

@@ -1,8 +1,8 @@
-"""Where networks come from: torchvision, timm, and packages that bundle one; each with its own way to weights.
+"""Builds networks from torchvision, timm and packages that bundle one, each with its own way to load weights.
 
-In: a name of the source and a name of weights. Out: the module, built, and the preprocessing its weights want.
-`fetch` says whether weights that are not on this disk may be downloaded: a user's own words may, a recipe alone not;
-None has random ones in their place, for layers and shapes, which do not depend on them.
+Each source takes the names of a network and of weights, and returns the module and its preprocessing. `fetch` is
+whether weights that are not on this disk may be downloaded: true if the user named them, false for a recipe. None means
+random weights in their place, which suffices for layers and shapes.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ def _torchvision(
     if weights is not None and not fetch and not os.path.exists(os.path.join(folder, file)):
         raise _not_here(weights, f"{file} in {folder}")
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # torch.hub prints that it downloads where JSON may be printed
+        with contextlib.redirect_stdout(io.StringIO()):  # torch.hub prints to stdout, where JSON may be expected
             module = torchvision.models.get_model(
-                name, weights=entry if weights else None, **({} if weights else _unspoken(name))
+                name, weights=entry if weights else None, **({} if weights else _hidden_options(name))
             )
-    except Exception as error:  # of the network, or of the file if it is damaged
+    except Exception as error:  # from the network, or because the file is damaged
         if weights is None:
             raise
         raise BackboneError(
@@ -96,7 +96,7 @@ def _torchvision(
 
 
 def _checkpoints() -> str:
-    """Where torch keeps the weights that it has downloaded."""
+    """The folder of weights that torch has downloaded."""
     return os.path.join(torch.hub.get_dir(), "checkpoints")
 
 
@@ -109,15 +109,15 @@ def _not_here(weights: str, where: str) -> UnavailableBackbone:
     )
 
 
-def _unspoken(name: str) -> dict[str, Any]:
-    # What torchvision sets by itself for these two's pretrained weights, which a file on disk may hold;
-    # and their initialisation, named, because its default warns.
+def _hidden_options(name: str) -> dict[str, Any]:
+    # torchvision itself sets `transform_input` for pretrained weights of these two, which a file may contain;
+    # the default of `init_weights` warns
     return {"transform_input": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
 
 
 def _import_timm() -> ModuleType | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # in a notebook without ipywidgets, a progress bar that timm brings along warns
+        warnings.simplefilter("ignore")  # in a notebook without ipywidgets, a progress bar of timm's warns
         try:
             return import_without_compiler("timm")
         except ImportError:
@@ -128,7 +128,7 @@ def _timm(
     name: str, weights: str | None, own: Preprocessing | None, fetch: bool | None
 ) -> tuple[nn.Module, Preprocessing]:
     timm = _import_timm()
-    assert timm is not None  # `canonical` has seen to it
+    assert timm is not None  # `canonical` has checked it
     tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
@@ -142,13 +142,13 @@ def _timm(
     try:
         with _quiet_hub(bool(fetch)):
             module = timm.create_model(tagged, pretrained=weights is not None)
-    except Exception as error:  # the hub's client raises many types when there is no network
+    except Exception as error:  # without a network, the hub's client raises many types
         if weights is None:
             raise
         from huggingface_hub.constants import HF_HUB_CACHE
         from huggingface_hub.errors import LocalEntryNotFoundError
 
-        offline = isinstance(error, LocalEntryNotFoundError)  # its text is three sentences about the client
+        offline = isinstance(error, LocalEntryNotFoundError)  # its message is three sentences about the client
         reason = "the Hugging Face hub cannot be reached" if offline else _cause(error)
         repository = config.hf_hub_id
         file = f"model.safetensors of {repository}" if repository else os.path.basename(config.url or tagged)
@@ -163,7 +163,7 @@ def _timm(
 
 
 def _missing(config: Any) -> str:
-    """Where the files of timm's pretrained weights would be, if they are not on this disk; else ""."""
+    """The missing file of timm's pretrained weights; "" if it is on this disk."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     repository = config.hf_hub_id
@@ -171,14 +171,15 @@ def _missing(config: Any) -> str:
         path = os.path.join(_checkpoints(), os.path.basename(urlsplit(config.url or "").path))
         return "" if os.path.isfile(path) else path
     names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    known = any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
-    return "" if known else f"{names[0]} of {repository} in {constants.HF_HUB_CACHE}"
+    is_cached = any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
+    return "" if is_cached else f"{names[0]} of {repository} in {constants.HF_HUB_CACHE}"
 
 
 @contextlib.contextmanager
 def _quiet_hub(fetch: bool) -> Iterator[None]:
-    """The Hugging Face hub's client: one answer at the end, not a line for each retry; only the files that were
-    downloaded before where `fetch` is false, or where the hub's host has no address (it would ask for 45 seconds).
+    """Silence the Hugging Face client, which logs every retry, and set it offline if downloads make no sense.
+
+    That is if `fetch` is false, or the hub's host has no address, which the client would retry for 45 seconds.
     """
     from huggingface_hub import constants
 
@@ -186,7 +187,7 @@ def _quiet_hub(fetch: bool) -> Iterator[None]:
     level, offline = log.level, constants.HF_HUB_OFFLINE
     log.setLevel(logging.ERROR)
     constants.HF_HUB_OFFLINE = (
-        offline or not fetch or not (getproxies() or _is_known(urlsplit(constants.ENDPOINT).hostname))
+        offline or not fetch or not (getproxies() or _has_address(urlsplit(constants.ENDPOINT).hostname))
     )
     try:
         yield
@@ -195,7 +196,7 @@ def _quiet_hub(fetch: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = offline
 
 
-def _is_known(host: str | None) -> bool:
+def _has_address(host: str | None) -> bool:
     try:
         socket.getaddrinfo(host, None)
     except OSError:
@@ -222,7 +223,7 @@ def _bundled(
         )
     module = timm.create_model(f"tf_{name}")
     if weights is not None:
-        # The package names its tensors otherwise; their order and shapes are timm's.
+        # the package has other names for the tensors, in timm's order and shapes
         file = getattr(package, f"EfficientnetLite{name[-1]}ModelFile").get_model_file_path()
         tensors = torch.load(file, weights_only=True).values()
         module.load_state_dict(dict(zip(module.state_dict(), tensors, strict=True)))
@@ -230,7 +231,7 @@ def _bundled(
 
 
 class _Pixels(nn.Module):
-    """No network: the pixels, as one row, are the features."""
+    """No network: the features are the pixels, flattened."""
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         return pixels.flatten(1)  # (b, 3*h*w)

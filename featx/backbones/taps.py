@@ -1,6 +1,6 @@
-"""Layer names in, taps out; and what can be tapped.
+"""Resolves layer names to taps, and lists the layers of a network.
 
-Names are those of the traced graph's nodes ("layer3.0.relu", "flatten") and of the modules above them ("layer3": the
+Names are those of the traced graph's nodes ("layer3.0.relu", "flatten") and of the modules around them ("layer3": the
 last node inside). `"stages"` stands for the network's main blocks, `"penultimate"` for the classifier's input.
 """
 
@@ -19,57 +19,58 @@ from featx.errors import LayerError
 def resolve_taps(
     backbone: Backbone, layers: str | Sequence[str], pool: str, trace: Layers | None = None
 ) -> tuple[list[Tap], dict[str, str]]:
-    """Turn what a user asked for into taps.
+    """Resolve the names of layers to taps.
 
     Parameters
     ----------
     backbone : Backbone
-    layers : node names, "penultimate", "stages", each alone or as "node:pool"
-    pool : for those that name none
-    trace : of the backbone, if there is one
+    layers : names of nodes, "penultimate", "stages", each alone or as "node:pool"
+    pool : for names without a pool
+    trace : of the backbone, if it exists already
 
     Returns
     -------
-    taps : in the order asked for, each once
-    aliases : {what was asked for: the tap's name}, where they differ and one tap is meant
+    taps : in the order of `layers`, each once
+    aliases : {name in `layers`: the tap's name}, if they differ and the name stands for one tap
 
     Raises
     ------
     LayerError
-        A layer is not in the network (the nearest are named), a pool is not known, or layers is empty.
+        A layer is not in the network (similar names are listed), a pool is unknown, or layers is empty.
     """
     if not isinstance(layers, Sequence):
         raise LayerError(f"layers is a name or a list of names; got {type(layers).__name__}")
-    wanted = [layers] if isinstance(layers, str) else list(layers)
-    if not wanted:
+    texts = [layers] if isinstance(layers, str) else list(layers)
+    if not texts:
         raise LayerError("layers is empty; name at least one, 'penultimate' for example")
     trace = trace_of(backbone) if trace is None else trace
-    asked = []  # (what was asked for, node, pool)
-    for text in wanted:
-        name, colon, own = str(text).partition(":")
-        asked += [(str(text), node, own if colon else pool) for node in trace.resolve(name, backbone.name)]
+    requests = []  # (text, node, pool)
+    for text in texts:
+        name, colon, own_pool = str(text).partition(":")
+        nodes = trace.resolve(name, backbone.name)
+        requests += [(str(text), node, own_pool if colon else pool) for node in nodes]
     shapes = trace.shapes()
     taps: dict[str, Tap] = {}
     aliases: dict[str, str] = {}
-    for text, node, own in asked:
+    for text, node, node_pool in requests:
         if trace.last(node) not in shapes:
-            raise LayerError(f"layer {node!r} of {backbone.name} gives no tensor; choose one inside or behind it")
+            raise LayerError(f"layer {node!r} of {backbone.name} gives no tensor; choose one inside or after it")
         shape = shapes[trace.last(node)]
-        tap = Tap.of(node, own, shape, trace.prefix_tokens, backbone.preprocessing.size, trace.class_token)
+        tap = Tap.of(node, node_pool, shape, trace.prefix_tokens, backbone.preprocessing.size, trace.class_token)
         taps.setdefault(tap.name, tap)
         if text.partition(":")[0] != "stages" and text not in (tap.name, node):
             aliases[text] = tap.name
-        if "~" in own and f"{node}:{own}" != tap.name:  # what was narrow enough
-            aliases[f"{node}:{own}"] = tap.name
+        if "~" in node_pool and f"{node}:{node_pool}" != tap.name:  # narrow rows are not projected
+            aliases[f"{node}:{node_pool}"] = tap.name
     return list(taps.values()), aliases
 
 
 class Layer(NamedTuple):
     """A layer that can be tapped.
 
-    depth : of the module or operation in the tree of modules, 0 at the top
-    shape : of its output for one image
-    pooled : features after "avg" or "max"
+    depth : in the tree of modules, 0 at the top
+    shape : of the output for one image
+    pooled : number of features after "avg" or "max"
     mark : "stage", "penultimate" or ""
     """
 
@@ -81,7 +82,7 @@ class Layer(NamedTuple):
 
 
 def describe(backbone: Backbone) -> list[Layer]:
-    """What can be tapped, as a tree: modules, each above what is inside, and operations in the order of execution."""
+    """The layers of a network as a tree: modules before their contents, operations in the order of execution."""
     trace = trace_of(backbone)
     shapes = trace.shapes()
     marks = dict.fromkeys(trace.stages(), "stage")

@@ -1,6 +1,6 @@
-"""A backbone in, its layers out: as a graph where its forward can be traced or was exported, else through hooks.
+"""Finds the layers of a backbone: as a graph if it can be traced or was exported, else through hooks.
 
-Nodes have the names that torchvision's `create_feature_extractor` gives them; a module's name stands for its output.
+Nodes have the names of torchvision's `create_feature_extractor`; a module's name stands for its output.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ def trace_of(backbone: Backbone) -> Layers:
     BackboneError
         The network does not run on images of its preprocessing's size.
     """
-    module = backbone.module  # weights that cannot be had are no reason to try hooks
+    module = backbone.module  # outside of `try`: missing weights are no reason to try hooks
     if backbone.name.startswith("export:"):
         return exported_layers(module, backbone.preprocessing.size)
     try:
         graph = _traced(backbone)
-    except Exception:  # whatever the network's own code raises on symbolic values
+    except Exception:  # the network's code may raise anything on symbolic values
         return Hooked(backbone)
-    # torchvision's and timm's networks are tested; of others, `isinstance(x, Tensor)` may have taken the other branch
+    # torchvision's and timm's networks are tested; in others, `isinstance(x, Tensor)` may be false while tracing
     if backbone.name.startswith("module:") and not _same_function(graph, backbone):
         return Hooked(backbone)
     return graph
 
 
 class _Tracer(NodePathTracer):
-    """Knows which node computes a module's output, and gives a leaf module its own name.
+    """Records which node computes a module's output, and names a leaf module by its own name.
 
-    torchvision's takes a number at a name's end for one of its own: it calls the modules conv_1 and conv_2 "conv" and
-    "conv_1".
+    torchvision's tracer takes a number at the end of a module's name for one that it has added: it calls the modules
+    conv_1 and conv_2 "conv" and "conv_1".
     """
 
     def __init__(self, root: nn.Module, **options: Any) -> None:
         super().__init__(**options)
         self.ends: dict[str, fx.Node] = {}
         self.pre_logits: fx.Node | None = None
-        self.again: set[fx.Node] = set()
+        self.traced_again: set[fx.Node] = set()
         self._taken = {name for name, _ in root.named_modules(remove_duplicate=False)}
         self._called: set[str] = set()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        # the images alone: a symbol for an optional mask would not be None
+        # only the images: an optional mask must stay None and not become a symbol
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -75,15 +75,15 @@ class _Tracer(NodePathTracer):
         return output
 
     def head(self, head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
-        """Trace the network's head, and behind it what it computes for its pre-logits: the nodes `again`."""
+        """Trace the network's head, and after it the computation of the pre-logits: the nodes `traced_again`."""
         output = head()
         ends, before = dict(self.ends), set(self.graph.nodes)
         try:
-            found = pre_logits()
-        except Exception:  # whatever the network's own code raises: the trace goes on without
-            found = None
-        self.ends, self.again = ends, self.again | set(self.graph.nodes) - before
-        self.pre_logits = found.node if isinstance(found, fx.Proxy) else None
+            result = pre_logits()
+        except Exception:  # the network's code may raise anything: the trace continues without pre-logits
+            result = None
+        self.ends, self.traced_again = ends, self.traced_again | set(self.graph.nodes) - before
+        self.pre_logits = result.node if isinstance(result, fx.Proxy) else None
         return output
 
     def _get_node_qualname(self, module_qualname: str, node: fx.Node) -> str:
@@ -107,9 +107,9 @@ def _traced(backbone: Backbone) -> Graph:
         graph = tracer.trace(root)
     names = {node: name for node, name in tracer.node_to_qualname.items() if node.op.startswith("call_")}
     size, prefix = backbone.preprocessing.size, prefix_tokens_of(root)
-    found = Graph(root, graph, names, tracer.ends, size, prefix, tracer.pre_logits, tracer.again)
-    found.output()  # a network that gives back its input has none
-    return found
+    layers = Graph(root, graph, names, tracer.ends, size, prefix, tracer.pre_logits, tracer.traced_again)
+    layers.output()  # raises if the network returns its input
+    return layers
 
 
 def _same_function(graph: Graph, backbone: Backbone) -> bool:
@@ -117,16 +117,16 @@ def _same_function(graph: Graph, backbone: Backbone) -> bool:
     with torch.inference_mode():
         try:
             expected = backbone.module(pixels.clone())
-        except Exception:  # a tail that does not run is cut off, if the layers are in front of it
+        except Exception:  # layers before the failing part can still be tapped
             return True
         if not isinstance(expected, torch.Tensor):
-            return True  # a dictionary or a tuple: its tensors are layers of their own
+            return True  # a dictionary or a tuple, whose tensors are layers
         got = fx.Interpreter(graph.root, graph=graph.graph).run(pixels)
     return isinstance(got, torch.Tensor) and torch.allclose(got, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 def _tracer_options(root: nn.Module) -> dict[str, Any]:
-    """What tracing must not look into: torchvision's own operators, and timm's lists where timm built some of it."""
+    """Modules and functions that are not traced into: torchvision's operators and, for parts of timm, timm's lists."""
     operators = [m for _, m in inspect.getmembers(torchvision.ops, inspect.isclass) if issubclass(m, nn.Module)]
     options: dict[str, Any] = {"autowrap_modules": (math, torchvision.ops), "leaf_modules": operators}
     if "timm" in sys.modules and any(type(part).__module__.startswith("timm.") for part in root.modules()):

@@ -1,7 +1,7 @@
-"""State dicts on disk in, their tensors in a network out; and how large a network may be before it is built.
+"""Reads state dicts from disk, loads them into networks, and limits the size of a network before it is built.
 
-A recipe may be somebody else's and names the network that is built, so its size is bounded: by the file's, or by a
-fixed one where weights are random.
+A recipe names the network to build and may be untrusted, so its size is limited: by that of the weights file, or by a
+constant for random weights.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from torch.overrides import TorchFunctionMode
 from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone, readable
 
 MOST_RANDOM_BYTES = 2**30  # 268 million parameters
-# A network of timm makes up to 2.3 times its state dict while it is built, and a file may hold that in half precision.
-_TIMES = 4
-_BESIDE = 2**28  # and bytes of masks, tables of positions, and of images that some are tried on
+# Building a network of timm allocates up to 2.3 times its state dict, and a file may be in half precision.
+_FACTOR = 4
+_OTHER_BYTES = 2**28  # for masks, tables of positions, and images with which some networks are tried
 
 
 class Allowance(TorchFunctionMode):
-    """In here new tensors (empty ones, zeros, random numbers) may take so many bytes, all together.
+    """Context in which new tensors (empty, zeros, random) may take at most `nbytes` bytes in total.
 
-    The one that exceeds it has been allocated, and mostly not touched: what is built stops there.
+    The tensor that exceeds the limit has been allocated but mostly not written, when the error stops the construction.
 
     Raises
     ------
     BackboneError
-        They take more; this is `refusal`.
+        The tensors take more; this is `refusal`.
     """
 
     def __init__(self, nbytes: int, refusal: BackboneError) -> None:
@@ -44,41 +44,41 @@ class Allowance(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        made = func(*args, **kwargs)
-        given = (*args, *kwargs.values())
-        if isinstance(made, torch.Tensor) and not any(isinstance(each, torch.Tensor) for each in given):
-            self._left -= made.nbytes
+        result = func(*args, **kwargs)
+        arguments = (*args, *kwargs.values())
+        if isinstance(result, torch.Tensor) and not any(isinstance(each, torch.Tensor) for each in arguments):
+            self._left -= result.nbytes
             if self._left < 0:
                 raise self._refusal
-        return made
+        return result
 
 
-def room_for_random(name: str) -> Allowance:
-    """For a network of random weights that a recipe alone names."""
+def random_allowance(name: str) -> Allowance:
+    """The allowance of a network with random weights that only a recipe names."""
     return Allowance(
         MOST_RANDOM_BYTES,
         UnavailableBackbone(
-            f"its random weights take over {readable(MOST_RANDOM_BYTES)}, more than a recipe alone makes",
+            f"its random weights take over {readable(MOST_RANDOM_BYTES)}, more than is built for a recipe",
             f"allow it with featx.load(path, backbone=featx.Backbone({name!r}, None))",
         ),
     )
 
 
-def room_for(file: str, nbytes: int) -> Allowance:
-    """For a network that is to take the state dict of a file of so many bytes."""
+def file_allowance(file: str, nbytes: int) -> Allowance:
+    """The allowance of a network whose state dict is in a file of `nbytes` bytes."""
     return Allowance(
-        _TIMES * nbytes + _BESIDE,
-        BackboneError(f"{file} does not fit: it has {readable(nbytes)}, and the network is larger by far"),
+        _FACTOR * nbytes + _OTHER_BYTES,
+        BackboneError(f"{file} does not fit: it has {readable(nbytes)}, and the network is far larger"),
     )
 
 
 def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str, Any], str, int]:
-    """A state dict from a file; the SHA-256 and the number of its bytes.
+    """Read a state dict from a file; returns it with the SHA-256 and the size of the file.
 
-    expected_sha256 : other bytes are refused before anything parses them
+    expected_sha256 : a file with another one is refused before it is parsed
     """
     try:
-        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:  # a pipe of this name is not waited for
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:  # does not block on a pipe
             if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
                 raise BackboneError(f"{file!r} is not a file; weights are a state dict, .safetensors or .pth")
             sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -90,7 +90,7 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
                     Call("featx.load", "path", Parameter("weights", ...)),
                 )
             opened.seek(0)
-            content = opened.read()  # what is parsed is what was opened here, even if another takes its name
+            content = opened.read()  # these bytes are parsed, even if the file changes now
     except FileNotFoundError as error:
         raise BackboneError(f"there is no weights file {file}") from error
     except OSError as error:
@@ -100,21 +100,21 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
         if file.endswith(".safetensors"):
             state = safetensors.torch.load(content)
         elif _is_deflated(content):
-            raise ValueError("a few bytes would take any amount of memory")
+            raise ValueError("a few bytes could expand to any size")
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and safetensors errors of many types
         raise BackboneError(f"{file} is not a state dict: a .safetensors file, or .pth with tensors only") from error
     if not isinstance(state, dict):
         raise BackboneError(f"{file} is not a state dict, but holds a {type(state).__name__}")
-    for wrapper in ("state_dict", "model"):  # what training scripts save around it
+    for wrapper in ("state_dict", "model"):  # added by training scripts
         if isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     return state, sha256, len(content)
 
 
 def _is_deflated(content: bytes) -> bool:
-    """Whether this is a zip file with members that take more bytes than it has; torch.save stores them as they are."""
+    """Whether this is a zip file whose members are larger than the file; torch.save does not compress them."""
     opened = io.BytesIO(content)
     if not zipfile.is_zipfile(opened):
         return False
@@ -123,7 +123,7 @@ def _is_deflated(content: bytes) -> bool:
 
 
 def load_state(module: nn.Module, state: dict[str, Any], file: str, name: str) -> None:
-    """Give a network the tensors of a state dict, if they are its own in name and shape."""
+    """Load a state dict into a network; raises BackboneError unless all names and shapes are equal."""
     own = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
     got = {key: tuple(getattr(tensor, "shape", ())) for key, tensor in state.items()}
     if own != got:

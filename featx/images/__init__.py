@@ -1,7 +1,6 @@
-"""Where pixels come from: collections of images, decoding, ordered batches.
+"""From a folder, list, manifest or arrays to ordered batches of uint8 pixels: collections, decoding, batches.
 
-In: a folder, a list, a manifest, arrays. Out: batches of uint8 pixels in the collection's order.
-Knows nothing of networks or files of features.
+This room knows nothing of networks or stores.
 """
 
 from featx.images.batches import Batch, batches

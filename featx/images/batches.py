@@ -1,10 +1,10 @@
-"""Images in, ordered batches of uint8 pixels out; decoding threads run a bounded distance ahead.
+"""Decodes images to ordered batches of uint8 pixels, in threads that run at most two batches ahead.
 
-Where the forward pass needs the same cores, the two take turns: a run is about a tenth faster than with both at once.
-Files of the next batches are meanwhile read by the system.
+If the forward pass needs the same cores, decoding and forward passes take turns, which makes a run about 10 % faster
+than both at once. Meanwhile the system reads the files of the next batches.
 
-Slot i of a batch is image `start + i`, always: an image that cannot be read leaves its slot empty and an entry
-in `failures`, so neither a failure nor the number of threads changes what else is in a batch.
+Slot i of a batch is always image `start + i`: an image that cannot be read leaves its slot empty and an entry in
+`failures`, so neither failures nor the number of threads change the rest of a batch.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """b slots of a run, of which `indices` hold an image.
+    """b slots, each for one image of a run or empty.
 
     pixels : (b, h, w, 3) uint8; empty slots are zero, and their rows must not be used
-    start : index of the first slot's image
+    start : position in the run of the first slot's image
     digests : {slot: 16 bytes}, the content digest of each image that was read
     failures : {slot: ImageError}
     """
@@ -58,22 +58,22 @@ def batches(
     taking_turns: bool = False,
     allocate: Callable[[tuple[int, ...]], np.ndarray] = _zeros,
 ) -> Generator[Batch, None, None]:
-    """Decode and prepare images in order. A file that changes after this has begun is a failure.
+    """Decode and prepare images in order. A file that changes after the first call is a failure.
 
     Parameters
     ----------
     images : n images, as `decode` takes them
     prepare : RGB picture -> (h, w, 3) uint8
     size : (h, w), what `prepare` returns
-    batch_size : slots a batch; the last one is padded with empty slots
+    batch_size : slots per batch; the last batch is padded with empty slots
     workers : decoding threads
-    starts : multiples of `batch_size`, increasing: the batches that are wanted, by default all
-    taking_turns : decode only while a batch is waited for
+    starts : increasing multiples of `batch_size`, the first image of each batch to compute; by default all
+    taking_turns : decode only while the caller waits for a batch
     allocate : shape -> uint8 zeros, the memory of a batch
     """
     starts = list(range(0, len(images), batch_size) if starts is None else starts)
     stamps = {start: [stamp(image) for image in images[start : start + batch_size]] for start in starts}
-    gate = threading.Event()  # open: decode
+    gate = threading.Event()  # set: threads may decode
     if not taking_turns:
         gate.set()
     with (
@@ -94,31 +94,31 @@ def batches(
         try:
             for start in starts:
                 batch = Batch(start, allocate((batch_size, *size, 3)), {}, {})
-                chosen = images[start : start + batch_size]
+                batch_images = images[start : start + batch_size]
                 if taking_turns:
-                    reader.submit(_read_ahead, chosen)
+                    reader.submit(_read_ahead, batch_images)
                 work = [
                     pool.submit(_fill, gate, batch, slot, *each, prepare)
-                    for slot, each in enumerate(zip(chosen, stamps[start], strict=True))
+                    for slot, each in enumerate(zip(batch_images, stamps[start], strict=True))
                 ]
                 ahead.append((batch, work))
                 if len(ahead) > _BATCHES_AHEAD:
                     yield finished()
             while ahead:
                 yield finished()
-        finally:  # also when the caller stops early: Ctrl-C must not wait for what is queued
+        finally:  # also if the caller stops early: Ctrl-C must not wait for queued work
             pool.shutdown(wait=False, cancel_futures=True)
             reader.shutdown(wait=False, cancel_futures=True)
             gate.set()
 
 
 def _read_ahead(images: Sequence[AnyImage]) -> None:
-    """Ask the system for files that will be wanted soon; it reads while the cores compute."""
+    """Ask the system to read files that will be needed soon, while the cores compute."""
     if not hasattr(os, "posix_fadvise"):
         return
     for image in images:
         if isinstance(image, str | os.PathLike):
-            with contextlib.suppress(OSError, ValueError):  # whoever decodes it tells what is wrong with it
+            with contextlib.suppress(OSError, ValueError):  # decoding reports the error
                 file = os.open(image, os.O_RDONLY | os.O_NONBLOCK)
                 try:
                     if os.fstat(file).st_size <= MAX_FILE_BYTES:

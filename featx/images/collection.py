@@ -1,5 +1,6 @@
-"""What a user points at (a folder, a list, a CSV manifest, arrays) in, a `Collection` out: the ordered images of a
-run with an id for each and, where there are any, labels and columns. Nothing is decoded here.
+"""Builds a `Collection` from a folder, a list, a CSV manifest or arrays: the ordered images of a run.
+
+Each image has an id and, if there are any, a label and column values. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class Collection:
     """The n ordered images of a run.
 
     images : n paths, uint8 arrays or PIL images; an ImageError in place of a file whose name is not UTF-8
-    ids : n different strings; what names an image in the store
+    ids : n different strings, the names of the images in the store
     y : (n,) class names, (n,) float64, or None
-    columns : a manifest's other columns, (n,) str each, see `manifest.text_array`
+    columns : the manifest's other columns, (n,) str each; see `manifest.text_array`
     origin : the folder that ids are relative to, or None
-    passed_over : files of the folder that do not look like images
+    passed_over : number of files in the folder whose names are not those of images
     """
 
     images: Sequence[AnyImage]
@@ -47,10 +48,10 @@ class Collection:
             _check_utf8(name)
         if len(set(self.ids)) < len(self.ids):
             seen: set[str] = set()
-            twice = [name for name in self.ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
-            raise SourceError(f"every image is needed once; there twice: {listed(twice)}; drop the repeats")
+            repeated = [name for name in self.ids if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+            raise SourceError(f"every image is needed once; repeated: {listed(repeated)}; drop the repeats")
         if self.y is not None and len(self.y) != len(self.images):
-            raise SourceError(f"one label an image is needed: {len(self.images):,} images, {len(self.y):,} labels")
+            raise SourceError(f"one label per image is needed: {len(self.images):,} images, {len(self.y):,} labels")
 
 
 def collect(
@@ -66,12 +67,12 @@ def collect(
     Parameters
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
-        A folder holds class folders, or images without labels. A `.csv` file holds a path column, relative to the
+        A folder contains class folders, or images without labels. A `.csv` file has a column of paths, relative to the
         file's own folder.
     labels : sequence of n labels, or for a CSV file the name of a column, optional
-        By default a folder of class folders gives its own, a CSV file its column "label" if it has one.
+        By default the class folders of a folder, or a CSV file's column "label" if it has one.
     ids : sequence of n str, optional
-        For a sequence of images; by default paths are their own ids, and other images are numbered.
+        For a sequence of images; by default the paths, or the numbers of other images.
     target : "class" or "numeric"
         Whether labels are class names or numbers.
     path_column : str
@@ -80,8 +81,8 @@ def collect(
     Raises
     ------
     SourceError
-        Nothing is there, no image is, labels don't fit, an id is there twice; the name of the folder, or one of `ids`,
-        is not UTF-8.
+        The source does not exist or has no images, labels do not fit, an id is repeated, or the folder's name or one of
+        `ids` is not UTF-8.
     """
     if isinstance(source, Collection):
         return source
@@ -99,7 +100,7 @@ def collect(
             return _from_manifest(path, path_column, labels, target)
         raise SourceError(f"{path} is a single file; give a folder, or a .csv file of paths with a first line 'path'")
     if isinstance(labels, str):
-        raise SourceError(f"labels are one value an image; got the string {labels!r}")
+        raise SourceError(f"labels are one value per image; got the string {labels!r}")
     return _from_sequence(source, labels, ids, target)
 
 
@@ -109,17 +110,17 @@ def files(paths: Sequence[str | os.PathLike]) -> list[Path]:
     Raises
     ------
     SourceError
-        One of them does not exist, or a folder holds no images.
+        A path does not exist, or a folder contains no images.
     """
-    found: list[Path] = []
+    images: list[Path] = []
     for path in map(Path, paths):
         if not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
         inside = _walk(path)[0] if path.is_dir() else [path]
         if not inside:
             raise SourceError(f"{path} holds no images")
-        found += inside
-    return found
+        images += inside
+    return images
 
 
 def _from_folder(root: Path, target: str) -> Collection:
@@ -133,22 +134,26 @@ def _from_folder(root: Path, target: str) -> Collection:
     if len(loose) == len(names):
         return Collection(images, names, origin=root, passed_over=passed_over)
     if loose:
-        raise SourceError(f"{root} holds class folders and loose images beside them ({listed(loose)}); move those")
+        raise SourceError(
+            f"{root} holds class folders and loose images beside them ({listed(loose)}); move the loose images"
+        )
     y = as_labels([name.split("/")[0] for name in names], target, names)
     if target == "class" and {str(name).lower() for name in np.unique(y)} <= _SPLIT_NAMES:
-        raise SourceError(f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); name one")
+        raise SourceError(
+            f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); give one of them"
+        )
     return Collection(images, names, y, origin=root, passed_over=passed_over)
 
 
 def _walk(root: Path) -> tuple[list[Path], int]:
-    """All images under a folder, sorted by name, and how many other files there are; hidden ones don't count."""
-    files, passed_over, been = [], 0, set()
+    """All images under a folder, sorted by path, and the number of other files; hidden files are ignored."""
+    files, passed_over, visited = [], 0, set()
     for folder, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in been:  # a link to a folder above
+        if (status.st_dev, status.st_ino) in visited:  # a link to a folder that was listed before
             folders.clear()
             continue
-        been.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith("."):
@@ -200,8 +205,8 @@ def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, ta
 
 
 def _named(images: Sequence[AnyImage], names: Sequence[str]) -> tuple[list[AnyImage], list[str]]:
-    r"""Images and their ids. A store cannot hold a name that is not UTF-8: such a file is one that cannot be read, and
-    its id is the name as Python writes it, "caf\udce9.png".
+    r"""Images and their ids. A store cannot contain a name that is not UTF-8: such a file counts as unreadable, and its
+    id is the name with escapes, "caf\udce9.png".
     """
     ids = [name.encode(errors="backslashreplace").decode() for name in names]
     misnamed = ImageError("unreadable", "its name is not UTF-8; rename it")

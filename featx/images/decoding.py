@@ -1,20 +1,20 @@
-"""One image in (a path, a PIL image, a uint8 array), one RGB picture and the digest of its content out.
+"""Decodes one image (a path, a PIL image, a uint8 array) to an RGB picture, and computes the digest of its content.
 
-The rule, recorded in every recipe as `DECODER`, is Pillow's reading of a file with these choices:
+The rule, recorded in every recipe as `DECODER`, is that Pillow reads the file, with these choices:
 
-- The content says what a file is, not its name: JPEG (and the first picture of a phone's MPO), PNG, WebP, BMP, TIFF,
-  GIF, PPM and PGM. Anything else is "not-an-image".
-- The first frame or page counts. A PNG's is its default image.
-- The orientation is applied, from EXIF, TIFF's tag or XMP; data of that kind that cannot be read say nothing.
-- Grey and black and white become three equal channels. A palette gives its colours.
-- Alpha is dropped, not blended: what lies under transparent pixels shows.
+- A file's content determines its format, not its name: JPEG (and the first picture of a phone's MPO), PNG, WebP, BMP,
+  TIFF, GIF, PPM and PGM. Anything else is "not-an-image".
+- The first frame or page is used; of a PNG, the default image.
+- The orientation is applied, from EXIF, TIFF's tag or XMP; unreadable orientation data are ignored.
+- Grey and black and white become three equal channels. A palette is replaced by its colours.
+- Alpha is dropped, not blended: transparent pixels show their stored colour.
 - CMYK and other colour spaces become RGB by Pillow's formula (`Image.convert`); ICC profiles and gamma are ignored.
 - 16 bits become 8 by their high byte (in a colour PPM by rounding, as Pillow does). 32-bit integers and floats have no
-  stated range: "pixel-type".
-- Refused as "too-large" (see `limits`): a file of over 1.1 GB, before it is read; over 180 million pixels, a side over
-  100 times the other, a JPEG of so many scans that decoding would take minutes, before any pixel is decoded; and a
-  picture for which memory does not suffice. Pillow's own limit (`Image.MAX_IMAGE_PIXELS`) has no say.
-- A file that Pillow finds damaged or cut short is "damaged". What Pillow mends, it mends.
+  defined range: "pixel-type".
+- Refused as "too-large" (see `limits`): before it is read, a file of over 1.1 GB; before any pixel is decoded, over 180
+  million pixels, a side over 100 times the other, or a JPEG with so many scans that decoding would take minutes; and a
+  picture that does not fit into memory. Pillow's own limit (`Image.MAX_IMAGE_PIXELS`) has no effect.
+- A file that Pillow finds damaged or truncated is "damaged"; damage that Pillow repairs is accepted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import stat
 import warnings
 
 import numpy as np
-from PIL import (  # a plugin must be imported before its format can be asked for
+from PIL import (  # a format's plugin must be imported before the format can be opened
     BmpImagePlugin,  # noqa: F401
     GifImagePlugin,  # noqa: F401
     Image,
@@ -55,15 +55,15 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Pillow warns of metadata that it passes over, and so does the rule; appended, so that a user's own filters come first
+# Pillow warns of metadata that it ignores, as the rule does; appended, so that the user's filters come first
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
 
-AnyImage = str | os.PathLike | np.ndarray | Image.Image | ImageError  # the last: why this one cannot be read
+AnyImage = str | os.PathLike | np.ndarray | Image.Image | ImageError  # an ImageError says why the image cannot be read
 Stamp = tuple[int, int]
 
 
 def stamp(image: AnyImage) -> Stamp | None:
-    """(bytes, time of the last change in ns) of a file, which `decode` can be asked to find again; else None."""
+    """(size in bytes, modification time in ns) of a file, for `decode` to compare; None for other images."""
     if not isinstance(image, str | os.PathLike):
         return None
     try:
@@ -93,7 +93,7 @@ def decode(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image,
     Raises
     ------
     ImageError
-        With a code of its own; see there.
+        The image cannot be decoded; its `code` gives the reason.
     """
     with limits.bounded():
         content, picture = _open(image, expected)
@@ -103,7 +103,7 @@ def decode(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image,
 
 
 def content_digest(image: AnyImage) -> bytes:
-    """Blake2b, 16 bytes, of a file's bytes, or of an array's or PIL image's type, shape and pixels."""
+    """BLAKE2b (16 bytes) of a file's bytes, or of an array's or PIL image's type, shape and pixels."""
     with limits.bounded():
         content = _read(image) if isinstance(image, str | os.PathLike) else _open(image)[0]
         return hashlib.blake2b(content, digest_size=16).digest()
@@ -111,14 +111,14 @@ def content_digest(image: AnyImage) -> bytes:
 
 def _read(path: str | os.PathLike, expected: Stamp | None = None) -> bytes:
     try:
-        _check_file(os.stat(path))  # before it is opened, which devices may act upon
+        _check_file(os.stat(path))  # checked before opening, to which devices may react
         with open(path, "rb", opener=_open_at_once) as file:
-            _check_file(status := os.fstat(file.fileno()))  # what was opened may be another file
+            _check_file(status := os.fstat(file.fileno()))  # the opened file may be another one
             content = file.read(status.st_size + 1)
             status = os.fstat(file.fileno())
     except ImageError:  # a ValueError too
         raise
-    except (FileNotFoundError, ValueError) as error:  # the latter, of a null character: no file has such a name
+    except (FileNotFoundError, ValueError) as error:  # ValueError: a null character in the name
         vanished = "the file vanished while the run was on"
         raise ImageError("missing", vanished if expected else "there is no such file") from error
     except OSError as error:
@@ -135,23 +135,23 @@ def _check_file(status: os.stat_result) -> None:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for ever
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would block
 
 
 def _open(image: AnyImage, expected: Stamp | None = None) -> tuple[bytes, Image.Image]:
-    """The bytes that identify an image, and the picture, not yet decoded."""
+    """The bytes that identify an image, and the picture before decoding."""
     if isinstance(image, ImageError):
         raise ImageError(image.code, image.reason)
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or not (image.ndim == 2 or image.ndim == 3 and image.shape[2] == 3):
-            got = f"{image.dtype} {image.shape}"
-            raise ImageError("pixel-type", f"an array must be uint8 of shape (h, w) or (h, w, 3); got {got}")
+            kind = f"{image.dtype} {image.shape}"
+            raise ImageError("pixel-type", f"an array must be uint8 of shape (h, w) or (h, w, 3); got {kind}")
         if not image.size:
             raise ImageError("pixel-type", f"an array must hold pixels; got shape {image.shape}")
         return f"array {image.shape}".encode() + image.tobytes(), Image.fromarray(image)
     if isinstance(image, Image.Image):
         limits.refuse_picture(image)
-        picture = _to_rgb(image)  # what is seen identifies it: mode, palette and rotation are behind
+        picture = _to_rgb(image)  # the visible pixels identify it, whatever its mode, palette and rotation were
         return f"PIL {picture.size}".encode() + picture.tobytes(), picture
     content = _read(image, expected)
     try:
@@ -165,7 +165,7 @@ def _open(image: AnyImage, expected: Stamp | None = None) -> tuple[bytes, Image.
 
 
 def _to_rgb(picture: Image.Image, content: bytes | None = None) -> Image.Image:
-    """The picture by the rule, a new one; with the `content` it was opened from it is ours, and need not be copied."""
+    """A new picture by the rule. If `content` is given, `picture` was opened from it here and is not copied."""
     try:
         wide = picture.mode.startswith("I;16") or picture.mode == "I" and picture.format in ("PNG", "PPM")
         if content is not None:
@@ -175,7 +175,7 @@ def _to_rgb(picture: Image.Image, content: bytes | None = None) -> Image.Image:
             return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8)).convert("RGB")
         if upright.mode in ("I", "F"):
             raise ImageError("pixel-type", "32-bit pixels have no stated range; save the picture with 8 or 16 bits")
-        if upright.mode == "P":  # straight to RGB, Pillow warns where a palette carries transparency
+        if upright.mode == "P":  # converting directly to RGB warns if the palette has transparency
             upright = upright.convert("RGBA")
         return upright if upright.mode == "RGB" and (content or upright is not picture) else upright.convert("RGB")
     except (ImageError, MemoryError):
@@ -185,7 +185,7 @@ def _to_rgb(picture: Image.Image, content: bytes | None = None) -> Image.Image:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """ImageOps.exif_transpose, but a picture is not lost, and not copied, for its metadata."""
+    """ImageOps.exif_transpose, except that bad metadata is no error and an upright picture is not copied."""
     picture.load()
     try:
         turn = _TURNS.get(picture.getexif().get(0x0112, 1))
@@ -194,5 +194,5 @@ def _upright(picture: Image.Image) -> Image.Image:
     if turn is None:
         return picture
     turned = picture.transpose(turn)
-    turned.info.clear()  # it says to turn once more
+    turned.info.clear()  # it still has the orientation
     return turned

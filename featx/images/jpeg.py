@@ -1,12 +1,12 @@
-"""A quicker decoder for plain JPEGs; Pillow stays the reference and the judge.
+"""A faster decoder for plain JPEGs, with the same pixels as Pillow's.
 
-In: a file's bytes and the picture that Pillow opened from them, not yet loaded. Out: the same picture with its pixels,
-or untouched, and then Pillow decodes it and says what is wrong with it. Knows no rule of orientation or mode.
+`fill` takes a file's bytes and the picture that Pillow opened from them, before it is loaded. It gives the picture its
+pixels or leaves it unchanged; then Pillow decodes it and reports errors. Orientation and mode are handled elsewhere.
 
-simplejpeg, and not torchvision's decoder: strict, it refuses whatever libjpeg warns of, so that no damaged file is
-decoded here; it writes the layout of Pillow's memory, which needs no copy then, and releases the GIL. torchvision's
-lets damage pass and prints libjpeg's warnings, gives planes, and is deprecated. What is gained: less than a tenth of
-the time for small photos, up to half for those of 12 megapixels, whose memory Pillow is slow to get.
+The decoder is simplejpeg. In its strict mode it refuses every file of which libjpeg warns, so no damaged file is
+decoded here; it writes Pillow's memory layout, so no copy is needed; and it releases the GIL. torchvision's decoder
+accepts damage and prints libjpeg's warnings, returns planes, and is deprecated. Time saved: less than 10 % for small
+photos, up to half for 12 megapixels, for which Pillow allocates memory slowly.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ try:
 except ImportError:
     simplejpeg = None
 
-_LAYOUTS = {"L": "GRAY", "RGB": "RGBX"}  # Pillow keeps RGB in 4 bytes a pixel
+_LAYOUTS = {"L": "GRAY", "RGB": "RGBX"}  # Pillow stores RGB in 4 bytes per pixel
 
 
 def fill(picture: Image.Image, content: bytes) -> None:
-    """Give `picture` its pixels where this can be done without Pillow, and without a difference."""
+    """Give `picture` its pixels if simplejpeg can decode it exactly as Pillow does."""
     if picture.format in ("JPEG", "MPO") and picture.mode in _LAYOUTS and _agrees():
         _fill(picture, content)
 
@@ -38,17 +38,17 @@ def _fill(picture: Image.Image, content: bytes) -> bool:
         pixels = simplejpeg.decode_jpeg(content, _LAYOUTS[picture.mode])  # (h, w, 1 or 4)
         if pixels.shape[1::-1] != picture.size:
             return False
-        # Image.frombuffer offers this for RGBX, not for RGB
+        # Image.frombuffer does this for RGBX, but not for RGB
         mapped = Image.core.map_buffer(pixels, picture.size, "raw", 0, (picture.mode, pixels.strides[0], 1))
-    except (ValueError, MemoryError, AttributeError):  # the last: a Pillow without this function
+    except (ValueError, MemoryError, AttributeError):  # AttributeError: a Pillow without map_buffer
         return False
-    picture.im, picture.tile = mapped, []  # type: ignore[attr-defined]  # as Image.load leaves them
+    picture.im, picture.tile = mapped, []  # type: ignore[attr-defined]  # as after Image.load
     return True
 
 
 @cache
 def _agrees() -> bool:
-    """Whether it is installed, and rounds as Pillow's libjpeg does: builds may differ."""
+    """Whether simplejpeg is installed and rounds like Pillow's libjpeg; builds may differ."""
     if simplejpeg is None:
         return False
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 41, 3), np.uint8))

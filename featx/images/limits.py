@@ -1,8 +1,8 @@
-"""How large a file and a picture may be: one rule, which decides in Pillow's plugins as well while featx decodes.
+"""The maximum sizes of files and pictures, which Pillow's plugins apply too while featx decodes.
 
-Pillow warns of pictures over `Image.MAX_IMAGE_PIXELS` and refuses those over twice that, by a function that its
-plugins call before they allocate: for frames, tiles and canvases too. Within `bounded`, and only in its thread, that
-function asks this rule. Its name is private: if a later Pillow renames it, Pillow's own limit decides there again.
+Pillow warns of pictures over `Image.MAX_IMAGE_PIXELS` and refuses those over twice that, in a function that its plugins
+call before they allocate frames, tiles and canvases. Within `bounded`, and only in its thread, that function applies
+featx's limits. Its name is private: if a later Pillow renames it, Pillow's own limit applies in the plugins again.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from PIL import Image
 from featx.errors import ImageError, readable
 
 MAX_PIXELS = 180_000_000
-MAX_FILE_BYTES = 1_100_000_000  # so many pixels of 16-bit RGB, uncompressed
-MAX_ASPECT = 100  # the shorter edge is scaled to a few hundred pixels: the longer one grows with it
-MAX_SCANNED_PIXELS = 50 * MAX_PIXELS  # a scan of a few bytes may pass over all pixels: a nanosecond each, many times
+MAX_FILE_BYTES = 1_100_000_000  # MAX_PIXELS pixels of uncompressed 16-bit RGB
+MAX_ASPECT = 100  # resizing scales the longer edge by as much as the shorter one, which may become a few hundred pixels
+MAX_SCANNED_PIXELS = 50 * MAX_PIXELS  # a scan of a few bytes may visit all pixels, at a nanosecond each
 NO_MEMORY = "decoding it takes more memory than there is"
 
 _thread = threading.local()
@@ -38,24 +38,26 @@ def refuse_pixels(width: int, height: int) -> None:
 
 
 def refuse_picture(picture: Image.Image, content: bytes = b"") -> None:
-    """Raise ImageError if a picture that is not decoded yet has too many pixels, scans, or too long a side.
+    """Raise ImageError if a picture, before decoding, has too many pixels or scans, or too long a side.
 
     Parameters
     ----------
-    content : bytes of the file that it was opened from
+    content : bytes of the file from which it was opened
     """
     width, height = picture.size
     refuse_pixels(width, height)
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise ImageError("too-large", f"{width} x {height} pixels; one side is over {MAX_ASPECT} times the other")
-    scans = content.count(b"\xff\xda\0") if picture.format in ("JPEG", "MPO") else 1  # by how each scan begins
+    scans = (
+        content.count(b"\xff\xda\0") if picture.format in ("JPEG", "MPO") else 1
+    )  # counted by the first bytes of each scan
     if scans * width * height > MAX_SCANNED_PIXELS:
         raise ImageError("too-large", f"{scans:,} scans of {width} x {height} pixels; at most 50 of {MAX_PIXELS:,}")
 
 
 @contextlib.contextmanager
 def bounded() -> Iterator[None]:
-    """While one image is decoded: this rule instead of Pillow's, and too little memory is a failure of that image."""
+    """Context in which one image is decoded: with these limits instead of Pillow's, and MemoryError as ImageError."""
     outer = getattr(_thread, "is_bounded", False)
     _thread.is_bounded = True
     try:

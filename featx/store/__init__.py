@@ -1,6 +1,6 @@
-"""The HDF5 file between extracting and learning: its recipe, its writer, its reader. FORMAT.md is the contract.
+"""The HDF5 file between extraction and learning: its writer, its reader and its recipe. FORMAT.md is the contract.
 
-Knows nothing of images, networks or scikit-learn.
+This room knows nothing of images, networks or scikit-learn.
 """
 
 from featx.recipe import Difference, Recipe, collection_digest
@@ -41,4 +41,4 @@ __all__ = [
 ]
 
 for _class in (FeatureStore, Recipe):
-    _class.__module__ = __name__  # which saved models name: they don't depend on where a class is defined
+    _class.__module__ = __name__  # saved models name this module, so they do not depend on where a class is defined

@@ -1,4 +1,4 @@
-"""A store's layers in pieces that share a checksum: read, decompressed, checked."""
+"""Reads, decompresses and checks the blocks of a store's layers: the rows that share a checksum."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featx.store.contents import Contents
 
 
 class Damage(NamedTuple):
-    """Rows start to stop of a layer whose bytes are not those that were written."""
+    """Rows `start` to `stop` of a layer are not as they were written."""
 
     layer: str
     start: int
@@ -21,9 +21,9 @@ class Damage(NamedTuple):
 
 
 class Blocks:
-    """The blocks of a store's layers: `layout.block_rows` rows in each, fewer in a layer's last.
+    """The blocks of a store's layers: `layout.block_rows` rows each, fewer in the last one of a layer.
 
-    What is checked are the bytes in the file, in an archive the compressed ones.
+    Checksums are of the bytes in the file; in an archive those are compressed.
     """
 
     def __init__(self, contents: Contents) -> None:
@@ -38,16 +38,16 @@ class Blocks:
         Raises
         ------
         DamageError
-            With `check`, or compressed: bytes are not those that were written.
+            The bytes are not as they were written; raised if `check` is true or the layer is compressed.
         """
         mapped, array = self._contents.mapped, self._contents.layers[name]
         unit = layout.block_rows(array.row_bytes)
         start, stop = block * unit, min((block + 1) * unit, array.shape[0])
         if array.chunks is None:
-            at, nbytes = array.offset + start * array.row_bytes, (stop - start) * array.row_bytes
+            offset, nbytes = array.offset + start * array.row_bytes, (stop - start) * array.row_bytes
         else:
-            at, nbytes = array.chunks.extents[block]
-        stored = memoryview(mapped.content)[at : at + nbytes]
+            offset, nbytes = array.chunks.extents[block]
+        stored = memoryview(mapped.content)[offset : offset + nbytes]
         if check and layout.checksum(stored) != mapped.array(self._contents.checksums[name])[block]:
             raise damage_error(self._contents, [Damage(name, start, stop)])
         shape = (stop - start, *array.shape[1:])
@@ -63,40 +63,40 @@ class Blocks:
         return np.frombuffer(content, array.dtype).reshape(unit, *shape[1:])[: stop - start]
 
     def verify(self) -> None:
-        """Read all rows, compressed ones as they are, and compare them with their checksums.
+        """Compare the bytes of all blocks with their checksums.
 
         Raises
         ------
         DamageError
-            Rows are damaged; neighbouring blocks are one entry of its `damages`.
+            Rows are damaged; adjacent blocks are one entry of its `damages`.
         StoreError
-            There is something between layers.
+            The bytes between layers are not zero.
         """
         mapped = self._contents.mapped
-        found: list[Damage] = []
+        damages: list[Damage] = []
         for name in self._contents.layers:
             for block in range(self.count(name)):
                 try:
                     self.rows(name, block, check=True)
                 except DamageError as error:
                     (damage,) = error.damages
-                    if found and found[-1].layer == name and found[-1].stop == damage.start:
-                        damage = Damage(name, found.pop().start, damage.stop)
-                    found.append(damage)
-        if found:
-            raise damage_error(self._contents, found)
+                    if damages and damages[-1].layer == name and damages[-1].stop == damage.start:
+                        damage = Damage(name, damages.pop().start, damage.stop)
+                    damages.append(damage)
+        if damages:
+            raise damage_error(self._contents, damages)
         if not mapped.is_zero(layout.gaps(self._contents.layers.values(), layout.PAGE, mapped.seal.metadata)):
-            raise StoreError(f"{mapped.path} is damaged: there is something between its layers; no row is")
+            raise StoreError(f"{mapped.path} is damaged between its layers; no row is damaged")
 
 
 def damage_error(contents: Contents, damages: list[Damage]) -> DamageError:
     ids = contents.ids
-    said = [
+    places = [
         f"{layer!r} rows {start:,} to {stop - 1:,} ({str(ids[start])!r} to {str(ids[stop - 1])!r})"
         for layer, start, stop in damages[:3]
     ]
     more = f" and {len(damages) - 3:,} more places" if len(damages) > 3 else ""
     return DamageError(
-        f"{contents.mapped.path} is damaged in {'; '.join(said)}{more}; extract it again, or restore it from a copy",
+        f"{contents.mapped.path} is damaged in {'; '.join(places)}{more}; extract it again, or restore it from a copy",
         damages,
     )

@@ -1,4 +1,4 @@
-"""The checksums of a run's rows: taken as rows come, told to the journal by groups of images, taken up again."""
+"""The checksums of a run's rows: computed as rows arrive, recorded in the journal by groups of images, and restored."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from featx.store.layout import GROUP_ROWS
 
 
 class Checksums:
-    """Of every block of every layer.
+    """The checksums of all blocks of all layers.
 
     Parameters
     ----------
-    handle : the file
-    layers : {name: Array}, where rows are in it
+    handle : file descriptor of the run's file
+    layers : {name: Array}, the places of the rows in it
 
     Attributes
     ----------
@@ -32,7 +32,13 @@ class Checksums:
         self._known = {name: np.zeros(len(sums), bool) for name, sums in self.of.items()}
 
     def add(self, name: str, first: int, content: memoryview) -> None:
-        """Of the blocks that a run of rows covers as a whole; `complete` reads the others back."""
+        """Compute the checksums of the blocks that some consecutive rows cover; `complete` reads the others back.
+
+        Parameters
+        ----------
+        first : position of the first row
+        content : bytes of the rows
+        """
         array, rows = self._layers[name], self._rows[name]
         n, count = array.shape[0], len(content) // array.row_bytes
         for block in range(-(-first // rows), len(self.of[name])):
@@ -45,46 +51,50 @@ class Checksums:
             self._known[name][block] = True
 
     def complete(self, start: int, stop: int) -> None:
-        """Take those of groups start to stop that are not known yet."""
+        """Compute those of groups `start` to `stop` that are not known yet."""
         for name, first, last in self._spans(start, stop):
             for block in (first + np.flatnonzero(~self._known[name][first:last])).tolist():
                 self.of[name][block] = self._in_file(name, block)
                 self._known[name][block] = True
 
-    def told(self, start: int, stop: int) -> dict[str, str]:
-        """Of groups start to stop, as the journal has them."""
+    def to_journal(self, start: int, stop: int) -> dict[str, str]:
+        """Those of groups `start` to `stop`, as a journal entry: {name: hexadecimal digits}."""
         return {name: self.of[name][first:last].tobytes().hex() for name, first, last in self._spans(start, stop)}
 
-    def take_up(self, start: int, stop: int, told: Mapping[str, str]) -> None:
-        """The way back."""
+    def from_journal(self, start: int, stop: int, entry: Mapping[str, str]) -> None:
+        """Restore those of groups `start` to `stop` from `to_journal`'s entry."""
         for name, first, last in self._spans(start, stop):
-            self.of[name][first:last] = np.frombuffer(bytes.fromhex(told[name]), "<u8")
+            self.of[name][first:last] = np.frombuffer(bytes.fromhex(entry[name]), "<u8")
             self._known[name][first:last] = True
 
     def forget(self, start: int, stop: int) -> None:
-        """The rows of groups start to stop will come anew."""
+        """The rows of groups `start` to `stop` will be written again."""
         for name, first, last in self._spans(start, stop):
             self._known[name][first:last] = False
 
-    def hold(self, start: int, stop: int) -> bool:
-        """Whether the rows of groups start to stop are in the file as they should be."""
+    def match_file(self, start: int, stop: int) -> bool:
+        """Whether the rows of groups `start` to `stop` in the file have these checksums."""
         return all(
             self.of[name][block] == self._in_file(name, block)
             for name, first, last in self._spans(start, stop)
             for block in range(first, last)
         )
 
-    def closed_up(self, keep: np.ndarray) -> dict[str, np.ndarray]:
-        """Those that rows will have when only the ones at some positions are left.
+    def compacted(self, keep: np.ndarray) -> dict[str, np.ndarray]:
+        """The checksums that the layers will have after compaction.
+
+        Parameters
+        ----------
+        keep : (m,) increasing positions of the rows that remain
 
         Raises
         ------
         StoreError
-            Rows are not in the file as they should be.
+            Rows in the file do not have the recorded checksums.
         """
-        found = {}
+        checksums = {}
         for name, array in self._layers.items():
-            rows, waiting, sums = self._rows[name], b"", []
+            rows, pending, sums = self._rows[name], b"", []
             full = rows * array.row_bytes
             for block in range(len(self.of[name])):
                 start, stop = block * rows, min((block + 1) * rows, array.shape[0])
@@ -93,20 +103,20 @@ class Checksums:
                     raise unfinished_damage()
                 first, last = np.searchsorted(keep, (start, stop))
                 kept = np.frombuffer(content, np.uint8).reshape(stop - start, -1)[keep[first:last] - start]
-                waiting += kept.tobytes()
-                if len(waiting) >= full:
-                    sums.append(layout.checksum(waiting[:full]))
-                    waiting = waiting[full:]
-            if waiting:
-                sums.append(layout.checksum(waiting))
-            found[name] = np.array(sums, "<u8")
-        return found
+                pending += kept.tobytes()
+                if len(pending) >= full:
+                    sums.append(layout.checksum(pending[:full]))
+                    pending = pending[full:]
+            if pending:
+                sums.append(layout.checksum(pending))
+            checksums[name] = np.array(sums, "<u8")
+        return checksums
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[str, int, int]]:
-        """(layer, first, last + 1) of the blocks that hold the rows of groups start to stop."""
+        """(layer, first, last + 1) of the blocks that contain the rows of groups `start` to `stop`."""
         for name, sums in self.of.items():
-            a_group = GROUP_ROWS // self._rows[name]
-            yield name, start * a_group, min(stop * a_group, len(sums))
+            per_group = GROUP_ROWS // self._rows[name]
+            yield name, start * per_group, min(stop * per_group, len(sums))
 
     def _in_file(self, name: str, block: int) -> int:
         array, rows = self._layers[name], self._rows[name]

@@ -1,4 +1,4 @@
-"""Rows of a run in which some images failed in, the same rows without gaps out, in the same file, killed or not."""
+"""Closes the gaps that images without rows leave in a run's file, in place and safely against kills."""
 
 from __future__ import annotations
 
@@ -13,58 +13,58 @@ from featx.store.hdf5 import Array
 from featx.store.journal import Journal
 
 _MOVE_BYTES = 16 * 2**20
-_FAR_BYTES = 2**17
+_FAR_BYTES = 2**17  # between rows; a larger gap is not read
 SPARE_BYTES = 2 * _MOVE_BYTES
 
 
-def close_up(
+def compact(
     handle: int,
     sync: Callable[[], None],
     journal: Journal,
-    told: Sequence[dict[str, Any]],
+    recorded: Sequence[dict[str, Any]],
     old: Mapping[str, Array],
     new: Mapping[str, Array],
     keep: np.ndarray,
 ) -> None:
-    """Move the rows there are to where a file of only those has them.
+    """Move the rows of some images to the places that they have in a file of these images only.
 
-    In the order of the file every row moves towards its beginning or stays. A part that moves is first copied behind
-    all rows, and the journal told, so that a killed run can do the step again: the second copy is on the disk before
-    the first is overwritten.
+    In the order of the file, every row stays or moves towards the beginning. Rows are moved in steps. Each step first
+    copies its rows behind all others and records that in the journal, so that a killed run can repeat the step: the
+    copy is on the disk before the original is overwritten.
 
     Parameters
     ----------
-    handle : the file
-    sync : brings it to the disk
-    told : what the journal says of this already
-    old, new : layers as they were laid out at the start, and as they will be
+    handle : file descriptor of the run's file
+    sync : brings the file to the disk
+    recorded : the journal's entries about this compaction
+    old, new : the layers before and after
     keep : (m,) increasing positions of the images that have rows
 
     Raises
     ------
     StoreError
-        A copy that a killed run left is damaged.
+        The copy that a killed run left is damaged.
     """
-    done = -1  # the last step that the journal knows of
-    if told and "closed_up" in told[-1]:
+    last = -1  # the last step that the journal records
+    if recorded and "closed_up" in recorded[-1]:
         return
-    if told:
-        done = told[-1]["moved"]
+    if recorded:
+        last = recorded[-1]["moved"]
     steps = list(_steps(old, len(keep)))
     longest = max((stop - start) * old[name].row_bytes for name, start, stop in steps)
     moved = 0
     for number, (name, start, stop) in enumerate(steps):
-        # two places take turns: the copy that the journal tells of stays until the next one is told
+        # two places take turns: the recorded copy stays until the next one is recorded
         row_bytes, spare = old[name].row_bytes, layout.end_of(old) + moved % 2 * longest
         target = new[name].offset + start * row_bytes
         stays = target + (stop - start) * row_bytes == old[name].offset + (keep[stop - 1] + 1) * row_bytes
         moved += not stays
-        if number == done:  # begun, perhaps not finished
+        if number == last:  # it may not have been finished
             content = files.pread(handle, (stop - start) * row_bytes, spare)
-            if layout.checksum(content) != told[-1]["sum"]:
+            if layout.checksum(content) != recorded[-1]["sum"]:
                 raise unfinished_damage()
             files.pwrite(handle, content, target)
-        elif number > done and not stays:
+        elif number > last and not stays:
             content = _rows_of(handle, old[name], keep[start:stop])
             files.pwrite(handle, content, spare)
             sync()
@@ -79,7 +79,7 @@ def close_up(
 
 
 def _steps(layers: Mapping[str, Array], n: int) -> Iterator[tuple[str, int, int]]:
-    """(layer, first row, last row + 1) of n rows in parts that memory holds."""
+    """(layer, first row, last row + 1) of n rows, in parts of at most `_MOVE_BYTES` or one row."""
     for name, array in layers.items():
         part_rows = max(1, _MOVE_BYTES // array.row_bytes)
         for start in range(0, n, part_rows):
@@ -87,11 +87,11 @@ def _steps(layers: Mapping[str, Array], n: int) -> Iterator[tuple[str, int, int]
 
 
 def _rows_of(handle: int, array: Array, positions: np.ndarray) -> bytes:
-    """Rows where they were written first; what lies between rows that are far apart is not read."""
+    """Rows at some increasing positions; large gaps between them are not read."""
     far = np.flatnonzero(np.diff(positions) * array.row_bytes > _FAR_BYTES) + 1
-    found = []
+    parts = []
     for near in np.split(positions, far):
         first, row_bytes = int(near[0]), array.row_bytes
         content = files.pread(handle, (int(near[-1]) + 1 - first) * row_bytes, array.offset + first * row_bytes)
-        found.append(np.frombuffer(content, np.uint8).reshape(-1, row_bytes)[near - first].tobytes())
-    return b"".join(found)
+        parts.append(np.frombuffer(content, np.uint8).reshape(-1, row_bytes)[near - first].tobytes())
+    return b"".join(parts)

@@ -1,6 +1,6 @@
-"""Blocks of rows in, shorter bytes out, and back: the filters that an archive may use, as HDF5 defines them.
+"""Compresses and decompresses blocks of rows, by the HDF5 filters that an archive may use.
 
-Every method first shuffles: the first bytes of all numbers, then the second ones ...
+Every method first shuffles the bytes: first the first bytes of all numbers, then the second bytes, and so on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Filters = tuple[tuple[int, str, tuple[int, ...]], ...]
 
 
 def filters_of(dtype: str) -> dict[str, Filters]:
-    """{method: HDF5's filters}, as they are recorded."""
+    """{method: HDF5's filters}, as recorded in the file."""
     shuffle = (_SHUFFLE, "", (np.dtype(dtype).itemsize,))
     return {
         "gzip": (shuffle, (_DEFLATE, "", (_GZIP_LEVEL,))),
@@ -28,7 +28,7 @@ def filters_of(dtype: str) -> dict[str, Filters]:
 
 
 def check_method(method: str) -> None:
-    """Raise StoreError unless the method is one of those there are, and installed."""
+    """Raise StoreError unless the method is known and installed."""
     if method not in filters_of("<f4"):
         raise StoreError(f"compression is one of {', '.join(filters_of('<f4'))}; got {method!r}")
     if method == "zstd":
@@ -36,11 +36,12 @@ def check_method(method: str) -> None:
 
 
 def could_hold(nbytes: int, full: int, filters: Filters) -> bool:
-    """Whether a piece of so many bytes can stand for so many: deflate's longest match is 258 bytes from 2 bits, a block
-    of zstd 128 KiB from 4 bytes.
+    """Whether `nbytes` compressed bytes can decompress to `full` bytes.
+
+    Deflate needs 2 bits for its longest match, 258 bytes; zstd 4 bytes for a block of 128 KiB.
     """
-    most = 258 * 4 if filters[1][0] == _DEFLATE else 2**17 // 4
-    return full <= (nbytes + 64) * most
+    max_ratio = 258 * 4 if filters[1][0] == _DEFLATE else 2**17 // 4
+    return full <= (nbytes + 64) * max_ratio
 
 
 def compress(content: bytes, itemsize: int, method: str) -> bytes:
@@ -51,7 +52,7 @@ def compress(content: bytes, itemsize: int, method: str) -> bytes:
 
 
 def decompress(content: bytes, nbytes: int, itemsize: int, filters: Filters) -> bytes:
-    """Raises ValueError unless the result has `nbytes` bytes; more are never made."""
+    """Decompress to exactly `nbytes` bytes, or raise ValueError; a longer result is never allocated."""
     if filters[1][0] == _DEFLATE:
         inflating = zlib.decompressobj()
         try:
@@ -60,18 +61,18 @@ def decompress(content: bytes, nbytes: int, itemsize: int, filters: Filters) -> 
         except zlib.error as error:
             raise ValueError(str(error)) from error
         if not whole or inflating.unused_data:
-            raise ValueError("a piece of another length")
+            raise ValueError("a chunk of the wrong length")
     else:
         zstandard = _zstandard()
         try:
             parameters = zstandard.get_frame_parameters(content)
             if parameters.content_size != nbytes:
-                raise ValueError("a piece of another length")
+                raise ValueError("a chunk of the wrong length")
             shuffled = zstandard.ZstdDecompressor().decompress(content, max_output_size=nbytes, allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise ValueError(str(error)) from error
     if len(shuffled) != nbytes:
-        raise ValueError("a piece of another length")
+        raise ValueError("a chunk of the wrong length")
     return np.frombuffer(shuffled, np.uint8).reshape(itemsize, -1).T.tobytes()
 
 

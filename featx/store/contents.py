@@ -1,6 +1,6 @@
-"""A mapped file in, what it says besides its rows out; or a refusal.
+"""Reads and checks everything in a store but the rows.
 
-What is small is read at once; what grows with the images is decoded when it is asked for.
+Small datasets are decoded at once; those that grow with the number of images are decoded on first access.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _LAYOUT = {
 
 
 class Failure(NamedTuple):
-    """An image that has no row: its id, a code of a fixed list (see ImageError) and the reason in words."""
+    """An image without a row: its id, a code from a fixed list (see ImageError) and the reason as text."""
 
     id: str
     code: str
@@ -44,14 +44,14 @@ class NonFinite(NamedTuple):
 
 
 class Unpadded(NamedTuple):
-    """Texts: the UTF-8 of all in (bytes,) uint8, and in (n + 1,) uint64 where each begins and the last ends."""
+    """n texts: their concatenated UTF-8, (bytes,) uint8, and the offsets, (n + 1,) uint64."""
 
     content: Array
     offsets: Array
 
 
 class Contents:
-    """What a store says besides its rows.
+    """Everything in a store but the rows.
 
     Parameters
     ----------
@@ -77,14 +77,14 @@ class Contents:
         except StoreError:
             raise
         except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
-            raise damaged(mapped.path, f"a part is missing or is not what it should be ({error})") from error
+            raise damaged(mapped.path, f"a part is missing or invalid ({error})") from error
         mapped.forget_metadata()
 
     def _check(self) -> None:
         mapped, tree = self.mapped, self.mapped.tree
         labels = ["labels"] if "labels" in tree else []
         if [*tree] != ["layers", "recipe", "images", *labels, "columns", "failures", "nonfinite", "checksums"]:
-            raise hdf5.Malformed("its parts")
+            raise hdf5.Malformed("its children")
         recipe = _array(tree["recipe"])
         inside = mapped.seal.metadata <= recipe.offset <= mapped.seal.structure - recipe.nbytes
         if recipe.shape != (1,) or recipe.dtype[0] != "S" or recipe.nbytes > layout.MOST_RECIPE_BYTES or not inside:
@@ -95,10 +95,10 @@ class Contents:
         except StoreError as error:
             raise hdf5.Malformed(str(error)) from error
         if self.recipe.to_json() != text:
-            raise hdf5.Malformed("the recipe has another form")
+            raise hdf5.Malformed("the recipe is not in the form that featx writes")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
         if layout.version_for(tree) != mapped.seal.version:
-            raise hdf5.Malformed("another version's texts")
+            raise hdf5.Malformed("texts of another version")
         folded = {name: _folded(group) for name, group in groups.items()}
         for name, parts in _LAYOUT.items():
             if tuple(folded[name]) != parts:
@@ -114,7 +114,7 @@ class Contents:
         others = [array for name, group in groups.items() if name != "layers" for array in group.values()]
         layout.check_places(self.layers, [recipe, *others], mapped.seal)
         if not mapped.is_zero(layout.gaps([recipe, *others], layout.METADATA_ALIGNMENT, mapped.seal.structure)):
-            raise hdf5.Malformed("something between its datasets")
+            raise hdf5.Malformed("the bytes between its datasets are not zero")
         self._check_values()
 
     def _check_shapes(self) -> None:
@@ -128,11 +128,11 @@ class Contents:
             if array.chunks is not None and (
                 array.chunks.rows != rows or array.chunks.filters not in filters_of(array.dtype).values()
             ):
-                raise hdf5.Malformed(f"layer {name!r} is compressed in another way")
+                raise hdf5.Malformed(f"layer {name!r} is compressed in an unknown way")
             if array.chunks is not None and not all(
                 could_hold(nbytes, rows * array.row_bytes, array.chunks.filters) for _, nbytes in array.chunks.extents
             ):
-                raise hdf5.Malformed(f"a piece of layer {name!r} is too short for its rows")
+                raise hdf5.Malformed(f"a chunk of layer {name!r} is too short for its rows")
             _expect(self.checksums[name], "<u8", (-(-n // rows),))
         _expect(self._images["key"], "<i8", (n,))
         _expect(self._images["digest"], "<u1", (n, 16))
@@ -155,7 +155,7 @@ class Contents:
             raise hdf5.Malformed("the labels")
 
     def _check_values(self) -> None:
-        """Of datasets that are where they should be."""
+        """Check the values of datasets whose places and shapes have been checked."""
         array = self._values
         self.keys = np.array(array(self._images["key"]))
         in_order = np.sort(self.keys)
@@ -180,7 +180,7 @@ class Contents:
             raise hdf5.Malformed("the ids")
 
     def datasets(self) -> layout.Metadata:
-        """What `metadata.datasets` made."""
+        """The datasets that `metadata.datasets` returned."""
         array = self.mapped.array
         return {
             name: array(node) if isinstance(node, Array) else {key: array(node[key]) for key in node}
@@ -192,7 +192,7 @@ class Contents:
         return self.mapped.array(_array(node))
 
     def _pieces(self, node: Array | Unpadded) -> list[bytes]:
-        """UTF-8 of each text."""
+        """The UTF-8 of each text."""
         if not isinstance(node, Unpadded):
             return self._values(node).tolist()
         content, offsets = self._values(node.content), self._values(node.offsets).tolist()
@@ -249,17 +249,17 @@ def _array(node: object) -> Array:
 
 
 def _folded(group: Mapping[str, Array]) -> dict[str, Array | Unpadded]:
-    """A group's datasets, the two of texts that are not padded as one."""
-    found: dict[str, Array | Unpadded] = {}
+    """A group's datasets; the two of texts with offsets become one."""
+    datasets: dict[str, Array | Unpadded] = {}
     for name, array in group.items():
         base = name.removesuffix(layout.OFFSETS)
         if base == name:
-            found[name] = array
-        elif next(reversed(found), None) != base:
+            datasets[name] = array
+        elif next(reversed(datasets), None) != base:
             raise hdf5.Malformed("offsets without texts before them")
         else:
-            found[base] = Unpadded(_array(found[base]), array)
-    return found
+            datasets[base] = Unpadded(_array(datasets[base]), array)
+    return datasets
 
 
 def _is_text(node: Array | Unpadded) -> bool:
@@ -267,13 +267,13 @@ def _is_text(node: Array | Unpadded) -> bool:
 
 
 def _count(node: Array | Unpadded) -> int:
-    """Values or texts of a dataset; none where it has no shape to count them by."""
+    """Number of values or texts of a dataset; 0 for a scalar."""
     shape = node.offsets.shape if isinstance(node, Unpadded) else node.shape
     return max(0, shape[0] - isinstance(node, Unpadded)) if shape else 0
 
 
 def _expect(node: Array | Unpadded, dtype: str, shape: tuple[int, ...]) -> None:
-    """`dtype` "S" is that of texts, padded or not."""
+    """Raise Malformed unless a dataset has a type and shape; "S" is the type of texts, padded or not."""
     if isinstance(node, Unpadded) and dtype == "S":
         _expect(node.content, "<u1", node.content.shape[:1] or (0,))
         _expect(node.offsets, "<u8", (shape[0] + 1,))
@@ -294,7 +294,7 @@ def _is_ascii(texts: np.ndarray) -> bool:
 
 
 def _all_differ(texts: np.ndarray) -> bool:
-    """Whether no text is there twice, by hashes first: sorting a million texts takes seconds."""
+    """Whether all texts are different; hashes are compared first, since sorting a million texts takes seconds."""
     width = -(-texts.dtype.itemsize // 8)
     words = texts.astype(f"S{8 * width}").view("<u8").reshape(len(texts), width)
     factors = np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) | np.uint64(1)

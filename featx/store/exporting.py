@@ -1,4 +1,4 @@
-"""A store in; one layer as .npy, layers as Parquet, or the whole store, compressed or not, out."""
+"""Exports a store: one layer to .npy, layers to Parquet, or the whole store to an archive and back."""
 
 from __future__ import annotations
 
@@ -31,24 +31,23 @@ def export(
     compression: str | None = None,
     replace: bool = False,
 ) -> Path:
-    """Write a store's rows, checked on the way, into another kind of file. The output appears when it is complete.
+    """Write a store's rows to another kind of file. Checksums are verified; the output appears when it is complete.
 
-    A file that is there and has these very bytes is left as it is.
+    An existing file with the same bytes is left as it is.
 
     Parameters
     ----------
     store : FeatureStore or path
     output : path
-        Its suffix decides. ".npy": one layer, (n, d) or (n, ...). ".parquet": key, id, label, the manifest's columns
-        and a fixed-size list of each layer. ".h5": an archive, the whole store with its layers compressed, which
-        FeatureStore reads with the same results.
+        The suffix determines the format. ".npy": one layer, (n, d) or (n, ...). ".parquet": key, id, label, the
+        manifest's columns, and each layer as a column of fixed-size lists. ".h5": an archive, the whole store with
+        compressed layers; FeatureStore reads the same values from it.
     layers : sequence of str, optional
-        By default all; not for archives.
+        By default all; not allowed for archives.
     compression : "gzip", "zstd" or "none", optional
-        Of archives, by default "gzip". Numbers are shuffled by bytes first. "none" is the way back: it gives the file
-        that was archived, byte for byte.
+        For archives, by default "gzip". Bytes are shuffled first. "none" restores the archived store, byte for byte.
     replace : bool
-        Let it take the place of a file that is there.
+        Replace an existing file.
 
     Returns
     -------
@@ -58,11 +57,11 @@ def export(
     Raises
     ------
     LayerError
-        The store has no such layer; or it has several, and .npy takes one.
+        The store has no such layer, or several were selected for .npy.
     StoreError
-        The output is there, cannot be written, or has another suffix; a package is not installed.
+        The output exists, cannot be written or has another suffix, or a package is not installed.
     DamageError
-        A row is not what was written.
+        A row is not as it was written.
 
     Examples
     --------
@@ -72,20 +71,20 @@ def export(
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     writers = {".npy": _write_npy, ".parquet": _write_parquet, ".h5": _write_store}
     if output.suffix not in writers:
-        raise StoreError(f"the output's suffix says what to write, one of {', '.join(writers)}; got {output.name!r}")
+        raise StoreError(f"the output's suffix must be one of {', '.join(writers)}; got {output.name!r}")
     if output.suffix != ".h5" and compression is not None:
-        raise StoreError(f"compression is for archives (.h5); {output.name!r} is none")
+        raise StoreError(f"compression is for archives (.h5); {output.name!r} is not one")
     if output.suffix == ".h5" and layers is not None:
         raise StoreError("an archive has all layers of its store; .npy and .parquet take some")
     names = list(dict.fromkeys(map(store.recipe.layer, store.layers if layers is None else layers)))
     if output.suffix == ".npy" and len(names) != 1:
-        store.recipe.some(names).layer(None)  # says which there are
-    again = output.is_file() and not replace and _may_be(output, store, names)  # a kill after it had its name
-    files.refuse_existing(output, replace or again)
+        store.recipe.some(names).layer(None)  # raises LayerError with the layers to choose from
+    may_be_same = output.is_file() and not replace and _may_be_same(output, store, names)  # a kill after the rename
+    files.refuse_existing(output, replace or may_be_same)
     with contextlib.suppress(_Same), files.written_aside(output) as file:
         writers[output.suffix](file, output, store, names, compression or "gzip")
         file.flush()
-        if again:
+        if may_be_same:
             if not filecmp.cmp(files.beside(output, ".writing"), output, shallow=False):
                 files.refuse_existing(output, replace)
             raise _Same
@@ -93,12 +92,12 @@ def export(
 
 
 class _Same(Exception):
-    """The output has these bytes already, and stays."""
+    """The output has the same bytes already."""
 
 
-def _may_be(output: Path, store: FeatureStore, layers: list[str]) -> bool:
-    """Whether a file looks like what is to be written: of such an one every byte is compared."""
-    with contextlib.suppress(Exception):  # whatever is said of a file of another kind
+def _may_be_same(output: Path, store: FeatureStore, layers: list[str]) -> bool:
+    """Whether an existing file is worth a comparison, byte by byte, with what would be written."""
+    with contextlib.suppress(Exception):  # a reader may raise anything on a file of another kind
         if output.suffix == ".npy":
             rows = np.load(output, mmap_mode="r")
             return rows.dtype == store.recipe.dtype and rows.shape == (
@@ -186,7 +185,7 @@ def _write_store(file: BinaryIO, output: Path, store: FeatureStore, layers: list
 
 
 def _pieces(store: FeatureStore, layer: str, method: str) -> Iterator[bytes]:
-    """A layer's blocks as they will be in the file, in order; HDF5 has the last compressed one filled up with zeros."""
+    """The bytes of a layer's blocks in the file, in order. HDF5 pads the last compressed one with zeros."""
     row_bytes = store.row_bytes(layer)
     full = layout.block_rows(row_bytes) * row_bytes
     itemsize = np.dtype(store.recipe.dtype).itemsize

@@ -1,4 +1,4 @@
-"""What the disk is asked to do: a file that nobody else writes, bytes at their place, a name that appears at once."""
+"""Operations on files: exclusive opening, writes at an offset, atomic replacement, and errors as one sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEPT, NOTHING_KEPT = "what is done is kept: run it again to go on", "nothing was
 
 
 def real(output: Path) -> Path:
-    """Where a file is; what a link points to is replaced, not the link."""
+    """The path with links resolved: the target of a link is replaced, not the link."""
     return Path(os.path.realpath(output))
 
 
@@ -25,7 +25,7 @@ def beside(output: Path, suffix: str) -> Path:
 
 
 def open_alone(path: Path) -> int:
-    """A handle on a file, made if it is not there, that no other run has."""
+    """Open a file, or create it, and lock it; returns the descriptor. Raises StoreError if another run has the lock."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -38,55 +38,55 @@ def open_alone(path: Path) -> int:
         except BaseException:
             os.close(handle)
             raise
-        os.close(handle)  # the other run was done between our two steps
+        os.close(handle)  # the other run finished between opening and locking
 
 
 def is_at(path: Path, handle: int) -> bool:
-    """Whether a name still means the file that is open."""
+    """Whether a path still names the file that is open."""
     return path.exists() and os.path.samestat(os.stat(path), os.fstat(handle))
 
 
 def reserve(handle: int, nbytes: int, path: Path, extra: int = 0) -> None:
-    """Give the file its room on the disk, so that no later write lacks it.
+    """Allocate space for a file, so that no later write finds the disk full.
 
     Parameters
     ----------
-    extra : bytes that will be wanted beyond that
+    extra : bytes that must be free beyond that
 
     Raises
     ------
     StoreError
-        The disk has less left.
+        The disk has less free space.
     """
     status, disk = os.fstat(handle), os.fstatvfs(handle)
-    wanted, free = nbytes + extra - status.st_blocks * 512, disk.f_bavail * disk.f_frsize
-    if wanted > free:
+    needed, free = nbytes + extra - status.st_blocks * 512, disk.f_bavail * disk.f_frsize
+    if needed > free:
         raise StoreError(
-            f"cannot write {path}: it takes {readable(wanted)} and the disk has {readable(free)} free; "
+            f"cannot write {path}: it takes {readable(needed)} and the disk has {readable(free)} free; "
             "make room, or choose another disk"
         )
     try:
         os.posix_fallocate(handle, 0, nbytes)
-    except (AttributeError, OSError) as error:  # not every system and file system has it
+    except (AttributeError, OSError) as error:  # not every system and file system supports it
         if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
             raise
         os.ftruncate(handle, max(nbytes, status.st_size))
 
 
 def pwrite(handle: int, data: Any, offset: int) -> None:
-    """All bytes, however few the system takes at a time."""
-    left = memoryview(data).cast("B")
-    while left:
-        done = os.pwrite(handle, left, offset)
-        left, offset = left[done:], offset + done
+    """Write all bytes, in as many calls as it takes."""
+    remaining = memoryview(data).cast("B")
+    while remaining:
+        written = os.pwrite(handle, remaining, offset)
+        remaining, offset = remaining[written:], offset + written
 
 
 def pread(handle: int, nbytes: int, offset: int) -> bytes:
-    """`nbytes` bytes, or fewer where the file ends."""
-    parts, left = [], nbytes
-    while left and (part := os.pread(handle, left, offset)):
+    """Read `nbytes` bytes, fewer only at the end of the file."""
+    parts, remaining = [], nbytes
+    while remaining and (part := os.pread(handle, remaining, offset)):
         parts.append(part)
-        left, offset = left - len(part), offset + len(part)
+        remaining, offset = remaining - len(part), offset + len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
@@ -100,7 +100,7 @@ def fsync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def told(output: Path, kept: Callable[[], str]) -> Iterator[None]:
-    """An error of the disk as one sentence; `kept` says what is left."""
+    """Turn an OSError into a StoreError in one sentence; `kept()` says which work remains."""
     try:
         yield
     except OSError as error:
@@ -109,10 +109,10 @@ def told(output: Path, kept: Callable[[], str]) -> Iterator[None]:
 
 
 def refuse_unwritable(output: Path) -> None:
-    """Raise StoreError if no file of that name can be made."""
+    """Raise StoreError if no file can be created at this path."""
     try:
         output.exists()
-    except OSError as error:  # a name too long, say
+    except OSError as error:  # for example, the name is too long
         raise StoreError(f"cannot write {output}: {error.strerror}") from error
     if output.is_dir():
         raise StoreError(f"the output is a file; {output} is a folder. Name a file in it: {output / 'features.h5'}")
@@ -123,7 +123,7 @@ def refuse_unwritable(output: Path) -> None:
 
 
 def refuse_existing(output: Path, replace: bool) -> None:
-    """Raise StoreError if there is a file of that name that must not be replaced, or no place for one."""
+    """Raise StoreError if the output exists and must not be replaced, or cannot be created."""
     refuse_unwritable(output)
     if output.exists() and not replace:
         raise StoreError(
@@ -133,14 +133,14 @@ def refuse_existing(output: Path, replace: bool) -> None:
 
 @contextlib.contextmanager
 def written_aside(output: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the output's name when it is complete.
+    """Open a file that is renamed to `output` when the context ends without an error.
 
-    A kill leaves OUTPUT.writing, which the next file of that name begins with.
+    A kill leaves OUTPUT.writing; the next attempt starts it anew.
     """
     partial = beside(output, ".writing")
-    has_its_name = False
+    is_renamed = False
     complete = "the file is complete, but a power failure may lose it"
-    with told(output, lambda: complete if has_its_name else NOTHING_KEPT):
+    with told(output, lambda: complete if is_renamed else NOTHING_KEPT):
         handle = open_alone(partial)
         try:
             with os.fdopen(handle, "r+b", closefd=False) as file:
@@ -148,7 +148,7 @@ def written_aside(output: Path) -> Iterator[BinaryIO]:
                 yield file
             os.fsync(handle)
             os.replace(partial, real(output))
-            has_its_name = True
+            is_renamed = True
             fsync_folder(real(output).parent)
         finally:
             if is_at(partial, handle):

@@ -1,6 +1,6 @@
-"""The part of HDF5 that a store may use: datasets in, the bytes of its objects out. h5py and h5dump read them.
+"""Writes the subset of HDF5 that a store uses; h5py and h5dump read it.
 
-A store has one form, byte for byte: what `emit` writes.
+The same datasets always give the same bytes: those of `emit`.
 
 Source: HDF5 File Format Specification, version 3.0: superblock 2 (II.A.2), object header 2 (IV.A.1.b), messages
 (IV.A.2), fixed array index (VII.C).
@@ -23,16 +23,16 @@ SUPERBLOCK_BYTES = 48
 
 
 class Malformed(ValueError):
-    """The bytes are not those of a store's objects."""
+    """The bytes are not HDF5 objects as a store has them."""
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """Rows in compressed pieces.
+    """The chunks of a compressed dataset.
 
-    rows : of a piece
-    filters : (identifier, name, parameters), applied in this order when written
-    extents : (offset in the file, bytes), one a piece
+    rows : per chunk
+    filters : (identifier, name, parameters), in the order of compression
+    extents : (offset in the file, bytes) of each chunk
     """
 
     rows: int
@@ -42,7 +42,7 @@ class Chunks:
 
 @dataclass(frozen=True)
 class Array:
-    """A dataset: type ("<f4", "<i8", "S12" ...), shape, and where its bytes begin in the file, or its pieces."""
+    """A dataset: type ("<f4", "<i8", "S12" ...), shape, and the offset of its bytes in the file, or its chunks."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,23 +58,23 @@ class Array:
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
-Tree = Mapping[str, "Array | Mapping[str, Array]"]  # of a root: datasets, and groups of datasets
+Tree = Mapping[str, "Array | Mapping[str, Array]"]  # the children of a root: datasets, and groups of datasets
 
 
 def emit(tree: Tree, attributes: Mapping[str, bytes | int], base: int, start: int) -> tuple[bytes, bytes]:
-    """The superblock, and all objects.
+    """Write the superblock and all objects.
 
     Parameters
     ----------
     tree : {name: Array, or {name: Array}}
     attributes : of the root
-    base : where the superblock stands in the file; HDF5's addresses count from there
-    start : where the objects stand in the file
+    base : offset of the superblock in the file; HDF5's addresses count from there
+    start : offset of the objects in the file
 
     Returns
     -------
     superblock : 48 bytes
-    objects : the root's header comes last
+    objects : the root's header is the last
     """
     objects = bytearray()
 
@@ -134,18 +134,18 @@ def _dataset_messages(array: Array, base: int, index: int | None) -> list[bytes]
 
 
 def _page_bits(array: Array) -> int:
-    """One page holds the whole index, whatever its length."""
+    """The size of a page, so that one page holds the whole index."""
     assert array.chunks is not None
     return max(10, len(array.chunks.extents).bit_length())
 
 
-def _add_index(array: Array, base: int, add: Callable[[bytes], int], at: int) -> int:
-    """The fixed array of a chunked dataset: where each piece is, and how long; returns its address."""
+def _add_index(array: Array, base: int, add: Callable[[bytes], int], address: int) -> int:
+    """Add the fixed array of a chunked dataset, the offset and length of each chunk; returns its address."""
     assert array.chunks is not None
     width = size_width(array)
     entry_bytes = 8 + width + 4
     block_bytes = 4 + 1 + 1 + 8 + entry_bytes * len(array.chunks.extents) + 4
-    block_at, header_at = at, at + block_bytes + -block_bytes % 8
+    block_at, header_at = address, address + block_bytes + -block_bytes % 8
     block = b"FADB" + struct.pack("<BBQ", 0, 1, header_at)
     block += b"".join(
         struct.pack("<Q", offset - base) + nbytes.to_bytes(width, "little") + bytes(4)
@@ -164,15 +164,15 @@ def size_width(array: Array) -> int:
 
 
 def _filters(chunks: Chunks) -> bytes:
-    found = struct.pack("<BB", 2, len(chunks.filters))
+    message = struct.pack("<BB", 2, len(chunks.filters))
     for identifier, name, parameters in chunks.filters:
-        found += struct.pack("<H", identifier)
+        message += struct.pack("<H", identifier)
         text = name.encode() + b"\0" if identifier >= 256 else b""
         if identifier >= 256:
-            found += struct.pack("<H", len(text))
-        found += struct.pack("<HH", 0, len(parameters)) + text
-        found += struct.pack(f"<{len(parameters)}I", *parameters)
-    return found
+            message += struct.pack("<H", len(text))
+        message += struct.pack("<HH", 0, len(parameters)) + text
+        message += struct.pack(f"<{len(parameters)}I", *parameters)
+    return message
 
 
 def _space(shape: tuple[int, ...]) -> bytes:

@@ -1,7 +1,7 @@
-"""The bytes of a store's HDF5 objects in, its datasets out; or a refusal.
+"""Reads the HDF5 objects of a store, and refuses everything that `hdf5.emit` would not have written.
 
-This reads without the HDF5 library, whose reader is not safe on crafted files, and refuses whatever `emit` would not
-have written: so there are no links but hard ones, no external or virtual storage, no other type, filter or attribute.
+The HDF5 library is not used, since its reader is not safe on crafted files. Soft and external links, external and
+virtual storage, and other types, filters and attributes are refused.
 """
 
 from __future__ import annotations
@@ -12,28 +12,26 @@ from collections.abc import Iterator, Mapping
 from featx.store import hdf5
 from featx.store.hdf5 import Array, Chunks, Malformed
 
-MOST_MEMBERS = 10_000  # of a group; what a file is must be known before long
-_FREE_BYTES, _SHARE = (
-    8 * 2**20,
-    8,
-)  # objects may have this many, or one in so many of what is before: an archive's index
+MOST_MEMBERS = 10_000  # of a group, so that parsing takes little time
+# Objects may have this many bytes, or the file's other bytes divided by this number: an archive's index grows with it.
+_FREE_BYTES, _SHARE = 8 * 2**20, 8
 
 
 def most_bytes(start: int) -> int:
-    """That objects which stand at `start` may have."""
+    """The maximum size of objects whose offset in the file is `start`."""
     return max(_FREE_BYTES, start // _SHARE)
 
 
 def parse(
     superblock: bytes, objects: bytes, base: int, start: int, attributes: Mapping[str, bytes | int]
 ) -> dict[str, Array | dict[str, Array]]:
-    """What `emit` was given.
+    """The tree from which `emit` wrote these bytes.
 
     Parameters
     ----------
     superblock : 48 bytes at `base`
     objects : the bytes from `start` to the end of the file
-    attributes : that the root must have
+    attributes : required of the root
 
     Raises
     ------
@@ -44,8 +42,8 @@ def parse(
         raise Malformed("too many objects")
     try:
         reader = _Reader(objects, start - base, base)
-        tree, found = reader.root(struct.unpack_from("<Q", superblock, 36)[0])
-        if found != attributes:
+        tree, root_attributes = reader.root(struct.unpack_from("<Q", superblock, 36)[0])
+        if root_attributes != attributes:
             raise Malformed("the root's attributes")
         for node in tree.values():
             for array in [node] if isinstance(node, Array) else node.values():
@@ -59,11 +57,11 @@ def parse(
 
 
 class _Reader:
-    """As little as gives `emit` its arguments again."""
+    """Reads only what is needed to call `emit` again; its result is then compared with the bytes."""
 
     def __init__(self, objects: bytes, start: int, base: int) -> None:
         self._objects, self._start, self._base = objects, start, base
-        self._left = len(objects)  # bytes that may still be read: each belongs to one object
+        self._left = len(objects)  # bytes that may still be read: every byte belongs to one object
 
     def _messages(self, address: int) -> Iterator[tuple[int, bytes]]:
         at = address - self._start
@@ -98,18 +96,18 @@ class _Reader:
     def root(self, address: int) -> tuple[dict[str, Array | dict[str, Array]], dict[str, bytes | int]]:
         links, attributes = self._group(address)
         tree: dict[str, Array | dict[str, Array]] = {}
-        for name, there in links.items():
-            if self._objects[there - self._start + 10 : there - self._start + 11] == bytes([hdf5.LINK_INFO]):
-                tree[name] = {key: self._dataset(inner) for key, inner in self._group(there)[0].items()}
+        for name, child in links.items():
+            if self._objects[child - self._start + 10 : child - self._start + 11] == bytes([hdf5.LINK_INFO]):
+                tree[name] = {key: self._dataset(inner) for key, inner in self._group(child)[0].items()}
             else:
-                tree[name] = self._dataset(there)
+                tree[name] = self._dataset(child)
         return tree, attributes
 
     def _dataset(self, address: int) -> Array:
-        found = dict(self._messages(address))
-        rank = found[hdf5.SPACE][1]
-        shape = struct.unpack_from(f"<{rank}Q", found[hdf5.SPACE], 4)
-        dtype, layout = self._dtype(found[hdf5.TYPE]), found[hdf5.LAYOUT]
+        messages = dict(self._messages(address))
+        rank = messages[hdf5.SPACE][1]
+        shape = struct.unpack_from(f"<{rank}Q", messages[hdf5.SPACE], 4)
+        dtype, layout = self._dtype(messages[hdf5.TYPE]), messages[hdf5.LAYOUT]
         if layout[0] == 3:
             (at,) = struct.unpack_from("<Q", layout, 2)
             return Array(dtype, shape, 0 if at == hdf5.UNDEFINED else at + self._base)
@@ -117,8 +115,8 @@ class _Reader:
         (index,) = struct.unpack_from("<Q", layout, 5 + layout[4] * layout[3] + 2)
         empty = Array(dtype, shape, 0, Chunks(rows, (), ()))
         if rows < 1:
-            raise Malformed("pieces without rows")
-        return Array(dtype, shape, 0, Chunks(rows, self._filters(found[hdf5.FILTERS]), self._extents(index, empty)))
+            raise Malformed("chunks without rows")
+        return Array(dtype, shape, 0, Chunks(rows, self._filters(messages[hdf5.FILTERS]), self._extents(index, empty)))
 
     @staticmethod
     def _dtype(data: bytes) -> str:
@@ -139,7 +137,7 @@ class _Reader:
         self._left -= n * (12 + width)
         assert array.chunks is not None
         if self._left < 0 or block < self._start or n != -(-array.shape[0] // array.chunks.rows):
-            raise Malformed("an index of another length")
+            raise Malformed("an index of the wrong length")
         content = self._objects[block - self._start + 14 : block - self._start + 14 + n * (12 + width)]
         return tuple(
             (
@@ -151,7 +149,7 @@ class _Reader:
 
     @staticmethod
     def _filters(data: bytes) -> tuple[tuple[int, str, tuple[int, ...]], ...]:
-        found, at = [], 2
+        filters, at = [], 2
         for _ in range(data[1]):
             (identifier,) = struct.unpack_from("<H", data, at)
             named = identifier >= 256
@@ -160,6 +158,6 @@ class _Reader:
             (count,) = struct.unpack_from("<H", data, at + 2)
             name = data[at + 4 : at + 4 + max(0, length - 1)].decode()
             parameters = struct.unpack_from(f"<{count}I", data, at + 4 + length)
-            found.append((identifier, name, parameters))
+            filters.append((identifier, name, parameters))
             at += 4 + length + 4 * count
-        return tuple(found)
+        return tuple(filters)

@@ -1,6 +1,6 @@
-"""What an unfinished run has done, in a text file beside it: one line a step, each with its checksum.
+"""The journal of an unfinished run, a text file beside it: one line per step, each with its checksum.
 
-The first line says what run it is. A line that is torn, and all after it, count as not written.
+The first line identifies the run. An incomplete line, and all lines after it, count as not written.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from featx.store.files import beside, fsync_folder, is_at, open_alone, told
 from featx.store.layout import GROUP_ROWS
 
 _FORMAT = "featx-journal 1"
-_STAYS = "what is there stays as it is"
+_UNCHANGED = "the existing files stay as they are"
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that was begun.
+    """An unfinished run.
 
     recipe : Recipe
-    ids : names of its images, in order
-    entries : what it has done, in order
+    ids : of its images, in order
+    entries : the journal's entries, in order
     nbytes : of the valid lines
     """
 
@@ -41,7 +41,7 @@ class Unfinished:
 
     @property
     def n_done(self) -> int:
-        """Images that have rows or are failures."""
+        """Number of images that have rows or are failures."""
         groups = {group for entry in self.entries if "groups" in entry for group in range(*entry["groups"])}
         return sum(min(GROUP_ROWS, len(self.ids) - group * GROUP_ROWS) for group in groups)
 
@@ -55,7 +55,7 @@ def journal_path(output: Path) -> Path:
 
 
 def is_unfinished(output: str | os.PathLike) -> bool:
-    """Whether a run was begun towards an output, by the look of it."""
+    """Whether an unfinished run for an output seems to exist: the two files are there, and are not read."""
     try:
         return partial_path(Path(output)).stat().st_size > 0 and journal_path(Path(output)).exists()
     except OSError:
@@ -63,7 +63,7 @@ def is_unfinished(output: str | os.PathLike) -> bool:
 
 
 def unfinished(output: str | os.PathLike) -> Unfinished | None:
-    """The run that was begun towards an output, if there is one that can go on.
+    """The unfinished run for an output, or None if there is none that can be continued.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
         Another version of featx began it.
     """
     output = Path(output)
-    with told(output, lambda: _STAYS):
+    with told(output, lambda: _UNCHANGED):
         if not is_unfinished(output):
             return None
         content = journal_path(output).read_bytes()
@@ -90,7 +90,7 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
         recipe = Recipe.from_json(json.dumps(entries[0]["recipe"]))
     except (KeyError, StoreError) as error:
         raise StoreError(
-            f"another version of featx began a run towards {output}; finish it with that, or discard it with ",
+            f"another version of featx began a run for {output}; finish it with that version, or discard it with ",
             Parameter("discard", True),
         ) from error
     return Unfinished(recipe, entries[0]["ids"], entries[1:], nbytes)
@@ -99,21 +99,21 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
 def refuse_running(output: str | os.PathLike) -> None:
     """Raise StoreError if a run is writing this output now."""
     partial = partial_path(Path(output))
-    with told(Path(output), lambda: _STAYS):
+    with told(Path(output), lambda: _UNCHANGED):
         if partial.exists():
             os.close(open_alone(partial))
 
 
 def discard(output: str | os.PathLike) -> None:
-    """Remove what an unfinished run has left; the output itself stays.
+    """Remove the files of an unfinished run; the output itself stays.
 
     Raises
     ------
     StoreError
-        The run is on.
+        The run is in progress.
     """
     partial, journal = partial_path(Path(output)), journal_path(Path(output))
-    with told(Path(output), lambda: _STAYS):
+    with told(Path(output), lambda: _UNCHANGED):
         if not partial.exists() and not journal.exists():
             return
         handle = open_alone(partial)
@@ -125,25 +125,25 @@ def discard(output: str | os.PathLike) -> None:
 
 
 def discard_quietly(output: Path) -> None:
-    """The same, as far as it can be done, by the run itself."""
+    """Remove the files of a run, by the run itself; errors are ignored."""
     for path in (journal_path(output), partial_path(output)):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 class Journal:
-    """The journal of a run that is on.
+    """The journal of a run in progress.
 
     Parameters
     ----------
-    begun : the run that goes on, or None for one that begins
+    begun : the unfinished run to continue, or None for a new one
     """
 
     def __init__(self, output: Path, recipe: Recipe, ids: Sequence[str], begun: Unfinished | None) -> None:
         self._path = journal_path(output)
         flags = os.O_WRONLY | os.O_APPEND | (0 if begun else os.O_CREAT | os.O_EXCL)
         self._file = os.open(self._path, flags, 0o666)
-        self._nbytes = begun.nbytes if begun is not None else 0  # of whole lines
+        self._nbytes = begun.nbytes if begun is not None else 0  # of complete lines
         try:
             if begun is not None:
                 os.ftruncate(self._file, begun.nbytes)
@@ -155,22 +155,22 @@ class Journal:
             raise
 
     def append(self, *entries: dict[str, Any]) -> None:
-        """Write lines. What they tell of is on the disk already; when they get there themselves does not matter, unless
-        `sync` is called.
+        """Write entries, one line each. The work that they record is on the disk already; the entries themselves may
+        reach it later, unless `sync` is called.
         """
         lines = [json.dumps(entry, ensure_ascii=False).encode() for entry in entries]
         content = b"".join(b"%b %b\n" % (line, xxhash.xxh3_64_hexdigest(line).encode()) for line in lines)
-        left = memoryview(content)
-        os.ftruncate(self._file, self._nbytes)  # a line that was torn would hide those behind it
-        while left:
-            left = left[os.write(self._file, left) :]
+        remaining = memoryview(content)
+        os.ftruncate(self._file, self._nbytes)  # an incomplete line would hide the lines after it
+        while remaining:
+            remaining = remaining[os.write(self._file, remaining) :]
         self._nbytes += len(content)
 
     def sync(self) -> None:
         os.fsync(self._file)
 
     def remove(self) -> None:
-        """The run is done. Another that has begun since has another file of that name."""
+        """Remove the file of a finished run, unless a new run has created another file with that name."""
         if is_at(self._path, self._file):
             self._path.unlink(missing_ok=True)
 

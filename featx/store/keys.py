@@ -1,4 +1,4 @@
-"""Names and contents of images in, the integers that stand for them in X out."""
+"""Computes the integers that stand for images in X, from their ids and contents."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KEY_BITS = 52  # exact in a float64
 
 
 def image_keys(ids: Sequence[str], digests: Sequence[bytes]) -> np.ndarray:
-    """The integers that stand for images in X.
+    """The keys of images, the integers that stand for them in X.
 
     Parameters
     ----------
@@ -20,20 +20,20 @@ def image_keys(ids: Sequence[str], digests: Sequence[bytes]) -> np.ndarray:
 
     Returns
     -------
-    (n,) int64: 52 bits of a hash of id and content. They say nothing of order or class, and stores of the same
-    images agree on them. Of two that collide, the later is hashed again.
+    (n,) int64: 52 bits of a hash of id and content. Keys reveal neither order nor class, and are the same in all stores
+    of the same images. If two collide, the later image is hashed again.
     """
-    found = [_key(name, digest, 0) for name, digest in zip(ids, digests, strict=True)]
-    if len(set(found)) < len(found):
+    keys = [_key(name, digest, 0) for name, digest in zip(ids, digests, strict=True)]
+    if len(set(keys)) < len(keys):
         taken: set[int] = set()
-        for i, key in enumerate(found):
+        for i, key in enumerate(keys):
             attempt = 0
             while key in taken:
                 attempt += 1
                 key = _key(ids[i], digests[i], attempt)
-            found[i] = key
+            keys[i] = key
             taken.add(key)
-    return np.array(found, np.int64)
+    return np.array(keys, np.int64)
 
 
 def _key(name: str, digest: bytes, attempt: int) -> int:

@@ -1,4 +1,4 @@
-"""Ids and labels from elsewhere in, labels in the order of the ids out."""
+"""Brings labels from a CSV file or a mapping into the order of a store's ids."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ def align(
         csv = read_manifest(labels)
         name = str(labels)
         if id_column is None and not {"id", "path"} & csv.keys():
-            has = ", ".join(csv)
             raise SourceError(
-                f"{name} has no column 'id'; it has {has}: rename that of the images' ids (id_column= in Python)"
+                f"{name} has no column 'id'; it has {', '.join(csv)}: rename the column of the images' ids (id_column= "
+                "in Python)"
             )
         id_column = id_column or ("path" if "path" in csv and "id" not in csv else "id")
         names = column(csv, id_column, labels, "id_column")
         values = column(csv, label_column, labels, "label_column")
         table = dict(zip(names, values, strict=True))
         if len(table) < len(names):
-            twice = [key for key, count in Counter(names).items() if count > 1]
-            raise StoreError(f"every id needs one row in {name}; there several times: {listed(twice)}")
+            repeated = [key for key, count in Counter(names).items() if count > 1]
+            raise StoreError(f"every id needs one row in {name}; these have several: {listed(repeated)}")
     missing = [key for key in ids if key not in table]
     if missing:
-        # where some images are found, the ids in the table are spelt right
+        # if some images have labels, the ids in the table are spelled correctly
         close = nearest(missing[0], list(table)[:1000]) if len(missing) == len(ids) else ""
         raise StoreError(
             f"{len(missing):,} of {len(ids):,} images have no label in {name}, and every image needs one: "

@@ -1,7 +1,7 @@
-"""Where everything lies in the file: what FORMAT.md says, once, for writing and reading.
+"""The layout of the file, as FORMAT.md specifies it, for both writing and reading.
 
 A seal (4,096 bytes of text), HDF5's superblock (at 4,096), the layers (from 8,192 on), the metadata, HDF5's objects.
-Every offset follows from types and shapes.
+All offsets follow from types and shapes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import most_bytes
 
 FORMAT = "featx-store"
-VERSIONS = (1, 2)  # the second has texts that are not padded
+VERSIONS = (1, 2)  # version 2 has texts with offsets
 ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": 1}
-OFFSETS = "@offsets"  # the end of a dataset's name; no `member` has an @
+OFFSETS = "@offsets"  # suffix of a dataset's name; no `member` contains an @
 MOST_RECIPE_BYTES = 4 * 2**20
-PAGE = 4096  # bytes; what a layer's offset is a multiple of, so that rows can be mapped
+PAGE = 4096  # bytes; a layer's offset is a multiple of it, so that rows can be mapped
 FIRST_LAYER = 2 * PAGE
 METADATA_ALIGNMENT = 64
 _BLOCK_BYTES = 2**20
-GROUP_ROWS = 64  # no block of checksums has more rows, and every block's size divides it
+GROUP_ROWS = 64  # the most rows of a block of checksums; every block's size divides it
 
 Metadata = Mapping[str, "np.ndarray | Mapping[str, np.ndarray]"]
 
@@ -41,7 +41,7 @@ def aligned(offset: int, to: int) -> int:
 
 
 def block_rows(row_bytes: int) -> int:
-    """Rows that share one checksum: a power of two, at most 64, and at most 1 MiB unless it is one row."""
+    """Number of rows that share one checksum: the largest power of two up to 64 that fits into 1 MiB, at least 1."""
     rows = GROUP_ROWS
     while rows > 1 and rows * row_bytes > _BLOCK_BYTES:
         rows //= 2
@@ -49,22 +49,22 @@ def block_rows(row_bytes: int) -> int:
 
 
 def checksum(rows: Any) -> int:
-    """XXH3, 64 bits, of the bytes of some rows."""
+    """XXH3 (64 bits) of the bytes of some rows."""
     return xxhash.xxh3_64_intdigest(rows)
 
 
 def place_layers(recipe: Recipe, n: int) -> dict[str, Array]:
     """The layers of n images, in the order of the recipe."""
-    found, at = {}, FIRST_LAYER
+    layers, at = {}, FIRST_LAYER
     dtype = np.dtype(recipe.dtype).newbyteorder("<").str
     for name, tap in recipe.taps.items():
-        found[name] = Array(dtype, (n, *tap["shape"]), at)
-        at = aligned(at + found[name].nbytes, PAGE)
-    return found
+        layers[name] = Array(dtype, (n, *tap["shape"]), at)
+        at = aligned(at + layers[name].nbytes, PAGE)
+    return layers
 
 
 def end_of(layers: Mapping[str, Array]) -> int:
-    """Where the metadata begins."""
+    """The offset of the metadata, behind the layers."""
     last = list(layers.values())[-1]
     if last.chunks is not None:
         return aligned(sum(last.chunks.extents[-1]), METADATA_ALIGNMENT)
@@ -73,14 +73,14 @@ def end_of(layers: Mapping[str, Array]) -> int:
 
 @dataclass(frozen=True)
 class Seal:
-    """What the file's first page says; it is written last.
+    """The content of the file's first page, which is written last.
 
-    size : bytes of the whole file
+    size : of the whole file, in bytes
     version : of the format
-    metadata : where the layers end
-    structure : where HDF5's objects begin
-    identity : XXH3, 128 bits, of bytes 4,096 to 8,191 and `metadata` to `size`: of all but rows, and their checksums
-        are among it
+    metadata : offset of the metadata
+    structure : offset of HDF5's objects
+    identity : XXH3 (128 bits) of bytes 4,096 to 8,191 and `metadata` to `size`: of everything but the rows, and so of
+        the rows' checksums
     """
 
     size: int
@@ -97,12 +97,12 @@ class Seal:
 
     @classmethod
     def from_bytes(cls, page: bytes) -> Seal:
-        """Raises ValueError unless these are exactly the bytes of a seal."""
-        found = _SEAL.match(page)
-        if found is None:
+        """Parse a page; raises ValueError unless it is exactly a seal."""
+        match = _SEAL.match(page)
+        if match is None:
             raise ValueError("no seal")
-        version, size, metadata, structure = map(int, found.groups()[:4])
-        seal = cls(size, metadata, structure, found[5].decode(), version)
+        version, size, metadata, structure = map(int, match.groups()[:4])
+        seal = cls(size, metadata, structure, match[5].decode(), version)
         if seal.to_bytes() != page or not FIRST_LAYER < seal.metadata < seal.structure < seal.size:
             raise ValueError("a damaged seal")
         return seal
@@ -114,20 +114,20 @@ _SEAL = re.compile(
 
 
 def attributes(version: int) -> dict[str, bytes | int]:
-    """Of the root."""
+    """The attributes of the root."""
     return {**ATTRIBUTES, "version": version}
 
 
 def version_for(tree: Mapping[str, Any]) -> int:
-    """The version of a file with these datasets."""
+    """The format version of a file with these datasets."""
     groups = (node for node in tree.values() if isinstance(node, Mapping))
     return 2 if any(name.endswith(OFFSETS) for group in groups for name in group) else 1
 
 
 def version_of(page: bytes) -> int | None:
-    """The version that a file's first page claims, or None if it is no store's."""
-    found = re.match(rb"featx-store (\d{1,9})\n", page)
-    return None if found is None else int(found[1])
+    """The format version that a file's first page claims, or None if the file is not a store."""
+    match = re.match(rb"featx-store (\d{1,9})\n", page)
+    return None if match is None else int(match[1])
 
 
 def identity_of(superblock_page: Any, metadata: Any) -> str:
@@ -137,12 +137,12 @@ def identity_of(superblock_page: Any, metadata: Any) -> str:
 
 
 def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, bytearray, Seal]:
-    """Everything but the rows.
+    """The bytes of everything but the rows.
 
     Returns
     -------
-    superblock_page : what stands at 4,096
-    rest : what stands at `seal.metadata`, to the end of the file
+    superblock_page : to write at 4,096
+    rest : to write at `seal.metadata`; the file ends with it
     seal : Seal
     """
     start = end_of(layers)
@@ -164,14 +164,16 @@ def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, by
     version = version_for(tree)
     superblock, objects = hdf5.emit(tree, attributes(version), PAGE, structure)
     if len(objects) > most_bytes(structure):
-        raise StoreError("there is more about the rows than in them; a store has larger rows, or fewer columns")
+        raise StoreError(
+            "the metadata is too large compared with the rows; a store needs larger rows, or fewer columns"
+        )
     rest.extend(objects)
     page = superblock.ljust(PAGE, b"\0")
     return page, rest, Seal(start + len(rest), start, structure, identity_of(page, rest), version)
 
 
 def check_places(layers: Mapping[str, Array], others: Sequence[Array], seal: Seal) -> None:
-    """Raise hdf5.Malformed unless every array stands where `place_layers` or `assemble` would have put it."""
+    """Raise hdf5.Malformed unless every array has the offset that `place_layers` or `assemble` gives it."""
     at = FIRST_LAYER
     for array in layers.values():
         if array.chunks is None:
@@ -179,7 +181,7 @@ def check_places(layers: Mapping[str, Array], others: Sequence[Array], seal: Sea
             continue
         for offset, nbytes in array.chunks.extents:
             if offset != at or nbytes < 1:
-                raise hdf5.Malformed("a piece of a layer is out of place")
+                raise hdf5.Malformed("a chunk of a layer is out of place")
             at += nbytes
         at = aligned(at, PAGE)
     if end_of(layers) != seal.metadata:
@@ -200,7 +202,7 @@ def _after(array: Array, at: int, alignment: int) -> int:
 
 
 def gaps(arrays: Iterable[Array], alignment: int, end: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the bytes behind arrays that hold nothing; they are zero."""
+    """(start, stop) of the padding behind each array, whose bytes are zero."""
     for array in arrays:
         stop = array.offset + array.nbytes if array.chunks is None else sum(array.chunks.extents[-1])
         if array.nbytes and stop != (after := min(aligned(stop, alignment), end)):
@@ -208,13 +210,13 @@ def gaps(arrays: Iterable[Array], alignment: int, end: int) -> Iterator[tuple[in
 
 
 def strings(values: Sequence[str]) -> np.ndarray:
-    """Fixed-length UTF-8, null-padded to the longest: no variable-length type is ever written."""
+    """Fixed-length UTF-8, null-padded to the longest; variable-length types are never written."""
     encoded = [value.encode() for value in values]
     return np.array(encoded, dtype=f"S{max([1, *map(len, encoded)])}")
 
 
 def texts(name: str, values: Sequence[str]) -> dict[str, np.ndarray]:
-    """The datasets of some texts: as `strings`; or the bytes of all, and the offsets between which each one's are."""
+    """The datasets of some texts: one as `strings` makes it, or the concatenated bytes and their offsets."""
     encoded = [value.encode() for value in values]
     lengths = np.array([*map(len, encoded)], np.int64)
     if is_padded(len(encoded), int(lengths.max(initial=0))):
@@ -224,7 +226,7 @@ def texts(name: str, values: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def member(name: str) -> str:
-    """A column's or layer's name as a name that HDF5 allows; `member_name` is the way back."""
+    """Encode the name of a column or layer as one that HDF5 allows; `member_name` decodes it."""
     if name in (".", ".."):
         return name.replace(".", "%2E")
     return quote(name, safe=" :,-_()[]+=") or "%"

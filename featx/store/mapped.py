@@ -1,8 +1,8 @@
-"""A store's file, checked and mapped; and a layer as a memory map that knows whose rows it holds.
+"""Maps and checks a store's file; a layer is a memory map that carries the store's identity.
 
-The whole file is mapped once, so what is read is one file's for as long as it is read, whatever takes its name. No
-handle is shared with another process: a store, a layer and a view of one are pickled as path and identity, and opened
-anew there, or refused.
+The whole file is mapped once, so all reads are of the file that was opened, even if another takes its name. Processes
+share no handle: a store, a layer or a view of one is pickled as path and identity, and the other process opens the file
+again or refuses it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from featx.store.journal import is_unfinished
 
 
 class Mapped:
-    """A file whose seal, metadata and structure are whole.
+    """A mapped file whose seal, metadata and structure are intact.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class Mapped:
         superblock_page = view[layout.PAGE : layout.FIRST_LAYER]
         superblock = bytes(superblock_page[: hdf5.SUPERBLOCK_BYTES])
         if any(superblock_page[hdf5.SUPERBLOCK_BYTES :]):
-            raise damaged(path, "there is something behind its superblock")
+            raise damaged(path, "the bytes behind its superblock are not zero")
         try:
             attributes = layout.attributes(seal.version)
             self.tree = parse(superblock, bytes(view[seal.structure :]), layout.PAGE, seal.structure, attributes)
@@ -78,9 +78,9 @@ class Mapped:
             raise damaged(path, str(error)) from error
 
     def check_metadata(self) -> None:
-        """Raise StoreError unless all that is not rows is as the seal says."""
+        """Raise StoreError unless size and identity, which cover everything but the rows, are those of the seal."""
         seal = self.seal
-        if self.content.size() != seal.size:  # first: what is mapped, but not there, must not be touched
+        if self.content.size() != seal.size:  # first: reading mapped pages behind the end of a file is fatal
             raise damaged(self.path, f"it has {self.content.size():,} bytes and should have {seal.size:,}")
         view = memoryview(self.content)
         if view[: layout.PAGE] != seal.to_bytes():
@@ -89,20 +89,20 @@ class Mapped:
             raise damaged(self.path, "its metadata is damaged")
 
     def forget_metadata(self) -> None:
-        """Let go of the pages that were looked at: a million images have a hundred megabytes of names and digests."""
+        """Release the pages that have been read: a million images have 100 MB of ids and digests."""
         start = layout.aligned(self.seal.metadata, mmap.PAGESIZE)
         if hasattr(self.content, "madvise") and start < self.seal.size:
             self.content.madvise(mmap.MADV_DONTNEED, start)
 
     def refuse_overwritten(self) -> None:
-        """Raise StoreError if the file itself, not its name, was written to since it was opened: `cp` does that."""
+        """Raise StoreError if the open file itself was written to, as `cp` does; its path may name another file now."""
         if _stamp(os.fstat(self._file)) != self._stamp:
             self.check_metadata()
             raise StoreError(f"{self.path} was written to since it was opened; open it again")
 
     @contextlib.contextmanager
     def read_at_random(self) -> Iterator[None]:
-        """Rows that are read now are far apart: what lies around them is not fetched from the disk with them."""
+        """Turn off read-ahead within the context, in which rows are read that are far apart."""
         if not hasattr(self.content, "madvise"):
             yield
             return
@@ -113,17 +113,17 @@ class Mapped:
             self.content.madvise(mmap.MADV_NORMAL)
 
     def is_zero(self, places: Iterable[tuple[int, int]]) -> bool:
-        """Whether there is nothing at (start, stop)."""
+        """Whether all bytes of some ranges (start, stop) are zero."""
         view = memoryview(self.content)
         return not any(any(view[start:stop]) for start, stop in places)
 
     def array(self, array: Array) -> np.ndarray:
-        """A dataset's values, mapped, read-only."""
+        """A dataset's values, mapped and read-only."""
         self.refuse_overwritten()
         return np.ndarray(array.shape, array.dtype, self.content, array.offset if array.nbytes else 0)
 
     def layer(self, array: Array) -> MappedRows:
-        """A layer's rows."""
+        """A layer's rows, mapped and read-only."""
         rows = np.ndarray.__new__(MappedRows, array.shape, array.dtype, self.content, array.offset)
         rows._mmap, rows.offset, rows.mode = self.content, array.offset, "r"
         rows.filename = CheckedPath(str(self.path), self.seal.identity)
@@ -144,13 +144,13 @@ def damaged(path: Path, reason: str) -> StoreError:
 
 def _opened(path: Path) -> int:
     try:
-        is_file = stat.S_ISREG(os.stat(path).st_mode)  # before it is opened: a pipe would wait for ever
+        is_file = stat.S_ISREG(os.stat(path).st_mode)  # checked before opening, which would block on a pipe
         if is_file:
             return os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
         if is_unfinished(path):
             raise StoreError(
-                f"{path} is not finished yet: the ", Call("featx.extract"), " that began it goes on"
+                f"{path} is not finished yet: run the same ", Call("featx.extract"), " again to continue it"
             ) from error
         siblings = [file.name for file in path.parent.glob("*.h5")] if path.parent.is_dir() else []
         if close := nearest(path.name, siblings):
@@ -163,30 +163,30 @@ def _opened(path: Path) -> int:
 
 
 def reopened(path: str, identity: str) -> Mapped:
-    """The same store in another process.
+    """Open a store again in another process.
 
     Raises
     ------
     StoreError
-        There is another one at its place, or none.
+        The file is gone, or is another store.
     """
-    found = _mapped_once(path, identity)
-    found.refuse_overwritten()
-    return found
+    mapped = _mapped_once(path, identity)
+    mapped.refuse_overwritten()
+    return mapped
 
 
 @lru_cache(maxsize=8)
 def _mapped_once(path: str, identity: str) -> Mapped:
-    found = Mapped(Path(path))
-    if found.seal.identity != identity:
+    mapped = Mapped(Path(path))
+    if mapped.seal.identity != identity:
         raise _replaced(path)
-    return found
+    return mapped
 
 
 class CheckedPath(os.PathLike[str]):
-    """A store's path that, unpickled, leads to the very store it led to, or raises StoreError.
+    """A store's path; unpickling raises StoreError unless it is still the path of the same store.
 
-    joblib pickles memory maps, and arrays that are views of one, by file name and offset.
+    joblib pickles memory maps, and views of them, by file name and offset.
     """
 
     def __init__(self, path: str, identity: str, handle: int | None = None) -> None:
@@ -196,14 +196,14 @@ class CheckedPath(os.PathLike[str]):
 
     def __fspath__(self) -> str:
         if self._handle is not None and os.path.exists(f"/proc/self/fd/{self._handle}"):
-            return f"/proc/self/fd/{self._handle}"  # the file that was checked, whatever has its name by now
+            return f"/proc/self/fd/{self._handle}"  # the file that was checked, even if another has its name now
         return self.path
 
     def __str__(self) -> str:
         return self.path
 
     def resolve(self) -> CheckedPath:
-        """NumPy asks for it, to keep it as `filename`."""
+        """np.memmap calls this, and keeps the result as `filename`."""
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -212,10 +212,10 @@ class CheckedPath(os.PathLike[str]):
 
 def _checked(path: str, identity: str) -> CheckedPath:
     inode, handle = reopened(path, identity).inode, os.open(path, os.O_RDONLY)
-    found = CheckedPath(path, identity, handle)
+    checked = CheckedPath(path, identity, handle)
     if _inode(os.fstat(handle)) != inode:
         raise _replaced(path)
-    return found
+    return checked
 
 
 def _replaced(path: str) -> StoreError:
@@ -223,7 +223,7 @@ def _replaced(path: str) -> StoreError:
 
 
 class MappedRows(np.memmap):
-    """Rows of a layer, mapped read-only; a pickle of them, or of contiguous rows of them, holds no rows."""
+    """Rows of a layer, mapped read-only. A pickle of them, or of a contiguous part, contains no rows."""
 
     filename: CheckedPath  # type: ignore[assignment]
     _mmap: mmap.mmap | None
@@ -231,20 +231,21 @@ class MappedRows(np.memmap):
     def __reduce__(self) -> Any:
         content = getattr(self, "_mmap", None)
         if content is None or not self.flags.c_contiguous or not self.size:
-            return np.array(self, subok=False).__reduce__()  # computed from rows, or a selection of them
+            return np.array(self, subok=False).__reduce__()  # a result computed from rows, or a selection of them
         start = np.frombuffer(content, np.uint8).__array_interface__["data"][0]
         offset = self.__array_interface__["data"][0] - start
         path, identity = self.filename.path, self.filename.identity
-        return _layer_again, (path, identity, self.dtype.str, self.shape, offset)
+        return _reopened_layer, (path, identity, self.dtype.str, self.shape, offset)
 
     def __getitem__(self, index: Any) -> Any:
-        found = super().__getitem__(index)
-        # a selection is in memory, and an array like any other
-        return found.view(np.ndarray) if isinstance(found, MappedRows) and found._mmap is None else found
+        selected = super().__getitem__(index)
+        # a selection that was copied into memory is an ordinary array
+        is_copy = isinstance(selected, MappedRows) and selected._mmap is None
+        return selected.view(np.ndarray) if is_copy else selected
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
 
 
-def _layer_again(path: str, identity: str, dtype: str, shape: tuple[int, ...], offset: int) -> MappedRows:
+def _reopened_layer(path: str, identity: str, dtype: str, shape: tuple[int, ...], offset: int) -> MappedRows:
     return reopened(path, identity).layer(Array(dtype, shape, offset))

@@ -1,4 +1,4 @@
-"""Stores of the same recipe in, one store of all their images out; and rows of one store copied to another."""
+"""Merges stores of the same recipe into one, and copies rows from one store to another."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ def merge(
     replace: bool = False,
     discard: bool = False,
 ) -> FeatureStore:
-    """One store with the images of several, in their order.
+    """Merge stores into one with all their images, in order.
 
     Parameters
     ----------
-    stores : two or more, of equal recipes and different images
-        An image that one of them could not read and another could has the other's row.
+    stores : two or more, with equal recipes and different images
+        If one store has a row of an image that failed in another, the row is used.
     output : path
-        The file to make. A merge that was interrupted goes on where it stopped. If the file is there and is this merge
-        already, it is returned as it is.
+        The file to make. An interrupted merge is continued. If the file is already the result of this merge, it is
+        returned as it is.
     replace : bool
-        Let it take the place of a file that is there.
+        Replace an existing file.
     discard : bool
-        Drop what an unfinished run towards this output has done.
+        Discard the rows of an unfinished run for this output.
 
     Returns
     -------
@@ -60,18 +60,18 @@ def merge(
     Raises
     ------
     RecipeError
-        Fields that decide the numbers differ; they are named. Rows of one layer are of one kind, so more must be equal
-        than where stores are only used together: engine, precision, batch size and storage type too.
+        Fields that determine the numbers differ; they are named. Because rows of one layer must be made in one way,
+        engine, precision, batch size and storage type must be equal too, which is not required to use stores together.
     StoreError
-        Two stores have the same image, labels or columns are of different kinds, the output is there or cannot be
-        written, or a store changed since an unfinished merge copied from it.
+        Two stores have the same image, labels or columns are of different kinds, the output exists or cannot be
+        written, or a store has changed since an unfinished merge copied from it.
     DamageError
-        A row to copy is not what was written.
+        A row to copy is not as it was written.
 
     Warns
     -----
     RowsDifferWarning
-        The stores were made on another device or with other threads, which changes the last digits.
+        The stores were made on different devices or with different numbers of threads, which changes the last digits.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def merge(
         raise StoreError(f"a merge takes two stores or more, got {len(opened)}")
     if (finished := _finished(opened, output)) is not None:
         if discard or not is_unfinished(output):
-            discard_unfinished(output)  # a kill between the last two steps leaves a journal
+            discard_unfinished(output)  # a kill between the last two steps of a merge leaves its journal
         return finished
     refuse_existing(output, replace)
     _refuse_unlike(opened)
@@ -95,7 +95,7 @@ def merge(
         recipe = recipe.joined(other.recipe)
     ids = [name for store in opened for name in store.ids.tolist()]
     failures = {failure.id: ImageError(failure.code, failure.reason) for failure in _failures(opened)}
-    # images without a row have no label and no value in a column; what stands here for them is not written
+    # images without a row have no label and no column values; these placeholders are not written
     columns = {
         name: text_array([text for store in opened for text in store.columns[name].tolist()] + [""] * len(failures))
         for name in first.columns
@@ -116,7 +116,7 @@ def merge(
             done = np.flatnonzero(~writer.todo & (rows >= 0))
             if not np.array_equal(writer.digests[done], store.digests[rows[done]]):
                 raise StoreError(
-                    f"{store.path} changed since an unfinished merge copied from it; discard that with ",
+                    f"{store.path} has changed since an unfinished merge copied from it; discard that with ",
                     Parameter("discard", True),
                 )
             copy_rows(writer, store, np.where(writer.todo, rows, -1))
@@ -128,7 +128,7 @@ def merge(
 
 
 def merge_refusal(*stores: FeatureStore) -> str:
-    """Why `merge` would not join stores, or "" if it would."""
+    """The reason why `merge` would refuse some stores, or ""."""
     try:
         _refuse_unlike(stores)
     except RecipeError:
@@ -140,11 +140,11 @@ def merge_refusal(*stores: FeatureStore) -> str:
 
 def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
     times = Counter(name for store in stores for name in store.ids.tolist())
-    if twice := [name for name, number in times.items() if number > 1]:
+    if repeated := [name for name, number in times.items() if number > 1]:
         raise StoreError(
-            f"a merge takes every image once; {count(len(twice), 'image')} in several of the stores: {listed(twice)}. "
-            "If those are other images of the same names, extract their folders by their common parent: ids then begin "
-            "with it. A search takes several stores of the same images"
+            f"a merge takes every image once; {count(len(repeated), 'image')} in several of the stores: "
+            f"{listed(repeated)}. If those are different images with the same names, extract their folders by their "
+            "common parent: ids then begin with it. A search takes several stores of the same images"
         )
     first = stores[0]
     for other in stores[1:]:
@@ -158,28 +158,28 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
         if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
             raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
         if first.columns.keys() != other.columns.keys():
-            has = [f"{one.path.name} {listed(one.columns, 20) or 'none'}" for one in (first, other)]
-            raise StoreError(f"a merge takes stores with the same columns; {has[0]}, {has[1]}: extract one again")
+            columns = [f"{one.path.name} has {listed(one.columns, 20) or 'none'}" for one in (first, other)]
+            raise StoreError(f"a merge takes stores with the same columns; {', '.join(columns)}: extract one again")
 
 
 def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> None:
-    """Write a store's rows, checked on the way, for images of a run.
+    """Write a store's rows, with verified checksums, for images of a run.
 
     Parameters
     ----------
-    rows : (n,) the store's row for each of the run's images, -1 for those that it does not have
+    rows : (n,) the store's row of each of the run's images, or -1
     """
     row_bytes = sum(store.row_bytes(name) for name in store.layers)
     part = max(64, _COPY_BYTES // row_bytes)
-    wanted = np.flatnonzero(rows >= 0)
-    for start in range(0, len(wanted), part):
-        indices = wanted[start : start + part]
+    present = np.flatnonzero(rows >= 0)
+    for start in range(0, len(present), part):
+        indices = present[start : start + part]
         taken = {name: store.take(rows[indices], name, check=True) for name in store.layers}
         writer.write(indices, taken, store.digests[rows[indices]])
 
 
 def _failures(stores: Sequence[FeatureStore]) -> list[Failure]:
-    """The images that none of the stores has a row of."""
+    """The failures of images of which no store has a row."""
     failures = {failure.id: failure for store in stores for failure in store.failures}
     for store in stores:
         for name in store.ids.tolist():
@@ -188,16 +188,16 @@ def _failures(stores: Sequence[FeatureStore]) -> list[Failure]:
 
 
 def _finished(stores: Sequence[FeatureStore], output: Path) -> FeatureStore | None:
-    """The store at the output, if a merge of these stores made it.
+    """The store at the output if it is the result of merging these stores.
 
-    Where the output is one of the stores, the merge that replaced it left all images of the others in it.
+    If the output is itself one of the stores, it must contain all images of the others.
     """
     try:
         merged = FeatureStore(output)
     except StoreError:
         return None
     parts = [store for store in stores if store.identity != merged.identity]
-    if len(parts) < len(stores) - 1 or not all(_holds(merged, part) for part in parts):
+    if len(parts) < len(stores) - 1 or not all(_contains(merged, part) for part in parts):
         return None
     if len(parts) == len(stores):
         ids = [name for part in parts for name in part.ids.tolist()]
@@ -205,13 +205,13 @@ def _finished(stores: Sequence[FeatureStore], output: Path) -> FeatureStore | No
             return None
     try:
         merged.verify()
-    except DamageError:  # to be made again, with replace
+    except DamageError:  # `replace` can make it again
         return None
     return merged
 
 
-def _holds(merged: FeatureStore, part: FeatureStore) -> bool:
-    """Whether every image of `part` is in `merged`: made alike, with the same content, label and columns."""
+def _contains(merged: FeatureStore, part: FeatureStore) -> bool:
+    """Whether every image of `part` is in `merged`, with an equal recipe, content, label and columns."""
     row_of = {name: row for row, name in enumerate(merged.ids.tolist())}
     rows = [row_of.get(name, -1) for name in part.ids.tolist()]
     missing = {failure.id for failure in part.failures} - {failure.id for failure in merged.failures} - row_of.keys()

@@ -1,4 +1,4 @@
-"""What a run knows of its images in, the datasets of a file out; `contents` is the way back."""
+"""Turns a run's recipe, ids, labels and failures into the datasets of its file; `contents` reads them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def datasets(
     nonfinite : {(row, layer): what}
     checksums : {layer: (blocks,) uint64}
     """
-    found: dict[str, Any] = {
+    tree: dict[str, Any] = {
         "recipe": layout.strings([recipe.to_json()]),
         "images": {
             "key": image_keys(ids, [digest.tobytes() for digest in digests]).astype("<i8"),
@@ -44,21 +44,21 @@ def datasets(
         },
     }
     if y is not None and y.dtype.kind == "f":
-        found["labels"] = {"value": y.astype("<f8")}
+        tree["labels"] = {"value": y.astype("<f8")}
     elif y is not None:
         classes, codes = np.unique(y, return_inverse=True)
-        found["labels"] = {**layout.texts("classes", classes.tolist()), "code": codes.astype("<i8")}
-    found["columns"] = _texts({layout.member(name): values.tolist() for name, values in columns.items()})
-    found["failures"] = _texts({field: [getattr(failure, field) for failure in failures] for field in Failure._fields})
+        tree["labels"] = {**layout.texts("classes", classes.tolist()), "code": codes.astype("<i8")}
+    tree["columns"] = _texts({layout.member(name): values.tolist() for name, values in columns.items()})
+    tree["failures"] = _texts({field: [getattr(failure, field) for failure in failures] for field in Failure._fields})
     order = list(recipe.layers)
     marks = sorted((row, order.index(name), what) for (row, name), what in nonfinite.items())
-    found["nonfinite"] = {
+    tree["nonfinite"] = {
         "row": np.array([row for row, _, _ in marks], "<i8"),
         "layer": np.array([layer for _, layer, _ in marks], "<i8"),
         "what": layout.strings([what for _, _, what in marks]),
     }
-    found["checksums"] = {layout.member(name): checksums[name].astype("<u8") for name in order}
-    return found
+    tree["checksums"] = {layout.member(name): checksums[name].astype("<u8") for name in order}
+    return tree
 
 
 def _texts(columns: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
@@ -68,12 +68,12 @@ def _texts(columns: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
 def refuse_unstorable(
     recipe: Recipe, ids: Sequence[str], y: np.ndarray | None, columns: Mapping[str, np.ndarray]
 ) -> None:
-    """Raise StoreError for what could be written, and not be read again."""
+    """Raise StoreError for values that could be written but not read again."""
     Recipe.from_json(recipe.to_json())
     if len(recipe.to_json().encode()) > layout.MOST_RECIPE_BYTES:
         raise StoreError(f"a recipe has at most {readable(layout.MOST_RECIPE_BYTES)}; extract fewer layers")
     if not ids or len(set(ids)) < len(ids):
-        raise StoreError("a store takes one image or more, and every id once")
+        raise StoreError("a store needs at least one image, and every id once")
     names = [layout.member(name) for name in columns]
     if max(map(len, names), default=0) > _MOST_NAME_BYTES:
         raise StoreError(
@@ -82,14 +82,14 @@ def refuse_unstorable(
     texts = {"ids": ids, **columns}
     if y is not None and y.dtype.kind != "f":
         texts["labels"] = y
-    for what, values in texts.items():
+    for name, values in texts.items():
         joined = "".join(values)
         if "\0" in joined:
-            raise StoreError(f"{what} hold a null character, and text in a store cannot")
+            raise StoreError(f"{name} contain a null character, and text in a store cannot")
         try:
             joined.encode()
         except UnicodeEncodeError as error:
-            raise StoreError(f"{what} hold text that is not Unicode: {error.object[error.start]!r}") from error
+            raise StoreError(f"{name} contain text that is not Unicode: {error.object[error.start]!r}") from error
     members = _texts({name: values.tolist() for name, values in zip(names, columns.values(), strict=True)})
     if max(len(members), len(recipe.taps)) > MOST_MEMBERS or sum(map(len, members)) > 4 * 2**20:
         raise StoreError(
@@ -98,7 +98,7 @@ def refuse_unstorable(
 
 
 def text_nbytes(ids: Sequence[str], y: np.ndarray | None, columns: Mapping[str, np.ndarray]) -> int:
-    """Bytes that the texts of n images and their codes take in the file."""
+    """Size in the file of the texts of n images and of their class codes."""
     classes = [] if y is None or y.dtype.kind == "f" else np.unique(y).tolist()
     texts = {"id": ids, "classes": classes} | {f"column {name}": values.tolist() for name, values in columns.items()}
     return 8 * len(ids) + sum(values.nbytes for values in _texts(texts).values())

@@ -1,7 +1,4 @@
-"""A store's path in; keys, labels, recipe and memory-mapped layers out. Nothing here writes to the file.
-
-Long, being mostly docstrings: it is the face of the store.
-"""
+"""FeatureStore reads a finished store: keys, labels, recipe and memory-mapped layers. It never writes to the file."""
 
 from __future__ import annotations
 
@@ -22,13 +19,13 @@ from featx.store.contents import Contents, Failure, NonFinite
 from featx.store.labels import align
 from featx.store.mapped import Mapped, reopened
 
-_READ_AHEAD_BYTES = 2**17  # what the system reads from a disk at a time
+_READ_AHEAD_BYTES = 2**17  # the system's read-ahead
 
 
 class FeatureStore:
-    """A finished store, opened to be read.
+    """A finished store, opened for reading.
 
-    Opening checks all metadata; `verify`, and reading with `check=True`, check rows too. What is read is the file that
+    Opening checks all metadata; `verify`, and reading with `check=True`, check rows too. All reads are of the file that
     was opened, even if another takes its name.
 
     Parameters
@@ -37,19 +34,19 @@ class FeatureStore:
 
     Attributes
     ----------
-    X : (n, 1) int64, one key an image: what pipelines that start with StoredFeatures are trained on
+    X : (n, 1) int64, one key per image: the input of pipelines that start with StoredFeatures
     y : (n,) class names, (n,) float64, or None for a store without labels
     ids : (n,) str
     classes : (k,) str, sorted, or None
     layers : names, "node:pool"
     columns : {name: (n,) str}, the manifest's other columns
-        Texts of which some are long have the dtype object, here as in `ids`, `y` and `classes`: each takes its own
-        length in memory.
+        If some texts are long, the dtype is object, as for `ids`, `y` and `classes`: each takes memory for its own
+        length only.
     failures : the images that could not be read, as (id, code, reason)
-    nonfinite : the rows that hold inf or NaN, as (id, layer, "inf" or "nan")
+    nonfinite : the rows that contain NaN or inf, as (id, layer, "inf" or "nan")
     digests : (n, 16) uint8, the content digest of each image
-    recipe : Recipe, what made the numbers
-    identity : 32 hexadecimal digits, the digest of all that is not rows, with the rows' checksums among it
+    recipe : Recipe, everything that determined the numbers
+    identity : 32 hexadecimal digits, the digest of everything but the rows, and so of the rows' checksums
 
     Raises
     ------
@@ -128,11 +125,11 @@ class FeatureStore:
         return any(array.chunks is not None for array in self._contents.layers.values())
 
     def row_bytes(self, layer: str) -> int:
-        """Bytes of one image's features of a layer, in memory."""
+        """Size in memory of one row of a layer."""
         return self._contents.layers[self.recipe.layer(layer)].row_bytes
 
     def __getitem__(self, layer: str) -> np.ndarray:
-        """A layer as a read-only memory map, (n, d) or, for pool "none", (n, ...); of an archive, in memory.
+        """A layer as a read-only memory map, (n, d) or, for pool "none", (n, ...); an archive's is an array in memory.
 
         Raises
         ------
@@ -141,27 +138,27 @@ class FeatureStore:
         """
         name = self.recipe.layer(layer)
         self._contents.mapped.refuse_overwritten()
-        if name not in self._opened:
+        if name not in self._loaded:
             array = self._contents.layers[name]
             if array.chunks is None:
-                self._opened[name] = self._contents.mapped.layer(array)
+                self._loaded[name] = self._contents.mapped.layer(array)
             else:
-                ((_, self._opened[name]),) = self.blocks(name, budget_bytes=array.nbytes)
-        return self._opened[name]
+                ((_, self._loaded[name]),) = self.blocks(name, budget_bytes=array.nbytes)
+        return self._loaded[name]
 
     @cached_property
-    def _opened(self) -> dict[str, np.ndarray]:
+    def _loaded(self) -> dict[str, np.ndarray]:
         return {}
 
     def take(self, rows: Sequence[int] | np.ndarray, layer: str, *, check: bool = False) -> np.ndarray:
-        """Some rows of a layer, as NumPy's indexing means them, copied into memory.
+        """Copy some rows of a layer into memory; `rows` is as in NumPy's indexing.
 
         Parameters
         ----------
         rows : integers (negative ones count from the end) in any order, repeats allowed, or (n,) bool
         layer : str
         check : bool
-            Check the rows' checksums; 64 rows or fewer share one, so more than the rows are read.
+            Verify the rows' checksums. Up to 64 rows share one, so more rows are read.
 
         Returns
         -------
@@ -172,9 +169,9 @@ class FeatureStore:
         LayerError
             The store has no such layer.
         DamageError
-            With `check`: bytes are not those that were written.
+            Rows are not as they were written; raised if `check` is true or the store is an archive.
         IndexError
-            There is no such row, or the mask has another shape.
+            There is no such row, or the mask has the wrong shape.
         """
         name = self.recipe.layer(layer)
         self._contents.mapped.refuse_overwritten()
@@ -188,19 +185,19 @@ class FeatureStore:
             with self._contents.mapped.read_at_random() if scattered else nullcontext():
                 return np.array(self[name][rows], copy=None if rows.ndim else True, subok=False)
         positions = np.flatnonzero(rows) if rows.dtype == bool else self._positions(rows)
-        found = np.empty((*positions.shape, *array.shape[1:]), array.dtype)
+        taken = np.empty((*positions.shape, *array.shape[1:]), array.dtype)
         flat, unit = positions.reshape(-1), layout.block_rows(array.row_bytes)
         order = np.argsort(flat // unit, kind="stable")
         ends = np.flatnonzero(np.diff(flat[order] // unit, append=-1)) + 1
-        rows_of = found.reshape(len(flat), *array.shape[1:])
+        flat_rows = taken.reshape(len(flat), *array.shape[1:])
         for start, stop in zip([0, *ends[:-1]], ends, strict=True) if len(flat) else ():
-            here = order[start:stop]
-            block = int(flat[here[0]]) // unit
-            rows_of[here] = self._blocks.rows(name, block, check)[flat[here] - block * unit]
-        return found
+            in_block = order[start:stop]
+            block = int(flat[in_block[0]]) // unit
+            flat_rows[in_block] = self._blocks.rows(name, block, check)[flat[in_block] - block * unit]
+        return taken
 
     def _positions(self, rows: np.ndarray) -> np.ndarray:
-        """Integers that may be negative as positions."""
+        """Row numbers as positions: negative ones count from the end."""
         if rows.dtype.kind not in "iu":
             raise IndexError(f"rows are integers or (n,) bool, got {rows.dtype}")
         n = len(self)
@@ -212,18 +209,18 @@ class FeatureStore:
     def blocks(
         self, layer: str, *, budget_bytes: int = 64 * 2**20, check: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """A layer piece by piece, in order.
+        """Iterate over a layer in parts, in order.
 
         Parameters
         ----------
         budget_bytes : int
-            The most that a piece has, unless a single row has more.
+            Maximum size of a part, unless a single row is larger.
         check : bool
-            Check the checksums on the way.
+            Verify checksums.
 
         Yields
         ------
-        start : position of the piece's first row
+        start : position of the part's first row
         rows : (m, d) or (m, ...), read-only
 
         Raises
@@ -234,7 +231,9 @@ class FeatureStore:
         array = self._contents.layers[name]
         rows, unit = max(1, budget_bytes // array.row_bytes), layout.block_rows(array.row_bytes)
         rows = len(self) if rows >= len(self) else rows // unit * unit or rows
-        block_of = lru_cache(maxsize=1)(partial(self._blocks.rows, name, check=check))  # a budget may be below a block
+        block_of = lru_cache(maxsize=1)(
+            partial(self._blocks.rows, name, check=check)
+        )  # a part may be smaller than a block
         for start in range(0, len(self), rows):
             self._contents.mapped.refuse_overwritten()
             stop = min(start + rows, len(self))
@@ -244,16 +243,16 @@ class FeatureStore:
                         block_of(block)
                 yield start, self[name][start:stop]
             else:
-                found = np.empty((stop - start, *array.shape[1:]), array.dtype)
+                part = np.empty((stop - start, *array.shape[1:]), array.dtype)
                 for block in range(start // unit, -(-stop // unit)):
                     first, last = max(start, block * unit), min(stop, (block + 1) * unit)
-                    piece = block_of(block)
-                    found[first - start : last - start] = piece[first - block * unit : last - block * unit]
-                found.flags.writeable = False
-                yield start, found
+                    rows_of_block = block_of(block)
+                    part[first - start : last - start] = rows_of_block[first - block * unit : last - block * unit]
+                part.flags.writeable = False
+                yield start, part
 
     def verify(self) -> None:
-        """Read everything and compare it with the checksums.
+        """Compare all bytes with their checksums.
 
         Raises
         ------
@@ -267,7 +266,7 @@ class FeatureStore:
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        """(keys in order, their positions)"""
+        """(sorted keys, their positions)"""
         order = np.argsort(self._contents.keys)
         return self._contents.keys[order], order
 
@@ -281,7 +280,7 @@ class FeatureStore:
         Raises
         ------
         KeysError
-            A key is not of this store.
+            A key is not in this store.
         """
         keys = np.asarray(keys).reshape(-1)
         in_order, order = self._sorted
@@ -289,13 +288,13 @@ class FeatureStore:
         if (foreign := in_order[places] != keys).any():
             raise KeysError(
                 f"{foreign.sum():,} of {len(keys):,} keys are not in {self.path.name} (the first is "
-                f"{keys[foreign][0]}); X must come from store.X of this store, or hold images"
+                f"{keys[foreign][0]}); X must come from store.X of this store, or contain images"
             )
         return order[places]
 
     @cached_property
     def duplicates(self) -> tuple[np.ndarray, ...]:
-        """Rows of images that have the same content, a (2 or more,) int64 array for each such content."""
+        """Groups of rows whose images have the same content, an int64 array of two or more rows each."""
         halves = np.ascontiguousarray(self.digests).view("<u8")  # (n, 2)
         order = np.lexsort((halves[:, 1], halves[:, 0]))
         new = np.ones(len(order), bool)
@@ -305,7 +304,7 @@ class FeatureStore:
 
     @cached_property
     def contradictions(self) -> tuple[np.ndarray, ...]:
-        """Those of `duplicates` whose labels differ."""
+        """The groups of `duplicates` whose labels differ."""
         y = self.y
         return () if y is None else tuple(group for group in self.duplicates if len(set(y[group].tolist())) > 1)
 
@@ -317,16 +316,16 @@ class FeatureStore:
         id_column: str | None = None,
         target: str = "class",
     ) -> np.ndarray:
-        """Labels from elsewhere, in the order of this store. The file is not touched.
+        """Labels from a CSV file or a mapping, in the order of this store's images. The store is not changed.
 
         Parameters
         ----------
         labels : CSV file, or {id: label}
-            Rows of images that the store does not hold are passed over.
+            Rows of images that are not in the store are ignored.
         label_column : str
             The CSV file's column of labels.
         id_column : str, optional
-            Its column of ids, by default "id" or "path", whichever is there.
+            The CSV file's column of ids, by default "id" or else "path".
         target : "class" or "numeric"
 
         Returns
@@ -344,7 +343,7 @@ class FeatureStore:
 
 
 def _reopen(path: str, identity: str) -> FeatureStore:
-    """What a pickled store becomes in another process: the same file, or an error."""
+    """Open a pickled store again; raises StoreError unless the file is still the same store."""
     store = FeatureStore.__new__(FeatureStore)
     store._read(reopened(path, identity))
     return store

@@ -1,4 +1,4 @@
-"""Rows of some images of a run in, their bytes at their places in its file out; and the way back."""
+"""Writes the rows of some images to their places in a run's file, and reads them back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from featx.store.hdf5 import Array
 
 @dataclass(frozen=True)
 class RowFile:
-    """The layers of a run in its file. Several processes may write at once, each the rows of other images.
+    """The layers of a run in its file. Several processes may write at once if each writes the rows of other images.
 
     output : the finished file's path, for messages
-    handle : the open file; a process that inherits it shares the lock on the file, which lasts until all have closed it
-    layers : {name: Array}, where rows are in it
+    handle : descriptor of the open file; a process that inherits it shares the lock, held until all have closed it
+    layers : {name: Array}, the places of the rows in the file
     """
 
     output: Path
@@ -27,9 +27,9 @@ class RowFile:
     layers: Mapping[str, Array]
 
     def write(self, name: str, indices: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Write rows of any type of number, (m, ...), at increasing positions; returns them as they are stored."""
+        """Write rows of any floating-point type, (m, ...), at increasing positions; returns them as they are stored."""
         array = self.layers[name]
-        with np.errstate(over="ignore"):  # the writer tells it, with the image's name
+        with np.errstate(over="ignore"):  # the writer reports it, with the image's id
             values = np.ascontiguousarray(rows, array.dtype)
         if values.shape != (len(indices), *array.shape[1:]):
             raise AssertionError(f"rows of {name!r} are {array.shape[1:]}, got {values.shape[1:]}")
@@ -39,7 +39,7 @@ class RowFile:
         return values
 
     def read(self, name: str, indices: np.ndarray) -> np.ndarray:
-        """(m, ...), what was written there."""
+        """Read rows at increasing positions, (m, ...)."""
         array = self.layers[name]
         content = b"".join(
             files.pread(
@@ -51,7 +51,7 @@ class RowFile:
 
 
 def runs(indices: np.ndarray) -> list[tuple[int, int]]:
-    """(start, stop) in `indices`, which increase, of those that are neighbours: one call to the system each."""
+    """(start, stop) in the increasing `indices` of each run of consecutive numbers: one system call each."""
     if not len(indices):
         return []
     return list(pairwise([0, *(np.flatnonzero(np.diff(indices) != 1) + 1).tolist(), len(indices)]))

@@ -1,8 +1,8 @@
-"""Rows in any order in, one whole HDF5 file out, or an unfinished run that goes on where it stopped.
+"""StoreWriter writes rows in any order to one HDF5 file, or leaves an unfinished run that can be continued.
 
-`OUT.partial` has room for every row from the start; rows go to their place by `os.pwrite`. What the disk has for
-certain is told to `OUT.journal`. At the end: rows of failed images are closed up, metadata written, fsync, seal, fsync,
-rename, fsync of the folder. Long, since it is one run's state; what needs none of it has files of its own.
+`OUT.partial` has its full size from the start, and `os.pwrite` puts rows to their places. `OUT.journal` records what is
+on the disk. At the end the gaps of failed images are closed, the metadata is written, fsync, seal, fsync, rename, fsync
+of the folder. All code that needs the state of a run is in this file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from featx.errors import ImageError, Parameter, StoreError
 from featx.recipe import Recipe, collection_digest
 from featx.store import files, layout, metadata
 from featx.store.checksums import Checksums, unfinished_damage
-from featx.store.compaction import SPARE_BYTES, close_up
+from featx.store.compaction import SPARE_BYTES, compact
 from featx.store.contents import Failure
 from featx.store.journal import (
     Journal,
@@ -39,11 +39,11 @@ from featx.store.rows import RowFile, runs
 
 _SYNC_BYTES = 160 * 2**20
 _SYNC_SECONDS = 5.0
-_METADATA_BYTES = 128  # an image, beside its texts: key, digest, checksums, the journal's line
+_METADATA_BYTES = 128  # per image, beside its texts: key, digest, checksums, the journal's line
 
 
 class StoreWriter:
-    """Write one store, or go on with one that was begun.
+    """Write one store, or continue an unfinished one.
 
     Parameters
     ----------
@@ -57,21 +57,21 @@ class StoreWriter:
     Attributes
     ----------
     recipe : Recipe, as it will be in the file
-    todo : (n,) bool, the images that the run still has to write or to declare a failure
-    digests : (n, 16) uint8, content digests of those that are written
+    todo : (n,) bool, the images that are neither written nor failures yet
+    digests : (n, 16) uint8, content digests of the images that are written
     failures : {position: ImageError}
-    rows : RowFile, where other processes may write rows that `write` is then told of
+    rows : RowFile, with which other processes may write rows; `write` then takes their names as `in_file`
 
     Raises
     ------
     StoreError
-        The output cannot be written, another run is writing it, another unfinished run is there, or the disk has too
-        little room.
+        The output cannot be written, another run is writing it, a different unfinished run exists, or the disk has too
+        little space.
 
     Notes
     -----
-    A context manager. Left before `finish`, the run is unfinished: the same writer goes on with it; if no group of 64
-    images was complete there is nothing to go on with, and nothing is left.
+    A context manager. If it is left before `finish`, the run is unfinished, and a writer with the same arguments
+    continues it. If no group of 64 images was complete, there is nothing to continue, and no file is left.
     """
 
     def __init__(
@@ -94,20 +94,20 @@ class StoreWriter:
         self.failures: dict[int, ImageError] = {}
         self._nonfinite: dict[tuple[int, str], str] = {}
         self._journaled = np.zeros(-(-n // GROUP_ROWS), bool)  # by groups of images
-        self._told: list[dict[str, Any]] = []  # what the journal says of closing up
+        self._compaction: list[dict[str, Any]] = []  # the journal's entries about it
         self._unsynced, self._synced_at = 0, time.monotonic()
-        self._refused = False  # by fsync: the system tells it once, and forgets what it could not write
-        goes_on = is_unfinished(self._output)
-        with files.told(self._output, lambda: files.KEPT if goes_on else files.NOTHING_KEPT):
+        self._fsync_failed = False  # the system reports that once, and drops the data that it could not write
+        is_continued = is_unfinished(self._output)
+        with files.told(self._output, lambda: files.KEPT if is_continued else files.NOTHING_KEPT):
             self._file = files.open_alone(self._partial)
             self.rows = RowFile(self._output, self._file, self._layers)
             self._sums = Checksums(self._file, self._layers)
             try:
                 begun = unfinished(self._output)
-                goes_on = begun is not None
+                is_continued = begun is not None
                 self._journal = self._begin(begun)
             except BaseException:
-                if not goes_on:
+                if not is_continued:
                     discard_quietly(self._output)
                 os.close(self._file)
                 raise
@@ -117,7 +117,7 @@ class StoreWriter:
 
     def __exit__(self, *_: object) -> None:
         try:
-            if files.is_at(self._partial, self._file):  # not so after `finish`: then it has its final name
+            if files.is_at(self._partial, self._file):  # not after `finish`, which renames it
                 with contextlib.suppress(OSError, StoreError):
                     self._sync()
                 if not self._journaled.any():
@@ -129,11 +129,11 @@ class StoreWriter:
     def _begin(self, begun: Unfinished | None) -> Journal:
         if begun is not None and (begun.recipe != self.recipe or begun.ids != self._ids):
             raise StoreError(
-                f"an unfinished run towards {self._output} is of another recipe or other images; finish it, or discard "
-                "it with ",
+                f"an unfinished run for {self._output} has another recipe or other images; finish it, or discard it "
+                "with ",
                 Parameter("discard", True),
             )
-        if begun is None:  # an older journal must be gone before there is a file that it could be taken to tell of
+        if begun is None:  # remove an older journal before a new file exists to which it would seem to belong
             os.ftruncate(self._file, 0)
             journal_path(self._output).unlink(missing_ok=True)
             files.fsync_folder(self._partial.parent)
@@ -143,25 +143,25 @@ class StoreWriter:
         if begun is None:
             self._fsync()
         else:
-            self._go_on(begun)
+            self._continue(begun)
         return Journal(self._output, self.recipe, self._ids, begun)
 
-    def _go_on(self, begun: Unfinished) -> None:
-        """Believe what the journal says of rows that are on the disk as it says."""
-        self._told = [entry for entry in begun.entries if "groups" not in entry]
-        # rows have moved, and are checked when all have
-        closing = any("closing" not in entry for entry in self._told)
+    def _continue(self, begun: Unfinished) -> None:
+        """Restore the state that the journal records, of groups whose rows have the recorded checksums."""
+        self._compaction = [entry for entry in begun.entries if "groups" not in entry]
+        # once rows have been moved, they are checked at the end of the compaction
+        rows_moved = any("closing" not in entry for entry in self._compaction)
         entries = [entry for entry in begun.entries if "groups" in entry]
-        last = np.full(len(self._journaled), -1)  # the entry that holds, of a group that was done twice
+        last = np.full(len(self._journaled), -1)  # the valid entry of each group, which may have been written twice
         for number, entry in enumerate(entries):
             start, stop = entry["groups"]
             images = self._images(start, stop)
-            self._sums.take_up(start, stop, entry["sums"])
-            self._saw_passes_of(entry.get("pass_rows"))
+            self._sums.from_journal(start, stop, entry["sums"])
+            self._record_pass_rows(entry.get("pass_rows"))
             digests = np.frombuffer(bytes.fromhex(entry["digests"]), np.uint8)
             self.digests[images.start : images.stop] = digests.reshape(-1, 16)
             for group in range(start, stop):
-                last[group] = number if closing or self._sums.hold(group, group + 1) else -1
+                last[group] = number if rows_moved or self._sums.match_file(group, group + 1) else -1
         self._journaled = last >= 0
         for group in np.flatnonzero(~self._journaled).tolist():
             self._sums.forget(group, group + 1)
@@ -176,7 +176,7 @@ class StoreWriter:
                     self._nonfinite[i, name] = what
 
     def _images(self, start: int, stop: int) -> range:
-        """Of groups start to stop."""
+        """The images of groups `start` to `stop`."""
         return range(start * GROUP_ROWS, min(stop * GROUP_ROWS, len(self.todo)))
 
     def write(
@@ -194,13 +194,13 @@ class StoreWriter:
         indices : (m,) increasing positions in the run, none of them written before
         rows : {layer: (m, ...)} for every layer that is not `in_file`
         digests : (m, 16) uint8, content digests
-        pass_rows : images of the forward pass, where they are fewer than the recipe's batch
-        in_file : layers of which another process has written these rows; they are read back
+        pass_rows : images per forward pass, if fewer than the recipe's batch size
+        in_file : layers whose rows another process has written; they are read back
 
         Raises
         ------
         StoreError
-            The disk refuses.
+            The disk reports an error.
         """
         new = bool(self.todo[indices].all() and (np.diff(indices) > 0).all())
         layers_fit = sorted([*rows, *in_file]) == sorted(self._layers)
@@ -208,8 +208,10 @@ class StoreWriter:
             raise AssertionError("every row of every layer is written exactly once, with its image's digest")
         with files.told(self._output, self._kept):
             for name in self._layers:
-                there = name in in_file
-                values = self.rows.read(name, indices) if there else self.rows.write(name, indices, rows[name])
+                if name in in_file:
+                    values = self.rows.read(name, indices)
+                else:
+                    values = self.rows.write(name, indices, rows[name])
                 for row in _nonfinite_rows(values):
                     self._nonfinite[int(indices[row]), name] = "nan" if np.isnan(values[row]).any() else "inf"
                 for start, stop in runs(indices):
@@ -217,11 +219,11 @@ class StoreWriter:
                     self._sums.add(name, int(indices[start]), part)
                 self._unsynced += values.nbytes
             self.digests[indices] = digests
-            self._saw_passes_of(pass_rows)
+            self._record_pass_rows(pass_rows)
             self.todo[indices] = False
             self._sync_if_due()
 
-    def _saw_passes_of(self, rows: int | None) -> None:
+    def _record_pass_rows(self, rows: int | None) -> None:
         known = self.recipe.pass_rows
         if rows is not None and (known is None or rows < known):
             self.recipe = replace(self.recipe, pass_rows=rows)
@@ -230,18 +232,18 @@ class StoreWriter:
         """Declare that some images have no rows: {position: ImageError}."""
         if failures:
             if not self.todo[list(failures)].all():
-                raise AssertionError("an image has a row or is a failure")
+                raise AssertionError("an image either has a row or is a failure")
             self.failures |= failures
             self.todo[list(failures)] = False
             with files.told(self._output, self._kept):
                 self._sync_if_due()
 
     def _kept(self) -> str:
-        """What the disk has for certain, in words."""
+        """Which work the disk keeps, as text for a message."""
         with contextlib.suppress(OSError):
             self._sync()
-        has_its_name = not files.is_at(self._partial, self._file)
-        return files.KEPT if has_its_name or self._journaled.any() else files.NOTHING_KEPT
+        is_renamed = not files.is_at(self._partial, self._file)
+        return files.KEPT if is_renamed or self._journaled.any() else files.NOTHING_KEPT
 
     def _sync_if_due(self) -> None:
         if self._unsynced >= _SYNC_BYTES or time.monotonic() - self._synced_at >= _SYNC_SECONDS:
@@ -251,21 +253,21 @@ class StoreWriter:
         try:
             os.fsync(self._file)
         except OSError:
-            self._refused = True
+            self._fsync_failed = True
             raise
 
     def _sync(self) -> None:
-        """Bring all rows to the disk and tell the journal of the groups that are complete since."""
-        still = np.logical_or.reduceat(self.todo, np.arange(0, len(self.todo), GROUP_ROWS))
-        complete = np.flatnonzero(~still & ~self._journaled)
-        if len(complete) and not self._refused:
+        """Bring all rows to the disk, then record the groups that have become complete."""
+        incomplete = np.logical_or.reduceat(self.todo, np.arange(0, len(self.todo), GROUP_ROWS))
+        complete = np.flatnonzero(~incomplete & ~self._journaled)
+        if len(complete) and not self._fsync_failed:
             self._fsync()
             self._journal.append(*self._entries(complete))
             self._journaled[complete] = True
         self._unsynced, self._synced_at = 0, time.monotonic()
 
     def _entries(self, complete: np.ndarray) -> Iterator[dict[str, Any]]:
-        """What the journal is told: a line for each run of neighbouring groups."""
+        """Journal entries of complete groups, one for each run of consecutive groups."""
         failures: dict[int, list[tuple]] = defaultdict(list)
         nonfinite: dict[int, list[tuple]] = defaultdict(list)
         for i, error in self.failures.items():
@@ -280,31 +282,31 @@ class StoreWriter:
             yield passes | {
                 "groups": [start, stop],
                 "digests": self.digests[images.start : images.stop].tobytes().hex(),
-                "sums": self._sums.told(start, stop),
+                "sums": self._sums.to_journal(start, stop),
                 "failures": [entry for group in range(start, stop) for entry in failures.get(group, ())],
                 "nonfinite": [entry for group in range(start, stop) for entry in nonfinite.get(group, ())],
             }
 
     def finish(self) -> None:
-        """Write the metadata, seal and rename.
+        """Close gaps, write the metadata, seal and rename.
 
         Raises
         ------
         StoreError
-            Not one image was written, or the disk refuses.
+            No image has a row, or the disk reports an error.
         """
         if self.todo.any():
             raise AssertionError("every image is either written or a failure")
         keep = np.delete(np.arange(len(self.todo)), list(self.failures))
         if not len(keep):
-            discard_quietly(self._output)  # there is nothing to go on with
+            discard_quietly(self._output)  # there is nothing to continue
             raise StoreError(f"none of the {len(self._ids):,} images can be read; the first, {self._ids[0]!r}: "
                              f"{self.failures[0]}")  # fmt: skip
         with files.told(self._output, self._kept):
             self._sums.complete(0, len(self._journaled))
             if self.failures:
                 self._sync()
-                self._close_up(keep)
+                self._compact(keep)
             page, rest, seal = layout.assemble(self._layers, self._metadata(keep))
             files.pwrite(self._file, page, layout.PAGE)
             files.pwrite(self._file, rest, seal.metadata)
@@ -313,7 +315,7 @@ class StoreWriter:
             files.pwrite(self._file, seal.to_bytes(), 0)
             self._fsync()
             os.replace(self._partial, files.real(self._output))
-            fcntl.flock(self._file, fcntl.LOCK_UN)  # HDF5 takes the same lock to read
+            fcntl.flock(self._file, fcntl.LOCK_UN)  # HDF5 takes the same lock for reading
             files.fsync_folder(self._partial.parent)
             self._journal.remove()
 
@@ -329,28 +331,29 @@ class StoreWriter:
             self._sums.of,
         )
 
-    def _close_up(self, keep: np.ndarray) -> None:
-        """From now on the run is one of only the images that have rows."""
+    def _compact(self, keep: np.ndarray) -> None:
+        """Close the gaps of failed images; from now on the layers have rows of the images at `keep` only."""
         old, self._layers = self._layers, layout.place_layers(self.recipe, len(keep))
-        closed, groups = Checksums(self._file, self._layers), -(-len(keep) // GROUP_ROWS)
-        moved = [entry for entry in self._told if "closing" not in entry]
-        if moved:
-            closed.take_up(0, groups, next(entry["closing"] for entry in self._told[::-1] if "closing" in entry))
+        sums, groups = Checksums(self._file, self._layers), -(-len(keep) // GROUP_ROWS)
+        moves = [entry for entry in self._compaction if "closing" not in entry]
+        if moves:
+            recorded = next(entry["closing"] for entry in self._compaction[::-1] if "closing" in entry)
+            sums.from_journal(0, groups, recorded)
         else:
-            closed.of = self._sums.closed_up(keep)
-            self._journal.append({"closing": closed.told(0, groups)})
-        close_up(self._file, self._fsync, self._journal, moved, old, self._layers, keep)
-        if not closed.hold(0, groups):
+            sums.of = self._sums.compacted(keep)
+            self._journal.append({"closing": sums.to_journal(0, groups)})
+        compact(self._file, self._fsync, self._journal, moves, old, self._layers, keep)
+        if not sums.match_file(0, groups):
             raise unfinished_damage()
-        self._sums = closed
+        self._sums = sums
         self._nonfinite = {(int(np.searchsorted(keep, i)), name): what for (i, name), what in self._nonfinite.items()}
 
 
 def _nonfinite_rows(values: np.ndarray) -> list[int]:
-    """Positions of the rows that hold inf or NaN."""
+    """Positions of the rows that contain NaN or inf."""
     if values.dtype.itemsize == 4:
         with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(values.sum()):  # one pass and no copy; a sum that overflows is looked at closely
+            if np.isfinite(values.sum()):  # one pass and no copy; if the sum overflows, values are checked one by one
                 return []
         bad = ~np.isfinite(values)
     else:

@@ -64,7 +64,7 @@ def message(error: pytest.ExceptionInfo) -> str:
         ("bundled:efficientnet_lite0", "bundled:efficientnet_lite0"),
     ],
 )
-def test_a_name_without_source_is_torchvisions_else_timms(name, full):
+def test_a_name_without_a_source_is_torchvisions_or_else_timms(name, full):
     assert Backbone(name, weights=None).name == full
 
 
@@ -88,7 +88,7 @@ def test_a_segmentation_model_is_no_backbone():
         Backbone("torchvision:fcn_resnet50")
 
 
-def test_an_unknown_source_names_those_there_are():
+def test_an_unknown_source_lists_the_known_ones():
     with pytest.raises(BackboneError, match="one of torchvision, timm, bundled; got 'keras'") as error:
         Backbone("keras:resnet50")
     message(error)
@@ -113,7 +113,7 @@ def test_without_its_package_a_bundled_network_says_how_to_install_it(monkeypatc
     message(error)
 
 
-def test_an_unknown_bundled_name_lists_those_there_are():
+def test_an_unknown_bundled_name_lists_the_known_ones():
     with pytest.raises(BackboneError, match="there is no backbone 'bundled:efficientnet_lite'; bundled are") as error:
         Backbone("bundled:efficientnet_lite")
     assert all(repr(f"efficientnet_lite{i}") in message(error) for i in (0, 1, 2)) and "'pixels'" in message(error)
@@ -139,7 +139,7 @@ def test_nothing_is_built_before_it_is_needed(monkeypatch):
         ("bundled:efficientnet_lite0", "DEFAULT"),
     ],
 )
-def test_unknown_weights_name_those_there_are(name, known):
+def test_unknown_weights_list_the_known_ones(name, known):
     with pytest.raises(BackboneError, match="there are no weights 'IMAGENET9K'") as error:
         _ = Backbone(name, "IMAGENET9K").module
     assert known in message(error) and name.rpartition(":")[2] in message(error)
@@ -174,7 +174,7 @@ def test_timm_weights_that_cannot_be_downloaded_say_which_and_how(monkeypatch):
 
 
 @pytest.mark.parametrize("known, proxies, asks", [(False, {}, False), (True, {}, True), (False, {"https": "p"}, True)])
-def test_timms_hub_is_not_asked_where_its_name_is_not_known(monkeypatch, known, proxies, asks):
+def test_timms_hub_is_not_contacted_without_an_address(monkeypatch, known, proxies, asks):
     import timm.models._builder as builder
     from huggingface_hub import constants
 
@@ -269,7 +269,7 @@ def test_weights_of_another_shape_are_named(tmp_path):
     assert "'classifier.1.bias' (needed (1000,), got (10,))" in message(error)
 
 
-def test_weights_that_lack_a_tensor_are_named(tmp_path):
+def test_a_missing_tensor_is_named(tmp_path):
     state = Backbone("squeezenet1_1", weights=None).module.state_dict()
     del state["features.0.bias"]
     torch.save(state, tmp_path / "fewer.pth")
@@ -285,7 +285,7 @@ def test_a_weights_file_that_is_not_there_is_named(tmp_path, suffix):
 
 
 class Code:
-    """What a weights file must not hold."""
+    """An object that a weights file must not contain."""
 
 
 @pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"epoch": 3}, Code(), "text"])
@@ -333,13 +333,13 @@ def test_the_fingerprint_changes_with_any_one_weight_or_buffer_or_name():
     assert len({fingerprint(net) for net in (original, weight, buffer, renamed)}) == 4
 
 
-def test_the_network_is_in_eval_mode_and_wants_no_gradients():
+def test_the_network_is_in_eval_mode_without_gradients():
     module = Backbone("squeezenet1_1", weights=None).module
     assert not any(part.training for part in module.modules())
     assert not any(parameter.requires_grad for parameter in module.parameters())
 
 
-def test_a_module_of_ones_own_needs_its_preprocessing():
+def test_a_users_module_needs_its_preprocessing():
     with pytest.raises(
         BackboneError, match=r"needs its preprocessing, which is given in Python: featx\.Backbone\(Seq"
     ) as error:
@@ -349,13 +349,13 @@ def test_a_module_of_ones_own_needs_its_preprocessing():
     assert own.name == "module:Sequential" and own.preprocessing == SMALL and own.seed is None
 
 
-def test_a_module_of_ones_own_gives_its_own_function():
+def test_a_users_module_keeps_its_function():
     net = small_net().eval()
     pixels = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(rows(Backbone(net, preprocessing=SMALL), "6"), net(pixels))
 
 
-def test_training_a_module_on_does_not_change_the_backbone_made_of_it():
+def test_training_a_module_later_does_not_change_its_backbone():
     net = small_net()
     own = Backbone(net, preprocessing=SMALL)
     fingerprint, before = own.weights_sha256, rows(own)
@@ -412,7 +412,7 @@ def test_weights_that_a_recipe_names_are_parsed_only_if_they_are_the_recorded_by
 @pytest.mark.parametrize(
     "name", ["evil.pt2", "./evil.pt2", "resnet18", "timm:hf-hub:evil/x", "timm:local-dir:/tmp/x", "timm:nothing_of_it"]
 )
-def test_a_recipe_is_built_of_nothing_but_a_name_in_a_librarys_list(name, tmp_path, monkeypatch):
+def test_a_recipe_builds_only_networks_in_a_librarys_list(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("evil.pt2").write_bytes(b"")
     monkeypatch.setattr(torch.export, "load", lambda *args, **options: pytest.fail("it was opened"))
@@ -422,7 +422,7 @@ def test_a_recipe_is_built_of_nothing_but_a_name_in_a_librarys_list(name, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18.a1_in1k"])
-def test_a_recipe_alone_downloads_nothing(name, tmp_path, monkeypatch):
+def test_a_recipe_downloads_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: pytest.fail("it asked for a host"))
     with pytest.raises(
@@ -443,7 +443,7 @@ def test_a_network_counts_its_tensors_once_so_that_a_file_in_half_precision_fits
     assert Backbone(name, tmp_path / "half.pth").module.training is False
 
 
-def test_weights_that_moved_are_handed_back(tmp_path):
+def test_moved_weights_are_passed_by_the_user(tmp_path):
     made = Backbone("squeezenet1_1", weights=None)
     state = {key: value + 1 for key, value in made.module.state_dict().items()}
     torch.save(state, tmp_path / "moved.pth")
@@ -452,7 +452,7 @@ def test_weights_that_moved_are_handed_back(tmp_path):
     assert resolved(made.name, gone, moved.weights_sha256, SMALL, moved) is moved
 
 
-def test_a_module_must_be_handed_back_and_a_wrong_one_is_refused():
+def test_a_module_must_be_passed_again_and_a_wrong_one_is_refused():
     own = Backbone(small_net(), preprocessing=SMALL)
     with pytest.raises(BackboneError, match="a module of yours, Sequential; hand it back") as error:
         resolved(own.name, own.weights, own.weights_sha256, SMALL)
@@ -503,7 +503,7 @@ def test_raw_pixels_are_the_picture_itself():
 
 
 @pytest.mark.parametrize("network", [5, None, ["resnet18"]])
-def test_what_is_no_backbone_is_refused(network):
+def test_other_types_are_refused(network):
     with pytest.raises(BackboneError, match="a name, a module or a featx.Backbone; got") as error:
         Backbone(network)
     message(error)

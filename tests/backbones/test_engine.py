@@ -1,4 +1,4 @@
-"""A faster way to run a network is used where it is faster and close; compiled is the same function as eager."""
+"""A faster candidate is used if it is faster and accurate; compiled and eager are the same function."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def small() -> tuple[Backbone, list]:
 
 
 class Pretended:
-    """A network that takes as long, and is as far off in some of the first batch's rows of its last tap, as is said."""
+    """A network with given times, and given errors in some of the first batch's rows of its last tap."""
 
     def __init__(self, made, way: Way, ways: dict[Way, float], errors: dict[Way, float], rows, passes: list) -> None:
         self.precision, self.engine = way
@@ -69,8 +69,8 @@ Way = tuple[str, str]
 
 
 def choice(monkeypatch, made, seconds: dict[Way, float], errors: dict[Way, float] | None = None, **options):
-    """What is chosen where the ways that are named take so many seconds a batch, the others do not compile; and the
-    passes that this took.
+    """The choice if the named candidates take these seconds per batch and the others do not compile, and the passes
+    that it took.
     """
     passes: list[tuple[Way, torch.Tensor]] = []
     precision = options.get("precision", "auto")
@@ -116,7 +116,7 @@ def test_every_row_of_every_tap_must_be_within_two_percent(monkeypatch, small, e
 
 
 @pytest.mark.parametrize("empty", SLOTS)
-def test_slots_without_an_image_are_not_looked_at(monkeypatch, small, empty):
+def test_empty_slots_do_not_count(monkeypatch, small, empty):
     slots = [slot for slot in SLOTS if slot != empty]
     found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: 0.5}, slots=slots, rows=[empty])
     assert chosen(found) == FAST
@@ -137,7 +137,7 @@ def test_long_runs_use_the_fast_type_compiled(monkeypatch, small):
 
 
 @pytest.mark.parametrize("engine, expected", [("auto", FAST), (COMPILED, COMPILED_SLOW)])
-def test_a_type_that_is_off_when_compiled_is_not_used_compiled(monkeypatch, small, engine, expected):
+def test_a_type_that_is_inaccurate_when_compiled_is_not_compiled(monkeypatch, small, engine, expected):
     seconds = {SLOW: 1.0, FAST: 0.5, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
     found, _ = choice(monkeypatch, small, seconds, {COMPILED_FAST: 0.03}, n_batches=200, engine=engine)
     assert chosen(found) == expected and (found.error is None) == (expected == COMPILED_SLOW)
@@ -149,7 +149,7 @@ WAYS = {SLOW: 1.0, FAST: 0.5, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
 @pytest.mark.parametrize("n_batches", [1, 5, 20, 200])
 @pytest.mark.parametrize("error", [0.0, 0.03])
 @pytest.mark.parametrize("engine", ["auto", EAGER, COMPILED])
-def test_no_way_computes_a_batch_twice_and_the_rows_are_those_of_the_chosen_one(
+def test_no_candidate_computes_a_batch_twice_and_the_rows_are_those_of_the_chosen_one(
     monkeypatch, small, n_batches, error, engine
 ):
     monkeypatch.setattr(engine_module, "_GLANCE_ROWS", 2)
@@ -169,18 +169,18 @@ def test_a_short_run_uses_a_fast_type_only_where_that_makes_it_shorter(monkeypat
     assert expected == SLOW or n_batches * 0.7 < n_batches - 1
 
 
-def test_a_short_run_tries_a_fast_type_only_where_the_machine_has_it(monkeypatch, small):
+def test_a_short_run_tries_a_fast_type_only_if_the_cpu_supports_it(monkeypatch, small):
     for n_batches, expected in ((15, {SLOW}), (16, {SLOW, FAST})):
         _, passes = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.5}, n_batches=n_batches, has_bfloat16=False)
         assert {way for way, _ in passes} == expected
 
 
-def test_a_run_that_is_soon_over_tries_nothing(monkeypatch, small):
+def test_a_very_short_run_tries_nothing(monkeypatch, small):
     _, passes = choice(monkeypatch, small, {SLOW: 0.01, FAST: 0.001}, n_batches=100)
     assert [way for way, _ in passes] == [SLOW]
 
 
-def test_what_the_machine_has_is_asked_of_torch(monkeypatch):
+def test_torch_reports_the_cpus_capabilities(monkeypatch):
     for capabilities, expected in (({"avx512_bf16": True}, True), ({"avx512_bf16": False, "avx2": True}, False)):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda known=capabilities: known, raising=False)
         assert engine_module._has_bfloat16() == expected
@@ -188,8 +188,8 @@ def test_what_the_machine_has_is_asked_of_torch(monkeypatch):
     assert not engine_module._has_bfloat16()
 
 
-def test_what_is_being_done_is_told(monkeypatch, small):
-    told: list[str] = []
+def test_each_phase_is_reported(monkeypatch, small):
+    phases: list[str] = []
     monkeypatch.setattr(engine_module, "_WORTH_SECONDS", -1.0)
     choose(
         TappedNetwork(*small, CPU, "float32"),
@@ -197,18 +197,18 @@ def test_what_is_being_done_is_told(monkeypatch, small):
         100,
         precision="auto",
         engine="auto",
-        on_phase=told.append,
+        on_phase=phases.append,
     )
-    assert told == ["trying bfloat16"]
+    assert phases == ["trying bfloat16"]
 
 
-def test_a_type_that_is_off_is_not_compiled_at_all(monkeypatch, small):
+def test_an_inaccurate_type_is_not_compiled(monkeypatch, small):
     seconds = {SLOW: 1.0, FAST: 0.2, COMPILED_SLOW: 0.6}
     found, passes = choice(monkeypatch, small, seconds, {FAST: 0.03}, n_batches=100)
     assert chosen(found) == COMPILED_SLOW and COMPILED_FAST not in dict(passes)
 
 
-def test_compiled_rows_that_are_off_or_come_later_are_not_used(monkeypatch, small):
+def test_an_inaccurate_or_slower_compiled_network_is_not_used(monkeypatch, small):
     for errors, seconds in (({COMPILED_SLOW: 2e-4}, 0.5), ({}, 1.1)):
         given = {SLOW: 1.0, COMPILED_SLOW: seconds}
         assert chosen(choice(monkeypatch, small, given, errors, precision="float32", n_batches=100)[0]) == SLOW
@@ -221,7 +221,7 @@ def test_without_a_compiler_the_network_runs_eager(monkeypatch, small):
         choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.5}, engine=COMPILED)
 
 
-def test_a_type_that_the_machine_is_not_made_for_is_given_up_soon(monkeypatch, small):
+def test_a_type_that_is_slow_on_this_machine_is_given_up_early(monkeypatch, small):
     found, passes = choice(
         monkeypatch, small, {SLOW: 1.0, FAST: 3.1, COMPILED_SLOW: 0.6, COMPILED_FAST: 0.1}, n_batches=100
     )
@@ -256,7 +256,7 @@ def test_the_choice_runs_the_real_networks(monkeypatch, small):
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16"])
-def test_a_network_in_another_type_and_a_compiled_one_are_what_the_backbone_gives(small, kind):
+def test_a_network_in_another_type_or_compiled_equals_the_backbones(small, kind):
     network = TappedNetwork(*small, CPU, "float32")
     before = network(pixels())
     for made, way in ((network.in_type(kind), (kind, EAGER)), (network.compiled(), ("float32", COMPILED))):
@@ -275,7 +275,7 @@ def test_fast_types_give_float32_rows_near_the_exact_ones(small, kind):
         assert 0 < distance.max() <= 0.02
 
 
-def test_pixels_and_what_their_normalisation_gives_are_the_same_to_it(small):
+def test_pixels_and_normalised_pixels_give_the_same_rows(small):
     tapped = TappedNetwork(*small, CPU, "float32")
     for name, values in tapped(pixels()).items():
         assert torch.equal(values, tapped(SMALL.normalise(pixels()))[name])
@@ -297,7 +297,7 @@ def test_compiled_is_the_same_function_and_gives_the_same_bytes_each_time(
     assert capfd.readouterr() == ("", "")
 
 
-def test_too_little_memory_for_compiled_code_is_told_as_that(small, monkeypatch):
+def test_out_of_memory_in_compiled_code_is_raised_as_such(small, monkeypatch):
     def scarce(*_, **__):
         raise torch.OutOfMemoryError("out of memory")
 
@@ -306,7 +306,7 @@ def test_too_little_memory_for_compiled_code_is_told_as_that(small, monkeypatch)
         TappedNetwork(*small, CPU, "float32", COMPILED)(pixels())
 
 
-def test_what_cannot_be_compiled_says_so(small, monkeypatch):
+def test_a_network_that_cannot_be_compiled_raises(small, monkeypatch):
     def no_compiler(*_, **__):
         raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
 

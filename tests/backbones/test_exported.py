@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::featx.errors.ProgramWarning")  
 
 
 class Constants(nn.Module):
-    """What a program holds besides a state dict: buffers that are not saved, constants, tensors made as it runs."""
+    """A program's tensors outside of the state dict: non-persistent buffers, constants, tensors made while it runs."""
 
     def __init__(self, factor: float = 2.0, offset: float = 1.0) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def test_an_exported_network_has_the_layers_and_the_rows_of_the_network(network,
         assert (got - true).norm() <= 1e-4 * true.norm()
 
 
-def test_an_operation_is_named_by_its_module_and_what_it_does(program):
+def test_an_operation_is_named_by_its_module_and_function(program):
     made = Backbone(program, preprocessing=SMALL)
     nodes = list(trace_of(made).nodes)
     assert nodes[:3] == ["conv1.conv2d", "bn1.batch_norm", "relu.relu"]
@@ -153,7 +153,7 @@ def test_the_fingerprint_covers_weights_and_constants(constants, change):
     assert (len(set(two)) == 1) == (change == "none")
 
 
-def test_what_the_program_learns_later_changes_nothing(constants):
+def test_training_the_program_later_does_not_change_its_backbone(constants):
     made = Backbone(constants, preprocessing=SMALL)
     before = (
         rows(made, "output")["output:none"] if "output:none" in rows(made, "output") else rows(made, "fc")["fc:none"]
@@ -185,7 +185,7 @@ def test_what_the_program_learns_later_changes_nothing(constants):
         ),
     ],
 )
-def test_a_program_of_another_size_says_which_and_how_to_export(make, preprocessing, words):
+def test_a_program_for_another_size_is_refused_with_the_export_command(make, preprocessing, words):
     assert_tells(error_of(Backbone(make(), preprocessing=preprocessing)), "export:Constants: ", *words)
 
 
@@ -201,7 +201,7 @@ def test_a_program_in_training_mode_is_refused():
         assert_tells(error_of(Backbone(program, preprocessing=SMALL)), "in training mode", "model.eval()")
 
 
-def test_a_program_of_something_else_than_images_is_refused():
+def test_a_program_that_does_not_take_images_is_refused():
     class Two(nn.Module):
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return x + y
@@ -253,7 +253,7 @@ def test_a_file_is_not_opened_before_it_is_needed(tmp_path, monkeypatch):
     assert_tells(error_of(Backbone("gone.pt2", preprocessing=SMALL)), "gone.pt2 is not a program")
 
 
-def test_a_program_is_handed_back_never_opened_because_a_recipe_names_it(constants, file):
+def test_a_program_must_be_passed_and_is_not_opened_for_a_recipe(constants, file):
     for made, named in (
         (Backbone(constants, preprocessing=SMALL), "program"),
         (Backbone(file, preprocessing=SMALL), file),
@@ -278,7 +278,7 @@ def test_opening_a_program_warns_and_unpickles_nothing_but_tensors(file, tmp_pat
         assert names
         for name in good.namelist():
             written.writestr(name, payload.getvalue() if name in names else good.read(name))
-    with pytest.warns(ProgramWarning, match="can run code of whoever wrote it"), pytest.raises(BackboneError):
+    with pytest.warns(ProgramWarning, match="can run its author's code"), pytest.raises(BackboneError):
         load_program(str(evil))
     assert not marker.exists()
     monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "0")
@@ -314,7 +314,7 @@ def test_features_come_from_a_file_and_a_second_run_returns_them(file, tmp_path)
     assert (again["conv:avg"] == store["conv:avg"]).all()
 
 
-def test_a_store_like_one_of_a_program_takes_the_program_from_the_user_alone(file, constants, tmp_path):
+def test_a_store_like_that_of_a_program_takes_the_program_only_from_the_user(file, constants, tmp_path):
     photos = class_folders(tmp_path / "photos")
     made = Backbone(file, preprocessing=SMALL)
     store = featx.extract(photos, tmp_path / "a.h5", made, layers="conv", device="cpu", progress=False)

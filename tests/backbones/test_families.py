@@ -74,7 +74,7 @@ def made_of(name: str) -> Backbone:
 
 
 def randomised(made: Backbone, seed: int = 0) -> Backbone:
-    """Batch norms that do something: as built they are the identity."""
+    """Random batch norms; as built they are the identity."""
     generator = torch.Generator().manual_seed(seed)
     for part in made.module.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -86,7 +86,7 @@ def randomised(made: Backbone, seed: int = 0) -> Backbone:
 
 
 def seen(module: nn.Module, stages: list[str], classifier: str, pixels: torch.Tensor) -> list[torch.Tensor]:
-    """What the untouched network's own hooks see: the stages' outputs, and what enters the classifier."""
+    """Outputs of the stages and the classifier's input, from hooks on the original network."""
     found: dict[str, torch.Tensor] = {}
     handles = [
         module.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: found.update({name: o.clone()}))
@@ -166,11 +166,11 @@ def test_a_convolution_in_two_places_keeps_its_batch_norms():
         ("timm:mixer_s32_224", 0),
     ],
 )
-def test_the_tokens_in_front_are_counted(name, tokens):
+def test_prefix_tokens_are_counted(name, tokens):
     assert trace_of(Backbone(name, weights=None)).prefix_tokens == tokens
 
 
-def test_stages_are_the_blocks_where_a_module_is_called_stages_too():
+def test_stages_are_the_main_blocks_even_if_a_module_is_named_stages():
     class Staged(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -190,7 +190,7 @@ def test_stages_are_the_blocks_where_a_module_is_called_stages_too():
     assert not aliases
 
 
-def test_a_module_of_ones_own_tells_its_tokens():
+def test_a_users_module_states_its_prefix_tokens():
     class Tokens(nn.Module):
         num_prefix_tokens = 3
 
@@ -213,7 +213,7 @@ def looked_at(made: Backbone) -> None:
 
 
 def before_scores(module: nn.Module, head: str, pixels: torch.Tensor) -> torch.Tensor:
-    """What the last layer of a network's head sees; the network's output, if nothing is left of the head."""
+    """The input of the last layer of a network's head; the network's output, if it has no head."""
     parts = [part for part in module.get_submodule(head).modules() if isinstance(part, nn.Linear | nn.Conv2d)]
     seen: list[torch.Tensor] = []
     handles = [part.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0])) for part in parts[-1:]]

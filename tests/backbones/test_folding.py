@@ -1,4 +1,4 @@
-"""Folded batch norms leave the function as it was."""
+"""Folding batch norms does not change the function."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Batch norms that do something: as built they are the identity."""
+    """Random batch norms; as built they are the identity."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
@@ -64,7 +64,7 @@ def test_a_folded_batch_norm_leaves_the_function_as_it_was(layers):
 
 
 class Readers(nn.Module):
-    """Convolutions whose batch norm must stay: two readers, two calls, a norm without statistics of its own."""
+    """Convolutions whose batch norm must stay: two users, two calls, a norm without running statistics."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Readers(nn.Module):
         return self.batch_norm(self.last(x))
 
 
-def test_what_others_read_or_share_is_not_folded():
+def test_shared_batch_norms_and_convolutions_are_not_folded():
     network = seeded(Readers)
     untracked = network.batch_norm
     network.batch_norm = nn.Identity()

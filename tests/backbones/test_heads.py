@@ -1,4 +1,4 @@
-"""Penultimate is what the network itself says its classifier sees: timm's `forward_head(..., pre_logits=True)`."""
+"""Penultimate is the classifier's input according to the network's `forward_head(..., pre_logits=True)`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NARROW: dict[str, tuple[dict[str, Any], int, str, str]] = {
 
 
 def made_of(name: str, options: dict[str, Any], size: tuple[int, int], classes: int) -> Backbone:
-    """A network of timm's as a module of one's own, with random weights."""
+    """A network of timm's as a user's module, with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = timm.create_model(name, **options, num_classes=classes)
@@ -42,7 +42,7 @@ def made_of(name: str, options: dict[str, Any], size: tuple[int, int], classes: 
 
 
 def drawn(made: Backbone) -> Backbone:
-    """Weights that are born constant are random too: a scale of zero hides what it scales."""
+    """Randomise constant initial weights too, since a scale of zero hides its input."""
     generator = torch.Generator().manual_seed(0)
     for tensor in [*made.module.parameters(), *made.module.buffers()]:
         if tensor.is_floating_point() and tensor.ndim and tensor.numel() and (tensor == tensor.flatten()[0]).all():
@@ -55,7 +55,7 @@ def pixels_for(made: Backbone, n: int = 2) -> torch.Tensor:
 
 
 def assert_penultimate(made: Backbone, expected: torch.Tensor) -> str:
-    """The rows of penultimate are these; its layer, which may give the same numbers in another shape, (c, 1, 1)."""
+    """Check the rows of penultimate; returns its layer, whose shape may also be (c, 1, 1)."""
     (tap,), _ = resolve_taps(made, "penultimate", "none")
     (rows,) = TappedNetwork(made, [tap], CPU, "float32")(pixels_for(made, len(expected))).values()
     rows, expected = rows.flatten(1), expected.flatten(1)
@@ -70,7 +70,7 @@ def pre_logits(module: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("classes", [0, 7])
 @pytest.mark.parametrize("name", NARROW)
-def test_penultimate_is_what_the_classifier_sees(name, classes):
+def test_penultimate_is_the_classifiers_input(name, classes):
     options, side, *nodes = NARROW[name]
     made = drawn(made_of(name, options, (side, side), classes))
     expected = pre_logits(made.module, pixels_for(made))
@@ -80,7 +80,7 @@ def test_penultimate_is_what_the_classifier_sees(name, classes):
             torch.testing.assert_close(expected, made.module(pixels_for(made)))
 
 
-def test_what_is_listed_of_a_network_with_empty_layers_can_be_tapped():
+def test_every_listed_layer_of_a_network_with_empty_layers_can_be_tapped():
     made = made_of(
         "qwen3_vit_88m", TINY | {"embed_dim": 24, "depth": 2}, (64, 64), 0
     )  # it cuts off the tokens in front: none
@@ -107,7 +107,7 @@ def test_what_is_listed_of_a_network_with_empty_layers_can_be_tapped():
         ("naflexvit_base_patch16_parfac_gap", {}, 4, "register tokens only; 'tokens' is the mean"),
     ],
 )
-def test_the_class_token_and_the_others_are_told_apart(name, options, tokens, has):
+def test_the_class_token_is_distinguished_from_registers(name, options, tokens, has):
     made = drawn(made_of(name, TINY | options, (48, 48), 0))
     block = made.module.blocks[-1]
     seen: list[torch.Tensor] = []
@@ -129,7 +129,7 @@ def test_the_class_token_and_the_others_are_told_apart(name, options, tokens, ha
 
 
 class Own(nn.Module):
-    """A network of one's own with a head as timm's, or one that gives no pre-logits or has no part in the forward."""
+    """A user's network with a head like timm's, or one without pre-logits or not used in the forward."""
 
     def __init__(self, head: str) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Own(nn.Module):
 
 @pytest.mark.parametrize("layers_of", [trace_of, Hooked])
 @pytest.mark.parametrize("head", ["timm's", "raises", "pair", "unused"])
-def test_a_head_of_ones_own(head, layers_of):
+def test_a_users_head(head, layers_of):
     made = Backbone(Own(head), preprocessing=Preprocessing((8, 8), 8))
     layers = layers_of(made)
     assert not isinstance(trace_of(made), Hooked)
@@ -173,7 +173,7 @@ def test_a_head_of_ones_own(head, layers_of):
 
 
 @pytest.mark.parametrize("layers_of", [trace_of, Hooked])
-def test_a_head_of_one_object_alone_stays(layers_of):
+def test_a_head_set_on_one_object_is_restored(layers_of):
     net = Own("timm's")
     net.forward_head = lambda x, pre_logits=False: x.amax((2, 3))
     made = Backbone(net, preprocessing=Preprocessing((8, 8), 8))
@@ -198,7 +198,7 @@ def test_hooks_find_the_same(name):
 
 
 class Block(nn.Module):
-    """A residual block, and what follows it."""
+    """A residual block and the layers behind it."""
 
     def __init__(self, behind: nn.Module, num_classes: int = 3) -> None:
         super().__init__()

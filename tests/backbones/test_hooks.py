@@ -1,4 +1,4 @@
-"""What cannot be traced is watched through hooks: the same rows and names, and errors where a layer is unclear."""
+"""Hooks on networks that cannot be traced give the same rows and names, and refuse ambiguous layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Net(nn.Module):
-    """Three blocks and a classifier; `dark`, which only images below zero see, makes its flow depend on values."""
+    """Three blocks and a classifier; `dark` runs only for negative images, so that the flow depends on values."""
 
     def __init__(self, act_again: float = torch.inf) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ def rows(made: Backbone, layers: str | list[str], pool: str = "none", pixels: to
 
 
 def seen(module: nn.Module, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the untouched module's parts give, when they have given it."""
+    """The outputs of the original module's parts, recorded as they run."""
     found: dict[str, torch.Tensor] = {}
     with torch.inference_mode():
         handles = [
@@ -107,7 +107,7 @@ def test_penultimate_stages_and_output_are_found_without_a_graph():
     torch.testing.assert_close(found["blocks:none"], seen(made.module, images())["blocks.2"])  # as in a graph: its last
 
 
-def test_the_module_that_gave_what_the_classifier_sees_is_penultimate():
+def test_the_module_whose_output_is_the_classifiers_input_is_penultimate():
     class Pooled(Net):
         def __init__(self, spoilt: bool) -> None:
             super().__init__()
@@ -176,14 +176,14 @@ def test_a_misspelt_layer_names_the_nearest():
 
 
 @pytest.mark.parametrize("layers", [["act"], ["blocks.0", "act"], ["act", "fc"]])
-def test_a_layer_that_images_make_run_twice_is_refused_when_they_come(layers):
+def test_a_layer_run_twice_only_for_some_images_is_refused_with_them(layers):
     made = own(Net(act_again=0.4))
     with pytest.raises(LayerError, match="layer 'act' of module:Net was run 2 times in one forward pass"):
         rows(made, layers)
     rows(made, layers, pixels=images() * 0.5)  # dark enough: once
 
 
-def test_a_layer_that_images_leave_out_is_refused_when_they_come():
+def test_a_layer_not_run_for_some_images_is_refused_with_them():
     class Early(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) if x.mean() < 0.3 else self.fc(x.mean((2, 3)).repeat(1, 4)[:, :10])
@@ -194,7 +194,7 @@ def test_a_layer_that_images_leave_out_is_refused_when_they_come():
         rows(made, "blocks.1")
 
 
-def test_a_layer_that_merges_images_is_refused_when_they_come():
+def test_a_layer_without_a_row_per_image_is_refused():
     class Merging(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.blocks[0](x if x.sum() == 0 else x.mean(0, keepdim=True))
@@ -204,7 +204,7 @@ def test_a_layer_that_merges_images_is_refused_when_they_come():
 
 
 class ByShape(nn.Module):
-    """Not to be traced, because it asks for the size; what it does is the same for all images of one size."""
+    """It cannot be traced, because it branches on the size; its flow is the same for all images of one size."""
 
     runs: list[str] = []
 
@@ -244,7 +244,7 @@ def test_the_users_module_is_left_alone():
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
 
 
-def test_rows_of_a_later_call_leave_the_earlier_ones_as_they_were():
+def test_a_later_call_does_not_change_earlier_rows():
     made = own()
     taps, _ = resolve_taps(made, ["blocks.0", "penultimate"], "none")
     network = TappedNetwork(made, taps, CPU, "float32")
@@ -292,7 +292,7 @@ def test_a_network_that_does_not_run_says_why():
     assert_tells(error.value, "module:Wrong does not run on images of 32 x 32", "shapes cannot be multiplied")
 
 
-def test_a_network_that_is_no_network_gives_what_it_gets():
+def test_an_identity_network_returns_its_input():
     made = own(nn.Identity())
     assert torch.equal(rows(made, ["penultimate", "stages", "output"])["output:none"], images())
 
@@ -304,7 +304,7 @@ def test_a_network_of_the_pixels_alone_has_its_layers():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
-def test_a_scripted_network_cannot_be_looked_into_but_the_one_around_it_can():
+def test_torchscript_is_refused_but_a_module_around_it_is_not():
     scripted = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval())
     with pytest.raises(BackboneError) as error:
         resolve_taps(own(scripted), "output", "avg")

@@ -1,4 +1,4 @@
-"""Every pool is what its formula says, on planes, channels-last ones, tokens, vectors; a projection keeps lengths."""
+"""Every pool follows its formula on planes, channels-last planes, tokens and vectors; a projection keeps lengths."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def plane(b: int = 3, side: int = SIDE, seed: int = 0) -> torch.Tensor:
 
 
 def forms(x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same plane as a layer with channels first, one with channels last, and tokens behind two of a prefix."""
+    """The same plane with channels first, with channels last, and as tokens behind a prefix of two."""
     tokens = x.flatten(2).transpose(1, 2)
     prefix = torch.full((len(x), PREFIX, C), 100.0)
     return {"bchw": x, "bhwc": x.permute(0, 2, 3, 1), "btc": torch.cat([prefix, tokens], 1)}
@@ -82,13 +82,13 @@ def test_flatten_and_none_keep_everything():
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_of_a_vector_there_is_nothing_to_pool(pool):
+def test_vectors_are_not_pooled(pool):
     x = torch.randn(3, 7)
     assert torch.equal(pooled(x, pool), x)
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_what_comes_after_may_work_in_place(pool):
+def test_pooled_rows_survive_later_in_place_changes(pool):
     for form, x in forms(plane()).items():
         if (pool, form) in {("cls", "bchw"), ("cls", "bhwc"), ("tokens", "bchw")}:
             continue
@@ -111,16 +111,16 @@ def test_what_comes_after_may_work_in_place(pool):
         ("cls", (C, 5, 5), ["class token", "has none", "'avg'"]),
         ("cls", (25, C), ["class token", "has none"]),  # tokens before the class token is put in front
         ("tokens", (C, 5, 5), ["mean of tokens", "'avg'"]),
-        ("spp", (24, C), ["24 tokens", "no square"]),
+        ("spp", (24, C), ["24 tokens", "not a square"]),
     ],
 )
-def test_what_a_layer_has_not_is_refused_in_a_line(pool, output, words):
+def test_pools_that_do_not_apply_to_a_layer_are_refused(pool, output, words):
     with pytest.raises(LayerError) as caught:
         Tap.of("layer", pool, output, PREFIX)
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_layouts_are_told_by_the_shape():
+def test_layouts_follow_from_the_shape():
     of = {(6, 5, 5): "bchw", (5, 5, 6): "bhwc", (5, 5, 5): "bchw", (25, 6): "btc", (9,): "bd"}
     assert {shape: Tap.of("x", "avg", shape).layout for shape in of} == of
 
@@ -152,16 +152,16 @@ def test_a_projection_is_named_recorded_and_the_same_each_time():
     np.testing.assert_allclose(Pool(tap)(x), by_hand * math.sqrt(150 / (64 * 12)), rtol=1e-4, atol=1e-5)
 
 
-def test_the_first_words_of_the_generator_are_what_they_were():
+def test_the_generators_first_words_are_constant():
     assert np.random.Philox(key=0).random_raw(2).tolist() == [213000021201967259, 4455796210202625458]
 
 
-def test_what_is_narrow_enough_stays_as_it_is():
+def test_narrow_rows_are_not_projected():
     for width in (6, 7, 1000):
         assert Tap.of("layer", f"avg~{width}", (C, 5, 5)) == Tap.of("layer", "avg", (C, 5, 5))
 
 
-def test_a_projection_that_is_too_large_to_hold_is_refused_in_a_line():
+def test_a_projection_that_is_too_large_is_refused_in_one_line():
     with pytest.raises(LayerError, match="from 802,816 to 100,000 numbers has too many terms to hold"):
         Tap.of("layer", "flatten~100000", (64, 112, 112))
     said = Tap.of("layer", "flatten~64", (C, 5, 5)).to_dict() | {"projected": 2**60}

@@ -1,4 +1,4 @@
-"""Pictures become the pixels that the reference transforms give, and the recipe can say how."""
+"""Preprocessing gives the pixels of the reference transforms, and a recipe can carry it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_pixels_are_torchvisions_whatever_the_sizes(interpolation, rounds):
 
 
 @pytest.mark.parametrize("change", [{"crop_mode": "border"}, {"input_size": (1, 28, 28)}])
-def test_a_rule_of_timms_that_is_not_followed_is_refused(change):
+def test_an_unsupported_preprocessing_of_timms_is_refused(change):
     config = resolve_data_config({"input_size": (3, 224, 224)}) | change
     with pytest.raises(BackboneError, match=r"give your own: featx\.Backbone\(name, preprocessing=") as error:
         Preprocessing.from_timm(config)
@@ -118,13 +118,13 @@ def test_the_bundled_network_has_its_recorded_preprocessing():
     assert found.mean == found.std == (0.5, 0.5, 0.5)
 
 
-def test_ones_own_preprocessing_is_the_one_used():
+def test_the_users_preprocessing_is_used():
     own = Preprocessing(crop=(48, 64), resize=(50, 70), interpolation="nearest")
     assert Backbone("squeezenet1_1", weights=None, preprocessing=own).preprocessing is own
 
 
 @pytest.mark.parametrize("resize", [256, (40, 60)])
-def test_a_recipe_can_carry_it(resize):
+def test_a_recipe_can_carry_a_preprocessing(resize):
     own = Preprocessing((32, 48), resize, "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     again = Preprocessing.from_dict(json.loads(json.dumps(own.to_dict())))
     assert again == own

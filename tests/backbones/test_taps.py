@@ -1,4 +1,4 @@
-"""Tapped rows are the untouched network's own activations, pooled; names resolve, or say what is near."""
+"""Tapped rows are the original network's activations, pooled; unknown names list similar ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def backbone(name: str, preprocessing: Preprocessing | None = SMALL, seed: int = 0) -> Backbone:
-    """Random weights, and batch norms that do something: as built they are the identity."""
+    """Random weights and batch norms; as built, batch norms are the identity."""
     made = Backbone(name, weights=None, preprocessing=preprocessing)
     generator = torch.Generator().manual_seed(seed)
     for part in made.module.modules():
@@ -44,7 +44,7 @@ def tapped(made: Backbone, layers, pool: str, pixels: torch.Tensor) -> dict[str,
 
 
 def hooked(made: Backbone, modules: list[str], pixels: torch.Tensor, entering: bool = False) -> dict[str, torch.Tensor]:
-    """What hooks see of each module's first call in the network's own forward; a copy: the next may overwrite it."""
+    """Outputs of each module's first call in the network's own forward; copied, since later layers may change them."""
     seen: dict[str, torch.Tensor] = {}
 
     def keep(name: str, values: torch.Tensor) -> None:
@@ -149,7 +149,7 @@ def test_rows_do_not_share_memory_with_later_calls(resnet):
 
 def test_nothing_deeper_than_the_deepest_tap_runs():
     class Broken(nn.Module):
-        """Its tail cannot run: the linear layer is of another width."""
+        """Its tail cannot run: the linear layer has the wrong width."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -308,7 +308,7 @@ def test_a_tap_asked_for_twice_is_one(resnet):
     "layer, close",
     [("layer9", "layer4"), ("layr3", "layer3"), ("layer2.0.bn9", "layer2.0.bn1"), ("penultimat", "penultimate")],
 )
-def test_a_misspelt_layer_names_the_nearest_and_what_lists_all(resnet, layer, close):
+def test_a_misspelt_layer_lists_similar_names_and_the_command(resnet, layer, close):
     with pytest.raises(LayerError) as error:
         resolve_taps(resnet, [layer], "avg")
     text = str(error.value)
@@ -317,7 +317,7 @@ def test_a_misspelt_layer_names_the_nearest_and_what_lists_all(resnet, layer, cl
 
 
 @pytest.mark.parametrize("layers, pool, got", [("layer1", "agv", "agv"), ("layer1:maxx", "avg", "maxx")])
-def test_a_misspelt_pool_names_those_there_are(resnet, layers, pool, got):
+def test_a_misspelt_pool_lists_the_known_ones(resnet, layers, pool, got):
     with pytest.raises(LayerError, match=f"pool {got!r} is not one of .*none, or one with '~512'; close: ") as error:
         resolve_taps(resnet, layers, pool)
     assert "\n" not in str(error.value)
@@ -343,6 +343,6 @@ def test_every_listed_layer_can_be_tapped_and_has_the_listed_width():
 
 
 @pytest.mark.parametrize("layers", [None, 3, []])
-def test_what_names_no_layers_is_refused(layers):
+def test_other_types_of_layers_are_refused(layers):
     with pytest.raises(LayerError, match="layers is"):
         resolve_taps(Backbone("bundled:pixels"), layers, "avg")

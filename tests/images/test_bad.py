@@ -99,7 +99,7 @@ SMALL = ["BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP"]
 
 
 @pytest.mark.parametrize("format", SMALL)
-def test_a_file_that_is_only_a_header_is_no_picture(tmp_path, format):
+def test_a_file_that_is_only_a_header_is_refused(tmp_path, format):
     content = coded(A, format)
     if format == "TIFF":  # its tags may be anywhere: here, before the pixels
         content = grey_tiff(32, 24, GREY.tobytes())
@@ -108,7 +108,7 @@ def test_a_file_that_is_only_a_header_is_no_picture(tmp_path, format):
 
 
 @pytest.mark.parametrize("format", ["BMP", "JPEG", "PNG", "PPM", "WEBP"])
-def test_a_file_cut_anywhere_is_no_picture(tmp_path, format):
+def test_a_file_truncated_anywhere_is_refused(tmp_path, format):
     content = coded(noise(0, 12, 16), format)
     # a PNG's checksums and last chunk are not missed by Pillow; nor is a byte that pads the last row or chunk
     for length in range(0, len(content) - (24 if format == "PNG" else 1), 3):
@@ -117,7 +117,7 @@ def test_a_file_cut_anywhere_is_no_picture(tmp_path, format):
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
 @pytest.mark.parametrize("asked", [decode, content_digest])
-def test_pipes_and_devices_are_not_waited_for(tmp_path, monkeypatch, asked):
+def test_pipes_and_devices_do_not_block(tmp_path, monkeypatch, asked):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
     (tmp_path / "file.jpg").write_bytes(coded(A, "JPEG"))
@@ -160,7 +160,7 @@ def test_too_little_memory_is_a_failure_of_that_image(monkeypatch, asked, call):
 
 
 @pytest.mark.parametrize("name", ["a\0b.jpg", "a" * 300 + ".jpg", ""])
-def test_a_name_that_no_file_can_have_is_an_image_error(tmp_path, name):
+def test_an_impossible_file_name_is_an_image_error(tmp_path, name):
     with pytest.raises(ImageError) as caught:
         decode(str(tmp_path / name))
     assert caught.value.code in ("missing", "unreadable")
@@ -176,7 +176,7 @@ def test_the_limit_of_scans_lets_real_photos_pass(monkeypatch, tmp_path):
 
 
 def test_hostile_files_need_little_memory(tmp_path):
-    """In a process that may not take more than 700 MB; NumPy and Pillow reserve about 300 of these."""
+    """In a process that is limited to 700 MB, of which NumPy and Pillow reserve about 300."""
     resource = pytest.importorskip("resource")
     for number, (name, (_, content)) in enumerate(BAD.items()):
         (tmp_path / f"{number:03d}.{name.replace(' ', '-')}").write_bytes(content())

@@ -1,4 +1,4 @@
-"""Slot i of a batch is image start + i: whatever fails beside it, however many threads decode, however late."""
+"""Slot i of a batch is image start + i, whatever other images fail and however many threads decode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def prepare(picture: Image.Image) -> np.ndarray:
 
 
 def slow_and_uneven(picture: Image.Image) -> np.ndarray:
-    """The first of some neighbours arrive last."""
+    """The first images of a batch finish last."""
     array = np.asarray(picture)
     time.sleep(int(array[0, 0, 0]) % 7 / 1000)
     return array
@@ -80,7 +80,7 @@ def test_the_number_of_threads_changes_nothing():
         assert some.digests == others.digests and some.failures.keys() == others.failures.keys()
 
 
-def test_an_image_error_while_preparing_is_the_images_own():
+def test_an_image_error_in_preparation_fails_that_image():
     def picky(picture):
         raise ImageError("too-large", "too large to prepare")
 
@@ -107,7 +107,7 @@ def test_any_other_error_is_not_taken_for_a_bad_image():
         collected([noise(i) for i in range(9)], prepare=broken)
 
 
-def test_files_that_change_or_vanish_after_the_first_batch_are_failures_of_their_own(tmp_path):
+def test_files_that_change_or_vanish_during_the_run_are_failures(tmp_path):
     paths = [save_noise(tmp_path / f"{i:02}.png", seed=i) for i in range(40)]
     found = batches(paths, prepare, SIZE, 4, 2)
     first = next(found)
@@ -121,7 +121,7 @@ def test_files_that_change_or_vanish_after_the_first_batch_are_failures_of_their
     assert digests == {i: content_digest(path) for i, path in enumerate(paths) if i not in failed}
 
 
-def test_only_the_batches_that_are_wanted_are_read(tmp_path):
+def test_only_the_requested_batches_are_read(tmp_path):
     images = [noise(i) if i // 4 in (1, 5) else tmp_path / "never" for i in range(22)]
     found = list(batches(images, prepare, SIZE, 4, 2, starts=[4, 20]))
     assert [batch.start for batch in found] == [4, 20] and not any(batch.failures for batch in found)
@@ -176,7 +176,7 @@ def test_taking_turns_changes_no_pixel():
         assert one.failures.keys() == other.failures.keys()
 
 
-def test_who_stops_early_while_taking_turns_does_not_wait():
+def test_stopping_early_while_taking_turns_does_not_wait():
     before = threading.active_count()
     found = batches([noise(i) for i in range(400)], slow_and_uneven, SIZE, 4, 2, taking_turns=True)
     next(found)
@@ -187,7 +187,7 @@ def test_who_stops_early_while_taking_turns_does_not_wait():
     assert threading.active_count() == before
 
 
-def test_files_that_cannot_be_asked_for_ahead_are_told_as_ever(tmp_path):
+def test_files_that_cannot_be_read_ahead_fail_as_usual(tmp_path):
     save_noise(tmp_path / "a.png", 0)
     images = [tmp_path / "a.png", tmp_path / "gone.png", tmp_path, "\0"]
     (batch,) = batches(images, prepare, SIZE, 4, 1, taking_turns=True)

@@ -1,4 +1,4 @@
-"""Whatever a user points at becomes ordered images, each with an id and a label that are its own; or is refused."""
+"""A source becomes ordered images with their own ids and labels, or is refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_class_folders_give_sorted_ids_and_their_names_as_labels(tmp_path):
     assert found.origin == root and found.passed_over == 0
 
 
-def test_order_is_that_of_names_not_of_the_disk(tmp_path):
+def test_order_is_by_name_not_by_the_file_system(tmp_path):
     names = ["b/2.png", "a/9.png", "b/10.png", "a/1.png"]
     for order, root in ((names, tmp_path / "one"), (names[::-1], tmp_path / "other")):
         for i, name in enumerate(order):
@@ -72,7 +72,7 @@ def test_linked_folders_are_followed_and_a_circle_ends(tmp_path):
     assert found.ids == ["ant/ant_0.png", "ant/ant_1.png", "bee/wasp_0.png"]
 
 
-def test_a_folder_that_cannot_be_listed_is_not_passed_over_in_silence(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_listed_is_refused(tmp_path, monkeypatch):
     root = class_folders(tmp_path / "photos")
     listing = os.scandir
 
@@ -111,7 +111,7 @@ def test_folders_that_mean_something_else_are_refused(tmp_path):
     refused("class folders are the labels", "CSV", source=tmp_path / "a", ids=["x"] * 6)
 
 
-def test_what_is_not_there_names_its_neighbours(tmp_path):
+def test_a_missing_source_lists_similar_names(tmp_path):
     class_folders(tmp_path / "photos")
     refused("there is no", "close: 'photos'", source=tmp_path / "photo")
     refused("there is no", source=tmp_path / "no" / "where")
@@ -124,7 +124,7 @@ def test_a_single_file_is_refused_with_what_is_needed(tmp_path, name):
 
 
 @pytest.mark.parametrize("where", ["image", "class folder", "list"])
-def test_a_file_whose_name_is_not_utf8_is_one_that_cannot_be_read(tmp_path, where):
+def test_a_file_whose_name_is_not_utf8_counts_as_unreadable(tmp_path, where):
     root = class_folders(tmp_path / "photos")
     new = root / os.fsdecode(b"caf\xe9") if where == "class folder" else root / "ant" / os.fsdecode(b"caf\xe9.png")
     os.rename(root / "bee" if where == "class folder" else root / "ant" / "ant_0.png", new)
@@ -172,9 +172,9 @@ def test_pictures_and_arrays_may_be_mixed(tmp_path):
     [
         ([], {}, ["no images", "empty"]),
         (np.zeros((0, 8, 8, 3), np.uint8), {}, ["no images", "empty"]),
-        ([noise(0)] * 3, {"labels": ["a", "b"]}, ["one label an image", "3 images", "2 labels"]),
+        ([noise(0)] * 3, {"labels": ["a", "b"]}, ["one label per image", "3 images", "2 labels"]),
         ([noise(0)] * 2, {"labels": ["a"] * 3}, ["2 images", "3 labels"]),
-        ([noise(0)] * 3, {"labels": "abc"}, ["one value an image", "'abc'"]),
+        ([noise(0)] * 3, {"labels": "abc"}, ["one value per image", "'abc'"]),
         ([noise(0)] * 3, {"labels": ["a", "", "b"]}, ["image 1 has no label"]),
         ([noise(0)] * 3, {"labels": ["a", "b", "c"], "target": "numeric"}, ["image 0", "finite number", "'a'"]),
         ([noise(0)] * 3, {"ids": ["a", "b"]}, ["one id", "3 images", "2 ids"]),
@@ -188,7 +188,7 @@ def test_pictures_and_arrays_may_be_mixed(tmp_path):
         (noise(0), {}, ["(n, h, w)"]),  # one colour picture is not many grey ones, three pixels wide
     ],
 )
-def test_what_is_no_collection_is_refused(source, options, words):
+def test_invalid_collections_are_refused(source, options, words):
     refused(*words, source=source, **options)
 
 
@@ -216,7 +216,7 @@ def test_a_manifest_gives_paths_labels_and_its_other_columns(tmp_path):
     assert other.y.tolist() == [7.0, 8.0, 9.0] and set(other.columns) == {"split", "label"}
 
 
-def test_a_manifest_may_name_its_columns_otherwise_or_have_no_labels(tmp_path):
+def test_a_manifest_may_have_other_column_names_or_no_labels(tmp_path):
     save_noise(tmp_path / "a.png", seed=0)
     found = collect(write_csv(tmp_path / "m.CSV", "file,kind\na.png,x\n"), "kind", path_column="file")
     assert found.ids == ["a.png"] and found.y.tolist() == ["x"] and found.columns == {}

@@ -1,4 +1,4 @@
-"""Every kind of picture becomes the RGB pixels that its rule says, or an ImageError of a known code."""
+"""Every kind of picture becomes the RGB pixels of the rule, or an ImageError with a known code."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_rotated_photo_comes_upright(tmp_path, orientation, suffix):
     assert np.array_equal(pixels(path), turned(lying))
 
 
-def test_exif_data_that_are_nonsense_do_not_lose_the_picture(tmp_path):
+def test_invalid_exif_data_are_ignored(tmp_path):
     path = saved(tmp_path / "a.jpg", Image.fromarray(noise(0)), exif=b"Exif\0\0no exif at all")
     assert np.array_equal(pixels(path), by_pillow(path))
 
@@ -154,7 +154,7 @@ def test_32_bit_pixels_are_refused(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png", ".tif"])
-def test_of_several_frames_the_first_counts(tmp_path, suffix):
+def test_the_first_of_several_frames_is_used(tmp_path, suffix):
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
     options = {"lossless": True} if suffix == ".webp" else {}
     path = saved(tmp_path / f"a{suffix}", frames[0], save_all=True, append_images=frames[1:], **options)
@@ -187,21 +187,21 @@ def test_an_absurd_aspect_is_refused_before_it_is_scaled(tmp_path, size):
     refused("too-large", path, f"{width} x {height}", "100 times")
 
 
-def test_a_bomb_is_refused_undecoded(tmp_path):
+@pytest.mark.parametrize("size", [(int(MAX_PIXELS**0.5) + 1,) * 2, (1_000_000, 1_000_000)])
+def test_a_bomb_is_refused_before_decoding(tmp_path, size):
     # a PNG whose header promises more than is decoded; there are no pixels behind it
     content = io.BytesIO()
     Image.new("1", (8, 8)).save(content, "PNG")
-    side = int(MAX_PIXELS**0.5) + 1
-    for width, height in ((side, side), (1_000_000, 1_000_000)):
-        head = bytearray(content.getvalue())
-        head[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-        head[29:33] = zlib.crc32(bytes(head[12:29])).to_bytes(4, "big")
-        path = tmp_path / "a.png"
-        path.write_bytes(bytes(head))
-        refused("too-large", path, "pixels")
+    width, height = size
+    head = bytearray(content.getvalue())
+    head[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    head[29:33] = zlib.crc32(bytes(head[12:29])).to_bytes(4, "big")
+    path = tmp_path / "a.png"
+    path.write_bytes(bytes(head))
+    refused("too-large", path, "pixels")
 
 
-def test_an_open_picture_beyond_the_limit_is_refused_undecoded(tmp_path, monkeypatch):
+def test_an_open_picture_over_the_limit_is_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "MAX_PIXELS", 24 * 32 - 1)
     refused("too-large", Image.fromarray(noise(0)), "32 x 24", "at most 767")
     refused("too-large", noise(0), "32 x 24", "at most 767")
@@ -212,7 +212,7 @@ def test_an_open_picture_beyond_the_limit_is_refused_undecoded(tmp_path, monkeyp
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp", ".gif", ".ppm"])
 @pytest.mark.parametrize("theirs", [100, 500, None])  # refuses 768 pixels, warns of them, does neither
-def test_pillows_limit_has_no_say_and_stays_what_it_is(tmp_path, monkeypatch, suffix, theirs):
+def test_pillows_limit_has_no_effect_and_is_not_changed(tmp_path, monkeypatch, suffix, theirs):
     options = {".webp": {"lossless": True}, ".tif": {"compression": "tiff_lzw"}}.get(suffix, {})
     path = saved(tmp_path / f"a{suffix}", Image.fromarray(noise(0)), **options)
     expected = by_pillow(path, "RGB")
@@ -238,7 +238,7 @@ def test_the_limit_holds_for_one_thread(tmp_path, monkeypatch):
             pool.submit(by_pillow, path).result()
 
 
-def test_what_is_not_there_is_missing(tmp_path):
+def test_a_nonexistent_file_is_missing(tmp_path):
     refused("missing", tmp_path / "none.jpg", "no such file")
     (tmp_path / "link.jpg").symlink_to(tmp_path / "none.jpg")
     refused("missing", tmp_path / "link.jpg", "no such file")
@@ -257,15 +257,15 @@ def test_a_file_without_permission_is_unreadable(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture\n", b"%PDF-1.7\n", b"\xff\xd8", b"\0" * 1000])
-def test_what_is_no_picture_is_said_to_be_none(tmp_path, content):
+def test_a_file_that_is_not_a_picture_is_refused_as_such(tmp_path, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(content)
     refused("not-an-image", path, "not a picture", *FORMATS)
 
 
-@pytest.mark.parametrize("part", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("part", [0.3, 0.9])
 @pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif", ".bmp", ".gif"])
-def test_a_picture_cut_short_is_no_picture(tmp_path, suffix, part):
+def test_a_truncated_picture_is_refused(tmp_path, suffix, part):
     path = saved(tmp_path / f"a{suffix}", Image.fromarray(noise(0, 60, 80)))
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * part)])
@@ -310,7 +310,7 @@ def test_a_lazily_opened_damaged_picture_is_damaged(tmp_path):
         np.zeros((0, 5), np.uint8),
     ],
 )
-def test_arrays_that_are_no_picture_are_refused(array):
+def test_arrays_of_other_types_and_shapes_are_refused(array):
     refused("pixel-type", array, "uint8" if array.size else "must hold pixels", str(array.shape))
 
 
@@ -322,7 +322,7 @@ def test_arrays_and_pictures_give_their_pixels():
     assert np.array_equal(pixels(turned), turned)
 
 
-def test_decoding_leaves_what_it_was_given_alone():
+def test_decoding_does_not_change_its_argument():
     array, picture = noise(0), Image.fromarray(noise(0))
     decoded = decode(picture)[0]
     decoded.putpixel((0, 0), (1, 2, 3))
@@ -336,7 +336,7 @@ def test_the_digest_is_that_of_the_files_bytes(tmp_path):
     assert decode(path)[1] == content_digest(path) == content_digest(str(path)) == expected
 
 
-def test_the_digest_of_pixels_tells_apart_whatever_looks_different():
+def test_the_digest_of_pixels_depends_on_all_that_is_visible():
     array = noise(0)
     images = [array, array[::-1], array[:, ::-1], array[..., 0], noise(1), array.transpose(1, 0, 2)]
     images += [array.reshape(12, 64, 3), Image.fromarray(array[..., 0])]
@@ -376,7 +376,7 @@ def refused_since(path: Path, expected, code: str) -> None:
         assert "while the run was on" in caught.value.reason
 
 
-def test_a_file_that_is_what_it_was_is_decoded(tmp_path):
+def test_an_unchanged_file_is_decoded(tmp_path):
     path = saved(tmp_path / "a.png", Image.fromarray(noise(0)))
     for expected in (stamp(path), stamp(str(path)), None):
         picture, digest = decode(path, expected)
@@ -400,7 +400,7 @@ def test_a_file_of_another_size_or_time_has_changed(tmp_path):
 
 
 def test_a_file_that_grows_while_it_is_read_has_changed(tmp_path, monkeypatch):
-    """The bytes that were read are not those of the file, even where nobody has told what to expect."""
+    """The bytes that were read are not those of the file, even without an expected stamp."""
     path = saved(tmp_path / "a.bmp", Image.fromarray(noise(0)))
     expected, fstat = stamp(path), os.fstat
 

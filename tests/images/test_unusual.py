@@ -1,6 +1,6 @@
-"""Unusual files, one by one: each gives the pixels of the stated rule.
+"""Unusual files give the pixels of the rule too.
 
-`test_decoding.py` has the rule itself; here is what files out there do to it. All are made on the spot.
+`test_decoding.py` tests the rule on ordinary files; this file on unusual ones, which the tests make.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def test_jpeg_inside_tiff_and_lossy_webp_give_pillows_pixels(tmp_path):
             assert np.array_equal(outcome(tmp_path, content), np.asarray(picture.convert("RGB")))
 
 
-def test_what_follows_the_end_of_a_jpeg_does_not_matter(tmp_path):
+def test_bytes_behind_the_end_of_a_jpeg_are_ignored(tmp_path):
     content = coded(A, "JPEG")
     for more in (b"\0" * 1000, b"garbage", content, b"\xff\xd8\xff"):
         assert np.array_equal(outcome(tmp_path, content + more), outcome(tmp_path, content))
@@ -174,7 +174,7 @@ BROKEN_EXIF = {
 @IGNORED
 @pytest.mark.parametrize("kind", BROKEN_EXIF)
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_broken_exif_loses_no_picture(tmp_path, kind, format):
+def test_broken_exif_is_ignored(tmp_path, kind, format):
     options = {"lossless": True} if format == "WEBP" else {}
     expected = outcome(tmp_path, coded(A, format, **options))
     content = coded(A, format, exif=BROKEN_EXIF[kind], **options)

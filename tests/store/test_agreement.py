@@ -1,4 +1,4 @@
-"""Two stores of one meaning: what rounds differently, and how far their rows may be apart, in one line."""
+"""Stores that differ in rounding only: what is rounded differently and how far rows may differ, in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def note(one, other) -> str:
     return rounding_note(one, other, ("test.h5", "train.h5"))
 
 
-def test_nothing_is_said_where_nothing_rounds_differently():
+def test_there_is_no_note_if_nothing_is_rounded_differently():
     same = replace(MADE, weights="DEFAULT", versions={"torch": "9"}, origin="/a", collection="1" * 32)
     assert note(MADE, MADE) == note(MADE, same) == ""
 
@@ -53,7 +53,7 @@ def test_the_recorded_error_of_a_faster_type_is_the_tolerance():
 
 
 @pytest.mark.parametrize("other", [MADE, FAST, replace(MADE, precision="float16"), replace(FAST, threads=7)])
-def test_an_error_that_nobody_measured_is_no_tolerance(other):
+def test_an_unmeasured_error_gives_no_tolerance(other):
     unknown = replace(MADE, precision="bfloat16", batch_size=8)
     assert note(unknown, other).endswith(
         ": how far rows may differ is not known: bfloat16 was chosen by name, and only precision auto measures it"
@@ -65,7 +65,7 @@ def test_the_tolerance_of_float32_is_what_engine_auto_accepts():
     assert agreement.FLOAT32_ERROR == engine.EXACT_TOLERANCE
 
 
-def test_rows_that_are_stored_in_half_the_bytes_are_within_what_is_stated():
+def test_rows_stored_as_float16_are_within_the_tolerance():
     rows = np.random.default_rng(0).lognormal(0, 2, (1000, 64)).astype("float32")
     off = np.linalg.norm(rows - rows.astype("float16"), axis=1) / np.linalg.norm(rows, axis=1)
     assert off.max() <= 2**-11

@@ -1,4 +1,4 @@
-"""Killed, or without power, at any moment: the output is absent, old or whole, and a rerun ends as an unbroken run."""
+"""After a kill or a power cut at any moment the output is absent, old or whole, and a rerun gives the same bytes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_an_export_that_is_killed_at_any_moment_is_finished_by_the_next(tried, t
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_power_cut_loses_nothing_that_was_promised(tried, tmp_path, name):
+def test_a_power_cut_loses_nothing_that_was_synced(tried, tmp_path, name):
     said = tried(tmp_path, "at_every_moment", RUNS[name], power=True, step=3)
     assert said["kills"] == -(-len(said["moments"]) // 3) and said["went_on"] > 3
 

@@ -1,9 +1,10 @@
-"""A store's rows in other kinds of files: the same numbers, whole or not at all; an archive gives the store back."""
+"""Exported files have the same numbers and are whole or absent; an archive restores the store."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import h5py
@@ -35,7 +36,7 @@ def _write(path: Path, dtype: str = "float32", y: np.ndarray | None = None, taps
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """Three layers of different shapes and block sizes, class labels, columns, a failure; not to be changed."""
+    """Three layers of different shapes and block sizes, class labels, columns, a failure; tests must not change it."""
     return _write(tmp_path_factory.mktemp("store") / "s.h5", y=np.array([f"class {i % 3}" for i in range(N)]))
 
 
@@ -72,7 +73,7 @@ def test_parquet_of_numbers_as_labels_and_of_some_layers(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("method", ["gzip", "zstd"])
-def test_an_archive_reads_with_the_same_results_and_gives_the_store_back(tmp_path, dtype: str, method: str) -> None:
+def test_an_archive_reads_the_same_and_restores_the_store(tmp_path, dtype: str, method: str) -> None:
     store = _write(tmp_path / "s.h5", dtype, y=np.array([f"class {i % 3}" for i in range(N)]))
     archive = FeatureStore(export(store, tmp_path / "a.h5", compression=method))
     archive.verify()
@@ -117,23 +118,27 @@ def test_archives_merge_into_a_store(store, tmp_path: Path) -> None:
     assert np.array_equal(merged["layer3"][:-1], store["layer3"])
 
 
-def test_what_does_not_fit_is_refused_and_leaves_nothing(store, tmp_path: Path) -> None:
-    (tmp_path / "there.npy").write_bytes(b"mine")
-    cases: list[tuple[type, str, dict]] = [
-        (StoreError, ".parquet", dict(output="x.csv")),
-        (StoreError, "is there already", dict(output="there.npy", layers=["layer3"])),
-        (StoreError, "no folder", dict(output="no/x.npy", layers=["layer3"])),
-        (LayerError, "3 layers", dict(output="x.npy")),
-        (LayerError, "layer3:avg", dict(output="x.npy", layers=["layer9"])),
-        (StoreError, "gzip, zstd", dict(output="x.h5", compression="lz4")),
-        (StoreError, "archives", dict(output="x.npy", layers=["layer3"], compression="gzip")),
-        (StoreError, "all layers", dict(output="x.h5", layers=["layer3"])),
-    ]
-    for kind, word, given in cases:
-        with pytest.raises(kind) as told:
-            export(store, tmp_path / given.pop("output"), **given)
-        assert_tells(told.value, word)
-    assert left_in(tmp_path) == ["there.npy"] and (tmp_path / "there.npy").read_bytes() == b"mine"
+@pytest.mark.parametrize(
+    ("output", "options", "kind", "word"),
+    [
+        ("x.csv", {}, StoreError, ".parquet"),
+        ("there.npy", dict(layers=["layer3"]), StoreError, "is there already"),
+        ("no/x.npy", dict(layers=["layer3"]), StoreError, "no folder"),
+        ("x.npy", {}, LayerError, "3 layers"),
+        ("x.npy", dict(layers=["layer9"]), LayerError, "layer3:avg"),
+        ("x.h5", dict(compression="lz4"), StoreError, "gzip, zstd"),
+        ("x.npy", dict(layers=["layer3"], compression="gzip"), StoreError, "archives"),
+        ("x.h5", dict(layers=["layer3"]), StoreError, "all layers"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused_and_leave_nothing(
+    store, tmp_path: Path, output: str, options: dict, kind: type, word: str
+) -> None:
+    (tmp_path / "there.npy").write_bytes(b"user's")
+    with pytest.raises(kind) as caught:
+        export(store, tmp_path / output, **options)
+    assert_tells(caught.value, word)
+    assert left_in(tmp_path) == ["there.npy"] and (tmp_path / "there.npy").read_bytes() == b"user's"
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "rows.parquet", "archive.h5", "plain.h5"])
@@ -147,9 +152,9 @@ def test_a_disk_that_fails_or_damage_leaves_the_old_file_whole(store, tmp_path: 
 
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing)
-        with pytest.raises(StoreError) as told:
+        with pytest.raises(StoreError) as caught:
             export(store, tmp_path / name, **given)
-        assert_tells(told.value, name, "Input/output error")
+        assert_tells(caught.value, name, "Input/output error")
     assert left_in(tmp_path) == [name] and (tmp_path / name).read_bytes() == b"old"
     with monkeypatch.context() as patched:
         patched.setattr(files, "fsync_folder", failing)  # the last step: the file has its name already
@@ -165,13 +170,15 @@ def test_a_disk_that_fails_or_damage_leaves_the_old_file_whole(store, tmp_path: 
     assert left_in(tmp_path) == sorted(["bad", name]) and (tmp_path / name).read_bytes() == b"old"
 
 
-def test_a_missing_package_is_named_before_anything_is_written(store, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    monkeypatch.setitem(__import__("sys").modules, "zstandard", None)
-    for name, given in {"x.parquet": {}, "x.h5": {"compression": "zstd"}}.items():
-        with pytest.raises(StoreError) as told:
-            export(store, tmp_path / name, **given)
-        assert_tells(told.value, "pip install 'featx[export]'")
+@pytest.mark.parametrize(("name", "compression"), [("x.parquet", None), ("x.h5", "zstd")])
+def test_a_missing_package_is_named_before_anything_is_written(
+    store, tmp_path: Path, monkeypatch, name: str, compression: str | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(StoreError) as caught:
+        export(store, tmp_path / name, compression=compression)
+    assert_tells(caught.value, "pip install 'featx[export]'")
     assert left_in(tmp_path) == []
 
 

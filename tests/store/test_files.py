@@ -1,4 +1,4 @@
-"""Where a store is written: with enough room, alone, on whatever disk the output is."""
+"""Writing a store: enough space, exclusively, on the disk of the output."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_short_writes_are_continued(tmp_path, monkeypatch, whole, most):
     assert output.read_bytes() == whole
 
 
-def test_a_system_that_cannot_reserve_room_writes_the_same_bytes(tmp_path, monkeypatch, whole):
+def test_a_system_that_cannot_allocate_space_writes_the_same_bytes(tmp_path, monkeypatch, whole):
     monkeypatch.delattr(os, "posix_fallocate")
     RUN(tmp_path / "a.h5")
     assert (tmp_path / "a.h5").read_bytes() == whole
@@ -46,7 +46,7 @@ def free(monkeypatch, nbytes: int) -> None:
     monkeypatch.setattr(os, "fstatvfs", lambda _: SimpleNamespace(f_bavail=nbytes // 512, f_frsize=512))
 
 
-def test_too_little_room_is_named_before_anything_is_computed(tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_anything_is_computed(tmp_path, monkeypatch):
     free(monkeypatch, 20_000_000)
     with pytest.raises(StoreError) as caught:
         StoreWriter(tmp_path / "a.h5", recipe({"l:avg": [1000]}), [f"image {i}" for i in range(10_000)])
@@ -57,20 +57,19 @@ def test_too_little_room_is_named_before_anything_is_computed(tmp_path, monkeypa
         pass
 
 
-def test_long_names_labels_and_columns_want_room_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize("long", ["ids", "labels", "columns"])
+def test_long_texts_are_counted_in_the_space(tmp_path, monkeypatch, long):
     free(monkeypatch, 1_000_000)
     ids, taps = [f"{i:04}" for i in range(1000)], recipe({"l:avg": [1]})
     with StoreWriter(tmp_path / "a.h5", taps, ids):
         pass
     texts = np.array([name.ljust(1000, "x") for name in ids])
-    for more in ({"y": texts}, {"columns": {"site": texts}}):
-        with pytest.raises(StoreError, match="takes"):
-            StoreWriter(tmp_path / "a.h5", taps, ids, **more)
+    options = {"labels": {"y": texts}, "columns": {"columns": {"site": texts}}, "ids": {"ids": [*ids, "x" * 1000]}}
     with pytest.raises(StoreError, match="takes"):
-        StoreWriter(tmp_path / "a.h5", taps, [*ids, "x" * 1000])
+        StoreWriter(tmp_path / "a.h5", taps, **{"ids": ids, **options[long]})
 
 
-def test_a_run_that_goes_on_wants_only_the_room_that_it_has_not_got(tmp_path, monkeypatch, whole):
+def test_a_continued_run_needs_only_the_space_that_is_missing(tmp_path, monkeypatch, whole):
     output = tmp_path / "a.h5"
     RUN.break_off(output)
     if not (tmp_path / "a.h5.partial").stat().st_blocks:
@@ -81,12 +80,12 @@ def test_a_run_that_goes_on_wants_only_the_room_that_it_has_not_got(tmp_path, mo
 
 
 @pytest.mark.parametrize("nbytes, text", [(0, "0 B"), (999, "999 B"), (8.6e9, "8.6 GB"), (1.5e12, "1.5 TB")])
-def test_sizes_are_said_in_three_digits(nbytes, text):
+def test_sizes_have_three_digits(nbytes, text):
     assert files.readable(nbytes) == text
 
 
 @pytest.mark.parametrize("where", ["no/folder/a.h5", "file/a.h5", "x" * 300 + ".h5"])
-def test_an_output_that_cannot_be_made_is_refused_at_once(tmp_path, where):
+def test_an_output_that_cannot_be_created_is_refused_at_once(tmp_path, where):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError) as caught:
         StoreWriter(tmp_path / where, recipe({"l:avg": [2]}), ["a", "b"])
@@ -125,7 +124,7 @@ def test_a_second_writer_fails_at_once_and_harms_nothing(tmp_path, whole):
 
 
 def test_a_run_that_begins_as_another_ends_is_not_disturbed(tmp_path, monkeypatch, whole):
-    """When the first has renamed its file, and not yet removed its journal, the output is free."""
+    """Once the first run has renamed its file, the output is free, though the journal is still there."""
     output, seconds = tmp_path / "a.h5", []
     fsync_folder = files.fsync_folder
 

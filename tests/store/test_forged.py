@@ -1,6 +1,6 @@
-"""Stores of wrong content behind a right identity and seal: datasets, places and texts are refused.
+"""Forged datasets, offsets and texts with a valid identity and seal are refused.
 
-What `test_hostile.py` tries with objects that a store does not have is tried here with those that it has.
+`test_hostile.py` forges objects that a store does not have; this file forges those that it has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HUGE = (2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - layout.PAGE, 2**64 - 1 + 
 
 
 def every_array(tree: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
-    """(the group, the name in it) of each dataset."""
+    """(group, name in it) of each dataset."""
     found = []
     for name, node in tree.items():
         found += [(tree, name)] if isinstance(node, Array) else [(node, key) for key in node]
@@ -76,7 +76,7 @@ OF_A_DATASET: dict[str, Callable[[Array], Array]] = {
 
 
 @pytest.mark.parametrize("name", OF_A_DATASET)
-def test_no_dataset_may_be_another(tmp_path, name):
+def test_no_dataset_may_have_another_type_or_shape(tmp_path, name):
     tried = len(every_array(tree_of(GOOD)))
     assert tried > 12
     for i in range(tried):
@@ -86,7 +86,7 @@ def test_no_dataset_may_be_another(tmp_path, name):
         refused(written(tmp_path / "a.h5", with_tree(GOOD, tree)), "not a whole", measured=i < 4)
 
 
-def test_no_dataset_may_lie_on_another(tmp_path):
+def test_no_dataset_may_overlap_another(tmp_path):
     tree = tree_of(GOOD)
     offsets = [group[key].offset for group, key in every_array(tree)]
     for i in range(len(offsets)):
@@ -97,7 +97,7 @@ def test_no_dataset_may_lie_on_another(tmp_path):
             refused(written(tmp_path / "a.h5", with_tree(GOOD, tree)), "not a whole", measured=False)
 
 
-def test_parts_may_not_be_missing_additional_or_in_another_order(tmp_path):
+def test_children_may_not_be_missing_additional_or_in_another_order(tmp_path):
     def tried(change: Callable[[dict[str, Any]], object]) -> None:
         refused(written(tmp_path / "a.h5", changed_tree(GOOD, change)), "not a whole", measured=False)
 
@@ -144,7 +144,7 @@ def test_parts_may_not_be_missing_additional_or_in_another_order(tmp_path):
     ],
     ids=str,
 )
-def test_labels_that_are_none_are_refused(tmp_path, labels):
+def test_invalid_labels_are_refused(tmp_path, labels):
     def labelled(tree: dict[str, Any]) -> None:
         items = {**tree}
         tree.clear()
@@ -181,7 +181,7 @@ OF_VALUES: dict[str, Callable[[dict[str, Any]], object]] = {
             ("images", "id"), ("labels", "classes"), ("columns", "site%2F1"), ("failures", "id"),
             ("failures", "code"), ("failures", "reason"), ("nonfinite", "what"),
         ]
-        for text in BAD_TEXT
+        for text in (BAD_TEXT if name == "id" else BAD_TEXT[:1])
     },
     **{
         f"one {part}/{name} {'more' if more else 'less'}": _become(
@@ -221,14 +221,14 @@ OF_VALUES: dict[str, Callable[[dict[str, Any]], object]] = {
 
 
 @pytest.mark.parametrize("name", OF_VALUES)
-def test_values_that_no_store_has_are_refused(tmp_path, name):
+def test_invalid_values_are_refused(tmp_path, name):
     content = changed_values(GOOD, OF_VALUES[name])
     assert content != GOOD
     refused(written(tmp_path / "a.h5", content), "not a whole")
 
 
-def test_what_lies_hidden_between_metadata_is_refused(tmp_path):
-    """A store has one form: there is nothing in it that is read by nobody."""
+def test_bytes_hidden_between_metadata_are_refused(tmp_path):
+    """A store has one form, without bytes that are never read."""
     tree = tree_of(GOOD)
     tried = 0
     for group, key in every_array(tree):

@@ -1,4 +1,4 @@
-"""Archives behind a right identity and seal: pieces that are none are damaged rows, and no bomb is unpacked."""
+"""Forged archives with a valid identity and seal: invalid chunks are damaged rows, and no bomb is decompressed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _shuffled(content: bytes) -> bytes:
 
 
 def _forged_pieces(method: str, piece: bytes, full: int) -> dict[str, bytes]:
-    """Other pieces for one that stands for `full` bytes."""
+    """Invalid replacements of a chunk of `full` bytes."""
     frame = zstandard.ZstdCompressor(3)
     squeeze = zlib.compress if method == "gzip" else frame.compress
     found = {
@@ -60,8 +60,8 @@ def _forged_pieces(method: str, piece: bytes, full: int) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("method", ["gzip", "zstd"])
-def test_pieces_of_an_archive_that_are_none_are_named_as_damaged_rows(method, tmp_path):
-    """Their checksums are right."""
+def test_invalid_chunks_of_an_archive_are_reported_as_damaged_rows(method, tmp_path):
+    """Their checksums are valid."""
     archive = good_store(compression=method)
     pieces = pieces_of(archive)
     assert with_pieces(archive, pieces) == archive
@@ -89,7 +89,7 @@ def test_pieces_of_an_archive_that_are_none_are_named_as_damaged_rows(method, tm
 
 
 def huge_archive(shape: tuple[int, ...], piece: bytes, method: str, n: int = 1) -> bytes:
-    """An archive whose rows would be huge; its pieces are not."""
+    """An archive with huge rows and small chunks."""
     row_bytes = 4 * int(np.prod(np.array(shape, object)))
     rows = layout.block_rows(row_bytes)
     count = -(-n // rows)
@@ -104,6 +104,6 @@ def huge_archive(shape: tuple[int, ...], piece: bytes, method: str, n: int = 1) 
 
 @pytest.mark.parametrize("method, piece", [("gzip", zlib.compress(bytes(1000))), ("zstd", b"\x28\xb5\x2f\xfd\xe0")])
 @pytest.mark.parametrize("shape", [(2**39,), (2**31,), (2**20, 2**20), (2**30,), tuple([2] * 30)], ids=str)
-def test_an_archive_of_rows_that_no_piece_could_hold_is_refused(tmp_path, method, piece, shape):
+def test_an_archive_whose_chunks_are_too_short_for_its_rows_is_refused(tmp_path, method, piece, shape):
     for n in (1, 3):
         refused(written(tmp_path / "a.h5", huge_archive(shape, piece, method, n)), "not a whole")

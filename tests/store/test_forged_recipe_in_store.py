@@ -1,4 +1,4 @@
-"""Recipes in stores behind a right identity and seal: what featx does not write is refused."""
+"""Forged recipes in stores with a valid identity and seal are refused."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from featx.store.hdf5 import Array
 GOOD = good_store()
 
 
-def _said(**changes: Any) -> Callable[[dict[str, Any]], str]:
+def _changed(**changes: Any) -> Callable[[dict[str, Any]], str]:
     return lambda values: json.dumps(values | changes, ensure_ascii=False)
 
 
 def _tap(**changes: Any) -> Callable[[dict[str, Any]], str]:
-    """What the first tap says becomes another."""
+    """Change values of the first tap."""
     return lambda values: json.dumps(values | {"taps": values["taps"] | {"a:avg": values["taps"]["a:avg"] | changes}})
 
 
 def _replaced(old: str, new: str) -> Callable[[dict[str, Any]], str]:
-    def text(values: dict[str, Any]) -> str:
-        said = json.dumps(values, ensure_ascii=False)
-        assert old in said
-        return said.replace(old, new, 1)
+    def changed(values: dict[str, Any]) -> str:
+        text = json.dumps(values, ensure_ascii=False)
+        assert old in text
+        return text.replace(old, new, 1)
 
-    return text
+    return changed
 
 
 def _nested(depth: int, opening: str, closing: str) -> Callable[[dict[str, Any]], str]:
@@ -45,18 +45,18 @@ RECIPES: dict[str, Callable[[dict[str, Any]], str]] = {
     **{f"{text!r} alone": lambda _, text=text: text for text in ("", "null", "[]", "{}", "1", '"x"', "NaN", "{", "\0")},
     **{f"without {name}": lambda values, name=name: json.dumps({k: v for k, v in values.items() if k != name})
        for name in FIELDS},
-    **{f"{name} as {value!r}": _said(**{name: value}) for name in FIELDS for value in ([], [[1]], True)},
-    **{f"{name} as null": _said(**{name: None}) for name in FIELDS
+    **{f"{name} as {value!r}": _changed(**{name: value}) for name in FIELDS for value in ([], True)},
+    **{f"{name} as null": _changed(**{name: None}) for name in FIELDS
        if name not in ("weights", "precision_error", "origin", "collection")},
-    **{f"lists in one another, {depth} deep": _nested(depth, "[", "]") for depth in (100, 500, 900, 990, 10**5)},
-    **{f"objects in one another, {depth} deep": _nested(depth, '{"a": ', "}") for depth in (100, 500, 900, 10**5)},
+    **{f"lists in one another, {depth} deep": _nested(depth, "[", "]") for depth in (100, 990, 10**5)},
+    **{f"objects in one another, {depth} deep": _nested(depth, '{"a": ', "}") for depth in (100, 10**5)},
     "brackets that never close": _nested(10**5, "[", ""),
     "more after it": lambda values: json.dumps(values) + "{}",
     "a blank after it": lambda values: json.dumps(values) + " ",
     "a byte order mark before it": lambda values: "\ufeff" + json.dumps(values),
     "another order": lambda values: json.dumps(dict(reversed(values.items()))),
     "blanks left out": lambda values: json.dumps(values, separators=(",", ":")),
-    "a field more": _said(more=1),
+    "a field more": _changed(more=1),
     "a field twice": _replaced('{"backbone"', '{"backbone": "x", "backbone"'),
     "a tap twice": _replaced('"taps": {', '"taps": {"a:avg": 1, '),
     "escaped letters": _replaced("torchvision", "\\u0074orchvision"),
@@ -69,9 +69,9 @@ RECIPES: dict[str, Callable[[dict[str, Any]], str]] = {
     **{f"{name} {value}": _replaced(f'"{name}": {number}', f'"{name}": {value}')
        for name, number in (("batch_size", 4), ("threads", 2))
        for value in ("0", "-1", "4.0", "9" * 4000, "9" * 5000, "1e3", "true", '"4"', str(2**63))},
-    **{f"dtype {value!r}": _said(dtype=value)
-       for value in ("float16", "float64", "object", "O", "<f4", "f4", "float32 ", "", "V4", "S4")},
-    "no taps": _said(taps={}),
+    **{f"dtype {value!r}": _changed(dtype=value)
+       for value in ("float16", "float64", "object", "<f4", "float32 ", "", "V4")},
+    "no taps": _changed(taps={}),
     **{f"shape {value}": _tap(shape=value)
        for value in ([], [3.0], [0], [-3], [True], [[3]], ["3"], "3", 3, None, {}, [3, 1], [1, 3], [2**40], [2**63],
                      [2**200], [2**39, 2**39], [1] * 40, [3, *[1] * 200])},
@@ -81,9 +81,9 @@ RECIPES: dict[str, Callable[[dict[str, Any]], str]] = {
     "a tap that is a text": lambda values: json.dumps(values | {"taps": values["taps"] | {"a:avg": "node"}}),
     "another layer's name": _replaced('"taps": {"a:avg"', '"taps": {"c:avg"'),
     "layers in another order": lambda values: json.dumps(values | {"taps": dict(reversed(values["taps"].items()))}),
-    "an alias of no layer": _said(aliases={"last": "z:avg"}),
-    "an alias of a list": _said(aliases={"last": ["a:avg"]}),
-    "a version that is a number": _said(versions={"torch": 2}),
+    "an alias of no layer": _changed(aliases={"last": "z:avg"}),
+    "an alias of a list": _changed(aliases={"last": ["a:avg"]}),
+    "a version that is a number": _changed(versions={"torch": 2}),
 }  # fmt: skip
 
 
@@ -119,7 +119,7 @@ print(json.dumps(said))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for memory")
-def test_large_files_of_small_things_are_refused_in_little_memory(tmp_path):
+def test_large_files_of_many_small_objects_are_refused_in_little_memory(tmp_path):
     values, texts = values_of(GOOD), {}
     said = json.loads(values["recipe"][0])
     for name, bomb in (("lists", "[]"), ("numbers", "1"), ("texts", '"é"'), ("objects", '{"a":{}}')):

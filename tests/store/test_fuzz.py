@@ -1,6 +1,6 @@
-"""5,000 mutated stores are opened and read in processes of their own: each reads well or raises a FeatxError.
+"""5,000 mutated stores are opened and read in separate processes: each is read, or raises a FeatxError.
 
-No crash, no hang, no other exception, nothing read outside of the file, little memory. See `fuzz_child.py`.
+There is no crash, hang or other exception, no read outside of the file, and little use of memory. See `fuzz_child.py`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHILD = TESTS / "fuzz_child.py"
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """In memory where there is such a place: the disk would be written to as often."""
+    """In memory if possible, since files are written very often."""
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         yield Path(name)
 
@@ -53,7 +53,7 @@ def fuzz(folder: Path, runs: list[tuple[str, int, int]]) -> Counter[str]:
 
 
 def assert_reached(found: Counter[str], total: int) -> None:
-    """The mutations met every line of defence, and some files passed them all."""
+    """The mutations reached every check, and some files passed all of them."""
     for part in ("seal", "identity", "further in"):
         assert sum(number for what, number in found.items() if what.endswith(f"refused, {part}")) > total / 50
     assert found["resealed: refused, further in"] > total / 6 and found["tree: refused, further in"] > total / 6

@@ -1,4 +1,4 @@
-"""Stores are HDF5: h5py and h5dump, which know nothing of featx, find in them what featx says is there, and no more."""
+"""Stores are HDF5: h5py and h5dump find in them exactly what featx reads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TAPS = {"layer1:avg": (3,), "layer2:none": (2, 5, 7), "Mixed_5b.branch/1:max": (
 
 
 def full_store(path: Path, labels: str = "classes", n: int = 150, **changes: Any) -> FeatureStore:
-    """A store with something in each of its parts: columns, failures, numbers that are none."""
+    """A store with columns, failures, NaN and inf."""
     rng = np.random.default_rng(0)
     ids = [f"fotos/ä {i}.png" for i in range(n)]
     y = {"classes": np.array(["ant", "bee", "čmelák"])[np.arange(n) % 3], "values": rng.normal(size=n), "none": None}
@@ -52,7 +52,7 @@ def texts(dataset: h5py.Dataset) -> list[str]:
     return [value.decode() for value in dataset[()]]
 
 
-def test_h5py_finds_what_featx_says_is_there(store):
+def test_h5py_reads_what_featx_reads(store):
     with h5py.File(store.path) as file:
         assert [*file.attrs] == ["format", "version"]
         assert file.attrs["format"] == b"featx-store" and file.attrs["version"] == 1
@@ -120,7 +120,7 @@ def test_there_is_nothing_in_the_file_but_plain_datasets_and_hard_links(store):
             assert made.get_layout() == h5py.h5d.CONTIGUOUS and made.get_alloc_time() == h5py.h5d.ALLOC_TIME_EARLY
 
 
-def test_datasets_stand_where_the_layout_says_and_nothing_else_does(store):
+def test_datasets_have_the_offsets_of_the_layout(store):
     with h5py.File(store.path) as file:
         places = {
             name: (dataset.id.get_offset(), dataset.id.get_storage_size())
@@ -143,7 +143,7 @@ def test_datasets_stand_where_the_layout_says_and_nothing_else_does(store):
     assert at == seal.structure < seal.size == len(content)
 
 
-def test_five_lines_of_h5py_read_a_layer_by_memory_map_too(store):
+def test_a_layer_is_memory_mapped_with_h5py_and_numpy(store):
     with h5py.File(store.path) as file:
         layer = file["layers/layer2:none"]
         rows = np.memmap(store.path, layer.dtype, "r", layer.id.get_offset(), layer.shape)
@@ -174,7 +174,7 @@ def test_the_bytes_are_a_function_of_what_is_stored(store, tmp_path):
 
 @pytest.mark.parametrize("method", ["gzip", "zstd"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_h5py_reads_compressed_layers_and_all_else_as_it_was(tmp_path, method, dtype):
+def test_h5py_reads_archives(tmp_path, method, dtype):
     plain = full_store(tmp_path / "a.h5", dtype=dtype)
     path = export(plain, tmp_path / "b.h5", compression=method)
     with h5py.File(path) as file, h5py.File(plain.path) as original:
@@ -204,7 +204,7 @@ def test_h5py_reads_compressed_layers_and_all_else_as_it_was(tmp_path, method, d
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 1023, 1024, 1025, 2500])
 @pytest.mark.parametrize("method", ["gzip", "zstd"])
-def test_h5py_finds_every_piece_of_an_archive_of_any_length(tmp_path, blocks, method):
+def test_h5py_finds_every_chunk_of_archives_of_many_lengths(tmp_path, blocks, method):
     n = 64 * (blocks - 1) + 3
     rows = np.arange(2 * n, dtype=np.float32).reshape(n, 2)
     ids, digests = [str(i) for i in range(n)], np.arange(16 * n).astype(np.uint8).reshape(n, 16)

@@ -1,6 +1,6 @@
-"""Files that somebody made to deceive: each is refused when it is opened, in one line, before it costs anything.
+"""Hostile files are refused on opening, in one line and at little cost.
 
-Where it says sealed, the attacker computed identity and seal, so that the objects themselves are what must be refused.
+In tests of "sealed" files, identity and seal are valid, so that the objects themselves must be refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GOOD = good_store()
 
 @pytest.fixture(autouse=True)
 def soon() -> Iterator[None]:
-    """Nothing here may wait or go on for ever."""
+    """No test may block or loop."""
 
     def late(*_: object) -> None:
         raise TimeoutError("this takes too long")
@@ -51,7 +51,7 @@ def soon() -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
-def test_what_is_forged_without_a_change_is_the_same_file(tmp_path):
+def test_forging_without_a_change_gives_the_same_file(tmp_path):
     assert with_tree(GOOD, tree_of(GOOD)) == GOOD == with_values(GOOD, values_of(GOOD))
     seal = seal_of(GOOD)
     assert sealed(GOOD, seal.metadata, seal.structure) == GOOD
@@ -116,8 +116,13 @@ OF_THE_LIBRARY: dict[str, Callable[[h5py.File], object]] = {
 }
 
 
-@pytest.mark.parametrize("seal", ["none", "of another file", "right"])
-@pytest.mark.parametrize("name", OF_THE_LIBRARY)
+@pytest.mark.parametrize(
+    ("name", "seal"),
+    [
+        *((name, "valid") for name in OF_THE_LIBRARY),
+        *((name, seal) for name in ("nothing", "huge chunked shape") for seal in ("none", "of another file")),
+    ],
+)
 def test_files_of_the_hdf5_library_are_refused(tmp_path, name, seal):
     path = tmp_path / "a.h5"
     with h5py.File(path, "w", libver="latest", userblock_size=0 if seal == "none" else layout.PAGE) as file:
@@ -128,8 +133,8 @@ def test_files_of_the_hdf5_library_are_refused(tmp_path, name, seal):
     content = path.read_bytes().ljust(3 * layout.PAGE, b"\0")
     root = layout.PAGE + struct.unpack_from("<Q", content, layout.PAGE + 36)[0]
     structure = max(root, layout.FIRST_LAYER + 128)
-    right = sealed(content, layout.FIRST_LAYER + 64, structure)
-    refused(written(path, right if seal == "right" else GOOD[: layout.PAGE] + content[layout.PAGE :]), "not a whole")
+    valid = sealed(content, layout.FIRST_LAYER + 64, structure)
+    refused(written(path, valid if seal == "valid" else GOOD[: layout.PAGE] + content[layout.PAGE :]), "not a whole")
 
 
 # --- objects, superblock and seal
@@ -150,7 +155,7 @@ def test_files_of_the_hdf5_library_are_refused(tmp_path, name, seal):
     ],
     ids=lambda attributes: f"{len(attributes)} {attributes.get('format')} {attributes.get('version')}"[:40],
 )
-def test_sealed_attributes_but_the_two_are_refused(tmp_path, attributes):
+def test_sealed_attributes_other_than_the_two_are_refused(tmp_path, attributes):
     refused(written(tmp_path / "a.h5", with_tree(GOOD, tree_of(GOOD), attributes)), "not a whole")
 
 
@@ -164,7 +169,7 @@ def test_sealed_attributes_but_the_two_are_refused(tmp_path, attributes):
         (48, b"x"),  # behind it
     ],
 )
-def test_a_sealed_superblock_that_is_another_is_refused(tmp_path, at, value):
+def test_a_changed_sealed_superblock_is_refused(tmp_path, at, value):
     for right in (True, False):
         content, seal = bytearray(GOOD), seal_of(GOOD)
         content[layout.PAGE + at : layout.PAGE + at + len(value)] = value
@@ -177,7 +182,7 @@ def test_a_sealed_superblock_that_is_another_is_refused(tmp_path, at, value):
 
 @pytest.mark.parametrize("target", ["itself", "root", "another", "nowhere", "before", "far"])
 def test_sealed_links_that_lead_elsewhere_are_refused(tmp_path, target):
-    """All hard links of the file in turn; loops among them."""
+    """Redirect each hard link of the file in turn, also into loops."""
     content, seal = bytearray(GOOD), seal_of(GOOD)
     spans = header_spans(content, seal.structure)
     addresses = [start - layout.PAGE for start, _ in spans]
@@ -205,7 +210,7 @@ def test_sealed_links_that_lead_elsewhere_are_refused(tmp_path, target):
 
 @pytest.mark.parametrize("number", [0, 1, 8191, 8192, 2**31, 2**32, 2**62, 10**18 - 1])
 @pytest.mark.parametrize("field", ["size", "metadata", "structure"])
-def test_a_right_seal_that_says_other_places_is_refused(tmp_path, field, number):
+def test_a_valid_seal_with_other_offsets_is_refused(tmp_path, field, number):
     seal = replace(seal_of(GOOD), **{field: number})
     refused(written(tmp_path / "a.h5", seal.to_bytes() + GOOD[layout.PAGE :]), "not a whole")
     for other in (seal_of(GOOD).metadata, seal_of(GOOD).structure, len(GOOD) - 8):  # with the identity of those places
@@ -228,7 +233,7 @@ def test_a_right_seal_that_says_other_places_is_refused(tmp_path, field, number)
         lambda page: page[:40].ljust(layout.PAGE, b"\0"),
     ],
 )
-def test_a_seal_written_in_another_way_is_refused(tmp_path, change):
+def test_a_seal_in_another_form_is_refused(tmp_path, change):
     page = change(GOOD[: layout.PAGE])
     assert len(page) == layout.PAGE
     refused(written(tmp_path / "a.h5", page + GOOD[layout.PAGE :]), "not a")
@@ -285,7 +290,7 @@ def test_paths_of_no_local_file_are_refused_at_once(monkeypatch, tmp_path, path)
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes")
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link to a pipe", "loop of links", "socket", "forbidden"])
-def test_what_is_no_readable_file_is_refused_at_once(tmp_path, kind):
+def test_paths_that_are_not_readable_files_are_refused_at_once(tmp_path, kind):
     path = tmp_path / "a.h5"
     if kind == "folder":
         path.mkdir()

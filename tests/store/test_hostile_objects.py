@@ -1,6 +1,6 @@
-"""Sealed objects that the HDF5 library would read, in a store that is otherwise right: what no store has is refused.
+"""Sealed objects that the HDF5 library would read, in an otherwise valid store, are refused.
 
-Each is made by our own writer with one of its functions replaced, so that all addresses and checksums are right.
+Featx's writer makes them, with one of its functions replaced, so that all addresses and checksums are valid.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ GOOD = good_store()
 
 
 def _link(kind: int, target: bytes) -> tuple[str, Callable[..., list[bytes]]]:
-    """A link of another kind in place of that of `failures`."""
+    """Replace the link of `failures` by one of another kind."""
 
     def messages(addresses: dict[str, int]) -> list[bytes]:
         head = struct.pack("<BBBBH", 1, 0x19, kind, 1, 8) + b"failures" + struct.pack("<H", len(target)) + target
@@ -31,7 +31,7 @@ def _link(kind: int, target: bytes) -> tuple[str, Callable[..., list[bytes]]]:
 
 
 def _with(of: str, kind: int, content: bytes | None, instead: bool = False) -> tuple[str, Callable[..., list[bytes]]]:
-    """One message more in the headers of a "group" or "dataset", or another one instead of those of its kind."""
+    """Add a message to the headers of a "group" or "dataset", or replace those of its kind."""
 
     def messages(*arguments: Any) -> list[bytes]:
         kept = [one for one in original(*arguments) if not instead or one[0] != kind]
@@ -42,7 +42,7 @@ def _with(of: str, kind: int, content: bytes | None, instead: bool = False) -> t
 
 
 def _type(other: bytes) -> tuple[str, Callable[[np.dtype], bytes]]:
-    """Another type in place of that of rows."""
+    """Replace the type of rows."""
     original = hdf5._type
     return "_type", lambda dtype: other if dtype == np.float32 else original(dtype)
 

@@ -1,6 +1,6 @@
-"""Damage is found, each flipped bit and each truncation: by opening, by `verify`, by reads with `check=True`.
+"""Every flipped bit and every truncation is found by opening, by `verify` or by reads with `check=True`.
 
-Rows that are damaged are named by layer; all others are read.
+Damaged rows are reported by layer; all others are read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def stored(form: str) -> bytes:
 
 
 def places_of_rows(content: bytes) -> list[tuple[int, int, Damage]]:
-    """(start, stop) of each block's bytes in the file, and the damage that a wrong bit in them is."""
+    """(start, stop) of each block's bytes in the file, and the damage that a flipped bit in them causes."""
     found = []
     for member, array in tree_of(content)["layers"].items():
         unit, n = layout.block_rows(array.row_bytes), array.shape[0]
@@ -45,7 +45,7 @@ def places_of_rows(content: bytes) -> list[tuple[int, int, Damage]]:
 
 
 def assert_told(path: Path, expected: Damage | None, rng: np.random.Generator) -> None:
-    """The file, of which a bit is another, is refused or opened according to where the bit is."""
+    """A file with a flipped bit is refused or opened, depending on the place of the bit."""
     store = FeatureStore(path)
     if expected is None:  # between layers
         with pytest.raises(StoreError, match="between its layers"):
@@ -76,7 +76,7 @@ def assert_told(path: Path, expected: Damage | None, rng: np.random.Generator) -
 
 
 @FORMS
-def test_every_flipped_bit_is_found_and_named(tmp_path, form, flips):
+def test_every_flipped_bit_is_found_and_located(tmp_path, form, flips):
     content = stored(form)
     path, rng = written(tmp_path / "a.h5", content), np.random.default_rng(flips)
     blocks, metadata = places_of_rows(content), seal_of(content).metadata
@@ -102,7 +102,7 @@ def test_every_flipped_bit_is_found_and_named(tmp_path, form, flips):
 
 
 @FORMS
-def test_every_truncation_and_every_byte_more_is_found(tmp_path, form, flips):
+def test_every_truncated_or_extended_file_is_refused(tmp_path, form, flips):
     content = stored(form)
     path, rng = tmp_path / "a.h5", np.random.default_rng(1)
     lengths = [*rng.integers(0, len(content), flips // 6).tolist(), 0, 1, 4095, 4096, 4097, len(content) - 1]
@@ -122,13 +122,13 @@ def test_every_truncation_and_every_byte_more_is_found(tmp_path, form, flips):
 
 
 @FORMS
-def test_rows_at_another_rows_place_are_found(tmp_path, form, flips):
+def test_swapped_rows_are_found(tmp_path, form, flips):
     content = stored(form)
     (a, b, first), (c, d, second), *_ = places_of_rows(content)
     swapped = bytearray(content)
     if form == "plain":
         swapped[a:b], swapped[c:d] = content[c:d], content[a:b]
-        expected = [(first.layer, 0, 128)]  # neighbours are told as one
+        expected = [(first.layer, 0, 128)]  # adjacent blocks are reported as one
     else:
         swapped[a:b] = content[c : c + b - a].ljust(b - a, b"\0")
         expected = [first]
@@ -147,7 +147,7 @@ def test_rows_at_another_rows_place_are_found(tmp_path, form, flips):
 
 
 @FORMS
-def test_damage_in_several_places_is_told_at_once(tmp_path, form, flips):
+def test_damage_in_several_places_is_reported_at_once(tmp_path, form, flips):
     content = stored(form)
     blocks = places_of_rows(content)
     for chosen, expected in [
@@ -199,7 +199,7 @@ uses = {
 path = os.path.join(folder, "a.h5")
 good = open(path, "rb").read()
 KEYS = FeatureStore(path).X[[5, 1]]
-told = {}
+outcomes = {}
 for name, use in uses.items():
     expected = repr(use(FeatureStore(path)))
     reading, writing = os.pipe()
@@ -234,17 +234,17 @@ for name, use in uses.items():
     os.close(writing)
     said = os.read(reading, 1000).decode()
     status = os.waitpid(child, 0)[1]
-    told[name] = said or f"signal {status}"
+    outcomes[name] = said or f"signal {status}"
     os.close(reading)
-print(json.dumps(told))
+print(json.dumps(outcomes))
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
 @pytest.mark.parametrize("form", ["plain", "gzip"])
 @pytest.mark.parametrize("how", ["shortened", "renamed and shortened", "removed and shortened", "copied over"])
-def test_a_file_that_changes_while_it_is_open_gives_what_it_was_or_is_refused(tmp_path, form, how):
-    """Reading what is mapped but no longer there would kill the process."""
+def test_a_file_that_changes_while_open_reads_as_before_or_is_refused(tmp_path, form, how):
+    """Reading mapped pages behind the end of the file would kill the process."""
     content = stored(form)
     written(tmp_path / "a.h5", content)
 
@@ -257,6 +257,6 @@ def test_a_file_that_changes_while_it_is_open_gives_what_it_was_or_is_refused(tm
         [sys.executable, "-c", OPEN, tmp_path, how, other], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
-    assert len(told) == 18 and {*told.values()} <= {"as it was", "refused"}, told
-    assert told["verify"] == told["take, checked"] == told["blocks, checked"] == "refused", told
+    outcomes = json.loads(done.stdout)
+    assert len(outcomes) == 18 and {*outcomes.values()} <= {"as it was", "refused"}, outcomes
+    assert outcomes["verify"] == outcomes["take, checked"] == outcomes["blocks, checked"] == "refused", outcomes

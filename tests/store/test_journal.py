@@ -1,4 +1,4 @@
-"""What the journal says is believed as far as it can be true; what it does not say is done again."""
+"""A run continues with the groups that the journal records and the file confirms, and repeats the others."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def begin(output: Path, **changes) -> StoreWriter:
 
 
 def fill(target: StoreWriter, indices, bad=BAD) -> None:
-    """Write those that are still to do."""
+    """Write the images that are still to do."""
     todo = [i for i in indices if target.todo[i]]
     good = [i for i in todo if i not in bad]
     if good:
@@ -73,7 +73,7 @@ def line(entry: dict) -> bytes:
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), RuntimeError("in between")])
-def test_what_is_left_before_a_group_is_complete_leaves_nothing(tmp_path, error):
+def test_a_run_that_ends_before_a_complete_group_leaves_nothing(tmp_path, error):
     with pytest.raises(type(error)), begin(tmp_path / "a.h5") as target:
         fill(target, [*range(63), *range(70, 150)])
         assert left_in(tmp_path) == ["a.h5.journal", "a.h5.partial"]
@@ -81,7 +81,7 @@ def test_what_is_left_before_a_group_is_complete_leaves_nothing(tmp_path, error)
     assert left_in(tmp_path) == []
 
 
-def test_a_run_goes_on_with_the_groups_that_are_complete(tmp_path, whole):
+def test_a_run_continues_after_the_complete_groups(tmp_path, whole):
     output = tmp_path / "a.h5"
     break_off(output, [*range(64), *range(70, 120), *range(128, N)])
     assert left_in(tmp_path) == ["a.h5.journal", "a.h5.partial"]
@@ -103,7 +103,7 @@ def test_a_run_goes_on_with_the_groups_that_are_complete(tmp_path, whole):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_run_that_is_broken_off_again_and_again_ends_as_one_that_is_not(tmp_path, whole, seed, monkeypatch):
+def test_a_run_interrupted_many_times_gives_the_bytes_of_an_uninterrupted_one(tmp_path, whole, seed, monkeypatch):
     rng, output = np.random.default_rng(seed), tmp_path / "a.h5"
     monkeypatch.setattr(writer, "_SYNC_BYTES", int(rng.choice([0, 10_000, 2**30])))
     for _ in range(4):
@@ -115,7 +115,7 @@ def test_a_run_that_is_broken_off_again_and_again_ends_as_one_that_is_not(tmp_pa
     assert finished(output) == whole
 
 
-def test_what_is_done_is_not_written_again(tmp_path, whole):
+def test_complete_groups_are_not_written_again(tmp_path, whole):
     output = tmp_path / "a.h5"
     break_off(output, range(128))
     written: list[int] = []
@@ -131,14 +131,14 @@ def test_what_is_done_is_not_written_again(tmp_path, whole):
     assert output.read_bytes() == whole
 
 
-def test_a_journal_cut_off_anywhere_is_believed_as_far_as_it_goes(tmp_path, whole):
+def test_a_truncated_journal_counts_up_to_its_last_complete_line(tmp_path, whole):
     output = tmp_path / "a.h5"
     break_off(output, range(N))
-    told = lines(output)
-    assert len(told) > 2
-    partial, content = tmp_path / "a.h5.partial", b"".join(told)
+    written_lines = lines(output)
+    assert len(written_lines) > 2
+    partial, content = tmp_path / "a.h5.partial", b"".join(written_lines)
     rows = partial.read_bytes()
-    first, rng = len(told[0]), np.random.default_rng(0)
+    first, rng = len(written_lines[0]), np.random.default_rng(0)
     for size in [0, 1, first - 1, first, first + 1, len(content) - 1, *rng.integers(0, len(content), 20)]:
         partial.write_bytes(rows)
         put(output, content[:size])
@@ -146,20 +146,20 @@ def test_a_journal_cut_off_anywhere_is_believed_as_far_as_it_goes(tmp_path, whol
         assert finished(output) == whole
 
 
-def test_what_is_told_after_a_torn_line_counts(tmp_path, whole):
+def test_entries_after_an_incomplete_line_was_removed_count(tmp_path, whole):
     output = tmp_path / "a.h5"
     break_off(output, range(64))
-    told = lines(output)
-    put(output, *told, told[-1][: len(told[-1]) // 2])
+    written_lines = lines(output)
+    put(output, *written_lines, written_lines[-1][: len(written_lines[-1]) // 2])
     break_off(output, range(128))
     assert [entry["groups"] for entry in unfinished(output).entries] == [[0, 1], [1, 2]]
     assert finished(output) == whole
 
 
-@pytest.mark.parametrize("closing_up", [False, True], ids=["writing", "closing up"])
-def test_a_journal_with_any_bit_flipped_never_makes_another_store(tmp_path, whole, closing_up):
+@pytest.mark.parametrize("compacting", [False, True], ids=["writing", "compacting"])
+def test_a_journal_with_any_bit_flipped_never_makes_another_store(tmp_path, whole, compacting):
     output, partial = tmp_path / "a.h5", tmp_path / "a.h5.partial"
-    if closing_up:
+    if compacting:
         moments: list[str] = []
 
         def happen(_: int, name: str) -> None:
@@ -172,14 +172,14 @@ def test_a_journal_with_any_bit_flipped_never_makes_another_store(tmp_path, whol
         assert any("moved" in entry for entry in unfinished(output).entries)
     else:
         break_off(output, range(100))
-    told, rows, rng = b"".join(lines(output)), partial.read_bytes(), np.random.default_rng(1)
-    first = told.index(b"\n")
-    for bit in [*rng.integers(0, first * 8, 5), *rng.integers(first * 8, len(told) * 8, 40)]:
-        spoiled = bytearray(told)
+    journal, rows, rng = b"".join(lines(output)), partial.read_bytes(), np.random.default_rng(1)
+    first = journal.index(b"\n")
+    for bit in [*rng.integers(0, first * 8, 5), *rng.integers(first * 8, len(journal) * 8, 40)]:
+        spoiled = bytearray(journal)
         spoiled[bit // 8] ^= 1 << bit % 8
         put(output, bytes(spoiled))
         partial.write_bytes(rows)
-        if closing_up and bit >= first * 8:  # rows have moved already: what was told of them may be wanted
+        if compacting and bit >= first * 8:  # rows have moved already: the entries about them may be needed
             try:
                 assert finished(output) == whole
             except StoreError as error:
@@ -191,7 +191,7 @@ def test_a_journal_with_any_bit_flipped_never_makes_another_store(tmp_path, whol
         output.unlink(missing_ok=True)
 
 
-def test_rows_that_are_not_as_the_journal_says_are_computed_again(tmp_path, whole):
+def test_rows_without_the_journals_checksums_are_computed_again(tmp_path, whole):
     output, partial = tmp_path / "a.h5", tmp_path / "a.h5.partial"
     break_off(output, range(N))
     place = layout.place_layers(recipe(TAPS), N)["b:none"]
@@ -206,8 +206,8 @@ def test_rows_that_are_not_as_the_journal_says_are_computed_again(tmp_path, whol
     assert output.read_bytes() == whole
 
 
-def test_of_a_group_that_was_done_twice_the_later_line_counts(tmp_path, whole):
-    """An image was missing, its group's rows were lost, it was there again; then the run was killed closing up."""
+def test_the_later_entry_of_a_group_counts(tmp_path, whole):
+    """An image fails, its group's rows are lost, the image is back; then the run is killed in the compaction."""
     output, partial = tmp_path / "a.h5", tmp_path / "a.h5.partial"
     break_off(output, range(N), BAD | {3: "missing"})
     rows = bytearray(partial.read_bytes())
@@ -243,27 +243,27 @@ def other_runs(output: Path) -> dict[str, StoreWriter]:
     }
 
 
-def test_another_run_is_refused_and_harms_nothing(tmp_path, whole):
+@pytest.mark.parametrize("difference", sorted(other_runs(Path("a.h5"))))
+def test_another_run_is_refused_and_harms_nothing(tmp_path, whole, difference):
     output = tmp_path / "a.h5"
     break_off(output, range(100))
     before = [(tmp_path / name).read_bytes() for name in left_in(tmp_path)]
-    for name, run in other_runs(output).items():
-        with pytest.raises(StoreError) as caught:
-            run()
-        assert_tells(caught.value, str(output), "unfinished run", "discard it with discard=True")
-        assert [(tmp_path / name).read_bytes() for name in left_in(tmp_path)] == before, name
+    with pytest.raises(StoreError) as caught:
+        other_runs(output)[difference]()
+    assert_tells(caught.value, str(output), "unfinished run", "discard it with discard=True")
+    assert [(tmp_path / name).read_bytes() for name in left_in(tmp_path)] == before
     assert finished(output) == whole
 
 
-def test_a_run_of_another_version_is_refused_and_can_be_discarded(tmp_path, whole):
+@pytest.mark.parametrize("use", [begin, unfinished])
+def test_a_run_of_another_version_is_refused_and_can_be_discarded(tmp_path, whole, use):
     output = tmp_path / "a.h5"
     break_off(output, range(100))
     put(output, line({"format": "featx-journal 2", "what": "ever"}), line({"groups": [0, 1]}))
     before = [(tmp_path / name).read_bytes() for name in left_in(tmp_path)]
-    for run in (lambda: begin(output), lambda: unfinished(output)):
-        with pytest.raises(StoreError) as caught:
-            run()
-        assert_tells(caught.value, "another version", str(output), "discard it with discard=True")
+    with pytest.raises(StoreError) as caught:
+        use(output)
+    assert_tells(caught.value, "another version", str(output), "discard it with discard=True")
     assert [(tmp_path / name).read_bytes() for name in left_in(tmp_path)] == before
     discard(output)
     assert left_in(tmp_path) == []
@@ -271,7 +271,7 @@ def test_a_run_of_another_version_is_refused_and_can_be_discarded(tmp_path, whol
 
 
 @pytest.mark.parametrize("what", ["partial", "journal", "both"])
-def test_what_is_left_of_a_run_is_discarded_and_the_output_stays(tmp_path, what):
+def test_an_unfinished_run_is_discarded_and_the_output_stays(tmp_path, what):
     output = tmp_path / "a.h5"
     break_off(output, range(100))
     if what != "both":
@@ -285,8 +285,8 @@ def test_what_is_left_of_a_run_is_discarded_and_the_output_stays(tmp_path, what)
 
 
 @pytest.mark.parametrize("closed", [False, True], ids=["rows", "closed up"])
-def test_the_journal_of_a_run_that_is_gone_is_not_believed(tmp_path, whole, monkeypatch, closed):
-    """Killed after the renaming, it is all that is left of a run; the file that has taken its name is an empty one."""
+def test_a_journal_without_its_file_is_ignored(tmp_path, whole, monkeypatch, closed):
+    """A kill after the renaming leaves only the journal; the partial file that appears later is empty."""
     output = tmp_path / "a.h5"
     if closed:
         with monkeypatch.context() as patched:
@@ -311,6 +311,6 @@ def test_the_journal_of_a_run_that_is_gone_is_not_believed(tmp_path, whole, monk
 
 
 @pytest.mark.parametrize("content", [b"", b"half a store" * 10_000])
-def test_what_is_there_without_a_journal_is_no_hindrance(tmp_path, whole, content):
+def test_a_partial_file_without_a_journal_is_overwritten(tmp_path, whole, content):
     (tmp_path / "a.h5.partial").write_bytes(content)
     assert finished(tmp_path / "a.h5") == whole

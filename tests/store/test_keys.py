@@ -1,4 +1,4 @@
-"""The numbers that stand for images: their own, all different, telling nothing."""
+"""Image keys are constant, unique and reveal nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_keys_are_different_52_bit_numbers_that_a_float_holds():
     assert np.all(np.abs(bits.mean(0) - 0.5) < 0.1)  # all 52 bits carry something
 
 
-def test_a_key_is_the_images_own_whatever_its_neighbours_and_their_order():
+def test_a_key_does_not_depend_on_other_images():
     key_of = dict(zip(IDS, image_keys(IDS, DIGESTS).tolist(), strict=True))
     chosen = np.random.default_rng(0).permutation(1000)[:300]
     some = image_keys([IDS[i] for i in chosen], [DIGESTS[i] for i in chosen])
@@ -32,7 +32,7 @@ def test_a_key_depends_on_name_and_content():
     assert len(set(image_keys(names, digests).tolist())) == 4
 
 
-def test_keys_are_the_same_for_ever():
+def test_keys_are_constant_over_versions():
     assert image_keys(["a.jpg", "b.jpg"], [bytes(16), bytes(range(16))]).tolist() == [
         2268827697251122,
         1550797816970264,
@@ -51,6 +51,6 @@ def test_keys_that_collide_are_hashed_again(monkeypatch):
     assert image_keys(IDS[:100], DIGESTS[:100]).tolist() == found[:100].tolist()  # the later of two gives way
 
 
-def test_keys_tell_nothing_of_order():
+def test_keys_do_not_reveal_the_order():
     found = image_keys(IDS, DIGESTS)
     assert abs(np.corrcoef(np.argsort(np.argsort(found)), np.arange(1000))[0, 1]) < 0.1

@@ -1,4 +1,4 @@
-"""Large layers cost their readers little: workers share the pages, and opening reads no rows."""
+"""Large layers are cheap to read: workers share pages, and opening reads no rows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ on_linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for me
 
 
 def large_store(path: Path, nbytes: int) -> FeatureStore:
-    """One layer of so many bytes."""
+    """A store with one layer of `nbytes` bytes."""
     d = 4096
     n = nbytes // (4 * d)
     rows = np.random.default_rng(0).random((64, d), np.float32)
@@ -36,13 +36,13 @@ def large_store(path: Path, nbytes: int) -> FeatureStore:
 
 
 def private_bytes() -> int:
-    """Memory of this process that no other has."""
+    """Memory that this process does not share."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Private_Clean:", "Private_Dirty:")))
 
 
 def with_all(folder: Path, what: str, workers: int) -> None:
-    """Wait until all workers are here, so that each of them has one task."""
+    """Wait for all workers, so that each of them has one task."""
     (folder / f"{what} {os.getpid()}").touch()
     until = time.monotonic() + 100
     while len(list(folder.glob(f"{what} *"))) < workers:
@@ -56,7 +56,7 @@ def at_rest(folder: Path, workers: int) -> tuple[int, int]:
 
 
 def passed_over(thing: Any, folder: Path, workers: int) -> tuple[int, float, int]:
-    """Read all of a layer; measure when all have read it, and none let go of it."""
+    """Read a whole layer; measure when all workers have read it and still hold it."""
     parts: Iterator[tuple[int, np.ndarray]]
     if isinstance(thing, FeatureStore):
         parts = thing.blocks("large", check=True)
@@ -95,7 +95,7 @@ def test_workers_share_the_pages_of_a_layer(tmp_path, nbytes, workers):
 
 
 def sparse_store(path: Path, n: int, d: int) -> None:
-    """A whole store of zeros that takes no room on the disk."""
+    """A complete, sparse store of zeros."""
     ids = [f"class/{i:08d}.jpg" for i in range(n)]
     digests = np.random.default_rng(0).integers(0, 256, (n, 16), np.uint8)
     made_by = replace(recipe({"large:avg": (d,)}), collection=collection_digest(ids, None, {}))

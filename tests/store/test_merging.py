@@ -1,8 +1,9 @@
-"""Stores of equal recipes become one: the same rows, keys and labels as one run gives; all else is refused."""
+"""A merge gives the rows, keys and labels of a single run; stores that do not fit together are refused."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def _row(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def _write(
     path: Path, ids: list[str], failed: dict[str, str] | None = None, made: Recipe | None = None, **given
 ) -> FeatureStore:
-    """Rows, digests and labels that depend on the image's name alone."""
+    """Rows, digests and labels that depend only on the image's id."""
     made, failed = made or recipe(TAPS), failed or {}
     n = len(ids)
     y = given.get("y", np.array([f"class {name[-1]}" for name in ids]))
@@ -49,7 +50,7 @@ def test_a_merge_is_what_one_run_over_all_images_gives(tmp_path: Path) -> None:
     assert left_in(tmp_path) == ["0.h5", "1.h5", "2.h5", "merged.h5", "whole.h5"]
 
 
-def test_failures_are_carried_and_an_image_that_one_store_has_is_no_failure(tmp_path: Path) -> None:
+def test_failures_are_merged_unless_another_store_has_the_image(tmp_path: Path) -> None:
     first = _write(tmp_path / "1.h5", _names(0, 80), {"00003": "cut off", "00070": "cut off"})
     second = _write(tmp_path / "2.h5", ["00003", *_names(80, 90)], {"00085": "no pixels"})
     merged = merge([first, second], tmp_path / "merged.h5")
@@ -65,12 +66,12 @@ def test_failures_are_carried_and_an_image_that_one_store_has_is_no_failure(tmp_
     assert merged.columns["site"].tolist() == [f"site {name[0]}" for name in merged.ids.tolist()]
 
 
-def test_keys_stay_what_they_were(tmp_path: Path) -> None:
+def test_keys_do_not_change(tmp_path: Path) -> None:
     parts = [_write(tmp_path / f"{i}.h5", _names(100 * i, 100 * i + 100)) for i in range(2)]
     assert np.array_equal(merge(parts, tmp_path / "m.h5").X, np.concatenate([part.X for part in parts]))
 
 
-def test_recorded_fields_are_joined_and_decide_nothing(tmp_path: Path) -> None:
+def test_recorded_fields_are_joined_and_may_differ(tmp_path: Path) -> None:
     other = recipe(
         TAPS, versions={"torch": "3.0", "timm": "1.0"}, device="cuda", threads=8, aliases={"x": "layer3:avg"}
     )
@@ -97,29 +98,33 @@ def test_other_recipes_are_refused_field_by_field(tmp_path: Path, change: dict, 
         _write(tmp_path / "1.h5", _names(0, 3)),
         _write(tmp_path / "2.h5", _names(3, 6), made=recipe(TAPS, **change)),
     ]
-    with pytest.raises(RecipeError) as told:
+    with pytest.raises(RecipeError) as caught:
         merge(stores, tmp_path / "m.h5")
-    assert_tells(told.value, *words, "extract the images of one again, with like='1.h5'")
+    assert_tells(caught.value, *words, "extract the images of one again, with like='1.h5'")
     assert left_in(tmp_path) == ["1.h5", "2.h5"]
 
 
-def test_other_layers_shared_images_and_other_labels_are_refused(tmp_path: Path) -> None:
-    first = _write(tmp_path / "1.h5", _names(0, 3))
-    cases = {
-        "layers": dict(made=recipe({"layer3:avg": (5,)})),
-        "class names": dict(y=np.arange(3.0)),
-        "no labels": dict(y=None),
-        "columns": dict(columns={}),
-    }
-    for word, given in cases.items():
-        with pytest.raises(StoreError) as told:
-            merge([first, _write(tmp_path / f"{word}.h5", _names(3, 6), **given)], tmp_path / "m.h5")
-        assert_tells(told.value, word)
-    with pytest.raises(StoreError) as told:
-        merge([first, first], tmp_path / "m.h5")
-    assert_tells(told.value, "'00000'", "3 images")
-    with pytest.raises(StoreError, match="two stores or more"):
-        merge([first], tmp_path / "m.h5")
+@pytest.mark.parametrize(
+    ("second", "words"),
+    [
+        (dict(made=recipe({"layer3:avg": (5,)})), ["layers"]),
+        (dict(y=np.arange(3.0)), ["class names", "numbers as labels"]),
+        (dict(y=None), ["class names", "no labels"]),
+        (dict(columns={}), ["same columns", "2.h5 has none"]),
+        ("the first", ["'00000'", "3 images"]),
+        (None, ["two stores or more"]),
+    ],
+    ids=["layers", "numeric labels", "no labels", "columns", "the same images", "one store"],
+)
+def test_stores_that_do_not_fit_together_are_refused(tmp_path: Path, second: Any, words: list[str]) -> None:
+    stores = [_write(tmp_path / "1.h5", _names(0, 3))]
+    if isinstance(second, dict):
+        stores.append(_write(tmp_path / "2.h5", _names(3, 6), **second))
+    elif second:
+        stores *= 2
+    with pytest.raises(StoreError) as caught:
+        merge(stores, tmp_path / "m.h5")
+    assert_tells(caught.value, *words)
     assert not (tmp_path / "m.h5").exists() and not (tmp_path / "m.h5.partial").exists()
 
 
@@ -131,7 +136,7 @@ def test_numbers_as_labels_and_no_labels_merge_too(tmp_path: Path) -> None:
         assert merged.y is None if y is None else merged.y.tolist() == [0.5, 2, 0.5, -1, 2]
 
 
-def test_a_file_that_is_there_is_replaced_only_when_asked_even_one_of_the_parts(tmp_path: Path) -> None:
+def test_an_existing_file_is_replaced_only_on_request_even_if_it_is_a_part(tmp_path: Path) -> None:
     parts = [_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3)) for i in range(2)]
     with pytest.raises(StoreError, match="is there already"):
         merge(parts, tmp_path / "0.h5")
@@ -140,7 +145,7 @@ def test_a_file_that_is_there_is_replaced_only_when_asked_even_one_of_the_parts(
     merged.verify()
 
 
-def test_only_what_this_merge_gives_is_taken_for_finished(tmp_path: Path) -> None:
+def test_only_the_result_of_this_merge_counts_as_finished(tmp_path: Path) -> None:
     parts = [_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3), {f"0000{3 * i}": "cut off"}) for i in range(2)]
     merged = merge(parts, tmp_path / "m.h5")
     assert merge(parts, tmp_path / "m.h5").identity == merge(parts, tmp_path / "m.h5", replace=True).identity
@@ -161,7 +166,7 @@ def test_only_what_this_merge_gives_is_taken_for_finished(tmp_path: Path) -> Non
     assert (tmp_path / "m.h5").read_bytes() == content
 
 
-def test_a_damaged_merge_is_not_taken_for_finished_and_is_made_again_when_asked(tmp_path: Path) -> None:
+def test_a_damaged_merge_does_not_count_as_finished(tmp_path: Path) -> None:
     parts = [_write(tmp_path / f"{i}.h5", _names(3 * i, 3 * i + 3)) for i in range(2)]
     whole = merge(parts, tmp_path / "m.h5").path.read_bytes()
     damaged = bytearray(whole)
@@ -177,13 +182,13 @@ def test_damaged_rows_are_not_copied(tmp_path: Path) -> None:
     content = bytearray(second.path.read_bytes())
     content[8192 + 7] ^= 1
     (tmp_path / "bad.h5").write_bytes(content)
-    with pytest.raises(DamageError) as told:
+    with pytest.raises(DamageError) as caught:
         merge([first, tmp_path / "bad.h5"], tmp_path / "m.h5")
-    assert_tells(told.value, "bad.h5", "layer3:avg", "rows 0 to 2")
+    assert_tells(caught.value, "bad.h5", "layer3:avg", "rows 0 to 2")
     assert left_in(tmp_path) == ["0.h5", "1.h5", "bad.h5"]
 
 
-def test_an_interrupted_merge_goes_on(tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_merge_is_continued(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("featx.store.merging._COPY_BYTES", 1)
     parts = [_write(tmp_path / f"{i}.h5", _names(200 * i, 200 * i + 200)) for i in range(2)]
     merge(parts, tmp_path / "unbroken.h5")

@@ -1,4 +1,4 @@
-"""HDF5's objects are written and read without its library: what `emit` writes h5py reads, and `parse` gives it back."""
+"""HDF5's objects are written and read without its library: h5py and `parse` read what `emit` writes."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def laid_out(tree: dict[str, Any], base: int, seed: int) -> tuple[bytearray, dic
 
 @often
 @given(trees, attributes, st.sampled_from([0, 512, 4096]), st.integers(0, 2**32))
-def test_h5py_reads_what_was_emitted_and_parse_gives_it_back(tree, attributes, base, seed):
+def test_h5py_and_parse_read_what_emit_wrote(tree, attributes, base, seed):
     content, tree, values = laid_out(tree, base, seed)
     start = len(content)
     superblock, objects = emit(tree, attributes, base, start)
@@ -170,7 +170,7 @@ def test_lookup3_is_the_checksum_that_hdf5_itself_writes():
     assert len(checked) == 12
 
 
-def test_an_array_knows_its_bytes():
+def test_the_size_of_an_array():
     for dtype, shape in (("<f4", (3, 5)), ("S7", (2,)), ("<i8", ()), ("<f2", (0, 4))):
         assert (
             Array(dtype, shape, 0).nbytes

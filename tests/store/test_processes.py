@@ -1,4 +1,4 @@
-"""Threads, forked and spawned processes and joblib's workers read a store's rows, and hold no handle that breaks."""
+"""Threads, forked and spawned processes and joblib's workers read a store's rows without broken handles."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def store(tmp_path_factory) -> FeatureStore:
 
 
 def handed_over(store: FeatureStore) -> dict[str, Any]:
-    """What a user may pass to a worker."""
+    """Objects that a user may pass to a worker."""
     layer, maps = store["wide"], store["maps"]
     return {
         "store": store,
@@ -63,7 +63,7 @@ def handed_over(store: FeatureStore) -> dict[str, Any]:
 
 
 def read(thing: Any) -> Any:
-    """All that it says, in memory."""
+    """All its values, in memory."""
     if isinstance(thing, FeatureStore):
         taken = thing.take([3, -1, 3], "wide", check=True)
         return [np.array(thing["wide"]), np.array(thing["maps"]), taken, thing.X, thing.ids]
@@ -91,7 +91,7 @@ def same(found: Any, expected: Any) -> bool:
         pytest.param("forkserver", marks=on_linux),
     ],
 )
-def test_workers_read_the_rows_that_are_there(store, method):
+def test_workers_read_the_same_rows(store, method):
     things = handed_over(store)
     expected = read(things)
     assert np.array_equal(expected["layer"], rows_for_tests()["wide:avg"])
@@ -108,7 +108,7 @@ def test_workers_read_the_rows_that_are_there(store, method):
 @pytest.mark.parametrize("most_bytes", [1, "1M", None])
 @pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
 @forking
-def test_joblibs_workers_read_the_rows_that_are_there(store, backend, most_bytes):
+def test_joblibs_workers_read_the_same_rows(store, backend, most_bytes):
     things = handed_over(store)
     expected = read(things)
     # joblib hands what has more bytes over by file name and offset, or in a file of its own
@@ -118,7 +118,7 @@ def test_joblibs_workers_read_the_rows_that_are_there(store, backend, most_bytes
     assert wrong == []
 
 
-def test_a_worker_hands_on_what_it_was_handed(store):
+def test_a_worker_can_pass_rows_on(store):
     def twice(thing):
         return pickle.loads(pickle.dumps(thing)), read(pickle.loads(pickle.dumps(thing)))
 
@@ -144,7 +144,7 @@ def test_pickled_rows_are_read_only_and_computed_ones_are_not(store):
         assert not again.any() and thing.any()
 
 
-def test_what_is_computed_from_rows_is_an_array_like_any_other(store):
+def test_results_computed_from_rows_are_ordinary_arrays(store):
     layer = store["wide"]
     for computed in (layer + 1, layer @ layer.T, layer.sum(axis=1), layer[[1, 2]], layer[layer[:, 0] > 1.5]):
         assert type(computed) is np.ndarray and computed.flags.writeable
@@ -167,7 +167,7 @@ def test_threads_that_open_a_layer_first_all_read_it(store):
 
 
 def when_told(store: FeatureStore, layer: np.ndarray, may_read: Any, answer: Any) -> None:
-    """In a forked child: read what it inherited, when the parent has let go of it."""
+    """In a forked child: read what it inherited, after the parent has closed it."""
     told = may_read.wait(30)
     answer.send((told, read(store), read(layer)))
 

@@ -1,4 +1,4 @@
-"""A store opened gives what is in its file, and only what is in that very file, to read and not to write."""
+"""An open store gives the content of the file that was opened, and only for reading."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featx.store import FeatureStore
 
 @pytest.fixture
 def own_store(pixel_store, tmp_path) -> FeatureStore:
-    """A copy that a test may spoil."""
+    """A copy that a test may damage."""
     return FeatureStore(shutil.copy(pixel_store.path, tmp_path / "own.h5"))
 
 
@@ -33,7 +33,7 @@ def refused(path, *words) -> None:
     assert_tells(caught.value, *words)
 
 
-def test_what_a_store_says_of_itself_fits_together(pixel_store):
+def test_the_attributes_of_a_store_are_consistent(pixel_store):
     n = len(pixel_store)
     assert n == 12 and repr(pixel_store).endswith("12 images, 1 layers")
     assert pixel_store.X.shape == (n, 1) and pixel_store.X.dtype == np.int64
@@ -64,11 +64,19 @@ def test_reading_does_not_change_the_file(own_store):
     assert FeatureStore(own_store.path)["penultimate"].shape == (12, 3072)
 
 
-def test_a_layer_that_is_not_stored_is_refused(pixel_store):
-    for use in (lambda: pixel_store["flaten"], lambda: pixel_store.take([0], "flaten")):
-        with pytest.raises(LayerError) as caught:
-            use()
-        assert_tells(caught.value, "'flaten'", "close: 'flatten:none'")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda store: store["flaten"],
+        lambda store: store.take([0], "flaten"),
+        lambda store: next(store.blocks("flaten")),
+        lambda store: store.row_bytes("flaten"),
+    ],
+)
+def test_a_layer_that_is_not_stored_is_refused(pixel_store, use):
+    with pytest.raises(LayerError) as caught:
+        use(pixel_store)
+    assert_tells(caught.value, "'flaten'", "close: 'flatten:none'")
 
 
 def test_rows_finds_each_key_where_it_is(pixel_store):
@@ -80,7 +88,7 @@ def test_rows_finds_each_key_where_it_is(pixel_store):
 
 
 @pytest.mark.parametrize("foreign", [0, 5, -1, 2**52, 2**62])
-def test_keys_of_no_image_here_are_refused(pixel_store, foreign):
+def test_unknown_keys_are_refused(pixel_store, foreign):
     keys = pixel_store.X[[1, 2, 3]].copy()
     keys[1] = foreign
     with pytest.raises(KeysError) as caught:
@@ -88,14 +96,14 @@ def test_keys_of_no_image_here_are_refused(pixel_store, foreign):
     assert_tells(caught.value, "1 of 3 keys", pixel_store.path.name, str(foreign), "store.X")
 
 
-def test_row_numbers_and_the_neighbours_of_keys_are_no_keys(pixel_store):
-    for keys in (np.arange(12), pixel_store.X + 1, pixel_store.X - 1, pixel_store.X[:, 0] + 0.5):
-        with pytest.raises(KeysError) as caught:
-            pixel_store.rows(keys)
-        assert_tells(caught.value, "12 of 12 keys")
+@pytest.mark.parametrize("of", [lambda X: np.arange(12), lambda X: X + 1, lambda X: X - 1, lambda X: X[:, 0] + 0.5])
+def test_row_numbers_and_keys_that_are_a_little_off_are_refused(pixel_store, of):
+    with pytest.raises(KeysError) as caught:
+        pixel_store.rows(of(pixel_store.X))
+    assert_tells(caught.value, "12 of 12 keys")
 
 
-def test_keys_given_out_are_a_copy(pixel_store):
+def test_keys_are_a_copy(pixel_store):
     keys = pixel_store.X
     keys[:] = 0
     assert pixel_store.X.all() and pixel_store.rows(pixel_store.X).tolist() == list(range(12))
@@ -152,7 +160,7 @@ def test_align_takes_ids_from_the_column_that_is_named(pixel_store, tmp_path, he
     assert pixel_store.align(tmp_path / "l.csv", **options).tolist() == [str(i) for i in range(12)]
 
 
-def test_align_refuses_what_does_not_fit(pixel_store, tmp_path):
+def test_align_refuses_labels_that_do_not_fit(pixel_store, tmp_path):
     ids = pixel_store.ids.tolist()
 
     def said(lines, error, *words, header="path,label", **options):
@@ -177,7 +185,7 @@ def test_align_refuses_what_does_not_fit(pixel_store, tmp_path):
     assert_tells(caught.value, "none.csv")
 
 
-def test_a_file_that_is_no_store_is_refused(tmp_path, pixel_store):
+def test_a_file_that_is_not_a_store_is_refused(tmp_path, pixel_store):
     refused(tmp_path / "none.h5", "there is no store")
     shutil.copy(pixel_store.path, tmp_path / "photos.h5")
     refused(tmp_path / "photo.h5", "there is no store", "close: 'photos.h5'")
@@ -203,7 +211,7 @@ def test_a_store_of_another_version_is_refused(own_store):
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.01, 0.2, 0.5, 0.9, 0.999])
-def test_a_store_cut_short_is_refused(own_store, part):
+def test_a_truncated_store_is_refused(own_store, part):
     content = own_store.path.read_bytes()
     own_store.path.write_bytes(content[: int(len(content) * part)])
     refused(own_store.path, "own.h5")
@@ -214,7 +222,7 @@ def test_opening_leaves_nothing_beside_the_file(own_store, tmp_path):
     assert left_in(tmp_path) == ["own.h5"]
 
 
-def test_a_store_that_moved_is_opened_where_it_is_now(own_store, tmp_path, monkeypatch):
+def test_a_moved_store_opens(own_store, tmp_path, monkeypatch):
     (tmp_path / "sub").mkdir()
     moved = shutil.move(own_store.path, tmp_path / "sub" / "moved.h5")
     monkeypatch.chdir(tmp_path / "sub")
@@ -238,7 +246,7 @@ def test_numeric_and_unlabelled_stores(tmp_path):
     assert featx.extract(flat, tmp_path / "f.h5", "bundled:pixels", progress=False).y is None
 
 
-def test_the_identity_is_that_of_all_that_is_in_the_file(tmp_path):
+def test_the_identity_covers_the_whole_file(tmp_path):
     rows = {"a:avg": np.random.default_rng(0).random((100, 3), np.float32)}
     other = {"a:avg": rows["a:avg"].copy()}
     other["a:avg"][70, 1] += 1
@@ -255,13 +263,13 @@ def test_the_identity_is_that_of_all_that_is_in_the_file(tmp_path):
     assert written(tmp_path / "g.h5", rows).identity == stores[0].identity
 
 
-def test_a_whole_store_is_verified_without_a_word(pixel_store, tmp_path):
+def test_verify_accepts_an_undamaged_store(pixel_store, tmp_path):
     assert pixel_store.verify() is None
     store = written(tmp_path / "a.h5", {"a:avg": np.ones((1, 1), np.float32), "b:none": np.ones((1, 3, 2), np.float32)})
     assert store.verify() is None and not store.is_archive
 
 
-def test_images_of_the_same_content_are_named_and_those_whose_labels_differ(tmp_path):
+def test_duplicates_and_contradictions(tmp_path):
     rows = {"a:avg": np.arange(9, dtype=np.float32)[:, None]}
     digests = np.random.default_rng(0).integers(0, 256, (9, 16), np.uint8)
     digests[[1, 7, 8]], digests[5] = digests[0], digests[2]
@@ -279,7 +287,7 @@ def test_images_of_the_same_content_are_named_and_those_whose_labels_differ(tmp_
     assert written(tmp_path / "d.h5", rows).duplicates == ()
 
 
-def test_numbers_that_are_none_are_told_with_their_image_and_layer(tmp_path):
+def test_nan_and_inf_are_listed_with_image_and_layer(tmp_path):
     rows = {"a:avg": np.zeros((200, 3), np.float32), "b:none": np.zeros((200, 2, 2), np.float32)}
     rows["a:avg"][70, 2] = np.inf
     rows["b:none"][3, 1, 0] = -np.inf
@@ -294,7 +302,7 @@ def test_numbers_that_are_none_are_told_with_their_image_and_layer(tmp_path):
     assert np.array_equal(store["b"], rows["b:none"], equal_nan=True)
 
 
-def test_float16_that_overflows_is_told_and_large_sums_are_not(tmp_path):
+def test_overflow_in_float16_is_listed_and_large_sums_are_not(tmp_path):
     rows = {"a:avg": np.full((70, 3), 3e4, np.float32)}
     rows["a:avg"][65, 1] = 1e5
     store = written(tmp_path / "a.h5", rows, dtype="float16")

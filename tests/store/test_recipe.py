@@ -1,4 +1,4 @@
-"""A recipe survives the file, names its layers, and tells by name what differs from another."""
+"""A recipe survives the file, resolves layer names, and lists its differences from another."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ MADE = recipe(
 )
 
 
-def test_json_and_pickle_give_it_back_equal():
+def test_json_and_pickle_preserve_a_recipe():
     assert Recipe.from_json(MADE.to_json()) == MADE
     assert pickle.loads(pickle.dumps(MADE)) == MADE
     assert copy.deepcopy(MADE) == MADE
     assert json.loads(MADE.to_json()).keys() == {field.name for field in fields(Recipe)} - OPTIONAL
 
 
-def test_passes_smaller_than_a_batch_are_told_where_there_were_any():
+def test_pass_rows_is_written_only_if_it_is_set():
     halved = replace(MADE, pass_rows=1)
     assert Recipe.from_json(halved.to_json()) == halved and json.loads(halved.to_json())["pass_rows"] == 1
     assert pickle.loads(pickle.dumps(halved)) == halved
@@ -52,14 +52,14 @@ def test_the_order_of_layers_survives():
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "1", '{"backbone": "x"}'])
-def test_what_is_no_recipe_is_refused(text):
+def test_text_that_is_not_a_recipe_is_refused(text):
     with pytest.raises(StoreError) as caught:
         Recipe.from_json(text)
     assert_tells(caught.value, "recipe", "damaged")
 
 
 @pytest.mark.parametrize("name", sorted({field.name for field in fields(Recipe)} - OPTIONAL))
-def test_a_recipe_that_lacks_a_field_is_refused(name):
+def test_a_recipe_with_a_missing_field_is_refused(name):
     values = json.loads(MADE.to_json())
     del values[name]
     with pytest.raises(StoreError):
@@ -92,7 +92,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_recipe_with_a_field_that_is_not_what_it_should_be_is_refused(name):
+def test_a_recipe_with_an_invalid_field_is_refused(name):
     values = json.loads(MADE.to_json())
     assert Recipe.from_json(json.dumps(values)) == MADE
     with pytest.raises(StoreError) as caught:
@@ -103,20 +103,20 @@ def test_a_recipe_with_a_field_that_is_not_what_it_should_be_is_refused(name):
 
 
 @pytest.mark.parametrize("size", [0, -1, 2**40, 1.5, True, None, "3", [3]])
-def test_a_row_of_a_size_that_is_none_is_refused(size):
+def test_an_invalid_row_size_is_refused(size):
     values = json.loads(MADE.to_json())
     values["taps"]["layer3:avg"]["shape"] = [2, size]
     with pytest.raises(StoreError):
         Recipe.from_json(json.dumps(values))
 
 
+@pytest.mark.parametrize("change", [dict.pop, lambda tap, part: tap.update({part: 7})])
 @pytest.mark.parametrize("part", ["node", "pool", "layout", "shape"])
-def test_a_layer_that_lacks_a_part_or_has_another_there_is_refused(part):
-    for change in (lambda tap: tap.pop(part), lambda tap: tap.update({part: 7})):
-        values = json.loads(MADE.to_json())
-        change(values["taps"]["layer4:max"])
-        with pytest.raises(StoreError):
-            Recipe.from_json(json.dumps(values))
+def test_a_layer_with_a_missing_or_invalid_part_is_refused(part, change):
+    values = json.loads(MADE.to_json())
+    change(values["taps"]["layer4:max"], part)
+    with pytest.raises(StoreError):
+        Recipe.from_json(json.dumps(values))
 
 
 @pytest.mark.parametrize(
@@ -128,21 +128,24 @@ def test_a_layer_that_lacks_a_part_or_has_another_there_is_refused(part):
         ("avgpool", "avgpool:flatten"),
     ],
 )
-def test_a_layer_goes_by_full_short_and_other_name(name, full):
+def test_a_layer_is_found_by_full_name_short_name_and_alias(name, full):
     assert MADE.layer(name) == full
 
 
-def test_names_that_are_not_one_layer_are_refused_with_the_choices():
-    for name, words in {
-        "layer4": ["several pools", "layer4:avg, layer4:max"],
-        "layer33": ["'layer33'", "close: 'layer3:avg'", *TAPS],
-        "layer3:max": ["close: 'layer", "layer3:avg"],
-        "penultimat": ["close: 'penultimate'"],
-        None: ["4 layers", "layer=", *TAPS],
-    }.items():
-        with pytest.raises(LayerError) as caught:
-            MADE.layer(name)
-        assert_tells(caught.value, *words)
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("layer4", ["several pools", "layer4:avg, layer4:max"]),
+        ("layer33", ["'layer33'", "close: 'layer3:avg'", *TAPS]),
+        ("layer3:max", ["close: 'layer", "layer3:avg"]),
+        ("penultimat", ["close: 'penultimate'"]),
+        (None, ["4 layers", "layer=", *TAPS]),
+    ],
+)
+def test_unknown_and_ambiguous_layers_are_refused_with_the_choices(name, words):
+    with pytest.raises(LayerError) as caught:
+        MADE.layer(name)
+    assert_tells(caught.value, *words)
 
 
 def test_the_only_layer_needs_no_name():
@@ -152,7 +155,7 @@ def test_the_only_layer_needs_no_name():
     assert MADE.only("penultimate").layer("penultimate") == "avgpool:flatten"
 
 
-def test_some_layers_are_those_with_their_other_names():
+def test_a_recipe_of_some_layers_keeps_their_aliases():
     some = MADE.some(["layer4:max", "layer3:avg"])
     assert some.layers == ("layer4:max", "layer3:avg") and some.aliases == {}
     assert MADE.some(["avgpool:flatten"]).aliases == MADE.aliases
@@ -160,11 +163,11 @@ def test_some_layers_are_those_with_their_other_names():
     assert MADE.some(MADE.layers) == MADE
 
 
-def test_a_recipe_of_one_layer_refuses_the_names_of_others():
-    for name in ("layer3", "penultimate"):
-        with pytest.raises(LayerError) as caught:
-            MADE.only("layer4:max").only(name)
-        assert_tells(caught.value, repr(name), "layer4:max")
+@pytest.mark.parametrize("name", ["layer3", "penultimate"])
+def test_a_recipe_of_one_layer_refuses_the_names_of_others(name):
+    with pytest.raises(LayerError) as caught:
+        MADE.only("layer4:max").only(name)
+    assert_tells(caught.value, repr(name), "layer4:max")
 
 
 # another value of each field: the name of the difference, what is said there, what here
@@ -210,10 +213,10 @@ def changed(*names: str) -> Recipe:
     return replace(MADE, **values)
 
 
-def test_every_field_has_the_kind_that_the_format_says():
+def test_every_field_has_the_kind_in_the_format():
     names = {field.name for field in fields(Recipe)}
     assert {*CHANGES, "taps"} == names
-    text = resources.files("featx.store").joinpath("FORMAT.md").read_text().split("| a difference changes |")[1]
+    text = resources.files("featx.store").joinpath("FORMAT.md").read_text().split("| effect of a difference |")[1]
     rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
     assert {row[1].strip(" `"): re.match(r"\w+", row[3].strip())[0] for row in rows} == {n: kind_of(n) for n in names}
 
@@ -237,7 +240,7 @@ def test_rows_of_one_layer_need_more_fields_equal_than_rows_that_are_used_togeth
     assert MADE.other_meaning(changed(name)) == (said if name in MEANING else [])
 
 
-def test_a_field_within_a_field_that_one_of_them_lacks_is_a_difference():
+def test_a_missing_nested_field_is_a_difference():
     without = replace(MADE, preprocessing={"crop": [32, 32]})
     assert MADE.differences(without) == ["preprocessing.resize: 32 there, None here"]
     assert without.differences(MADE) == ["preprocessing.resize: None there, 32 here"]
@@ -278,7 +281,7 @@ def test_recipes_of_the_same_numbers_are_joined():
     assert MADE.joined(replace(other, origin="/elsewhere")).origin is None
 
 
-def test_the_collections_digest_is_that_of_names_labels_and_columns_in_order():
+def test_the_collection_digest_covers_ids_labels_and_columns_in_order():
     ids, y, columns = ["a", "b"], np.array(["x", "y"]), {"site": np.array(["1", "2"])}
     digest = collection_digest(ids, y, columns)
     others = [

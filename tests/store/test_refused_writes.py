@@ -1,4 +1,4 @@
-"""A disk that refuses any step, once or for good: one line says so, the old file or the new stays, a rerun finishes."""
+"""Disk errors at any step, once or permanent: one line of message, the old file or the new, and a rerun finishes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HANDLES = "/proc/self/fd"
 
 
 def moments() -> list[str]:
-    """Names of all that an unbroken run asks of the disk."""
+    """Names of all file operations of an uninterrupted run."""
     names: list[str] = []
     with tempfile.TemporaryDirectory() as folder, Steps(lambda _, name: names.append(name)):
         RUN(Path(folder) / "a.h5")
@@ -31,7 +31,7 @@ def moments() -> list[str]:
 
 
 def refusing(moment: int, error: BaseException, lasting: bool):
-    """What `Steps` is to do: an error at a moment, or from then on."""
+    """Arguments of `Steps`: an error at one step, or from then on."""
 
     def happen(number: int, name: str) -> None:
         if number == moment or lasting and number > moment:
@@ -50,7 +50,7 @@ def spoiled(output: Path, happen, run: Run = RUN, unsynced: Unsynced | None = No
 
 
 def looked_after(output: Path, whole: bytes, story: str) -> None:
-    """The old file or the whole new one; a rerun gives the whole one and leaves nothing else."""
+    """The output is the old file or the complete new one; a rerun gives the new one and leaves nothing else."""
     assert output.read_bytes() in (OLD, whole), story
     assert {*left_in(output.parent)} <= {"a.h5", "a.h5.partial", "a.h5.journal"}, story
     refuse_running(output)  # no lock is held
@@ -64,7 +64,7 @@ def looked_after(output: Path, whole: bytes, story: str) -> None:
     [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errno.EROFS, True)],
     ids=["full once", "full for good", "broken once", "read-only for good"],
 )
-def test_a_disk_that_refuses_any_step_is_one_line_and_a_rerun_finishes(tmp_path, whole, number, lasting):
+def test_a_disk_error_at_any_step_is_one_line_and_a_rerun_finishes(tmp_path, whole, number, lasting):
     output, reason = tmp_path / "a.h5", os.strerror(number)
     names = moments()
     for moment, name in enumerate(names):
@@ -82,7 +82,7 @@ def test_a_disk_that_refuses_any_step_is_one_line_and_a_rerun_finishes(tmp_path,
 
 
 @pytest.mark.parametrize("old, lasting", [(False, False), (True, True)], ids=["a new file, once", "a part, for good"])
-def test_a_merge_that_the_disk_refuses_at_any_step_is_finished_by_the_same_command(tmp_path, old, lasting):
+def test_a_merge_with_a_disk_error_at_any_step_is_finished_by_a_rerun(tmp_path, old, lasting):
     run, output = Merge(n=70, bad=(3,), old=old), tmp_path / "store" / "a.h5"
     output.parent.mkdir()
     run.prepare(output)
@@ -105,7 +105,7 @@ def test_a_merge_that_the_disk_refuses_at_any_step_is_finished_by_the_same_comma
         assert output.read_bytes() == whole and left_in(output.parent) == ["a.h5"], f"moment {moment}, {name}"
 
 
-def test_what_is_no_error_of_the_disk_passes_through_and_a_rerun_finishes(tmp_path, whole):
+def test_other_errors_pass_through_and_a_rerun_finishes(tmp_path, whole):
     output = tmp_path / "a.h5"
     for moment, name in enumerate(moments()):
         output.write_bytes(OLD)
@@ -114,7 +114,7 @@ def test_what_is_no_error_of_the_disk_passes_through_and_a_rerun_finishes(tmp_pa
         looked_after(output, whole, f"moment {moment}, {name}")
 
 
-def test_a_rerun_that_is_refused_keeps_what_was_kept(tmp_path, whole):
+def test_a_failing_rerun_keeps_the_rows(tmp_path, whole):
     output = tmp_path / "a.h5"
     output.write_bytes(OLD)
 
@@ -137,9 +137,9 @@ def test_a_rerun_that_is_refused_keeps_what_was_kept(tmp_path, whole):
 
 @pytest.mark.parametrize("sync_bytes", [0, 2**30], ids=["often", "at the end"])
 @pytest.mark.parametrize("bad", [(), RUN.bad], ids=["no failures", "failures"])
-def test_rows_that_an_fsync_refused_are_written_again(tmp_path, monkeypatch, bad, sync_bytes):
-    """A write that failed is told once: the next fsync succeeds, and who reads sees what is not on the disk. So a
-    run that goes on must not believe what it reads; when it has finished, the power may fail.
+def test_rows_of_a_failed_fsync_are_written_again(tmp_path, monkeypatch, bad, sync_bytes):
+    """A failed write is reported once: the next fsync succeeds, and reads give data that are not on the disk. So a
+    continued run must not trust what it reads; after it has finished, a power cut must lose nothing.
     """
     monkeypatch.setattr(writer, "_SYNC_BYTES", sync_bytes)
     run, output, aside = replace(RUN, bad=bad), tmp_path / "store" / "a.h5", tmp_path / "aside"

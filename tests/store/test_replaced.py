@@ -1,6 +1,6 @@
-"""A store replaced under its readers gives them the old rows or a StoreError; never another store's, never a mixture.
+"""Readers of a store that is replaced get the old rows or a StoreError, never another store's or a mixture.
 
-The worst replacement is one that looks the same: the same path, ids, keys, shapes, size, and other rows.
+The worst replacement looks the same: it has the same path, ids, keys, shapes and size, but other rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ N = 120
 
 
 def old_rows() -> dict[str, np.ndarray]:
-    """All positive; what replaces them is all negative."""
+    """Positive rows; those of the replacement are negative."""
     rng = np.random.default_rng(0)
     labels = np.arange(N)[:, None] % 2
     return {
@@ -42,7 +42,7 @@ def old_rows() -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def stores(tmp_path) -> tuple[FeatureStore, Callable[[], None]]:
-    """A store, and what replaces it by one that looks the same."""
+    """A store, and a function that replaces it by one that looks the same."""
     y = np.array(["even", "odd"])[np.arange(N) % 2]
     rng = np.random.default_rng(1)
     new_rows = {name: -rng.permutation(rows) for name, rows in old_rows().items()}
@@ -54,7 +54,7 @@ def stores(tmp_path) -> tuple[FeatureStore, Callable[[], None]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_workers_are_left() -> Iterator[None]:
-    """They serve all tests of this file; one that failed to unpickle is replaced by joblib itself."""
+    """Workers for all tests of this file; joblib replaces one that failed to unpickle."""
     yield
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
@@ -96,7 +96,7 @@ def same(found: list[np.ndarray], expected: list[np.ndarray]) -> bool:
 
 
 def tells_of_replacement(error: BaseException | None) -> bool:
-    """Whether the error, or one that it was raised from, in a worker or here, is the one that says so."""
+    """Whether an error, or one of its causes, in a worker or here, is that of a replaced store."""
     while error is not None:
         if "replaced by another store" in f"{error} {getattr(error, 'tb', '')}":
             return True
@@ -148,7 +148,7 @@ def test_a_pickle_gives_the_old_rows_or_an_error(stores, name, loaded_before):
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_processes_that_live_through_the_replacement_are_not_deceived(stores, method):
+def test_processes_that_outlive_the_replacement_read_the_old_rows_or_an_error(stores, method):
     store, replace = stores
     before = things_of(store)
     with ProcessPoolExecutor(1, multiprocessing.get_context(method)) as pool:
@@ -164,7 +164,7 @@ def in_workers(thing: Any) -> list[list[np.ndarray]]:
 
 
 @pytest.mark.parametrize("used_before", [False, True])
-def test_joblibs_workers_are_not_deceived(stores, used_before):
+def test_joblibs_workers_read_the_old_rows_or_an_error(stores, used_before):
     store, replace = stores
     things = [
         (name, thing) for name, thing in things_of(store).items() if name not in ("plain", "plain rows", "in a list")
@@ -217,7 +217,7 @@ def test_a_worker_that_was_handed_rows_keeps_them_through_the_replacement(stores
 
 @contextlib.contextmanager
 def replaced_all_the_time(path: Path, stores: list[Path]) -> Iterator[None]:
-    """Another thread puts one store after the other at the path."""
+    """Another thread replaces the store at the path again and again."""
     stop = threading.Event()
 
     def run() -> None:
@@ -295,7 +295,7 @@ def test_clones_of_a_pipeline_share_the_store_and_copy_nothing(stores):
     assert len(pickle.dumps(again)) < 2000
 
 
-def test_a_search_over_a_replaced_store_gives_what_it_gave_or_an_error(stores):
+def test_a_search_over_a_replaced_store_gives_the_old_result_or_an_error(stores):
     from sklearn.model_selection import GridSearchCV
 
     store, replace = stores

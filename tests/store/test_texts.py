@@ -1,4 +1,4 @@
-"""Texts of any length: kept at the length of what is in them, on the disk and in memory; others are as they were."""
+"""Long texts take space for their own length only, on the disk and in memory; short ones are padded as before."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def plain_texts(file: h5py.File, name: str) -> list[str]:
     return [content[start:stop].decode() for start, stop in zip(offsets, offsets[1:], strict=False)]
 
 
-def test_one_long_cell_of_a_manifest_takes_its_own_room(tmp_path):
+def test_one_long_cell_of_a_manifest_takes_only_its_own_space(tmp_path):
     n = 5_000
     notes = [LONG if i == n // 2 else f"note {i}" for i in range(n)]
     rows = [f"{i}.jpg,{'ab'[i % 2]},{note},{i % 7}" for i, note in enumerate(notes)]
@@ -65,7 +65,7 @@ def test_one_long_cell_of_a_manifest_takes_its_own_room(tmp_path):
         assert plain_texts(file, "images/id") == images.ids
 
 
-def test_a_cell_beyond_what_csv_takes_is_one_line(tmp_path):
+def test_a_cell_over_the_limit_of_csv_is_refused_in_one_line(tmp_path):
     (tmp_path / "images.csv").write_text(f"path,notes\na.jpg,{'x' * 200_000}\n")
     with pytest.raises(SourceError, match="a cell has at most 131,072 characters"):
         collect(tmp_path / "images.csv")
@@ -156,7 +156,7 @@ def test_short_and_long_stores_merge_and_nothing_grows_with_the_longest(tmp_path
     assert merge([short, long], tmp_path / "m.h5").identity == merged.identity
 
 
-def test_text_arrays_behave_alike():
+def test_padded_and_object_text_arrays_behave_alike():
     short, long = text_array(["b", "a", "b"]), np.array(["b", "a", "b"], object)
     for array in (short, long):
         assert array.tolist() == ["b", "a", "b"] and (array == "b").tolist() == [True, False, True]
@@ -240,10 +240,10 @@ def test_wrong_offsets_are_refused(tmp_path, name):
 def test_the_version_is_that_of_the_texts(tmp_path):
     for content, version in ((GOOD, 1), (good_store(), 2)):
         forged = with_tree(content, tree_of(content), version=version)
-        refused(written(tmp_path / "a.h5", forged), "another version's texts")
+        refused(written(tmp_path / "a.h5", forged), "texts of another version")
 
 
-def test_what_was_not_changed_opens(tmp_path):
+def test_an_unchanged_file_opens(tmp_path):
     store = FeatureStore(written(tmp_path / "a.h5", changed_values(GOOD, lambda values: None)))
     assert store.ids.tolist()[:2] == ["ä 0", "ä 1"] and left_in(tmp_path) == ["a.h5"]
     with pytest.raises(StoreError, match="null character"):

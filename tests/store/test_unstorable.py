@@ -1,7 +1,8 @@
-"""What could be written and not be read again is refused before any work; damage before the end is found at the end."""
+"""Values that could not be read again are refused before any work; damage during a run is found at its end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,28 +33,28 @@ def _fill(writer: StoreWriter, n: int, bad: tuple[int, ...] = (), value: float =
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (dict(ids=[]), "one image or more"),
+        (dict(ids=[]), "at least one image"),
         (dict(ids=["a", "b", "a"]), "every id once"),
         (dict(ids=["a", "b\0"]), "null character"),
-        (dict(ids=["a", "b"], y=np.array(["x", "y\0z"])), "labels hold a null character"),
+        (dict(ids=["a", "b"], y=np.array(["x", "y\0z"])), "labels contain a null character"),
         (dict(ids=["a", "\ud800"]), "not Unicode"),
-        (dict(ids=["a"], columns={"site": np.array(["\udfff"])}), "site hold text that is not Unicode"),
+        (dict(ids=["a"], columns={"site": np.array(["\udfff"])}), "site contain text that is not Unicode"),
         (dict(ids=["a"], columns={"x" * 2000: np.array(["1"])}), "1,000 bytes"),
         (dict(ids=["a"], columns={str(i): np.array(["1"]) for i in range(10_001)}), "10,000 columns"),
         (dict(ids=["a"], taps={"l:avg": (0,)}), "recipe"),
         (dict(ids=["a"], preprocessing={"mean": float("nan")}), "recipe"),
     ],
 )
-def test_what_no_reader_would_open_is_not_begun(tmp_path: Path, given: dict, words: str) -> None:
-    with pytest.raises(StoreError) as told:
+def test_values_that_cannot_be_read_again_are_refused_at_the_start(tmp_path: Path, given: dict, words: str) -> None:
+    with pytest.raises(StoreError) as caught:
         _begin(tmp_path / "a.h5", **given)
-    assert_tells(told.value, words)
+    assert_tells(caught.value, words)
     assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("bad", [(), (3,), (0, 70, 199)])
 def test_rows_that_changed_on_the_disk_during_the_run_are_found(tmp_path: Path, bad: tuple[int, ...]) -> None:
-    """The checksums are those of the rows as they came, also where failed images leave gaps that are closed."""
+    """Checksums are of the rows as they arrived, even after the gaps of failed images are closed."""
     n, ids = 200, [f"{i}" for i in range(200)]
     place = layout.place_layers(recipe(TAPS), n)["l2:none"]
     with _begin(tmp_path / "a.h5", ids) as writer:
@@ -70,7 +71,7 @@ def test_rows_that_changed_on_the_disk_during_the_run_are_found(tmp_path: Path, 
         FeatureStore(tmp_path / "a.h5").verify()
 
 
-def test_a_merge_does_not_go_on_with_another_store(tmp_path: Path, monkeypatch) -> None:
+def test_a_merge_is_not_continued_with_another_store(tmp_path: Path, monkeypatch) -> None:
     for name, start in {"1": 0, "2": 100}.items():
         with _begin(tmp_path / f"{name}.h5", [f"{i}" for i in range(start, start + 100)]) as writer:
             _fill(writer, 100)
@@ -91,15 +92,24 @@ def test_a_merge_does_not_go_on_with_another_store(tmp_path: Path, monkeypatch) 
         _fill(writer, 100, value=5)
         writer.finish()
     (tmp_path / "1.new").rename(parts[0])
-    with pytest.raises(StoreError) as told:
+    with pytest.raises(StoreError) as caught:
         merge(parts, tmp_path / "m.h5")
-    assert_tells(told.value, "1.h5 changed", "discard that with discard=True")
+    assert_tells(caught.value, "1.h5 has changed", "discard that with discard=True")
     merged = merge(parts, tmp_path / "m.h5", discard=True)
     assert np.array_equal(merged["l1"][:100], FeatureStore(parts[0])["l1"])
     merged.verify()
 
 
-def test_a_file_that_is_written_to_in_place_is_read_no_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store: store.take([0], "l1"),
+        lambda store: store["l1"],
+        lambda store: store.ids,
+        lambda store: [*store.blocks("l2")],
+    ],
+)
+def test_a_file_that_is_written_to_in_place_is_refused(tmp_path: Path, read: Callable) -> None:
     with _begin(tmp_path / "a.h5", ["a", "b"]) as writer:
         _fill(writer, 2)
         writer.finish()
@@ -107,6 +117,5 @@ def test_a_file_that_is_written_to_in_place_is_read_no_more(tmp_path: Path) -> N
     with (tmp_path / "a.h5").open("r+b") as file:
         file.seek(8192)
         file.write(b"\x55")
-    for read in (lambda: store.take([0], "l1"), lambda: store["l1"], lambda: store.ids, lambda: [*store.blocks("l2")]):
-        with pytest.raises(StoreError, match="written to since it was opened"):
-            read()
+    with pytest.raises(StoreError, match="written to since it was opened"):
+        read(store)

@@ -1,6 +1,6 @@
-"""The store of version 1 that is kept in `data` opens as it was written, and is written still.
+"""The store of version 1 in `data` can still be read, and is still written with the same bytes.
 
-If a test here fails, stores that people have can no longer be read or reproduced: the file is not what is to be mended.
+If a test here fails, users' stores can no longer be read or reproduced: change the code, not the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def store() -> FeatureStore:
     return FeatureStore(FILE)
 
 
-def test_the_file_is_the_one_that_was_kept():
+def test_the_file_is_unchanged():
     content = FILE.read_bytes()
     assert hashlib.sha256(content).hexdigest() == "8c30b01491f79e0f4ea41a5cb5b5d9ac97598bb98b7a7ea194a4cbd9ddd331e0"
     assert content.startswith(b"featx-store 1\n") and len(content) < 30_000
@@ -68,7 +68,7 @@ def test_keys_are_those_that_models_were_trained_on(store):
     assert np.array_equal(store.rows(store.X), np.arange(69))
 
 
-def test_it_is_written_today_in_the_same_bytes(tmp_path):
+def test_it_is_still_written_in_the_same_bytes(tmp_path):
     write(tmp_path / "a.h5")
     assert (tmp_path / "a.h5").read_bytes() == FILE.read_bytes()
 

@@ -1,4 +1,4 @@
-"""What is written is read back, whatever the order it came in, and the file is what FORMAT.md says."""
+"""Rows are read as written, in whatever order they arrived, and the file follows FORMAT.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_rows_come_back_as_they_were_written(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32])
-def test_rows_of_any_type_of_number_are_stored_as_the_recipe_says(tmp_path, dtype):
+def test_rows_of_any_number_type_are_stored_in_the_recipes_dtype(tmp_path, dtype):
     given = np.arange(12).reshape(4, 3).astype(dtype)
     with StoreWriter(tmp_path / "a.h5", recipe({"l:avg": [3]}), list("abcd")) as target:
         target.write(np.arange(4), {"l:avg": given[:, ::-1]}, digests_of(range(4)))  # not contiguous either
@@ -81,7 +81,7 @@ def test_an_image_that_failed_has_no_row_and_an_entry(tmp_path, monkeypatch, bad
 
 
 def datasets(path) -> dict[str, bytes]:
-    """{name: place, type, shape and bytes} of every dataset, as HDF5 sees them."""
+    """{name: (offset, type, shape, bytes)} of every dataset, read with HDF5."""
     found: dict[str, bytes] = {}
 
     def see(name, item):
@@ -96,9 +96,7 @@ def datasets(path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("n", [10, 200])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_run_with_failures_gives_what_one_without_those_images_gives_but_for_the_ledger(
-    tmp_path, monkeypatch, n, dtype
-):
+def test_a_run_with_failures_equals_one_without_those_images_except_for_the_ledger(tmp_path, monkeypatch, n, dtype):
     monkeypatch.setattr(compaction, "_MOVE_BYTES", 50_000)
     bad = [i for i in range(n) if i % 7 == 3 or 64 < i < 80]
     good = [i for i in range(n) if i not in bad]
@@ -184,7 +182,7 @@ def test_the_recipe_in_the_file_has_the_digest_of_the_collection(tmp_path):
     assert FeatureStore(tmp_path / "a.h5").recipe == recipe(TAPS, collection=digest)
 
 
-def test_rows_written_twice_or_not_at_all_are_a_fault(tmp_path):
+def test_rows_written_twice_or_not_at_all_raise(tmp_path):
     def written(*calls):
         with pytest.raises(AssertionError), StoreWriter(tmp_path / "a.h5", recipe(TAPS), list("abcd")) as target:
             for call in calls:
@@ -205,7 +203,7 @@ def test_rows_written_twice_or_not_at_all_are_a_fault(tmp_path):
     assert left_in(tmp_path) == []
 
 
-def test_no_readable_image_makes_no_store(tmp_path):
+def test_a_run_without_any_row_makes_no_store(tmp_path):
     with pytest.raises(StoreError) as caught:
         write_store(tmp_path / "a.h5", n=100, bad=range(100))
     assert_tells(caught.value, "none of the 100 images", "'image 0'", "image 0 is bad")
@@ -222,14 +220,14 @@ def test_a_recipe_that_could_not_be_read_again_is_not_written(tmp_path, change):
     assert left_in(tmp_path) == []
 
 
-def test_the_disk_has_it_before_the_name_is_there(tmp_path, monkeypatch):
+def test_the_file_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
     if not os.path.isdir("/proc/self/fd"):
         pytest.skip("no /proc")
     steps: list[tuple[str, str]] = []
 
-    def recorded(name, told):
+    def recorded(name, describe):
         call = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args: (steps.append((name, told(*args))), call(*args))[1])
+        monkeypatch.setattr(os, name, lambda *args: (steps.append((name, describe(*args))), call(*args))[1])
 
     recorded("fsync", lambda handle: os.readlink(f"/proc/self/fd/{handle}"))
     recorded("pwrite", lambda handle, data, offset: "seal" if offset == 0 else "rest")
@@ -250,7 +248,7 @@ def test_the_disk_has_it_before_the_name_is_there(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_rows_that_another_process_has_written_are_taken_as_if_they_were_given(tmp_path, dtype):
+def test_rows_written_by_another_process_count_as_written(tmp_path, dtype):
     rows = rows_of(range(200))
     rows["fc:flatten"][[7, 101], 3] = np.nan, 1e30
     names, indices = [f"image {i}" for i in range(200)], np.flatnonzero(np.arange(200) % 3)
@@ -283,7 +281,7 @@ def written_with(path, change, n=130, dtype="float32", bad=()) -> FeatureStore:
     return FeatureStore(path)
 
 
-def test_what_overflows_float16_is_stored_as_inf_and_told_with_image_and_layer(tmp_path):
+def test_overflow_in_float16_is_stored_as_inf_and_listed(tmp_path):
     def change(rows, indices):
         rows["layer1:avg"][indices == 7, 1] = 65_520  # rounds to infinity; 65,519 does not
         rows["layer1:avg"][indices == 8, 1] = 65_519
@@ -300,7 +298,7 @@ def test_what_overflows_float16_is_stored_as_inf_and_told_with_image_and_layer(t
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("bad", [(), (0, 64, 101)])
-def test_nan_and_inf_are_told_in_the_order_of_rows_and_layers(tmp_path, dtype, bad):
+def test_nan_and_inf_are_listed_in_the_order_of_rows_and_layers(tmp_path, dtype, bad):
     def change(rows, indices):
         rows["fc:flatten"][indices == 0] = np.nan
         rows["fc:flatten"][indices == 129, 0] = np.inf
@@ -315,6 +313,6 @@ def test_nan_and_inf_are_told_in_the_order_of_rows_and_layers(tmp_path, dtype, b
     store.verify()
 
 
-def test_large_numbers_of_which_only_the_sum_overflows_are_not_told(tmp_path):
+def test_large_numbers_of_which_only_the_sum_overflows_are_not_listed(tmp_path):
     store = written_with(tmp_path / "a.h5", lambda rows, _: rows["fc:flatten"].__setitem__(slice(None), 3e38))
     assert store.nonfinite == ()
