@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from classified import assert_all_same, folds, labelled, solved
 
-from featx.solvers import FREE, NONE, Loss, Problem, lbfgs, objective
-from featx.solvers.basis import Dual, Primal
+from featx.solvers import FREE, NONE, Loss, Problem, lbfgs, objective, plan
+from featx.solvers.basis import DualBasis, PrimalBasis
 
 module = importlib.import_module("featx.solvers.solve")  # the name `featx.solvers.solve` is the function
 
@@ -39,25 +39,25 @@ def assert_same_on_both(X: np.ndarray, y: np.ndarray, loss: Loss, intercept: str
 
 
 @pytest.fixture
-def designs(monkeypatch: pytest.MonkeyPatch) -> list[Primal | Dual]:
-    """The designs that are made from now on."""
-    made: list[Primal | Dual] = []
-    for cls in (Primal, Dual):
+def bases(monkeypatch: pytest.MonkeyPatch) -> list[PrimalBasis | DualBasis]:
+    """The bases that are made from now on."""
+    made: list[PrimalBasis | DualBasis] = []
+    for cls in (PrimalBasis, DualBasis):
         monkeypatch.setattr(module, cls.__name__, lambda *args, cls=cls: made.append(cls(*args)) or made[-1])
     return made
 
 
 @FORMS
-def test_dense_rows_with_a_scale_a_fold(loss, k, designs):
+def test_dense_rows_with_a_scale_a_fold(loss, k, bases):
     X, y = labelled((60, 6), k)
     assert_same_on_both(X, y, loss)
-    assert designs[0].resident.is_cuda
-    scaled = next(design for design in designs if design.affine is not None)
-    assert scaled.resident.is_cuda and scaled.squares.is_cuda
+    assert bases[0].resident.is_cuda
+    scaled = next(basis for basis in bases if basis.affine is not None)
+    assert scaled.resident.is_cuda and scaled.odd_squares.is_cuda
 
 
 @FORMS
-def test_a_column_that_a_fold_scales_otherwise(loss, k, designs):
+def test_a_column_that_a_fold_scales_otherwise(loss, k, bases):
     X, y = labelled((90, 52), k)
     X /= X.std(0)
     outlier = folds(90, y)[0].argmin()
@@ -65,7 +65,7 @@ def test_a_column_that_a_fold_scales_otherwise(loss, k, designs):
     asked = [Problem(10.0, s, X[s > 0].mean(0), X[s > 0].std(0)) for s in folds(90, y)[:2]]
     on_gpu = solved(X, y, asked, loss, tol=1e-6, device="cuda")
     assert_all_same(on_gpu, solved(X, y, asked, loss, tol=1e-6), 1e-4)
-    odd = designs[0].affine.odd
+    odd = bases[0].affine.odd
     assert odd.tolist() == [2] and odd.is_cuda
 
 
@@ -77,26 +77,26 @@ def test_intercepts(shape, intercept):
 
 
 @FORMS
-def test_wide_rows(loss, k, designs):
+def test_wide_rows(loss, k, bases):
     X, y = labelled((16, 24), k)
     assert_same_on_both(X, y, loss)
-    assert isinstance(designs[0], Dual) and designs[0].resident.is_cuda
+    assert isinstance(bases[0], DualBasis) and bases[0].resident.is_cuda
 
 
 @FORMS
-def test_rows_that_the_memory_does_not_hold(loss, k, designs, tmp_path: Path):
+def test_rows_that_the_memory_does_not_hold(loss, k, bases, tmp_path: Path):
     X, y = labelled((60, 6), k)
     np.save(tmp_path / "X.npy", X)
     assert_same_on_both(np.load(tmp_path / "X.npy", mmap_mode="r"), y, loss, budget_bytes=1)
-    assert designs[0].resident is None
+    assert bases[0].resident is None
 
 
 @pytest.mark.parametrize("shape", [(60, 6), (16, 24), (600, 6)], ids=["dense", "wide", "streamed"])
 @FORMS
-def test_low_precision(loss, k, shape, designs, monkeypatch):
+def test_low_precision(loss, k, shape, bases, monkeypatch):
     passes = []
     low = objective.Objective.low
-    monkeypatch.setattr(module, "_LOW_FROM", 0)
+    monkeypatch.setattr(plan, "_LOW_FROM", 0)
     monkeypatch.setattr(lbfgs, "_FEW", 2)  # the last of several problems are evaluated exactly, as those of large X are
     monkeypatch.setattr(objective.Objective, "low", lambda self, U, numbers: passes.append(U) or low(self, U, numbers))
     X, y = labelled(shape, k, np.float32)
@@ -104,8 +104,8 @@ def test_low_precision(loss, k, shape, designs, monkeypatch):
     asked = problems(X, y)
     on_gpu = solved(X, y, asked, loss, tol=1e-5, device="cuda", **budget)
     assert passes and all(one.is_cuda for one in passes)
-    assert bool(budget) == (designs[0].resident is None)
-    monkeypatch.setattr(module, "_LOW_FROM", 2**40)
+    assert bool(budget) == (bases[0].resident is None)
+    monkeypatch.setattr(plan, "_LOW_FROM", 2**40)
     assert_all_same(on_gpu, solved(X, y, asked, loss, tol=1e-5), 3e-3)
 
 
