@@ -86,13 +86,13 @@ def try_out(
     trial : None if none of the first images can be read, or a batch does not fit the device's memory
     """
     device = torch.device(recipe.device)
-    found = _FirstBatches(images, backbone.preprocessing, recipe.batch_size, workers, device)
-    if not found.batches:
+    first = _FirstBatches(images, backbone.preprocessing, recipe.batch_size, workers, device)
+    if not first.batches:
         return recipe, None
     try:
         choice = choose(
             network,
-            found,
+            first,
             -(-len(images) // recipe.batch_size),
             precision=precision,
             engine=engine,
@@ -102,7 +102,7 @@ def try_out(
         return recipe, None
     recipe = replace(recipe, engine=choice.engine, precision=choice.precision, precision_error=choice.error)
     keep(recipe, recipe.device, backbone, choice.network)
-    return recipe, found.trial(choice)
+    return recipe, first.trial(choice)
 
 
 class _FirstBatches:

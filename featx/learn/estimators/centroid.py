@@ -156,7 +156,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
         """Fit many: one pass over the rows sums the classes of all folds; see `estimators.batched`."""
         began = perf_counter()
-        given, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
+        original, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
         y = column_or_1d(y, warn=True)
         models: dict[int, Any] = {}  # or exceptions
         alike: dict[tuple, list[int]] = {}  # jobs with the same centroids
@@ -165,7 +165,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
                 estimator._validate_params()
                 estimator._refuse()
                 check_classification_targets(y[fold.train])
-                validate_data(estimator, given, skip_check_array=True)  # sets number and names of columns
+                validate_data(estimator, original, skip_check_array=True)  # sets number and names of columns
                 alike.setdefault((fold.number, estimator.metric, estimator.device), []).append(number)
             except Exception as error:
                 models[number] = error

@@ -7,6 +7,7 @@ calls the solvers.
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -142,17 +143,17 @@ class LinearModel(BaseEstimator):
                 )
         return validate_data(self, X, y, dtype=[np.float64, np.float32], order="C", **options)
 
+    @abstractmethod
     def _targets(self, X: Any, y: Any) -> tuple[np.ndarray, Targets]:
         """X and y, checked and encoded; sets `n_features_in_` and `feature_names_in_`."""
-        raise NotImplementedError
 
     def _weights(self, targets: Targets, weights: np.ndarray | None) -> Weights:
         """The weights of the rows and class factors."""
         return weights, None
 
+    @abstractmethod
     def _l2(self, targets: Targets) -> float | np.ndarray:
         """The penalty in the sum form of `Problem`."""
-        raise NotImplementedError
 
     def _constant(self) -> float | None:
         """The value of the constant column whose penalised coefficient is the intercept; None if it is free."""
@@ -174,9 +175,9 @@ class LinearModel(BaseEstimator):
         elif hasattr(self, "feature_names_in_"):
             del self.feature_names_in_
 
+    @abstractmethod
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
         """Set the attributes of a fitted estimator from its solution."""
-        raise NotImplementedError
 
 
 class LinearClassifier(LinearClassifierMixin, LinearModel):

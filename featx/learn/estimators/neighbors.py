@@ -175,9 +175,9 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
             )
         p = params.pop("p", self.p) if metric == "minkowski" else None
         if params or metric != "minkowski" and (not isinstance(metric, str) or metric not in {*_NORMS, "cosine"}):
-            given = f"metric={metric!r}" + (f" with metric_params {listed(params)}" if params else "")
+            refused = f"metric={metric!r}" + (f" with metric_params {listed(params)}" if params else "")
             raise FeatxError(
-                f"{type(self).__name__} has no {given}, only {', '.join(_NORMS)}, cosine, and minkowski with p; "
+                f"{type(self).__name__} has no {refused}, only {', '.join(_NORMS)}, cosine, and minkowski with p; "
                 "sklearn.neighbors.KNeighborsClassifier has others"
             )
         if metric != "minkowski":
@@ -200,7 +200,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         """
         from featx.learn.estimators.kernels import rows_of
 
-        given, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
+        original, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
         y = column_or_1d(y, warn=True)
         shared: dict[tuple, list[int]] = {}
         for number, (estimator, fold) in enumerate(jobs):
@@ -220,7 +220,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
                         raise TypeError(f"{cls.__name__}.fit() takes no sample_weight")
                     if rows[0] is not fold:
                         rows = fold, rows_of(X, fold.train, fold)
-                    validate_data(estimator, given, skip_check_array=True)  # sets number and names of columns
+                    validate_data(estimator, original, skip_check_array=True)  # sets number and names of columns
                     estimator._keep(rows[1], y[fold.train])
                     good.append(number)
                 except Exception as error:

@@ -44,7 +44,10 @@ class _Request:
 
 def fit_machines(X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
     """Fit each job's SVC or SVR; see `Batched.fit_each`."""
-    given, X = X, X if issparse(X) else check_array(X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=0)
+    original, X = (
+        X,
+        X if issparse(X) else check_array(X, dtype=[np.float64, np.float32], order="C", ensure_min_samples=0),
+    )
     y = column_or_1d(y, warn=True)
     groups: dict[tuple, list[_Request]] = {}
     for index, job in enumerate(jobs):
@@ -54,7 +57,7 @@ def fit_machines(X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
             if issparse(X) or job.estimator._needs_fallback():
                 fitted: Any = _fitted_by_sklearn(X, y, job)
             else:
-                validate_data(job.estimator, given, skip_check_array=True)  # sets number and names of columns
+                validate_data(job.estimator, original, skip_check_array=True)  # sets number and names of columns
                 request = _requested(index, job, X, y, began)
                 squared = job.estimator.kernel == "rbf"
                 key = job.fold.columns, squared, job.estimator.device, job.estimator.budget_bytes
@@ -239,33 +242,33 @@ class _Group:
 
     def _decisions_of(self, request: _Request, duals: list[Duals]) -> list[tuple[Any, list[np.ndarray]]]:
         """Each matrix that the models are scored on, with the decisions of all."""
-        fold, found = request.fold, []
+        fold, known = request.fold, []
         assert request.kernel is not None
-        for number, given in enumerate(fold.matrices):
+        for number, matrix in enumerate(fold.matrices):
             positions = fold.test if number == 0 else None
             if (
                 positions is None
-                and np.shape(given) == (len(fold.train), self.X.shape[1])
-                and self._is_train(given, fold)
+                and np.shape(matrix) == (len(fold.train), self.X.shape[1])
+                and self._is_train(matrix, fold)
             ):
                 positions = fold.train
             if positions is not None:
                 blocks = self.gram.of(self.at[positions])
             else:
-                blocks = self.gram.rows.between(check_array(given, dtype=[np.float64, np.float32]))
-            rows = len(given) if positions is None else len(positions)
-            found.append((given, decisions(blocks, rows, request.kernel, duals)))
-        return found
+                blocks = self.gram.rows.between(check_array(matrix, dtype=[np.float64, np.float32]))
+            rows = len(matrix) if positions is None else len(positions)
+            known.append((matrix, decisions(blocks, rows, request.kernel, duals)))
+        return known
 
-    def _is_train(self, given: Any, fold: Fold) -> bool:
+    def _is_train(self, matrix: Any, fold: Fold) -> bool:
         from featx.learn.estimators.kernels import rows_of
 
-        if np.shape(given) != (len(fold.train), self.X.shape[1]):
+        if np.shape(matrix) != (len(fold.train), self.X.shape[1]):
             return False
         tolerance = 0.0 if fold.shift is None and fold.scale is None else 16 * np.finfo(self.X.dtype).eps
-        for start in range(0, len(given), 1024):
+        for start in range(0, len(matrix), 1024):
             rows = rows_of(self.X, fold.train[start : start + 1024], fold)
-            if not np.allclose(given[start : start + 1024], rows, rtol=tolerance, atol=tolerance):
+            if not np.allclose(matrix[start : start + 1024], rows, rtol=tolerance, atol=tolerance):
                 return False
         return True
 

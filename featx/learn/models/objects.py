@@ -58,5 +58,5 @@ def _is_defined(kind: type, name: str) -> bool:
     """Whether a class defines a name; of classes other than estimators only methods count: NumPy sets defaults."""
     if name.startswith("__") or issubclass(kind, BaseEstimator):
         return name.startswith("__") or hasattr(kind, name)
-    found = getattr(kind, name, None)
-    return callable(found) and not isinstance(found, type)
+    attribute = getattr(kind, name, None)
+    return callable(attribute) and not isinstance(attribute, type)

@@ -1,7 +1,4 @@
-"""What a search measured in; the simplest candidate that it cannot tell from the best out: a callable for `refit`.
-
-`select_model`'s own is `ranking.cheapest_within_noise`; both mean the same by within one standard error and by simple.
-"""
+"""The one-standard-error rule as a callable for `refit`; `results.cheapest_within_noise` is that of `select_model`."""
 
 from __future__ import annotations
 
@@ -16,28 +13,35 @@ from featx.learn.scores import within_one_se
 from featx.learn.selection.catalogue import ESTIMATORS
 
 _SIMPLEST_FIRST = [type(spec.estimator).__name__ for spec in ESTIMATORS.values()]
-_STRONGEST_FIRST = {"n_components": 1, "C": 1, "alpha": -1, "n_neighbors": -1, "gamma": 1}  # less is simpler, or more
+_STRONGEST_FIRST = {
+    "n_components": 1,
+    "C": 1,
+    "alpha": -1,
+    "n_neighbors": -1,
+    "gamma": 1,
+}  # 1: smaller is simpler, -1: larger is simpler
 
 
 def one_se(cv_results: Mapping[str, Any]) -> int:
     """The simplest candidate within one standard error of the best; a callable for GridSearchCV's `refit`.
 
-    Within one standard error: its mean is at least the best mean less std / sqrt(J) of the best's J scores, std over
-    J - 1. (L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3; T. Hastie et al., The Elements
-    of Statistical Learning, section 7.10.)
+        mean >= best mean - s / sqrt(J),    s the standard deviation (J - 1) of the best candidate's J scores
 
-    Simplest, in this order, as `select_model(one_se=True)` has it:
+    (L. Breiman et al., Classification and Regression Trees, 1984, section 3.4.3; T. Hastie et al., The Elements of
+    Statistical Learning, section 7.10.)
 
-    - the fewest features: `cv_results["n_features"]`, which the searches of featx.learn add for a callable `refit`;
-      without it, or where it is nan, an integer n_components; what is unknown comes last
-    - the simplest estimator, `cv_results["estimators"]` of these searches, else those among the values of the grid: the
-      order of `grids.ESTIMATORS` by name of the class, whosever it is; others after them, by their first place
-    - the strongest penalty: the smallest n_components, the smallest C, the largest alpha, the most n_neighbors, the
-      smallest gamma, in the grid or the estimator; what is no number comes last
-    - the better mean, and at last the first in the grid
+    The simplest candidate has, in this order:
 
-    Times decide nothing: the same scores, the same candidate. scikit-learn sets no `best_score_` where `refit` is a
-    callable; it is `search.cv_results_["mean_test_score"][search.best_index_]`.
+    - the fewest features: `cv_results["n_features"]`, which the searches of featx.learn add for a callable `refit`; if
+      it is missing or nan, an integer n_components; candidates of unknown width are last
+    - the simplest estimator: `cv_results["estimators"]` of these searches, otherwise the estimators in the grid, in the
+      order of `ESTIMATORS` by class name; other estimators are last, in the order of the grid
+    - the strongest regularization: the smallest n_components, the smallest C, the largest alpha, the largest
+      n_neighbors, the smallest gamma, in the grid or the estimator; values that are not numbers are last
+    - the better mean; then the first place in the grid
+
+    scikit-learn sets no `best_score_` if `refit` is a callable; it is
+    `search.cv_results_["mean_test_score"][search.best_index_]`.
 
     Parameters
     ----------
@@ -65,20 +69,21 @@ def one_se(cv_results: Mapping[str, Any]) -> int:
     scores = np.array([cv_results[f"split{i}_test_score"] for i in range(splits)]).T  # (c, J)
     all_params = cv_results["params"]
     widths = cv_results.get("n_features", np.full(len(means), np.nan))
-    told = cv_results.get("estimators", [None] * len(means))
+    finals = cv_results.get("estimators", [None] * len(means))
     estimators = [
         [value for value in params.values() if hasattr(value, "predict")] if one is None else [one]
-        for params, one in zip(all_params, told, strict=True)
+        for params, one in zip(all_params, finals, strict=True)
     ]
-    order = list(dict.fromkeys([*_SIMPLEST_FIRST, *(type(one).__name__ for those in estimators for one in those)]))
+    names = [type(one).__name__ for of_candidate in estimators for one in of_candidate]
+    order = list(dict.fromkeys([*_SIMPLEST_FIRST, *names]))
 
     def complexity(i: int) -> tuple[Any, ...]:
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for one in estimators[i]:
-            given |= one.get_params(deep=False) if hasattr(one, "get_params") else {}
-        given |= {key.rsplit("__", 1)[-1]: value for key, value in all_params[i].items()}
-        strengths = [_number(given[name], sign) if name in given else 0.0 for name, sign in _STRONGEST_FIRST.items()]
-        components = _number(given.get("n_components"))
+            values |= one.get_params(deep=False) if hasattr(one, "get_params") else {}
+        values |= {key.rsplit("__", 1)[-1]: value for key, value in all_params[i].items()}
+        strengths = [_number(values[name], sign) if name in values else 0.0 for name, sign in _STRONGEST_FIRST.items()]
+        components = _number(values.get("n_components"))
         width = widths[i] if np.isfinite(widths[i]) else components if components >= 1 else np.inf
         return (
             width,
@@ -92,5 +97,5 @@ def one_se(cv_results: Mapping[str, Any]) -> int:
 
 
 def _number(value: object, sign: int = 1) -> float:
-    """What is least where it is simplest; above all else where it is no number."""
+    """A number that is least for the simplest value; infinity if the value is not a number."""
     return sign * float(value) if isinstance(value, Real) else np.inf

@@ -334,11 +334,11 @@ class ProtocolResult:
         for curve in self.curves:
             point = curve.chosen or curve.points[-1]
             draws = f" over {len(point.scores)} draws" if len(point.scores) > 1 else ""
-            said = f"{point.x:g} {self.varied}: {_score_text(point.mean, point.interval)}{draws}"
+            text = f"{point.x:g} {self.varied}: {_score_text(point.mean, point.interval)}{draws}"
             if curve.test is not None:
                 test = _score_text(curve.test, curve.test_interval)
-                said = f"{self.varied} = {point.x:g}: validation {point.mean:.3f}, test {test}"
-            lines.append(f"{curve.layer} of {curve.backbone}, {said}")
+                text = f"{self.varied} = {point.x:g}: validation {point.mean:.3f}, test {test}"
+            lines.append(f"{curve.layer} of {curve.backbone}, {text}")
         more = [f"and {len(self.curves) - _SHOWN:,} more layers"] if len(self.curves) > _SHOWN else []
         return "\n".join(lines[: _SHOWN + 1] + more)
 

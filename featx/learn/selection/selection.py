@@ -33,7 +33,7 @@ from featx.learn.selection.results import (
 from featx.learn.selection.splits import Groups, Split, cv_splits
 from featx.progress import SearchClock, SearchProgress
 
-Found = list[tuple[Candidate, Pipeline]]
+Results = list[tuple[Candidate, Pipeline]]  # candidates with their unfitted pipelines
 
 
 def select_model(
@@ -157,30 +157,30 @@ def select_model(
     )
     settings = SearchSettings(folds, repeats, metric.name, steps_text(steps, grids))
 
-    def selection(found: Found, best_estimator: Pipeline | None = None, **rest: Any) -> Selection:
-        candidates = ranked(found)
+    def selection(results: Results, best_estimator: Pipeline | None = None, **rest: Any) -> Selection:
+        candidates = ranked(results)
         chosen = cheapest_within_noise(candidates) if one_se else candidates[0]
         return Selection(candidates, chosen, best_estimator, training, settings, **rest)
 
-    found: Found = []
+    results: Results = []
     try:
-        search.run(experiment.X, experiment.y, splits, found)
-        best = selection(found).chosen
-        fitted = _fitted(dict(found)[best], experiment.X, experiment.y)
-        whole = selection(found, fitted, test=_test_set(fitted, experiment, metric))
+        search.run(experiment.X, experiment.y, splits, results)
+        best = selection(results).chosen
+        fitted = _fitted(dict(results)[best], experiment.X, experiment.y)
+        whole = selection(results, fitted, test=_test_set(fitted, experiment, metric))
     except KeyboardInterrupt:
-        if not found:
+        if not results:
             raise
-        raise Interrupted(selection(found, is_partial=True)) from None
+        raise Interrupted(selection(results, is_partial=True)) from None
     if not nested:
         return whole
     scores: list[tuple[float, Candidate]] = []
     try:
         for (train, test), inner_splits in zip(outer, inner, strict=True):
-            found = []
-            search.run(experiment.X[train], experiment.y[train], inner_splits, found)
-            chosen = selection(found).chosen
-            pipeline = _fitted(dict(found)[chosen], experiment.X[train], experiment.y[train])
+            results = []
+            search.run(experiment.X[train], experiment.y[train], inner_splits, results)
+            chosen = selection(results).chosen
+            pipeline = _fitted(dict(results)[chosen], experiment.X[train], experiment.y[train])
             outputs = metric.outputs(pipeline, experiment.X[test])
             scores.append((metric.score(experiment.y[test], outputs, experiment.classes), chosen))
     except KeyboardInterrupt:
@@ -188,9 +188,9 @@ def select_model(
     return replace(whole, nested=_nested(scores, outer, metric))
 
 
-def ranked(found: Found) -> list[Candidate]:
+def ranked(results: Results) -> list[Candidate]:
     """Best first; of equal ones the simpler."""
-    return sorted((candidate for candidate, _ in found), key=lambda candidate: (-candidate.mean, candidate.complexity))
+    return sorted((candidate for candidate, _ in results), key=lambda each: (-each.mean, each.complexity))
 
 
 def _fitted(pipeline: Pipeline, X: np.ndarray, y: np.ndarray) -> Pipeline:
@@ -220,8 +220,8 @@ class _Search:
             plan = self._of(grid, splits).plan(X, y)
             self.clock.expect(plan.n_fits, plan.work)
 
-    def run(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], found: Found) -> None:
-        """Search layer by layer and append to `found`, which has the results so far if this is interrupted."""
+    def run(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], results: Results) -> None:
+        """Search layer by layer and append to `results`, which has the results so far if this is interrupted."""
         self.clock.show()
         for grid in self.grids:
             search = self._of(grid, splits)
@@ -229,10 +229,10 @@ class _Search:
                 search.fit(X, y)
             except KeyboardInterrupt:
                 if hasattr(search, "partial_results_"):
-                    found += grid.candidates(search.partial_results_, splits, self.metric.name)
+                    results += grid.candidates(search.partial_results_, splits, self.metric.name)
                 raise
-            found += grid.candidates(search.cv_results_, splits, self.metric.name)
-            self.candidates = ranked(found)
+            results += grid.candidates(search.cv_results_, splits, self.metric.name)
+            self.candidates = ranked(results)
             self.clock.show()
 
     def _of(self, grid: LayerGrid, splits: Sequence[Split]) -> GridSearchCV:
