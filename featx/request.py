@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -34,6 +34,20 @@ class EstimatorName(StrEnum):
 
 # parameters of the request that choose among candidates and estimators
 _GRID = ("estimators", "l2", "power", "pca", "scoring", "one_se", "nested", "folds", "n_jobs")
+
+
+# settings that `SearchRequest.arguments` looks up in the stores, or that choose what is run and written
+_LOOKED_UP = {
+    "protocol",
+    "output",
+    "labels",
+    "label_column",
+    "target",
+    "split_column",
+    "test_value",
+    "validation_value",
+    "test_store",
+}
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,7 @@ class SearchRequest:
                 Parameter("protocol", self.protocol), " has no ", *_joined(unused, ", "), f"; leave {them} out"
             )
         names = ("test_size", "test_store") if self._only_validates else ("test_size", "split_column", "test_store")
-        refuse_several_hold_outs([name for name in names if getattr(self, name) is not None])
+        _refuse_several_hold_outs([name for name in names if getattr(self, name) is not None])
         for name in ("test_value", "validation_value"):
             if getattr(self, name) is not None and self.split_column is None:
                 raise FeatxError(Parameter(name), " is a value of ", Parameter("split_column"), "; give that too")
@@ -164,8 +178,7 @@ class SearchRequest:
         """
         from featx.store import FeatureStore
 
-        names = (*_GRID, "layers", "groups", "allow_duplicates", "test_size", "repeats", "random_state")
-        arguments = {name: getattr(self, name) for name in names}
+        arguments = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _LOOKED_UP}
         if self.split_column is not None and not self._only_validates:
             arguments["test_rows"] = _rows_with(store, self.split_column, self.test_value or "test")
         if self.split_column is not None and self.validation_value is not None:
@@ -225,7 +238,7 @@ class SearchRequest:
         return store.align(dict(zip(store.ids.tolist(), cells.tolist(), strict=True)), target=target)
 
 
-def refuse_several_hold_outs(names: Sequence[str]) -> None:
+def _refuse_several_hold_outs(names: Sequence[str]) -> None:
     """Raise FeatxError if more than one parameter says which images are held out."""
     if len(names) > 1:
         raise FeatxError("images are held out in one way; got ", *_joined(names, " and "))

@@ -179,7 +179,9 @@ class Pool(nn.Module):
                 return x[:, self._prefix :].mean(self._over)
             case "flatten":  # a copy: later layers may change the output in place
                 return x.flatten(1).clone()
-        return x.clone()
+            case "none":
+                return x.clone()
+        raise AssertionError(f"pool {self._pool!r} has no implementation")
 
     def _plane(self, x: torch.Tensor) -> torch.Tensor:
         """(b, c, h, w)"""

@@ -32,7 +32,7 @@ from PIL import Image, ImageFile
 from featx.backbones import Backbone, Preprocessing
 from featx.errors import FeatxError
 from featx.forward import Block, decoders, release, stream
-from featx.store import KEPT, Recipe, RowFile, told
+from featx.store import KEPT, Recipe, RowFile, disk_errors
 
 _LEAST_BATCHES = 32  # per GPU; with fewer, the seconds that a process takes to start are not recovered
 
@@ -175,7 +175,7 @@ class _Share:
         for block in stream(self.images, self.recipe, backbone, device=device, workers=self.workers, todo=self.todo):
             shift = self.starts[block.start // self.recipe.batch_size] - block.start
             is_wanted = self.todo[block.indices]
-            with told(self.rows.output, lambda: KEPT):
+            with disk_errors(self.rows.output, lambda: KEPT):
                 for name, values in block.rows.items():
                     self.rows.write(name, block.indices[is_wanted] + shift, values[is_wanted])
             yield replace(

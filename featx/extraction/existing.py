@@ -81,7 +81,7 @@ class ExistingStore:
             raise RecipeError(
                 f"{path} {holds}: {'; '.join(changes)}. Choose another output, or replace it with ",
                 Parameter("replace", True),
-                ": rows that still serve are copied",
+                ": rows that are still valid are copied",
             )
 
     def grown(self) -> Recipe:
@@ -166,10 +166,10 @@ def refuse_other_names(
 def refuse_another_run(output: Path, begun: Unfinished, recipe: Recipe, images: Collection) -> None:
     """Raise RecipeError unless the run is the unfinished one."""
     differences = begun.recipe.differences(recipe) + _device_differs(begun.recipe, recipe)
-    there, here = set(begun.ids), set(images.ids)
-    if gone := sorted(there - here):
+    begun_ids, run_ids = set(begun.ids), set(images.ids)
+    if gone := sorted(begun_ids - run_ids):
         differences.append(f"images gone since: {listed(gone)}")
-    if new := sorted(here - there):
+    if new := sorted(run_ids - begun_ids):
         differences.append(f"images that are new: {listed(new)}")
     if not differences and begun.ids != images.ids:
         differences.append("images in another order")

@@ -88,7 +88,7 @@ def matrix_of(key: Hashable, compute: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def release() -> None:
-    """Drop the cached networks, and leave what they took of a GPU's memory to other processes."""
+    """Drop the cached networks and free their GPU memory, which other processes may then use."""
     _networks.clear()
     gc.collect()
     torch.cuda.empty_cache()

@@ -1,6 +1,6 @@
 """The scikit-learn face: image keys (or new images) in, matrices, estimators, searches and saved models out.
 
-Decodes nothing and loads no network, except to predict on new images, through `forward.stream`.
+It decodes no images and loads no network, except to compute features of new images, through `forward`.
 """
 
 from featx.learn.estimators import (

@@ -52,13 +52,13 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
     if selection.is_partial:
         notes.append("interrupted: this is what was done until then")
     if chosen != selection.best:
-        notes.append(f"* chosen, being the cheapest within one standard error of the best: {named(chosen)}")
+        notes.append(f"* chosen, being the simplest within one standard error of the best: {named(chosen)}")
     else:
         notes.append("* chosen, being the best")
-    if chosen == selection.best and (cheaper := selection.cheaper) is not None:
+    if chosen == selection.best and (simpler := selection.simpler) is not None:
         notes.append(
-            f"cheaper, and within one standard error of the best: {named(cheaper)} "
-            f"({_features(cheaper)} features, {number(cheaper.mean, scoring)})"
+            f"simpler, and within one standard error of the best: {named(simpler)} "
+            f"({_features(simpler)} features, {number(simpler.mean, scoring)})"
         )
     table.caption = printable_lines(notes) or None
     return table

@@ -48,11 +48,14 @@ def store_table(store: FeatureStore) -> PlainTable:
     table.add_section()
     table.add_row("backbone", f"{recipe.backbone}, weights {recipe.weights}")
     table.add_row("weights' sha256", recipe.weights_sha256)
+    if recipe.weights_file_sha256 is not None:
+        table.add_row("its file's sha256", recipe.weights_file_sha256)
     table.add_row("preprocessing", ", ".join(f"{key} {value}" for key, value in recipe.preprocessing.items()))
     table.add_row("decoding", recipe.decoder)
     error = f", at most {recipe.precision_error:.2%} off float32" if recipe.precision_error is not None else ""
     table.add_row("computed", f"{recipe.precision}{error}, {recipe.engine}, on {recipe.device}")
-    table.add_row("batches", f"{recipe.batch_size:,} images, {recipe.threads} threads")
+    passes = "" if recipe.pass_rows is None else f", in passes of {recipe.pass_rows:,} or more"
+    table.add_row("batches", f"{recipe.batch_size:,} images{passes}, {recipe.threads} threads")
     table.add_row("versions", ", ".join(f"{name} {number}" for name, number in recipe.versions.items()))
     table.add_row("images from", recipe.origin or "no folder")
     table.add_row("collection", f"{recipe.collection}, the digest of ids, labels and columns")

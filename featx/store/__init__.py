@@ -7,7 +7,7 @@ from featx.recipe import Difference, Recipe, collection_digest
 from featx.store.agreement import rounding_note
 from featx.store.blocks import Damage
 from featx.store.exporting import export
-from featx.store.files import KEPT, refuse_unwritable, told, written_aside
+from featx.store.files import KEPT, disk_errors, refuse_unwritable, written_aside
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
@@ -35,7 +35,7 @@ __all__ = [
     "refuse_running",
     "refuse_unwritable",
     "rounding_note",
-    "told",
+    "disk_errors",
     "unfinished",
     "written_aside",
 ]

@@ -75,7 +75,7 @@ def export(
     if output.suffix != ".h5" and compression is not None:
         raise StoreError(f"compression is for archives (.h5); {output.name!r} is not one")
     if output.suffix == ".h5" and layers is not None:
-        raise StoreError("an archive has all layers of its store; .npy and .parquet take some")
+        raise StoreError("an .h5 archive always contains every layer; leave out layers, or export to .npy or .parquet")
     names = list(dict.fromkeys(map(store.recipe.layer, store.layers if layers is None else layers)))
     if output.suffix == ".npy" and len(names) != 1:
         store.recipe.some(names).layer(None)  # raises LayerError with the layers to choose from

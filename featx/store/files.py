@@ -99,7 +99,7 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def told(output: Path, kept: Callable[[], str]) -> Iterator[None]:
+def disk_errors(output: Path, kept: Callable[[], str]) -> Iterator[None]:
     """Turn an OSError into a StoreError in one sentence; `kept()` says which work remains."""
     try:
         yield
@@ -140,7 +140,7 @@ def written_aside(output: Path) -> Iterator[BinaryIO]:
     partial = beside(output, ".writing")
     is_renamed = False
     complete = "the file is complete, but a power failure may lose it"
-    with told(output, lambda: complete if is_renamed else NOTHING_KEPT):
+    with disk_errors(output, lambda: complete if is_renamed else NOTHING_KEPT):
         handle = open_alone(partial)
         try:
             with os.fdopen(handle, "r+b", closefd=False) as file:

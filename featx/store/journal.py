@@ -17,7 +17,7 @@ import xxhash
 
 from featx.errors import Parameter, StoreError
 from featx.recipe import Recipe
-from featx.store.files import beside, fsync_folder, is_at, open_alone, told
+from featx.store.files import beside, disk_errors, fsync_folder, is_at, open_alone
 from featx.store.layout import GROUP_ROWS
 
 _FORMAT = "featx-journal 1"
@@ -71,7 +71,7 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
         Another version of featx began it.
     """
     output = Path(output)
-    with told(output, lambda: _UNCHANGED):
+    with disk_errors(output, lambda: _UNCHANGED):
         if not is_unfinished(output):
             return None
         content = journal_path(output).read_bytes()
@@ -99,7 +99,7 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
 def refuse_running(output: str | os.PathLike) -> None:
     """Raise StoreError if a run is writing this output now."""
     partial = partial_path(Path(output))
-    with told(Path(output), lambda: _UNCHANGED):
+    with disk_errors(Path(output), lambda: _UNCHANGED):
         if partial.exists():
             os.close(open_alone(partial))
 
@@ -113,7 +113,7 @@ def discard(output: str | os.PathLike) -> None:
         The run is in progress.
     """
     partial, journal = partial_path(Path(output)), journal_path(Path(output))
-    with told(Path(output), lambda: _UNCHANGED):
+    with disk_errors(Path(output), lambda: _UNCHANGED):
         if not partial.exists() and not journal.exists():
             return
         handle = open_alone(partial)

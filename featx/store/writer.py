@@ -98,7 +98,7 @@ class StoreWriter:
         self._unsynced, self._synced_at = 0, time.monotonic()
         self._fsync_failed = False  # the system reports that once, and drops the data that it could not write
         is_continued = is_unfinished(self._output)
-        with files.told(self._output, lambda: files.KEPT if is_continued else files.NOTHING_KEPT):
+        with files.disk_errors(self._output, lambda: files.KEPT if is_continued else files.NOTHING_KEPT):
             self._file = files.open_alone(self._partial)
             self.rows = RowFile(self._output, self._file, self._layers)
             self._sums = Checksums(self._file, self._layers)
@@ -206,7 +206,7 @@ class StoreWriter:
         layers_fit = sorted([*rows, *in_file]) == sorted(self._layers)
         if not new or not layers_fit or digests.shape != (len(indices), 16):
             raise AssertionError("every row of every layer is written exactly once, with its image's digest")
-        with files.told(self._output, self._kept):
+        with files.disk_errors(self._output, self._kept):
             for name in self._layers:
                 if name in in_file:
                     values = self.rows.read(name, indices)
@@ -235,7 +235,7 @@ class StoreWriter:
                 raise AssertionError("an image either has a row or is a failure")
             self.failures |= failures
             self.todo[list(failures)] = False
-            with files.told(self._output, self._kept):
+            with files.disk_errors(self._output, self._kept):
                 self._sync_if_due()
 
     def _kept(self) -> str:
@@ -302,7 +302,7 @@ class StoreWriter:
             discard_quietly(self._output)  # there is nothing to continue
             raise StoreError(f"none of the {len(self._ids):,} images can be read; the first, {self._ids[0]!r}: "
                              f"{self.failures[0]}")  # fmt: skip
-        with files.told(self._output, self._kept):
+        with files.disk_errors(self._output, self._kept):
             self._sums.complete(0, len(self._journaled))
             if self.failures:
                 self._sync()

@@ -196,12 +196,12 @@ def test_what_is_cheaper_and_within_noise_is_named_and_nothing_else(selection: S
     best = found.best
     cheap = replace(best, layer="small:avg", d=3, value=0.5, mean=best.mean - 1e-4, complexity=(0.0, 0.0, 0.0))
     said = ranking_table(searched(selection, [best, cheap])).caption
-    assert isinstance(said, str) and "cheaper, and within one standard error of the best: small:avg, " in said
+    assert isinstance(said, str) and "simpler, and within one standard error of the best: small:avg, " in said
     assert "3 features" in said
     far = replace(cheap, mean=best.mean - 0.5)
     assert ranking_table(searched(selection, [best, far])).caption == "* chosen, being the best"
     chosen = ranking_table(replace(searched(selection, [best, cheap]), chosen=cheap))
-    assert "chosen, being the cheapest within one standard error" in str(chosen.caption)
+    assert "chosen, being the simplest within one standard error" in str(chosen.caption)
     assert [row.style for row in chosen.rows] == [None, "bold"]
 
 

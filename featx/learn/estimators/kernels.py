@@ -1,6 +1,6 @@
 """Inner products, squared distances and kernels of rows, in blocks.
 
-`libsvm` fits on these kernels, `svm` predicts with them, and `neighbors` finds the smallest distances.
+`libsvm` fits on these kernels, `kernel_machine` predicts with them, and `neighbors` finds the smallest distances.
 """
 
 from __future__ import annotations

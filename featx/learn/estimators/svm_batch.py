@@ -241,7 +241,7 @@ class _Group:
         return self.ranks[fold.number]
 
     def _decisions_of(self, request: _Request, duals: list[Duals]) -> list[tuple[Any, list[np.ndarray]]]:
-        """Each matrix that the models are scored on, with the decisions of all."""
+        """(matrix, decision values of every model) for each matrix that the models are scored on."""
         fold, known = request.fold, []
         assert request.kernel is not None
         for number, matrix in enumerate(fold.matrices):

@@ -140,11 +140,12 @@ def _check_boosting(estimator: Any, d: int) -> None:
         ]
         width = shapes[0][-1] if shapes == [(n, shapes[0][-1]) for n in (1, 2, 3)] else None
     if width != stages.shape[1]:
-        raise ModelError(f"{name} begins with {stages.shape[1]} numbers a row, one a tree; got others")
+        needed = f"{stages.shape[1]} values per row, one per tree of a stage"
+        raise ModelError(f"{name}: the initial prediction needs {needed}; got {width}")
 
 
 def _checked_predictors(estimator: Any, d: int) -> list[Any]:
-    """The trees of HistGradientBoosting."""
+    """Check the trees of a HistGradientBoosting model; returns them, with copied nodes."""
     name = type(estimator).__name__
     if estimator._preprocessor is not None:
         raise ModelError(f"{name} can be saved without categorical features; encode them in a step before it")

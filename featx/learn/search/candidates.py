@@ -101,7 +101,7 @@ def take_apart(
 
 
 def _is_batched(estimator: Any) -> bool:
-    """Whether it is one of featx's estimators, and not a subclass with a fit of its own."""
+    """Whether it has `fit_each`, and a `fit` of featx.learn: a user's subclass with a `fit` of its own has not."""
     cls = type(estimator)
     return hasattr(cls, "fit_each") and cls.fit.__module__.startswith("featx.learn.")
 

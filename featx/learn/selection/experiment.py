@@ -123,7 +123,7 @@ class Experiment:
         Raises
         ------
         FeatxError
-            A group, or images of the same content, would be split between training and test.
+            A group, or images of the same content, would be split between training and validation.
         """
         of_X = self.stores[0].rows(self.X)
         is_validation = _mask(rows, len(self.stores[0]), "validation_rows")[of_X]
@@ -135,7 +135,7 @@ class Experiment:
             name = self.stores[0].ids[of_X[self.groups.numbers == shared[0]][0]]
             raise FeatxError(
                 f"{len(shared):,} {self.groups.noun} are both among the validation images and those to learn from, "
-                f"{str(name)!r} is of one of them: put each on one side"
+                f"for example that of {str(name)!r}: put each on one side"
             )
         if not self.is_numeric and (missing := sorted(set(self.y) - set(self.y[~is_validation]))):
             raise FeatxError(f"the images to learn from need every class; there is none of {listed(missing)}")

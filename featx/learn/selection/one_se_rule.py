@@ -1,4 +1,4 @@
-"""The one-standard-error rule as a callable for `refit`; `results.cheapest_within_noise` is that of `select_model`."""
+"""The one-standard-error rule as a callable for `refit`; `results.simplest_within_one_se` is that of `select_model`."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class Nested:
     interval : 95 % confidence interval of their mean (`intervals.cv_interval`)
     chosen : the winner of each outer split's own search
     folds : outer splits that were planned; fewer scores if it was interrupted
-    scoring : a key of `metrics.METRICS`
+    scoring : a key of `METRICS`
     """
 
     scores: tuple[float, ...]
@@ -111,7 +111,7 @@ class SearchSettings:
     """How a search scored its candidates.
 
     folds, repeats : of the cross-validation
-    scoring : a key of `scores.METRICS`
+    scoring : a key of `METRICS`
     steps : the steps between features and scaler, in words: "l2", "power", "pca 256"; if there were fewer components,
         how many were kept: "pca 256 (64 to 256 kept, all there are)"
     """
@@ -174,9 +174,9 @@ class Selection:
         return self.candidates[0]
 
     @property
-    def cheaper(self) -> Candidate | None:
+    def simpler(self) -> Candidate | None:
         """The simplest candidate within one standard error of the best, if it is simpler than the chosen one."""
-        simplest = cheapest_within_noise(self.candidates)
+        simplest = simplest_within_one_se(self.candidates)
         return simplest if simplest.complexity < self.chosen.complexity else None
 
     def mistakes(self) -> np.ndarray:
@@ -242,7 +242,7 @@ class Selection:
         return "\n".join(lines)
 
 
-def cheapest_within_noise(candidates: Sequence[Candidate]) -> Candidate:
+def simplest_within_one_se(candidates: Sequence[Candidate]) -> Candidate:
     """The simplest candidate whose mean is within one standard error of the best; of equally simple ones the first."""
     near = within_one_se([c.mean for c in candidates], [c.scores for c in candidates])
     return min((c for c, is_near in zip(candidates, near, strict=True) if is_near), key=lambda c: c.complexity)
@@ -309,7 +309,7 @@ class ProtocolResult:
     repeats : number of subsamples per point, except for all images; 1 for "linear-probe" and "knn"
     stores : the stores of the features
     best_estimator : for "linear-probe" the pipeline of the first curve, fitted on training and validation images
-    scoring : "accuracy", or "r2" for regression; a key of `scores.METRICS`
+    scoring : "accuracy", or "r2" for regression; a key of `METRICS`
     is_partial : whether it was interrupted; curves are those of the layers that were done
     """
 

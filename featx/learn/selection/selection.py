@@ -28,7 +28,7 @@ from featx.learn.selection.results import (
     Selection,
     TestSet,
     TrainingSet,
-    cheapest_within_noise,
+    simplest_within_one_se,
 )
 from featx.learn.selection.splits import Groups, Split, cv_splits
 from featx.progress import SearchClock, SearchProgress
@@ -128,7 +128,8 @@ def select_model(
     metric = _metric(scoring, experiment.is_numeric)
     if metric.name == "r2" and min(len(test) for _, test in splits) < 2:
         raise FeatxError(
-            f"R^2 compares images, so a fold has two or more; {folds} folds of {len(experiment.y):,} are too many"
+            f"R^2 needs at least 2 images in every fold; {folds} folds of {len(experiment.y):,} images leave fewer: "
+            "use fewer folds"
         )
     outer = cv_splits(experiment.y, experiment.groups, folds, 1, random_state) if nested else []
     inner = [cv_splits(*_subset(experiment, train), folds, repeats, random_state) for train, _ in outer]
@@ -159,7 +160,7 @@ def select_model(
 
     def selection(results: Results, best_estimator: Pipeline | None = None, **rest: Any) -> Selection:
         candidates = ranked(results)
-        chosen = cheapest_within_noise(candidates) if one_se else candidates[0]
+        chosen = simplest_within_one_se(candidates) if one_se else candidates[0]
         return Selection(candidates, chosen, best_estimator, training, settings, **rest)
 
     results: Results = []

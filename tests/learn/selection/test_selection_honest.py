@@ -122,9 +122,9 @@ def test_one_standard_error_takes_the_cheapest_that_is_as_good_and_says_so_else(
     near = [c for c in usual.candidates if c.mean >= lowest]
     cheapest = min(near, key=lambda c: c.complexity)
     assert (
-        len(near) > 1 and cheapest.d == 6 and frugal.chosen.complexity == cheapest.complexity and frugal.cheaper is None
+        len(near) > 1 and cheapest.d == 6 and frugal.chosen.complexity == cheapest.complexity and frugal.simpler is None
     )
-    assert usual.chosen is usual.best and usual.cheaper is (cheapest if cheapest is not usual.best else None)
+    assert usual.chosen is usual.best and usual.simpler is (cheapest if cheapest is not usual.best else None)
     assert frugal.best_estimator["features"].layer_ == frugal.chosen.layer
     assert frugal.best_estimator["estimator"].C == frugal.chosen.value
 
@@ -371,7 +371,9 @@ def test_groups_of_a_test_store_are_other_ones_and_count_as_groups(tmp_path):
 def test_a_fold_of_one_image_has_no_r2(tmp_path):
     y = np.random.default_rng(0).normal(size=12)
     store = separable_store(tmp_path / "n.h5", 12, y=y)
-    with pytest.raises(FeatxError, match="a fold has two or more; 12 folds of 12 are too many"):
+    with pytest.raises(
+        FeatxError, match="at least 2 images in every fold; 12 folds of 12 images leave fewer: use fewer folds"
+    ):
         select_model(store, folds=12, holdout=HoldOut(0))
     assert np.isfinite(select_model(store, folds=6, holdout=HoldOut(0), estimators=["ridge"]).best.mean)
 
