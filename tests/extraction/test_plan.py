@@ -245,7 +245,7 @@ def test_a_dry_run_says_what_would_be_done_and_leaves_nothing(photos, tmp_path):
         "12.3 kB",
         "123 kB",
         "free",
-        "how long it takes",
+        "the time is estimated once it runs",
     ):
         assert word in done.output, word
 
