@@ -1,4 +1,4 @@
-"""Every private name of torch and torchvision that featx uses, with what breaks when it moves or changes.
+"""Every private name of torch and torchvision that featx uses, with what breaks if it is renamed or changed.
 
 - `FakeTensorMode`: shapes of layers without computing; `hooks` could not describe networks that cannot be traced.
 - `bound_sympy`: the range of a dimension of an exported program; programs with dynamic shapes could not be read.

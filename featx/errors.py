@@ -137,7 +137,7 @@ class UnreadableImages(FeatxError):
 
 
 class BackboneError(FeatxError):
-    """A network that is not known, or whose weights cannot be had."""
+    """The network is unknown, or its weights are unavailable."""
 
 
 class UnavailableBackbone(BackboneError):

@@ -86,7 +86,7 @@ class TappedNetwork:
         return self
 
     def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """(b, h, w, 3) uint8, or (b, 3, h, w) float, normalised -> {tap name: (b, *shape) float32, on the device}."""
+        """uint8 pixels (b, h, w, 3), or normalised floats (b, 3, h, w) -> {tap name: (b, *shape) float32}."""
         pixels = pixels.to(self._device, non_blocking=True)
         with torch.no_grad() if self.engine == COMPILED else torch.inference_mode(), _exact(self._device):
             try:

@@ -75,7 +75,7 @@ class _Tracer(NodePathTracer):
         return output
 
     def head(self, head: Callable[[], Any], pre_logits: Callable[[], Any]) -> Any:
-        """Trace the network's head, and after it the computation of the pre-logits: the nodes `traced_again`."""
+        """Trace the head, then the pre-logits; nodes that the second trace adds are `traced_again`."""
         output = head()
         ends, before = dict(self.ends), set(self.graph.nodes)
         try:

@@ -54,7 +54,7 @@ class Allowance(TorchFunctionMode):
 
 
 def random_allowance(name: str) -> Allowance:
-    """The allowance of a network with random weights that only a recipe names."""
+    """Memory limit of a network with random weights that a recipe names, and not the user."""
     return Allowance(
         MOST_RANDOM_BYTES,
         UnavailableBackbone(

@@ -1,4 +1,4 @@
-"""The command line: it parses arguments, calls the library and prints results; one file a group of commands."""
+"""The command line: it parses arguments, calls the library and prints results; one file per group of commands."""
 
 from featx.cli.application import app, main
 

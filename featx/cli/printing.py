@@ -27,7 +27,7 @@ def print_error(line: str) -> None:
 
 
 def print_data(text: str) -> None:
-    """Print JSON or CSV: byte for byte where another program reads it, escaped on a terminal."""
+    """Print JSON or CSV: unchanged when piped, escaped on a terminal."""
     if sys.stdout.isatty():
         typer.echo(printable(text, keep="\n"))
     else:

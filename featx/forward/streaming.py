@@ -201,7 +201,7 @@ def stream(
     backbone : Backbone, optional
         The recipe's, where it is at hand; see `cache.network_of`.
     device : "auto", "cpu" or "cuda"
-    workers : threads that decode, or "auto": one a core
+    workers : threads that decode, or "auto": one per core
         On a CPU they take turns with the forward pass.
     todo : (n,) bool, optional
         For a run whose rows are kept: batches without an image to do are skipped, and every batch has the recipe's

@@ -1,4 +1,4 @@
-"""Every private name of scikit-learn that featx uses, with what breaks when it moves or changes.
+"""Every private name of scikit-learn that featx uses, with what breaks if it is renamed or changed.
 
 `tests/learn/test_sklearn_names.py` looks each of them up. scikit-learn is pinned to versions in which they were tried.
 """

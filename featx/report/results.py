@@ -14,7 +14,7 @@ mae : mean absolute error over the splits, where the labels are numbers
 fit_seconds : mean of a fit
 held_out, held_out_low, held_out_high : of the chosen one, the score on images that played no part in choosing it, with
     its 95 % interval; of an outer split, the score on the images left out
-score_1, score_2 ... : one a split or a draw (in JSON, one list: scores)
+score_1, score_2 ... : one per split or subsample (in JSON, one list: scores)
 
 What does not apply is empty (in JSON, null). `interchange` says how CSV quotes texts that begin like a formula.
 """

@@ -31,7 +31,7 @@ class Interned:
 
 @dataclass(frozen=True)
 class ArrayNumbers:
-    """Which arrays a problem has: two problems have equal ones where the numbers are equal."""
+    """Numbers that identify the arrays of a problem; equal numbers mean equal arrays."""
 
     weights: int
     shift: int

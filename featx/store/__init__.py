@@ -1,4 +1,4 @@
-"""The HDF5 file between extraction and learning: its writer, its reader and its recipe. FORMAT.md is the contract.
+"""The HDF5 file between extraction and learning: its writer and its reader. FORMAT.md is the contract.
 
 This room knows nothing of images, networks or scikit-learn.
 """

@@ -78,7 +78,7 @@ class Mapped:
             raise damaged(path, str(error)) from error
 
     def check_metadata(self) -> None:
-        """Raise StoreError unless size and identity, which cover everything but the rows, are those of the seal."""
+        """Raise StoreError unless size, seal and metadata are as sealed; rows are not read."""
         seal = self.seal
         if self.content.size() != seal.size:  # first: reading mapped pages behind the end of a file is fatal
             raise damaged(self.path, f"it has {self.content.size():,} bytes and should have {seal.size:,}")

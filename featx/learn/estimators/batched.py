@@ -38,7 +38,7 @@ class ScoredRows:
 class Fold:
     """Which rows of X a model is fitted on, and which rows it predicts for its scores.
 
-    number : unique among the folds of one call of `fit_each`; what is computed once a fold is kept under it
+    number : unique among the folds of one call of `fit_each`; what is computed once per fold is kept under it
     train : (n_train,) positions in X, each once
     scored : what fitted models will be scored on, shifted and scaled already; None if they are not scored
     test : (n_test,) positions in X of the first scored matrix, or None where its rows are not among X's

@@ -293,7 +293,10 @@ class ImageFeatures(_Features):
 
         Raises
         ------
-        BackboneError, LayerError
+        BackboneError
+            The network is unknown, or its weights are unavailable.
+        LayerError
+            The network does not have the layer.
         """
         backbone = _forward().as_backbone(self.backbone, self.weights)
         recipe = _forward().resolve_recipe(

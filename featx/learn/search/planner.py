@@ -1,7 +1,7 @@
 """Plan which fits candidates share, before anything is fitted; `executor` follows the plan.
 
 There are three ways. Candidates of a batched estimator (`estimators.batched`) are one solve over all folds, where the
-steps before it are fold-independent or one affine scaler. Steps that several candidates begin with are fitted once a
+steps before it are fold-independent or one affine scaler. Steps that several candidates begin with are fitted once per
 fold. Everything else falls back to scikit-learn's search.
 """
 
@@ -32,7 +32,7 @@ class SharedPrefix:
     """Candidates whose fold-independent steps are the same: these transform all rows once.
 
     solves : candidates solved over all folds at once, with the affine scaler before the estimator (or None)
-    by_fold : the other candidates, fitted fold by fold; steps that they begin with are fitted once a fold
+    by_fold : the other candidates, fitted fold by fold; steps that they begin with are fitted once per fold
     """
 
     steps: tuple[Step, ...]

@@ -307,7 +307,7 @@ class GridSearchCV(SharedSearch, sklearn.model_selection.GridSearchCV):
     - The search plans before it fits (`plan` returns the plan). Candidates of an estimator of featx.learn that differ
       only in parameters that are solved together (C, alpha, gamma, n_neighbors) become one solve: over all folds if the
       steps before are fold-independent (StoredFeatures, Normalizer) or one StandardScaler, MinMaxScaler, MaxAbsScaler
-      or RobustScaler. Other steps that several candidates begin with are fitted once a fold, not once a candidate.
+      or RobustScaler. Other steps that several candidates begin with are fitted once per fold, not once per candidate.
       Everything else falls back to scikit-learn's search, in `n_jobs` processes; so does the whole search, with a
       warning, if callbacks are set.
     - The time of shared work is divided among the candidates: the sum of their times is the time of the whole.

@@ -1,4 +1,4 @@
-"""The logistic loss: of one column for two classes, and softmax for more."""
+"""The logistic loss: binary for two classes, softmax for more."""
 
 from __future__ import annotations
 
