@@ -95,7 +95,8 @@ class _Features(TransformerMixin, BaseEstimator):
         key = _content_key(self.recipe_, images)
         if key is None:
             return self._computed(images, device)
-        return _forward().matrix_of(key, lambda: self._computed(images, device))
+        # two modules of one class with the same weights may compute different things
+        return _forward().matrix_of((self._backbone, key), lambda: self._computed(images, device))
 
     def _computed(self, images: Sequence[Any], device: str) -> np.ndarray:
         matrix = np.empty((0, sum(self._widths.values())), np.float32)

@@ -271,11 +271,17 @@ def _independent_copy(search: SharedSearch) -> SharedSearch:
         del planner._skl_callbacks
     planner.verbose = 0
     if hasattr(planner, "random_state"):
-        planner.random_state = deepcopy(check_random_state(planner.random_state))
+        planner.random_state = _copied_state(planner.random_state)
     if hasattr(planner.cv, "random_state"):
-        planner.cv = copy(planner.cv)
-        planner.cv.random_state = deepcopy(check_random_state(planner.cv.random_state))
+        planner.cv = deepcopy(planner.cv)
+        if planner.cv.random_state is None:
+            planner.cv.random_state = _copied_state(None)
     return planner
+
+
+def _copied_state(random_state: Any) -> Any:
+    """A random state that draws the same numbers, independently; an int stays, which splitters must be able to see."""
+    return deepcopy(check_random_state(None) if random_state is None else random_state)
 
 
 def _unfitted_results(of: _Round) -> list[FoldResult]:

@@ -162,6 +162,8 @@ def define_experiment(
             Parameter("random_state"),
             f") is a whole number from 0 to {_SEEDS - 1}; got {random_state!r}",
         )
+    if not isinstance(holdout, HoldOut):
+        raise FeatxError(f"holdout is a featx.learn.HoldOut, HoldOut(0.2) for example; got {holdout!r}")
     labels = labels_of(store, y)
     if not is_numeric(labels) and len(np.unique(labels)) < 2:
         raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")

@@ -121,6 +121,7 @@ def select_model(
         Rows of the test store are rounded differently: it was made with another engine, precision, batch size, device,
         number of threads or storage type.
     """
+    steps = list(steps)
     experiment = define_experiment(
         stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
     )

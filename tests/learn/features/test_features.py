@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import empty_cache
+from helpers import empty_cache, noise
 from PIL import Image
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -19,6 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
+from torch import nn
 
 import featx
 from featx import FeatureStore, Preprocessing
@@ -584,3 +585,22 @@ def test_a_replaced_store_is_noticed_by_what_was_pickled(store, folder):
 
 def test_a_store_opens_where_it_was_named(store):
     assert isinstance(store, FeatureStore) and store.path.is_absolute()
+
+
+def test_modules_with_the_same_weights_have_features_of_their_own():
+    images = [noise(seed, 8, 8) for seed in range(3)]
+
+    class Scaled(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+            self.flat = nn.Flatten()
+
+        def forward(self, x):
+            return self.flat(x) * self.factor
+
+    made = [Backbone(Scaled(factor), preprocessing=Preprocessing((8, 8), 8)) for factor in (1, -1)]
+    ones, minus = (ImageFeatures(backbone, "penultimate", pool="none", device="cpu").fit(images) for backbone in made)
+    first = ones.transform(images)
+    np.testing.assert_array_equal(minus.transform(images), -first)
+    np.testing.assert_array_equal(ones.transform(images), first)

@@ -296,3 +296,30 @@ def test_a_plan_tells_what_is_shared():
     reduced = Pipeline([("pca", PCA()), ("model", LOGISTIC)])
     text = str(GridSearchCV(reduced, {"pca__n_components": [2, 3], "model__C": CS}, cv=4).plan(X, Y))
     assert "PCA(n_components=2)," in text and "PCA(n_components=3)," in text
+
+
+@pytest.mark.parametrize(
+    "splitter",
+    [
+        sklearn.model_selection.StratifiedKFold(3, shuffle=True, random_state=0),
+        sklearn.model_selection.StratifiedShuffleSplit(3, random_state=1),
+    ],
+)
+def test_halving_plans_with_a_seeded_splitter(splitter):
+    search = HalvingGridSearchCV(LOGISTIC, {"C": [0.01, 0.1, 1.0]}, cv=splitter, min_resources=24, random_state=0)
+    assert "in one solve" in str(search.plan(X, Y)) and search.fit(X, Y).n_candidates_[0] == 3
+
+
+def test_a_splitter_with_a_generator_of_its_own_plans_the_folds_of_fit():
+    class Drawn(sklearn.model_selection.KFold):
+        def __init__(self, seed):
+            super().__init__(3)
+            self.random_state = np.random.default_rng(seed)
+
+        def split(self, X, y=None, groups=None):
+            order = self.random_state.permutation(len(X))
+            return ((np.setdiff1d(order, part), np.sort(part)) for part in np.array_split(order, 3))
+
+    search, other = (GridSearchCV(LOGISTIC, {"C": CS}, cv=Drawn(0)) for _ in range(2))
+    search.plan(X, Y)
+    assert search.fit(X, Y).best_score_ == other.fit(X, Y).best_score_
