@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "learn.scores": LOW,
     "learn.search": LOW | SHARED | {"store", "solvers", "learn.features", "learn.estimators"},
     "learn.models": LOW | SHARED | {"store", "backbones", "learn.features", "learn.estimators", "learn.search"},
-    "learn.selection": LOW | {"store"} | LEARN - {"learn.protocols", "learn.models"},
+    "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN,  # the public list
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn"},
