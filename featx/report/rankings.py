@@ -132,7 +132,7 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
     if result.is_partial:
         notes.append("interrupted: this is what was done until then")
     if saved is not None:
-        notes.append("* fitted on training and validation images, and what -o saves")
+        notes.append("* the model to save, fitted on training and validation images")
     table.caption = printable_lines(notes) or None
     return table
 

@@ -150,10 +150,7 @@ def test_a_download_prints_nothing_and_is_tried_once(monkeypatch):
 
 def test_what_two_stores_go_together_for(folder):
     text = run("info", folder / "photos.h5", folder / "more.h5").stdout
-    assert (
-        "one can be searched and the other its --test-store" in text
-        and "featx merge cannot join them: it takes" in text
-    )
+    assert "one can be searched and the other be its test store" in text and "they cannot be merged: it takes" in text
 
 
 def test_a_folder_named_like_a_network_does_not_hide_it(tmp_path, monkeypatch):
