@@ -54,7 +54,10 @@ def folder(tmp_path_factory) -> Path:
         ("extrakt photos", "Did you mean 'extract'"),
         ("search photos.h5 --folds two", "--folds is a whole number. featx search --help"),
         ("search photos.h5 --test-size none", "--test-size is a number. featx search --help"),
-        ("search photos.h5 -e svm", "-e/--estimator: 'svm' is not one of 'nearest_centroid'"),
+        (
+            "search photos.h5 -e svm",
+            "there is no estimator 'svm'; close: 'rbf_svm', 'linear_svm', 'svr'; choose nearest_centroid",
+        ),
         ("extract list.txt -o x.h5", "list.txt is a single file; give a folder, or a .csv file of paths"),
         ("extract photos/ant/ant_0.png -o x.h5", "is a single file; give a folder"),
         ("extract photos -o x.h5 -b photos.h5", "a backbone is a network's name"),
