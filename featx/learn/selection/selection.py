@@ -18,8 +18,8 @@ from sklearn.pipeline import Pipeline
 from featx.errors import FeatxError, Parameter, nearest
 from featx.learn.scores import METRICS, UNKNOWN, Metric, decisions_of, splits_interval
 from featx.learn.search import GridSearchCV
-from featx.learn.selection.catalogue import LayerGrid, Layers, checked_steps, layer_grids, steps_text
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
+from featx.learn.selection.layer_grids import LayerGrid, Layers, checked_steps, layer_grids, steps_text
 from featx.learn.selection.parameters import brief, check_callback, check_flags, check_integer, check_n_jobs
 from featx.learn.selection.results import (
     Candidate,

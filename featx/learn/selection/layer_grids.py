@@ -1,4 +1,4 @@
-"""The catalogue of estimators, and for each layer the grid of pipelines that a search fits."""
+"""For each layer, the grid of pipelines that a search fits."""
 
 from __future__ import annotations
 
@@ -14,18 +14,10 @@ from sklearn.decomposition import PCA, FactorAnalysis, FastICA, IncrementalPCA, 
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
+from featx.catalogue import ESTIMATORS, EstimatorSpec, estimator_names
 from featx.errors import FeatxError, LayerError, Parameter, RecipeError, RowsDifferWarning, listed, nearest, warn
+from featx.learn import estimators as classes
 from featx.learn._sklearn import check_parameters
-from featx.learn.estimators import (
-    SVC,
-    SVR,
-    KNeighborsClassifier,
-    LinearSVC,
-    LogisticRegression,
-    NearestCentroid,
-    Ridge,
-    RidgeClassifier,
-)
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import METRICS, splits_interval
 from featx.learn.selection.parameters import brief, counts, positive_numbers, sequence
@@ -36,45 +28,6 @@ from featx.store import FeatureStore, rounding_note
 # decompositions that need no fewer columns and rows than components
 _DECOMPOSITIONS = (PCA, IncrementalPCA, TruncatedSVD, FastICA, FactorAnalysis)
 Layers = str | Sequence[str | Sequence[str]] | None
-
-
-@dataclass(frozen=True)
-class EstimatorSpec:
-    """An estimator of the catalogue, and the one parameter of it that is searched.
-
-    parameter : its name, or "" if there is none
-    values : its default values
-    is_numeric : whether it is a regressor
-    is_default : whether it is searched by default
-    """
-
-    estimator: Any
-    parameter: str
-    values: tuple[Any, ...]
-    is_numeric: bool = False
-    is_default: bool = True
-
-    def complexity(self, value: float | None) -> float:
-        """Orders values of the parameter, the strongest regularization first."""
-        if value is None:
-            return 0.0
-        return float(value) if self.parameter == "C" else -float(value)
-
-
-# In the order of complexity, simplest first, which decides between equal scores. Features are standardised, so one grid
-# fits all layers.
-ESTIMATORS: dict[str, EstimatorSpec] = {
-    "nearest_centroid": EstimatorSpec(NearestCentroid(), "", (None,), is_default=False),
-    "ridge_classifier": EstimatorSpec(RidgeClassifier(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_default=False),
-    "logistic_regression": EstimatorSpec(
-        LogisticRegression(max_iter=1000), "C", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0)
-    ),
-    "linear_svm": EstimatorSpec(LinearSVC(), "C", (1e-5, 1e-4, 1e-3, 1e-2)),
-    "knn": EstimatorSpec(KNeighborsClassifier(metric="cosine"), "n_neighbors", (1, 5, 10, 20, 50), is_default=False),
-    "rbf_svm": EstimatorSpec(SVC(), "C", (0.1, 1.0, 10.0)),
-    "ridge": EstimatorSpec(Ridge(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_numeric=True),
-    "svr": EstimatorSpec(SVR(), "C", (0.1, 1.0, 10.0, 100.0), is_numeric=True),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +95,10 @@ class LayerGrid:
             )
             candidates.append((candidate, clone(self.pipeline).set_params(**clone(params, safe=False))))
         return candidates
+
+
+def new_estimator(spec: EstimatorSpec) -> Any:
+    return getattr(classes, spec.class_name)(**spec.settings)
 
 
 def layer_grids(
@@ -360,7 +317,7 @@ def _chosen_estimators(
     n_fit: int,
 ) -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
     """(name, estimator, values of its parameter) of each; raises FeatxError if a name or value does not fit."""
-    choices = [name for name, spec in ESTIMATORS.items() if spec.is_numeric == is_numeric]
+    choices = estimator_names(is_numeric)
     if param_grid is not None and not isinstance(param_grid, Mapping):
         raise FeatxError(
             Parameter("param_grid"),
@@ -368,7 +325,7 @@ def _chosen_estimators(
         )
     values: Mapping[Any, Any] = param_grid or {}
     if estimators is None:
-        names: list | None = [name for name in choices if ESTIMATORS[name].is_default]
+        names: list | None = estimator_names(is_numeric, only_defaults=True)
     else:
         names = [estimators] if isinstance(estimators, str) else sequence(estimators)
     if not names:
@@ -399,23 +356,22 @@ def _chosen_estimators(
     chosen = []
     for name in dict.fromkeys(names):
         spec = ESTIMATORS[name]
-        estimator, default = clone(spec.estimator), spec.values
-        if name == "svr":  # C, epsilon and tol have the unit of y; a power of ten keeps the grid readable
-            unit = 10.0 ** round(np.log10(np.std(y)))
-            estimator.set_params(epsilon=0.1 * unit, tol=1e-3 * unit)
+        estimator, default = new_estimator(spec), spec.values
+        if spec.unit_settings:
+            unit = 10.0 ** round(np.log10(np.std(y)))  # a power of ten keeps the grid readable
+            estimator.set_params(**{parameter: value * unit for parameter, value in spec.unit_settings.items()})
             default = tuple(value * unit for value in default)
-        if name == "knn":
+        if spec.counts_images:
             default = tuple(k for k in default if k <= n_fit)
         grid = default
         if name in values:
             of_name = values[name]
-            is_count = spec.parameter == "n_neighbors"
-            numbers = counts(of_name, 1) if is_count else positive_numbers(of_name)
+            numbers = counts(of_name, 1) if spec.counts_images else positive_numbers(of_name)
             where = (f"{spec.parameter} of {name} (", Parameter("param_grid"), ")")
             if numbers is None:
-                kind = "integers" if is_count else "numbers"
+                kind = "integers" if spec.counts_images else "numbers"
                 raise FeatxError(*where, f" is a list of one or more positive {kind}; got {brief(of_name)}")
-            if is_count and max(numbers) > n_fit:
+            if spec.counts_images and max(numbers) > n_fit:
                 raise FeatxError(
                     *where, f" is at most the {n_fit:,} images that a fold learns from; got {max(numbers)}"
                 )
