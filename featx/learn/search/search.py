@@ -188,7 +188,7 @@ class _Rounds:
         search = self.search
         indices = (cv or search._checked_cv_orig).split(self.X, self.y, **self.routed.splitter.split)
         splits = [(np.asarray(train), np.asarray(test)) for train, test in indices]
-        if not splits:
+        if not splits or not params:
             raise ValueError(_NO_FITS)
         if len(splits) != search.n_splits_:
             raise ValueError(
@@ -230,8 +230,6 @@ class _Rounds:
         executor = Executor(current.context, current.plan, self.clock, on_fit=print)
         self.running = current, executor, more_results or {}
         fold_results = executor.run()
-        if not fold_results:
-            raise ValueError(_NO_FITS)
         warn_or_raise_about_fit_failures(fold_results, search.error_score)
         self.add(current, fold_results, more_results)
         self.running = None
