@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "errors": set(),
     "grammar": set(),
     "manifest": {"errors"},
-    "progress": {"display"},
+    "progress": {"display", "errors"},
     "recipe": {"errors", "grammar"},
     "request": {"catalogue", "errors", "store", "learn"},
     "_torch": set(),
