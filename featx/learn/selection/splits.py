@@ -69,7 +69,7 @@ def one_per_image(store: FeatureStore, values: object, noun: str, parameter: str
 
     noun : what they are, in the message
     """
-    every = sequence(values)
+    every = None if isinstance(values, set | frozenset) else sequence(values)  # a set has no order
     has = f"{store.path.name} has {len(store):,}"
     if every is None:
         raise StoreError(Parameter(parameter), f" is one {noun} per image, or a column; got {brief(values)}")
@@ -81,13 +81,19 @@ def one_per_image(store: FeatureStore, values: object, noun: str, parameter: str
         array = np.empty((len(store), 0))
     if array.ndim != 1:
         raise StoreError(Parameter(parameter), f" is one {noun} per image; got {brief(every[0])} for the first")
-    if array.dtype == object and (
-        missing := [row for row, value in enumerate(array) if value is None or value != value]
-    ):
+    if array.dtype.kind in "OfM" and (missing := [row for row, value in enumerate(array) if _is_missing(value)]):
         raise StoreError(
             f"every image needs a {noun} (", Parameter(parameter), f"); none is given for {listed(store.ids[missing])}"
         )
     return array
+
+
+def _is_missing(value: object) -> bool:
+    """Whether the value is None, NaN, NaT or pandas.NA."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
 
 
 def column_of(store: FeatureStore, name: str, noun: str) -> np.ndarray:

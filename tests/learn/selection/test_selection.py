@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -382,7 +383,11 @@ def test_a_hold_out_of_another_type_or_range_is_refused_when_it_is_made(options,
             r"the labels are numbers, and rbf_svm \(estimators\) predicts classes; choose from ridge",
         ),
         ({"y": np.ones(60)}, FeatxError, "labels that differ; they are all 1"),
-        ({"y": np.r_[np.nan, np.ones(59)]}, StoreError, "finite"),
+        ({"y": np.r_[np.inf, np.zeros(59)]}, StoreError, "finite"),
+        ({"y": np.r_[np.nan, np.ones(59)]}, StoreError, r"every image needs a label \(y\); none is given for '"),
+        ({"y": ["a", pd.NA] * 30}, StoreError, r"every image needs a label \(y\); none is given for '"),
+        ({"y": set(range(60))}, StoreError, "y is one label per image, or a column; got {0, 1, "),
+        ({"groups": np.r_[np.nan, np.arange(59)]}, StoreError, r"every image needs a group \(groups\); none is given"),
         ({"scoring": "acuracy"}, FeatxError, "scoring 'acuracy' is no score of classes; close: 'accuracy'"),
         ({"scoring": "r2"}, FeatxError, "scoring 'r2' is no score of classes"),
         ({"groups": "patient"}, StoreError, "has no column 'patient', and no others"),
