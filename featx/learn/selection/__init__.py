@@ -1,7 +1,7 @@
 """Which layer and which estimator: an experiment on stores in, candidates ranked under honest splits out."""
 
 from featx.learn.selection.catalogue import ESTIMATORS, Layers, stored_features
-from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
+from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment, labels_of
 from featx.learn.selection.one_se_rule import one_se
 from featx.learn.selection.results import (
     Candidate,
@@ -16,7 +16,7 @@ from featx.learn.selection.results import (
     TrainingSet,
 )
 from featx.learn.selection.selection import select_model
-from featx.learn.selection.splits import Split, cv_splits, hold_out, units
+from featx.learn.selection.splits import Groups, Split, cv_splits, group_numbers, groups_of, hold_out, units
 
 __all__ = [
     "A_FIFTH",
@@ -34,12 +34,16 @@ __all__ = [
     "Point",
     "ProtocolResult",
     "Experiment",
+    "Groups",
     "Selection",
     "Split",
     "Stores",
     "define_experiment",
     "cv_splits",
+    "group_numbers",
+    "groups_of",
     "hold_out",
+    "labels_of",
     "one_se",
     "select_model",
     "stored_features",
