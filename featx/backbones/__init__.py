@@ -3,6 +3,7 @@
 This room knows nothing of collections of images or of stores.
 """
 
+from featx.backbones.available import Pretrained, n_timm, pretrained
 from featx.backbones.backbone import Backbone, resolve_backbone
 from featx.backbones.engine import Choice, choose
 from featx.backbones.network import COMPILED, EAGER, TappedNetwork
@@ -18,10 +19,13 @@ __all__ = [
     "Backbone",
     "Choice",
     "Preprocessing",
+    "Pretrained",
     "Tap",
     "TappedNetwork",
     "choose",
     "describe",
+    "n_timm",
+    "pretrained",
     "resolve_backbone",
     "resolve_taps",
     "trace_of",

@@ -326,7 +326,7 @@ def _drawn(y: np.ndarray, together: Groups | None, sample: int, random_state: in
         return hold_out(y, together, sample / len(y), random_state)[1]
     except FeatxError as error:
         raise FeatxError(
-            f"a sample of {sample:,} of {len(y):,} images has not every class, or leaves none of one: take more, or all (",
+            f"a sample of {sample:,} of {len(y):,} images cannot have some of each class and leave some: take more, or all (",
             Parameter("sample", None),
             ")",
         ) from error
