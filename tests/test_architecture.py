@@ -14,19 +14,20 @@ from helpers import fresh_python
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-LOW = {"display", "errors", "grammar", "manifest", "progress", "recipe"}
+LOW = {"catalogue", "display", "errors", "grammar", "manifest", "progress", "recipe"}
 MIDDLE = {"images", "backbones", "store", "solvers"}
 LEFT = {"forward", "extraction"}
 SHARED = {"learn._sklearn", "learn.identity"}
 LEARN = {f"learn.{room}" for room in ("features", "estimators", "scores", "search", "selection", "protocols", "models")}
 MAY_IMPORT = {
+    "catalogue": set(),
     "display": set(),
     "errors": set(),
     "grammar": set(),
     "manifest": {"errors"},
     "progress": {"display"},
     "recipe": {"errors", "grammar"},
-    "request": {"errors", "store", "learn"},
+    "request": {"catalogue", "errors", "store", "learn"},
     "_torch": set(),
     **{room: LOW | {"_torch"} for room in MIDDLE},
     "forward": LOW | MIDDLE,

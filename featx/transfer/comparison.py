@@ -218,7 +218,7 @@ def compare(
         if stores is None:
             named = _backbones(backbones)
             on_phase("looking for the images")
-            images = _sampled(source, labels, target, groups, sample, random_state)
+            images, groups = _sampled(source, labels, target, groups, sample, random_state)
             stores = _extract(images, named, layers, Path(folder), device, show)
             known = {store.path: backbone for store, backbone in zip(stores, named, strict=True)}
             labels, chosen = None, None
@@ -280,8 +280,8 @@ def _file_name(backbone: Backbone) -> str:
 
 def _sampled(
     source: object, labels: Any, target: str, groups: Any, sample: int | None, random_state: int
-) -> Collection:
-    """The images to compare on, with labels."""
+) -> tuple[Collection, Any]:
+    """The images to compare on, with labels, and their groups."""
     from featx.images import collect
 
     images = collect(source, labels, target=target)
@@ -291,7 +291,7 @@ def _sampled(
             Parameter("labels"),
         )
     if sample is None or sample >= len(images.ids):
-        return images
+        return images, groups
     together = None
     if groups is not None:
         values = images.columns.get(groups) if isinstance(groups, str) else np.asarray(groups)
@@ -301,13 +301,14 @@ def _sampled(
             raise FeatxError(Parameter("groups"), f" has one value an image: {len(images.ids):,}; got {values.shape}")
         together = Groups(np.unique(values, return_inverse=True)[1], "groups")
     rows = _drawn(images.y, together, sample, random_state)
-    return replace(
+    drawn = replace(
         images,
         images=[images.images[row] for row in rows],
         ids=[images.ids[row] for row in rows],
         y=images.y[rows],
         columns={name: values[rows] for name, values in images.columns.items()},
     )
+    return drawn, groups if groups is None or isinstance(groups, str) else np.asarray(groups)[rows]
 
 
 def _rows(store: FeatureStore, labels: Labels, groups: Any, sample: int | None, random_state: int) -> np.ndarray | None:
@@ -326,9 +327,8 @@ def _drawn(y: np.ndarray, together: Groups | None, sample: int, random_state: in
         return hold_out(y, together, sample / len(y), random_state)[1]
     except FeatxError as error:
         raise FeatxError(
-            f"a sample of {sample:,} of {len(y):,} images cannot have some of each class and leave some: take more, or all (",
-            Parameter("sample", None),
-            ")",
+            f"a sample of {sample:,} of {len(y):,} images cannot have images of each class and leave some: use another ",
+            Parameter("sample"),
         ) from error
 
 

@@ -78,7 +78,7 @@ def knn_probe(
 
     def result(curves: list[Curve]) -> ProtocolResult:
         curves = sorted(curves, key=lambda curve: -curve.chosen.mean if curve.chosen else 0)
-        return result_of("knn", "k", curves, experiment, len(learn), 1)
+        return result_of("knn", "k", curves, experiment, len(learn), 1, "k nearest neighbours")
 
     return layer_by_layer(
         stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress

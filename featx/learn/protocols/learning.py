@@ -9,6 +9,7 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from featx.catalogue import ESTIMATORS
 from featx.errors import FeatxError
 from featx.learn.estimators import LogisticRegression, Ridge
 from featx.learn.features import StoredFeatures
@@ -26,7 +27,6 @@ from featx.learn.protocols.subsamples import (
 from featx.learn.search import GridSearchCV
 from featx.learn.selection import (
     A_FIFTH,
-    ESTIMATORS,
     Curve,
     HoldOut,
     Labels,
@@ -35,6 +35,7 @@ from featx.learn.selection import (
     Split,
     Stores,
     cv_splits,
+    new_estimator,
     units,
 )
 
@@ -109,7 +110,7 @@ def learning_curves(
 
     def measure(features: StoredFeatures) -> Curve:
         X, X_test = training_and_test_rows(features, experiment)
-        estimator = clone(spec.estimator).set_params(**{spec.parameter: values[0]})
+        estimator = new_estimator(spec).set_params(**{spec.parameter: values[0]})
         if len(values) > 1:
             estimator = _best(estimator, {spec.parameter: list(values)}, X, experiment.y, splits)
         return curve_over_subsamples(features, X, X_test, experiment, draws, estimator, scaled=True)

@@ -101,9 +101,8 @@ def linear_probe(
     def result(measured: list[tuple[Curve, Pipeline]]) -> ProtocolResult:
         best_first = sorted(measured, key=lambda one: -one[0].chosen.mean if one[0].chosen else 0)
         curves = [curve for curve, _ in best_first]
-        return replace(
-            result_of("linear-probe", "C", curves, experiment, len(learn), 1), best_estimator=best_first[0][1]
-        )
+        probe = result_of("linear-probe", "C", curves, experiment, len(learn), 1, "linear probe")
+        return replace(probe, best_estimator=best_first[0][1])
 
     return layer_by_layer(
         stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress

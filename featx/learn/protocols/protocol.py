@@ -50,7 +50,13 @@ def held_out_experiment(stores: Stores, y: Labels, **options: Any) -> Experiment
 
 
 def result_of(
-    protocol: str, varied: str, curves: Sequence[Curve], experiment: Experiment, n_train: int, repeats: int
+    protocol: str,
+    varied: str,
+    curves: Sequence[Curve],
+    experiment: Experiment,
+    n_train: int,
+    repeats: int,
+    title: str = "",
 ) -> ProtocolResult:
     assert experiment.y_test is not None
     scoring = "r2" if experiment.is_numeric else "accuracy"
@@ -66,6 +72,7 @@ def result_of(
         repeats=repeats,
         stores=experiment.stores,
         scoring=scoring,
+        title=title,
     )
 
 

@@ -1,7 +1,7 @@
 """Which layer and which estimator: an experiment on stores in, candidates ranked under honest splits out."""
 
-from featx.learn.selection.catalogue import ESTIMATORS, Layers, stored_features
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment, labels_of
+from featx.learn.selection.layer_grids import Layers, new_estimator, stored_features
 from featx.learn.selection.one_se_rule import one_se
 from featx.learn.selection.results import (
     Candidate,
@@ -24,7 +24,6 @@ __all__ = [
     "SearchSettings",
     "TestSet",
     "TrainingSet",
-    "ESTIMATORS",
     "Candidate",
     "Curve",
     "Interrupted",
@@ -44,6 +43,7 @@ __all__ = [
     "groups_of",
     "hold_out",
     "labels_of",
+    "new_estimator",
     "one_se",
     "select_model",
     "stored_features",

@@ -311,6 +311,7 @@ class ProtocolResult:
     best_estimator : for "linear-probe" the pipeline of the first curve, fitted on training and validation images
     scoring : "accuracy", or "r2" for regression; a key of `METRICS`
     is_partial : whether it was interrupted; curves are those of the layers that were done
+    title : the protocol in words, "linear probe"; "" for the score by what is varied
     """
 
     protocol: str
@@ -326,6 +327,7 @@ class ProtocolResult:
     best_estimator: Pipeline | None = None
     scoring: str = "accuracy"
     is_partial: bool = False
+    title: str = ""
 
     def __repr__(self) -> str:
         images = f"{self.n_train:,} training" + (f", {self.n_validation:,} validation" if self.n_validation else "")

@@ -18,8 +18,8 @@ from sklearn.pipeline import Pipeline
 from featx.errors import FeatxError, nearest
 from featx.learn.scores import METRICS, UNKNOWN, Metric, decisions_of, splits_interval
 from featx.learn.search import GridSearchCV
-from featx.learn.selection.catalogue import LayerGrid, Layers, layer_grids, steps_text
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
+from featx.learn.selection.layer_grids import LayerGrid, Layers, layer_grids, steps_text
 from featx.learn.selection.results import (
     Candidate,
     Interrupted,

@@ -11,11 +11,11 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from featx.catalogue import ESTIMATORS
 from featx.errors import FeatxError
 from featx.learn import HoldOut, Interrupted, StoredFeatures, few_shot, knn_probe, learning_curves, linear_probe
 from featx.learn.scores.intervals import drawn_interval, held_out_interval
 from featx.learn.scores.metrics import METRICS
-from featx.learn.selection.catalogue import ESTIMATORS
 
 PROTOCOLS = [linear_probe, knn_probe, few_shot, learning_curves]
 

@@ -18,11 +18,12 @@ from sklearn.svm import SVC
 import featx
 from featx import FeatureStore, Preprocessing
 from featx.backbones import Backbone
+from featx.catalogue import ESTIMATORS
 from featx.errors import FeatxError, KeysError, LayerError, StoreError
 from featx.learn import HoldOut, StoredFeatures, select_model
 from featx.learn.features import features
 from featx.learn.scores.intervals import wilson
-from featx.learn.selection.catalogue import ESTIMATORS
+from featx.learn.selection import new_estimator
 
 C = {"logistic_regression": [1e-3, 1e-1], "rbf_svm": [0.1, 10.0], "linear_svm": [1e-3]}
 QUICK = {"folds": 3, "n_jobs": 1, "param_grid": C}
@@ -313,9 +314,11 @@ def test_the_default_grid_is_searched_whole(pixels):
     }
 
 
-def test_the_estimators_of_the_table_are_not_fitted_themselves(selection):
-    for family in ESTIMATORS.values():
-        assert not hasattr(family.estimator, "classes_")
+@pytest.mark.parametrize("spec", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_the_catalogue_names_parameters_of_its_estimators(spec):
+    ordered = {*spec.simpler_if_small, *spec.simpler_if_large}
+    assert ordered | {*spec.settings, *spec.unit_settings} <= new_estimator(spec).get_params().keys()
+    assert not spec.parameter or spec.parameter in ordered
 
 
 def test_every_mean_has_an_interval_around_it(store, selection):

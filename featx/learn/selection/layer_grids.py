@@ -1,4 +1,4 @@
-"""The catalogue of estimators, and for each layer the grid of pipelines that a search fits."""
+"""For each layer, the grid of pipelines that a search fits."""
 
 from __future__ import annotations
 
@@ -13,17 +13,9 @@ from sklearn.decomposition import PCA
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
+from featx.catalogue import ESTIMATORS, EstimatorSpec, estimator_names
 from featx.errors import FeatxError, LayerError, Parameter, RecipeError, RowsDifferWarning, listed, nearest, warn
-from featx.learn.estimators import (
-    SVC,
-    SVR,
-    KNeighborsClassifier,
-    LinearSVC,
-    LogisticRegression,
-    NearestCentroid,
-    Ridge,
-    RidgeClassifier,
-)
+from featx.learn import estimators as classes
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import METRICS, splits_interval
 from featx.learn.selection.results import Candidate
@@ -31,45 +23,6 @@ from featx.learn.selection.splits import Split
 from featx.store import FeatureStore, rounding_note
 
 Layers = str | Sequence[str | Sequence[str]] | None
-
-
-@dataclass(frozen=True)
-class EstimatorSpec:
-    """An estimator of the catalogue, and the one parameter of it that is searched.
-
-    parameter : its name, or "" if there is none
-    values : its default values
-    is_numeric : whether it is a regressor
-    is_default : whether it is searched by default
-    """
-
-    estimator: Any
-    parameter: str
-    values: tuple[Any, ...]
-    is_numeric: bool = False
-    is_default: bool = True
-
-    def complexity(self, value: float | None) -> float:
-        """Orders values of the parameter, the strongest regularization first."""
-        if value is None:
-            return 0.0
-        return float(value) if self.parameter == "C" else -float(value)
-
-
-# In the order of complexity, simplest first, which decides between equal scores. Features are standardised, so one grid
-# fits all layers.
-ESTIMATORS: dict[str, EstimatorSpec] = {
-    "nearest_centroid": EstimatorSpec(NearestCentroid(), "", (None,), is_default=False),
-    "ridge_classifier": EstimatorSpec(RidgeClassifier(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_default=False),
-    "logistic_regression": EstimatorSpec(
-        LogisticRegression(max_iter=1000), "C", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0)
-    ),
-    "linear_svm": EstimatorSpec(LinearSVC(), "C", (1e-5, 1e-4, 1e-3, 1e-2)),
-    "knn": EstimatorSpec(KNeighborsClassifier(metric="cosine"), "n_neighbors", (1, 5, 10, 20, 50), is_default=False),
-    "rbf_svm": EstimatorSpec(SVC(), "C", (0.1, 1.0, 10.0)),
-    "ridge": EstimatorSpec(Ridge(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_numeric=True),
-    "svr": EstimatorSpec(SVR(), "C", (0.1, 1.0, 10.0, 100.0), is_numeric=True),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +90,10 @@ class LayerGrid:
             )
             candidates.append((candidate, clone(self.pipeline).set_params(**clone(params, safe=False))))
         return candidates
+
+
+def new_estimator(spec: EstimatorSpec) -> Any:
+    return getattr(classes, spec.class_name)(**spec.settings)
 
 
 def layer_grids(
@@ -295,9 +252,9 @@ def _chosen_estimators(
     n_fit: int,
 ) -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
     """(name, estimator, values of its parameter) of each; raises FeatxError if a name or value does not fit."""
-    choices = [name for name, spec in ESTIMATORS.items() if spec.is_numeric == is_numeric]
+    choices = estimator_names(is_numeric)
     if estimators is None:
-        estimators = [name for name in choices if ESTIMATORS[name].is_default]
+        estimators = estimator_names(is_numeric, only_defaults=True)
     estimators = [estimators] if isinstance(estimators, str) else estimators
     for name in [*estimators, *values]:
         if name not in ESTIMATORS:
@@ -312,17 +269,19 @@ def _chosen_estimators(
     chosen = []
     for name in dict.fromkeys(estimators):
         spec = ESTIMATORS[name]
-        estimator, default = clone(spec.estimator), spec.values
-        if name == "svr":  # C, epsilon and tol have the unit of y; a power of ten keeps the grid readable
-            unit = 10.0 ** round(np.log10(np.std(y)))
-            estimator.set_params(epsilon=0.1 * unit, tol=1e-3 * unit)
+        estimator, default = new_estimator(spec), spec.values
+        if spec.unit_settings:
+            unit = 10.0 ** round(np.log10(np.std(y)))  # a power of ten keeps the grid readable
+            estimator.set_params(**{parameter: value * unit for parameter, value in spec.unit_settings.items()})
             default = tuple(value * unit for value in default)
-        if name == "knn":
+        if spec.counts_images:
             default = tuple(k for k in default if k <= n_fit)
         grid = tuple(values.get(name, default))
         if spec.parameter and (not grid or min(grid) <= 0):
             raise FeatxError(f"{spec.parameter} is one or more positive numbers; got {list(grid)} for {name}")
-        if name == "knn" and max(grid) > n_fit:
-            raise FeatxError(f"n_neighbors is at most the {n_fit:,} images that a fold learns from; got {max(grid)}")
+        if spec.counts_images and max(grid) > n_fit:
+            raise FeatxError(
+                f"{spec.parameter} is at most the {n_fit:,} images that a fold learns from; got {max(grid)}"
+            )
         chosen.append((name, estimator, grid if spec.parameter else (None,)))
     return tuple(chosen)
