@@ -157,28 +157,19 @@ def similarity_figure(similarity: Similarity, title: str = "") -> Figure:
 
 
 def _draw_costs(axis: Axes, comparison: Comparison) -> None:
-    """Score against milliseconds; backbones without a time stand at the left edge of the table only."""
-    timed = [each for each in comparison.backbones if each.milliseconds is not None]
-    names = shortened(backbone_names(each.name for each in comparison.backbones).values(), 28)
+    """Score against milliseconds, of the backbones that were timed; names for this panel and the next."""
     short = backbone_names(each.name for each in comparison.backbones)
-    for place, each in enumerate(timed):
-        low, high = _ends(each)
-        axis.errorbar(
-            each.milliseconds or 0,
-            each.best.mean,
-            [[each.best.mean - low], [high - each.best.mean]],
-            fmt="o",
-            color=f"C{place % 10}",
-            capsize=3,
-        )
-        axis.annotate(names[short[each.name]], (each.milliseconds or 0, each.best.mean), (6, 6),
-                      textcoords="offset points", fontsize=8, color=INK)  # fmt: skip
+    for place, each in enumerate(comparison.backbones):
+        if each.milliseconds is not None:
+            mean, (low, high) = each.best.mean, _ends(each)
+            errors = [[mean - low], [high - mean]]
+            axis.errorbar(each.milliseconds, mean, errors, fmt="o", color=f"C{place % 10}", capsize=3)
+        axis.plot([], [], "o", color=f"C{place % 10}", label=short[each.name].replace("$", r"\$"))
     front = comparison.pareto
     costs, scores = [each.milliseconds or 0 for each in front], [each.best.mean for each in front]
     axis.plot(costs, scores, color=FAINT, lw=1, ls="--", zorder=0, label="Pareto front")
-    if len(front) > 1:
-        axis.legend(frameon=False, fontsize=8, loc="lower right")
-    if timed:
+    axis.legend(frameon=False, fontsize=8)
+    if front:
         axis.set_xscale("log")
     axis.axhline(comparison.chance, color=FAINT, linewidth=1, linestyle=":")
     axis.margins(x=0.3)
@@ -189,7 +180,6 @@ def _draw_costs(axis: Axes, comparison: Comparison) -> None:
 
 def _draw_layers(axis: Axes, comparison: Comparison) -> None:
     """The scores of all layers from the first to the last: of the probe, and of the nearest neighbours."""
-    short = backbone_names(each.name for each in comparison.backbones)
     for place, each in enumerate(comparison.backbones):
         order = {layer: number for number, layer in enumerate(each.store.layers)}
         layers = sorted(each.layers, key=lambda layer: order[layer.layer])
@@ -198,14 +188,13 @@ def _draw_layers(axis: Axes, comparison: Comparison) -> None:
         near = [math.nan if layer.nearest is None else layer.nearest for layer in layers]
         axis.plot(depth, near, "-", color=colour, lw=1, alpha=0.5)
         probed = [math.nan if layer.probe is None else layer.probe.mean for layer in layers]
-        axis.plot(depth, probed, "o", color=colour, ms=5, label=short[each.name].replace("$", r"\$"))
+        axis.plot(depth, probed, "o", color=colour, ms=5)
     axis.axhline(comparison.chance, color=FAINT, linewidth=1, linestyle=":")
     axis.set_xticks([0, 1], ["first layer", "last layer"])
     has_near = any(layer.nearest is not None for layer in comparison.best.layers)
     axis.set_ylabel(
         f"{score_name(comparison.scoring)}: probe (points)" + (", 5 neighbours (lines)" if has_near else "")
     )
-    axis.legend(frameon=False, fontsize=8)
     _clean(axis)
 
 

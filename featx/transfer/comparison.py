@@ -118,13 +118,14 @@ class Comparison:
 
     @property
     def pareto(self) -> tuple[ComparedBackbone, ...]:
-        """Backbones that no other one equals in score and beats in time, or the reverse; the best first."""
-        front: list[ComparedBackbone] = []
-        for backbone in self.backbones:
-            cost = backbone.milliseconds
-            if cost is not None and all(cost < (other.milliseconds or 0) for other in front):
-                front.append(backbone)
-        return tuple(front)
+        """Backbones that no other one equals or beats in both score and time, best first."""
+        timed = [each for each in self.backbones if each.milliseconds is not None]
+        points = [(-each.best.mean, each.milliseconds or 0) for each in timed]
+
+        def is_beaten(point: tuple[float, float]) -> bool:
+            return any(other != point and other[0] <= point[0] and other[1] <= point[1] for other in points)
+
+        return tuple(each for each, point in zip(timed, points, strict=True) if not is_beaten(point))
 
     def __repr__(self) -> str:
         lines = [
@@ -327,7 +328,7 @@ def _drawn(y: np.ndarray, together: Groups | None, sample: int, random_state: in
         return hold_out(y, together, sample / len(y), random_state)[1]
     except FeatxError as error:
         raise FeatxError(
-            f"a sample of {sample:,} of {len(y):,} images cannot have images of each class and leave some: use another ",
+            f"{sample:,} of {len(y):,} images cannot have some of each class and leave some; change ",
             Parameter("sample"),
         ) from error
 
