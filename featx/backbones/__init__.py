@@ -9,6 +9,7 @@ from featx.backbones.engine import Choice, choose
 from featx.backbones.network import COMPILED, EAGER, TappedNetwork
 from featx.backbones.pools import POOLS, Tap
 from featx.backbones.preprocessing import Preprocessing
+from featx.backbones.tails import INPUT, Boundary, Tail, boundaries
 from featx.backbones.taps import describe, resolve_taps
 from featx.backbones.trace import trace_of
 
@@ -16,12 +17,16 @@ __all__ = [
     "COMPILED",
     "EAGER",
     "POOLS",
+    "INPUT",
     "Backbone",
+    "Boundary",
     "Choice",
     "Preprocessing",
     "Pretrained",
+    "Tail",
     "Tap",
     "TappedNetwork",
+    "boundaries",
     "choose",
     "describe",
     "n_timm",

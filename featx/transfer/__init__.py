@@ -2,12 +2,15 @@
 
 from featx.transfer.alike import Similarity, similarity
 from featx.transfer.comparison import ComparedBackbone, ComparedLayer, Comparison, compare
+from featx.transfer.finetuning import FineTuner, FineTunerRegressor
 from featx.transfer.transferability import h_score, log_me, n_leep
 
 __all__ = [
     "ComparedBackbone",
     "ComparedLayer",
     "Comparison",
+    "FineTuner",
+    "FineTunerRegressor",
     "Similarity",
     "compare",
     "h_score",
