@@ -41,8 +41,9 @@ MAY_IMPORT = {
     "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN,  # the public list
-    "report": LOW | MIDDLE | LEFT | LEARN | {"learn"},
-    "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report"},
+    "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn.features", "learn.scores", "learn.selection"},
+    "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer"},
+    "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report", "transfer"},
     "__main__": {"cli"},
 }
 LEFT_SIDE = LOW | MIDDLE | LEFT | {"_torch"}

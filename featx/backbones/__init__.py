@@ -3,11 +3,13 @@
 This room knows nothing of collections of images or of stores.
 """
 
+from featx.backbones.available import Pretrained, n_timm, pretrained
 from featx.backbones.backbone import Backbone, resolve_backbone
 from featx.backbones.engine import Choice, choose
 from featx.backbones.network import COMPILED, EAGER, TappedNetwork
 from featx.backbones.pools import POOLS, Tap
 from featx.backbones.preprocessing import Preprocessing
+from featx.backbones.tails import INPUT, Boundary, Tail, boundaries
 from featx.backbones.taps import describe, resolve_taps
 from featx.backbones.trace import trace_of
 
@@ -15,13 +17,20 @@ __all__ = [
     "COMPILED",
     "EAGER",
     "POOLS",
+    "INPUT",
     "Backbone",
+    "Boundary",
     "Choice",
     "Preprocessing",
+    "Pretrained",
+    "Tail",
     "Tap",
     "TappedNetwork",
+    "boundaries",
     "choose",
     "describe",
+    "n_timm",
+    "pretrained",
     "resolve_backbone",
     "resolve_taps",
     "trace_of",

@@ -132,7 +132,7 @@ def _is_plane(places: int, size: tuple[int, int]) -> bool:
 
 
 class Pool(nn.Module):
-    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32.
+    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32, or float64 of float64.
 
     "avg", "max" : over the plane, or over all tokens
     "gem" : generalised mean, (mean x^3)^(1/3) of x clamped at 1e-6 (Radenovic et al. 2018, "Fine-tuning CNN image
@@ -154,7 +154,7 @@ class Pool(nn.Module):
     def forward(self, output: torch.Tensor) -> torch.Tensor:
         if self._prefix and output.shape[1] <= self._prefix:
             raise LayerError(f"the layer gives {output.shape[1]} tokens, and {self._prefix} should precede the image's")
-        rows = self._pooled(output.float())
+        rows = self._pooled(output if output.dtype == torch.float64 else output.float())
         if self._project is None:
             return rows
         rows = rows.flatten(1)

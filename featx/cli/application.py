@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 import featx
+from featx.cli.compare import compare, models
 from featx.cli.demo import demo
 from featx.cli.extract import extract
 from featx.cli.interrupts import left_by_interrupt
@@ -29,7 +30,19 @@ from featx.cli.wording import notes, worded
 from featx.display import printable
 from featx.errors import FeatxError, nearest
 
-_COMMANDS = (extract, info, verify, merge, export, layers, search, predict, demo)  # in the order of `featx --help`
+_COMMANDS = (
+    extract,
+    info,
+    verify,
+    merge,
+    export,
+    models,
+    layers,
+    compare,
+    search,
+    predict,
+    demo,
+)  # in the order of `featx --help`
 _STORE_WRITERS = (extract, merge)
 
 

@@ -3,6 +3,7 @@
 from featx.learn.scores.intervals import (
     UNKNOWN,
     Interval,
+    cv_interval,
     drawn_interval,
     held_out_interval,
     splits_interval,
@@ -16,6 +17,7 @@ __all__ = [
     "UNKNOWN",
     "Interval",
     "Metric",
+    "cv_interval",
     "decisions_of",
     "drawn_interval",
     "held_out_interval",

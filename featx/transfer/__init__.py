@@ -1,0 +1,20 @@
+"""Which pretrained backbone to take, and how its features carry over to the images at hand."""
+
+from featx.transfer.alike import Similarity, similarity
+from featx.transfer.comparison import ComparedBackbone, ComparedLayer, Comparison, compare
+from featx.transfer.finetuning import FineTuner, FineTunerRegressor
+from featx.transfer.transferability import h_score, log_me, n_leep
+
+__all__ = [
+    "ComparedBackbone",
+    "ComparedLayer",
+    "Comparison",
+    "FineTuner",
+    "FineTunerRegressor",
+    "Similarity",
+    "compare",
+    "h_score",
+    "log_me",
+    "n_leep",
+    "similarity",
+]
