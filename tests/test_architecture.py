@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN,  # the public list
-    "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn.features", "learn.scores", "learn.selection"},
+    "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer"},
     "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report", "transfer"},
     "__main__": {"cli"},

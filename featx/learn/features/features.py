@@ -22,6 +22,7 @@ from featx.errors import (
     warn,
 )
 from featx.learn.features.inputs import as_images, items_of, keys_of
+from featx.learn.features.rows import FeatureRows, Origin
 from featx.store import FeatureStore, Recipe, rounding_note
 
 
@@ -94,9 +95,10 @@ class _Features(TransformerMixin, BaseEstimator):
         # a calibrated or voting ensemble computes the same matrix once per member
         key = _content_key(self.recipe_, images)
         if key is None:
-            return self._computed(images, device)
-        # two modules of one class with the same weights may compute different things
-        return _forward().matrix_of((self._backbone, key), lambda: self._computed(images, device))
+            matrix = self._computed(images, device)
+        else:  # two modules of one class with the same weights may compute different things
+            matrix = _forward().matrix_of((self._backbone, key), lambda: self._computed(images, device))
+        return FeatureRows.of(matrix, Origin(self.recipe_, None))
 
     def _computed(self, images: Sequence[Any], device: str) -> np.ndarray:
         matrix = np.empty((0, sum(self._widths.values())), np.float32)
@@ -228,13 +230,13 @@ class StoredFeatures(_Features):
             )
         if note := rounding_note(recipe, self.recipe_, (self.store.path.name, "the store of fit")):
             warn(note, RowsDifferWarning)
-        rows = self.store.rows(keys_of(items))
+        rows, origin = self.store.rows(keys_of(items)), Origin(recipe, self.store.identity)
         if len(self.layers_) == 1:
-            return self._stored(rows, self.layer_)
+            return FeatureRows.of(self._stored(rows, self.layer_), origin)
         matrix = np.empty((len(rows), self.n_features_out_), self.store.recipe.dtype)
         for name, columns in self._blocks(matrix):  # beside the matrix, the rows of one layer are held at most
             columns[:] = self._stored(rows, name)
-        return matrix
+        return FeatureRows.of(matrix, origin)
 
     def _stored(self, rows: np.ndarray, layer: str) -> np.ndarray:
         """(m, d) rows of one layer; consecutive rows are not copied, so a whole layer stays a memory map."""

@@ -52,6 +52,7 @@ _FORMER_MODULES = {
 _TRUSTED = (
     *TREE_TYPES,
     "featx.store.Recipe",
+    "featx.transfer.Align",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.metrics._scorer._PassthroughScorer",  # a fitted GridSearchCV

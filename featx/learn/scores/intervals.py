@@ -161,13 +161,44 @@ def drawn_interval(
     groups : (m,) numbers of groups, optional
     """
     low, high = _over_images(metric, y, predictions, groups)
+    return _with_models(metric, y, predictions, low, high, metric.low, metric.high)
+
+
+def paired_interval(
+    metric: Metric,
+    y: np.ndarray,
+    predictions: Sequence[np.ndarray],
+    reference: np.ndarray,
+    groups: np.ndarray | None = None,
+) -> tuple[float, Interval]:
+    """Difference of the mean score of R models to that of another model on the same held-out images, and its interval.
+
+    Both are scored on the same resamples of the images (`held_out_interval` says how these are drawn); the choice of
+    training images is added as in `drawn_interval`.
+
+    Parameters
+    ----------
+    metric, y, predictions, groups : as in `drawn_interval`
+    reference : (m,) predictions of the other model
+    """
+    score = metric.score(y, reference)
+    difference = float(np.mean([metric.score(y, predicted) for predicted in predictions])) - score
+    low, high = _percentiles(_resampled(metric, y, predictions, groups) - _resampled(metric, y, [reference], groups))
+    low, high = _with_models(metric, y, predictions, low + score, high + score, -np.inf, np.inf)
+    return difference, Interval(low - score, high - score)
+
+
+def _with_models(
+    metric: Metric, y: np.ndarray, predictions: Sequence[np.ndarray], low: float, high: float, least: float, most: float
+) -> Interval:
+    """An interval of the mean score of several models over the images, and over the models too."""
     if len(predictions) == 1 or np.isnan(low):
         return Interval(low, high)
     scores = [metric.score(y, predicted) for predicted in predictions]
     mean = float(np.mean(scores))
     half = mean_interval(scores, -np.inf, np.inf).high - mean
     below, above = np.hypot(max(0.0, mean - low), half), np.hypot(max(0.0, high - mean), half)
-    return Interval(max(metric.low, float(mean - below)), min(metric.high, float(mean + above)))
+    return Interval(max(least, float(mean - below)), min(most, float(mean + above)))
 
 
 def _over_images(
@@ -180,15 +211,29 @@ def _over_images(
     """Interval over the images, of the mean score of several models."""
     if metric.name == "accuracy" and groups is None:
         return wilson(min(1.0, float(np.mean([metric.score(y, one) for one in outputs]))), len(y))
+    return _percentiles(_resampled(metric, y, outputs, groups, classes))
+
+
+def _resampled(
+    metric: Metric,
+    y: np.ndarray,
+    outputs: Sequence[np.ndarray],
+    groups: np.ndarray | None,
+    classes: np.ndarray | None = None,
+) -> np.ndarray:
+    """Mean score of several models on resamples of the images, always the same ones; none if there are too few."""
     members = np.arange(len(y))[:, None] if groups is None else _members(groups)
     if len(members) < (2 if groups is None else _LEAST_GROUPS):
-        return UNKNOWN
+        return np.empty(0)
     generator = np.random.default_rng(0)
     samples = []
     for _ in range(_RESAMPLES):
         drawn = generator.integers(len(members), size=len(members))
         samples.append(drawn if groups is None else np.concatenate([members[i] for i in drawn]))
-    values = np.mean([metric.scores(y, one, samples, classes) for one in outputs], axis=0)
+    return np.mean([metric.scores(y, one, samples, classes) for one in outputs], axis=0)
+
+
+def _percentiles(values: np.ndarray) -> Interval:
     values = values[np.isfinite(values)]  # a resample may lack a class, and then has no ROC
     if not len(values):
         return UNKNOWN
