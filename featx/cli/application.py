@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 import featx
+from featx.cli.adapt import adapt
 from featx.cli.compare import compare, models
 from featx.cli.demo import demo
 from featx.cli.extract import extract
@@ -40,6 +41,7 @@ _COMMANDS = (
     layers,
     compare,
     search,
+    adapt,
     predict,
     demo,
 )  # in the order of `featx --help`

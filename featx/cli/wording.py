@@ -18,6 +18,7 @@ _OPTIONS = {
     "n_jobs": "jobs",
     "estimators": "estimator",
     "layers": "layer",
+    "methods": "method",
     "size": "test_size",
     "validation_rows": "validation_value",
 }
@@ -32,6 +33,7 @@ _COMMANDS = {
     ("HoldOut", "size"): "{size}",
     ("HoldOut", "rows"): "--split-column",
     ("store.align",): "--labels labels.csv",
+    ("target_store.align",): "--target-labels labels.csv",
     ("y.astype",): "--labels with --target numeric",
     ("featx.learn.learning_curves",): "--protocol learning-curve",
     ("featx.learn.select_model",): "no --protocol",

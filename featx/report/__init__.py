@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from featx.report.adaptations import adaptation_json, adaptation_table
 from featx.report.answers import model_text, selection_text
 from featx.report.comparisons import comparison_figure, comparison_json, comparison_table, similarity_figure
 from featx.report.curves import protocol_figure
@@ -21,6 +22,8 @@ from featx.report.tables import (
 
 __all__ = [
     "ExtractionLines",
+    "adaptation_json",
+    "adaptation_table",
     "comparison_figure",
     "comparison_json",
     "comparison_table",

@@ -1,7 +1,7 @@
 """Which pretrained backbone to take, and how its features carry over to the images at hand."""
 
 from featx.transfer.adaptation import Adaptation, AdaptationRow, adapt
-from featx.transfer.alignment import Align
+from featx.transfer.alignment import METHODS, Align
 from featx.transfer.alike import Similarity, similarity
 from featx.transfer.comparison import ComparedBackbone, ComparedLayer, Comparison, compare
 from featx.transfer.finetuning import FineTuner, FineTunerRegressor
@@ -16,6 +16,7 @@ __all__ = [
     "Comparison",
     "FineTuner",
     "FineTunerRegressor",
+    "METHODS",
     "Similarity",
     "adapt",
     "compare",

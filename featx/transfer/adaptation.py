@@ -223,7 +223,11 @@ def adapt(
     if groups is not None and not isinstance(groups, str):
         raise FeatxError(Parameter("groups"), f" is a column of both stores; got {brief(groups)}")
     if isinstance(holdout, HoldOut) and (holdout.store is not None or holdout.size == 0):
-        raise FeatxError("ways are scored on target images held out; give ", Parameter("holdout"), " a size or rows")
+        raise FeatxError(
+            "ways are scored on target images held out; give ",
+            Parameter("holdout", Call("HoldOut", Parameter("size", 0.5))),
+            ", or another share above 0, or rows",
+        )
     if target_labels is None and isinstance(labels, str):
         target_labels = labels
     options: dict[str, Any] = {"groups": groups, "allow_duplicates": allow_duplicates, "random_state": random_state}
