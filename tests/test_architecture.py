@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "errors": set(),
     "grammar": set(),
     "manifest": {"errors"},
-    "progress": {"display"},
+    "progress": {"display", "errors"},
     "recipe": {"errors", "grammar"},
     "request": {"catalogue", "errors", "store", "learn"},
     "_torch": set(),
@@ -38,7 +38,7 @@ MAY_IMPORT = {
     "learn.scores": LOW,
     "learn.search": LOW | SHARED | {"store", "solvers", "learn.features", "learn.estimators"},
     "learn.models": LOW | SHARED | {"store", "backbones", "learn.features", "learn.estimators", "learn.search"},
-    "learn.selection": LOW | {"store"} | LEARN - {"learn.protocols", "learn.models"},
+    "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN,  # the public list
     "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn.features", "learn.scores", "learn.selection"},

@@ -3,6 +3,15 @@
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment, labels_of
 from featx.learn.selection.layer_grids import Layers, new_estimator, stored_features
 from featx.learn.selection.one_se_rule import one_se
+from featx.learn.selection.parameters import (
+    brief,
+    check_callback,
+    check_integer,
+    check_positive,
+    check_share,
+    counts,
+    positive_numbers,
+)
 from featx.learn.selection.results import (
     Candidate,
     Curve,
@@ -37,6 +46,12 @@ __all__ = [
     "Selection",
     "Split",
     "Stores",
+    "brief",
+    "check_callback",
+    "check_integer",
+    "check_positive",
+    "check_share",
+    "counts",
     "define_experiment",
     "cv_splits",
     "group_numbers",
@@ -45,6 +60,7 @@ __all__ = [
     "labels_of",
     "new_estimator",
     "one_se",
+    "positive_numbers",
     "select_model",
     "stored_features",
     "units",
