@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     )
     from featx.extraction import Plan, extract, plan
     from featx.learn import load, save
-    from featx.progress import Progress, SearchProgress
+    from featx.progress import Progress, SearchProgress, TrainingProgress
     from featx.store import FeatureStore, export, merge
 
 __version__ = "0.1.0"
@@ -34,6 +34,7 @@ __all__ = [
     "Progress",
     "RowsDifferWarning",
     "SearchProgress",
+    "TrainingProgress",
     "UnreadableImagesWarning",
     "export",
     "extract",
@@ -54,6 +55,7 @@ _HOMES = {
     "Progress": "featx.progress",
     "RowsDifferWarning": "featx.errors",
     "SearchProgress": "featx.progress",
+    "TrainingProgress": "featx.progress",
     "UnreadableImagesWarning": "featx.errors",
     "export": "featx.store",
     "extract": "featx.extraction",

@@ -41,7 +41,10 @@ MAY_IMPORT = {
     "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN,  # the public list
-    "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn.features", "learn.scores", "learn.selection"},
+    "transfer": LOW
+    | MIDDLE - {"solvers"}
+    | LEFT
+    | {f"learn.{room}" for room in ("_sklearn", "features", "scores", "search", "selection")},
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer"},
     "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report", "transfer"},
     "__main__": {"cli"},

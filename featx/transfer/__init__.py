@@ -18,3 +18,6 @@ __all__ = [
     "n_leep",
     "similarity",
 ]
+
+for _class in (FineTuner, FineTunerRegressor):
+    _class.__module__ = __name__  # saved models name this module, so they do not depend on where a class is defined

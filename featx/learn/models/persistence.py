@@ -52,6 +52,8 @@ _FORMER_MODULES = {
 _TRUSTED = (
     *TREE_TYPES,
     "featx.store.Recipe",
+    "featx.transfer.FineTuner",
+    "featx.transfer.FineTunerRegressor",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.metrics._scorer._PassthroughScorer",  # a fitted GridSearchCV
