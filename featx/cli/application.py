@@ -20,6 +20,7 @@ import featx
 from featx.cli.compare import compare, models
 from featx.cli.demo import demo
 from featx.cli.extract import extract
+from featx.cli.finetune import finetune
 from featx.cli.interrupts import left_by_interrupt
 from featx.cli.layers import layers
 from featx.cli.predict import predict
@@ -40,6 +41,7 @@ _COMMANDS = (
     layers,
     compare,
     search,
+    finetune,
     predict,
     demo,
 )  # in the order of `featx --help`

@@ -4,6 +4,7 @@ from featx.transfer.alike import Similarity, similarity
 from featx.transfer.comparison import ComparedBackbone, ComparedLayer, Comparison, compare
 from featx.transfer.finetuning import FineTuner, FineTunerRegressor
 from featx.transfer.transferability import h_score, log_me, n_leep
+from featx.transfer.trial import FineTuning, finetune
 
 __all__ = [
     "ComparedBackbone",
@@ -11,8 +12,10 @@ __all__ = [
     "Comparison",
     "FineTuner",
     "FineTunerRegressor",
+    "FineTuning",
     "Similarity",
     "compare",
+    "finetune",
     "h_score",
     "log_me",
     "n_leep",
