@@ -6,8 +6,10 @@ import contextlib
 import copy
 import hashlib
 import os
+import threading
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -22,6 +24,8 @@ from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.recipe import Recipe
 
 SEED = 0  # of the random weights of weights=None
+# Held while a network is built or traced: seeding and torch's tracer change the state of the process.
+BUILDING = threading.RLock()
 
 
 class Backbone:
@@ -62,6 +66,7 @@ class Backbone:
         self._preprocessing = preprocessing
         self._fetch: bool | None = True
         self._expected_sha256: str | None = None
+        self._built: tuple[nn.Module, Preprocessing, str | None] | None = None
         self.weights: str | None = "its own"
         if isinstance(network, nn.Module):
             self.name = f"module:{type(network).__name__}"
@@ -115,13 +120,51 @@ class Backbone:
     def __repr__(self) -> str:
         return f"Backbone({self.name!r}, weights={self.weights!r})"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # its network does not change; scikit-learn's clone must not copy weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A module with its weights; of a network that has a name or a file, only these: it is built again.
+
+        Raises
+        ------
+        BackboneError
+            It is a program in memory.
+        """
+        if isinstance(self._own, ExportedProgram):
+            raise BackboneError(
+                f"{self.name} is a program in memory, which cannot be sent to another process: write it with "
+                "torch.export.save and make the Backbone of the .pt2 file"
+            )
+        state = vars(self) | {"_built": None, "_own": None if self._own is None else self.module}
+        state.pop("weights_sha256", None)
+        return state
+
+    def _changed(self, **attributes: Any) -> Self:
+        """A copy with other attributes, which shares the network if that is built."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | attributes)
+        return other
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a module or a program of the user's, which a recipe cannot build."""
+        return self.name.startswith(("module:", "export:"))
+
     @property
     def seed(self) -> int | None:
         """The seed of random weights."""
         return SEED if self.weights is None else None
 
-    @cached_property
-    def _built(self) -> tuple[nn.Module, Preprocessing, str | None]:
+    def _network(self) -> tuple[nn.Module, Preprocessing, str | None]:
+        """The module, its preprocessing and the SHA-256 of its weights file, built once."""
+        if self._built is None:
+            with BUILDING:
+                if self._built is None:  # another thread may have built it in the meantime
+                    self._built = self._build()
+        return self._built
+
+    def _build(self) -> tuple[nn.Module, Preprocessing, str | None]:
         if isinstance(self._own, nn.Module):
             assert self._preprocessing is not None
             # a copy: the user's module keeps its mode, and training it later has no effect here
@@ -159,9 +202,7 @@ class Backbone:
         """The same network and preprocessing. Pretrained weights of torchvision and timm, which might have to be
         downloaded, are replaced by random ones.
         """
-        other = copy.copy(self)
-        other._fetch = None
-        return other
+        return self._changed(_fetch=None)
 
     @property
     def has_weights(self) -> bool:
@@ -172,24 +213,28 @@ class Backbone:
     @property
     def module(self) -> nn.Module:
         """The network in eval mode, on the CPU, in float32."""
-        return self._built[0]
+        return self._network()[0]
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return self._built[1]
+        return self._network()[1]
 
     @property
     def weights_file_sha256(self) -> str | None:
         """SHA-256 of the state dict's file; None if the weights are not a file."""
-        return self._built[2]
+        return self._network()[2]
 
     def prepared_by(self, preprocessing: Preprocessing) -> Backbone:
         """The same network with another preprocessing; it is not loaded again."""
         if self.preprocessing == preprocessing:
             return self
-        other = copy.copy(self)
-        other._preprocessing, other._built = preprocessing, (self.module, preprocessing, self.weights_file_sha256)
-        return other
+        return self._changed(
+            _preprocessing=preprocessing, _built=(self.module, preprocessing, self.weights_file_sha256)
+        )
+
+    def with_its_module(self) -> Backbone:
+        """The same network, pickled with its weights, so that another process does not build it again."""
+        return self if self.name.startswith("export:") else self._changed(_own=self.module)
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -40,16 +40,18 @@ class Example:
     """The store that is passed as `like=`.
 
     name : of its file
+    own : the backbone that the store carries, if any
     """
 
     recipe: Recipe
     name: str
+    own: Backbone | None
 
     @classmethod
     def of(cls, like: FeatureStore | str | os.PathLike) -> Example:
         """Open it; raises StoreError if there is no store."""
         store = like if isinstance(like, FeatureStore) else FeatureStore(like)
-        return cls(store.recipe, store.path.name)
+        return cls(store.recipe, store.path.name, store.backbone)
 
     def backbone(self, backbone: Any, weights: str | os.PathLike | None) -> Backbone:
         """The store's backbone.
@@ -68,6 +70,8 @@ class Example:
         """
         recipe, preprocessing = self.recipe, Preprocessing.from_dict(self.recipe.preprocessing)
         known = None
+        if backbone is None and weights == "DEFAULT":
+            backbone = self.own
         if isinstance(backbone, Backbone):
             known = backbone
         elif not isinstance(backbone, str | None) or str(backbone).endswith(PROGRAM_FILE):

@@ -84,7 +84,7 @@ def merge(
     if (finished := _finished(opened, output)) is not None:
         if discard or not is_unfinished(output):
             discard_unfinished(output)  # a kill between the last two steps of a merge leaves its journal
-        return finished
+        return _with_backbone(finished, opened)
     refuse_existing(output, replace)
     _refuse_unlike(opened)
     first = opened[0]
@@ -124,7 +124,12 @@ def merge(
         failed = {len(ids) + i: error for i, error in enumerate(failures.values())}
         writer.fail({i: error for i, error in failed.items() if writer.todo[i]})
         writer.finish()
-    return FeatureStore(output)
+    return _with_backbone(FeatureStore(output), opened)
+
+
+def _with_backbone(merged: FeatureStore, stores: Sequence[FeatureStore]) -> FeatureStore:
+    merged.backbone = next((store.backbone for store in stores if store.backbone is not None), None)
+    return merged
 
 
 def merge_refusal(*stores: FeatureStore) -> str:

@@ -135,14 +135,14 @@ def test_the_same_images_give_the_same_file(tmp_path, train, alike, elsewhere):
     assert same_file(alike(tmp_path / "again.h5", range(12)), train)
 
 
-def test_all_that_is_recorded_of_how_it_was_made_is_taken_over(tmp_path, train, alike):
+def test_all_that_is_recorded_of_how_it_was_made_is_taken_over(tmp_path, train, alike, small_network):
     aliases = {"penultimate": "last:none", "second": "second:max"}
     said = rewritten(train, "said.h5", precision_error=0.004, threads=2, aliases=aliases)
-    store = alike(tmp_path / "test.h5", range(12, 20), like=said.path)  # by its path
+    store = alike(tmp_path / "test.h5", range(12, 20), like=said.path, backbone=small_network)  # by its path
     assert said.recipe.differences(store.recipe) == [] and len(store) == 8
     assert (store.recipe.precision_error, store.recipe.threads, store.recipe.aliases) == (0.004, 2, aliases)
     assert torch.get_num_threads() == 1
-    one = alike(tmp_path / "one.h5", range(12, 20), like=said, layers="penultimate")
+    one = alike(tmp_path / "one.h5", range(12, 20), like=said, layers="penultimate", backbone=small_network)
     assert one.layers == ("last:none",) and one.recipe.aliases == {"penultimate": "last:none"}
 
 
@@ -212,6 +212,7 @@ def test_another_preprocessing_or_decoder_is_another_meaning(tmp_path, alike, sm
 def test_what_depends_on_the_machine_may_differ(tmp_path, train, alike):
     gpu = rewritten(train, "gpu.h5", device="cuda", engine=COMPILED)
     ids = list(map(str, range(3)))
+    gpu.backbone = train.backbone
     plan = featx.plan(pictures(ids), tmp_path / "a.h5", like=gpu, ids=ids)
     assert plan.recipe == replace(gpu.recipe, device="cpu", origin=None, collection=None)
     assert alike(tmp_path / "a.h5", range(3), like=gpu, engine="eager", device="cpu").recipe.device == "cpu"
@@ -220,16 +221,15 @@ def test_what_depends_on_the_machine_may_differ(tmp_path, train, alike):
 # Its network
 
 
-def test_a_module_is_handed_over_beside_it(tmp_path, alike, small_network):
-    empty_cache()
+def test_a_module_is_handed_over_beside_the_path_of_a_store(tmp_path, train, alike, small_network):
     with pytest.raises(BackboneError) as caught:
-        alike(tmp_path / "no.h5", range(3))
+        alike(tmp_path / "no.h5", range(3), like=train.path)
     assert_tells(caught.value, "train.h5", "a module of yours, Sequential. Give the backbone", "beside like")
     other = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 16, 3, 2))
     with pytest.raises(BackboneError, match="the recorded network is module:Sequential with weights sha256"):
         alike(tmp_path / "no.h5", range(3), backbone=other)
     for number, handed in enumerate([small_network, small_network.module]):  # with its preprocessing, or without
-        assert len(alike(tmp_path / f"{number}.h5", range(3), backbone=handed)) == 3
+        assert len(alike(tmp_path / f"{number}.h5", range(3), like=train.path, backbone=handed)) == 3
 
 
 def test_weights_in_a_file_are_found_or_handed_over(tmp_path):
@@ -241,7 +241,7 @@ def test_weights_in_a_file_are_found_or_handed_over(tmp_path):
 
     def again(name, backbone=None, **options):
         empty_cache()
-        known = {"like": train, "progress": False, "device": "cpu"}
+        known = {"like": train.path, "progress": False, "device": "cpu"}
         return featx.extract(pictures(range(3)), tmp_path / name, backbone, **(known | options))
 
     assert same_file(again("a.h5"), train)

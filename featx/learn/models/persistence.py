@@ -115,6 +115,8 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
 
     try:
         copy = detached(estimator)
+        for step in _features_of(copy):
+            step.hand_over(None)
         check_trees(copy)
         model = {"format": _FORMAT, "version": _VERSION, "estimator": copy}
         content = skops.io.dumps(model, compression=ZIP_DEFLATED)
@@ -323,3 +325,5 @@ def _hand_back(estimator: Any, backbone: Backbone | None, weights: str | os.Path
                 known = Backbone(*network, preprocessing=Preprocessing.from_dict(recipe.preprocessing))
             resolved[recipe.weights_sha256] = resolve_backbone(recipe, known)
         step.hand_over(resolved[recipe.weights_sha256])
+        if isinstance(step, ImageFeatures):
+            step.backbone = resolved[recipe.weights_sha256]
