@@ -9,6 +9,7 @@ import os
 import threading
 from functools import cached_property
 from pathlib import Path
+from types import EllipsisType
 from typing import Any, Self
 
 import torch
@@ -62,6 +63,8 @@ class Backbone:
         *,
         preprocessing: Preprocessing | None = None,
     ) -> None:
+        if not isinstance(preprocessing, Preprocessing | None):
+            raise BackboneError(f"preprocessing is a featx.Preprocessing; got {type(preprocessing).__name__}")
         self._own = network if isinstance(network, nn.Module | ExportedProgram) else None
         self._preprocessing = preprocessing
         self._fetch: bool | None = True
@@ -84,7 +87,9 @@ class Backbone:
             if is_weights_file(self.weights):
                 self.weights = str(Path(str(self.weights)).absolute())
         else:
-            raise BackboneError(f"a backbone is a name, a module or a featx.Backbone; got {type(network).__name__}")
+            raise BackboneError(
+                f"a backbone is a name, a module, an exported program or a featx.Backbone; got {type(network).__name__}"
+            )
 
     @classmethod
     def of_recipe(
@@ -250,6 +255,40 @@ class Backbone:
             digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
             digest.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
         return digest.hexdigest()
+
+
+def passed_backbone(
+    recipe: Recipe,
+    backbone: str | os.PathLike | nn.Module | ExportedProgram | Backbone | None,
+    weights: str | os.PathLike | EllipsisType | None = ...,
+) -> Backbone | None:
+    """The backbone that a user passes for a recipe; None if the recipe says enough.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    backbone : as in `featx.extract`; a module or a program is prepared as recorded, a name has the recorded weights
+    weights : the weights of the recorded network, or `...` if none were passed
+
+    Raises
+    ------
+    BackboneError
+        This is no backbone, or the network has another name.
+    """
+    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+    if isinstance(backbone, Backbone):
+        return backbone
+    if backbone is None and isinstance(weights, str | os.PathLike) and recipe.backbone.startswith("export:"):
+        backbone = weights
+    if backbone is not None and (not isinstance(backbone, str) or backbone.endswith(PROGRAM_FILE)):
+        return Backbone(backbone, preprocessing=preprocessing)
+    if backbone is not None and (name := canonical(backbone)) != recipe.backbone:
+        raise BackboneError(f"the recorded network is {recipe.backbone}; got {name}")
+    if not isinstance(weights, EllipsisType) and not recipe.backbone.startswith("module:"):
+        return Backbone(recipe.backbone, weights, preprocessing=preprocessing)
+    if backbone is None or is_weights_file(recipe.weights):  # a file is opened only if it is the recorded one
+        return None
+    return Backbone(backbone, recipe.weights, preprocessing=preprocessing)  # named by the user: it may be downloaded
 
 
 def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:

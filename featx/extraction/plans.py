@@ -26,6 +26,7 @@ from featx.errors import (
     RecipeError,
     StoreError,
     UnreadableImagesWarning,
+    as_path,
     listed,
 )
 from featx.extraction.devices import places, spread
@@ -230,7 +231,7 @@ def plan(
     --------
     >>> plan("photos/", "photos.h5", layers="stages:flatten").nbytes    # doctest: +SKIP
     """
-    output = Path(output)
+    output = as_path("output", output, StoreError)
     refuse_unwritable(output)
     decoders(workers)  # refuses what is none
     example = None if like is None else Example.of(like)

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from featx.backbones import BUILDING, Backbone, Preprocessing, Tap, TappedNetwork, resolve_backbone
+from featx.errors import BackboneError
 from featx.recipe import Recipe
 from featx.solvers import threads_for
 
@@ -44,6 +45,8 @@ def backbone_of(recipe: Recipe, backbone: Backbone | None = None) -> Backbone:
         See `resolve_backbone`.
     """
     if backbone is not None:
+        if not isinstance(backbone, Backbone):
+            raise BackboneError(f"the backbone of a recipe is a featx.Backbone; got {type(backbone).__name__}")
         return resolve_backbone(recipe, backbone)
     key = recipe.backbone, recipe.weights_sha256
     known = _cached(_backbones, key)

@@ -6,7 +6,7 @@ Each image has an id and, if there are any, a label and column values. Nothing i
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,6 +194,8 @@ def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, ta
     wrong = [image for image in images if not isinstance(image, str | os.PathLike | np.ndarray | Image.Image)]
     if wrong:
         raise SourceError(f"an image is a path, a uint8 array or a PIL image; got {type(wrong[0]).__name__}")
+    if ids is not None and (isinstance(ids, str | bytes) or not isinstance(ids, Iterable)):
+        raise SourceError(f"ids are one name per image, in a list; got {type(ids).__name__}")
     if ids is None:
         ids = [
             Path(image).as_posix() if isinstance(image, str | os.PathLike) else str(number)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from featx.errors import (
     RecipeError,
     RowsDifferWarning,
     StoreError,
+    as_path,
     count,
     listed,
     warn,
@@ -77,7 +78,9 @@ def merge(
     --------
     >>> merge(["monday.h5", "tuesday.h5"], "week.h5")    # doctest: +SKIP
     """
-    output = Path(output)
+    output = as_path("output", output, StoreError)
+    if isinstance(stores, str | bytes) or not isinstance(stores, Iterable):
+        raise StoreError(f"stores are two or more stores or their paths, in a list; got {type(stores).__name__}")
     opened = [store if isinstance(store, FeatureStore) else FeatureStore(store) for store in stores]
     if len(opened) < 2:
         raise StoreError(f"a merge takes two stores or more, got {len(opened)}")

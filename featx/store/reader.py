@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.errors import KeysError
+from featx.errors import KeysError, StoreError, as_path
 from featx.recipe import Recipe
 from featx.store import layout
 from featx.store.blocks import Blocks
@@ -65,7 +64,7 @@ class FeatureStore:
     backbone: Any = None  # this room knows nothing of networks: it keeps the object for those who compute features
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self._read(Mapped(Path(path).absolute()))
+        self._read(Mapped(as_path("path", path, StoreError).absolute()))
 
     def _read(self, mapped: Mapped) -> None:
         self.path = mapped.path

@@ -504,6 +504,6 @@ def test_raw_pixels_are_the_picture_itself():
 
 @pytest.mark.parametrize("network", [5, None, ["resnet18"]])
 def test_other_types_are_refused(network):
-    with pytest.raises(BackboneError, match="a name, a module or a featx.Backbone; got") as error:
+    with pytest.raises(BackboneError, match="a name, a module, an exported program or a featx.Backbone; got") as error:
         Backbone(network)
     message(error)

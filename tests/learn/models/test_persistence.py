@@ -280,6 +280,60 @@ def test_a_module_of_ones_own_is_handed_back(own_model, new):
     np.testing.assert_allclose(load(path, backbone=own_net()).decision_function(new), expected, rtol=1e-6)
 
 
+def test_a_bare_module_is_prepared_as_recorded(own_model, new):
+    model, path = own_model
+    loaded = load(path, backbone=own_net().module)
+    np.testing.assert_allclose(loaded.decision_function(new), model.decision_function(new), rtol=1e-6)
+
+
+def test_the_name_of_the_recorded_network_stands_for_it(store, new, tmp_path):
+    model = pipeline(store)
+    save(model, tmp_path / "named.skops")
+    for name in ("squeezenet1_1", "torchvision:squeezenet1_1"):
+        loaded = load(tmp_path / "named.skops", backbone=name)
+        np.testing.assert_array_equal(loaded.decision_function(new), model.decision_function(new))
+        assert loaded[0]._backbone.weights is None  # the recorded ones
+
+
+WRONG_NETWORKS = [
+    ("resnet18", r"the recorded network is torchvision:squeezenet1_1; got torchvision:resnet18"),
+    ("resnet1", r"there is no backbone 'resnet1'; close: "),
+    (3, r"a backbone is a name, a module, an exported program or a featx\.Backbone; got int"),
+    (nn.Linear(3, 2), r"the recorded network is torchvision:squeezenet1_1 with weights sha256 .*; got module:Linear"),
+]
+
+
+@pytest.mark.parametrize("wrong, text", WRONG_NETWORKS)
+def test_what_is_not_the_recorded_network_is_refused_in_a_line(store, tmp_path, wrong, text):
+    save(pipeline(store), tmp_path / "named.skops")
+    with pytest.raises(BackboneError, match=text) as error:
+        load(tmp_path / "named.skops", backbone=wrong)
+    message(error)
+
+
+def test_of_several_networks_the_one_that_is_passed_is_taken(store, own_model, new, tmp_path):
+    own = featx.FeatureStore(tmp_path / "own.h5")
+    model = make_pipeline(
+        FeatureUnion([("a", StoredFeatures(store, "penultimate")), ("b", StoredFeatures(own))]), LogisticRegression()
+    ).fit(store.X, store.y)
+    save(model, tmp_path / "both.skops")
+    model[0].transformer_list[1][1].store.backbone = own_net()
+    np.testing.assert_allclose(
+        load(tmp_path / "both.skops", backbone=own_net().module).decision_function(new),
+        model.decision_function(new),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("wrong", [3, None, b"x", ["a.skops"]])
+def test_a_path_of_another_type_is_refused_in_a_line(store, wrong):
+    words = f"^path is a path; got {type(wrong).__name__}$"
+    with pytest.raises(ModelError, match=words):
+        load(wrong)
+    with pytest.raises(ModelError, match=words):
+        save(pipeline(store), wrong)
+
+
 @pytest.mark.parametrize("wrong", [lambda: own_net(seed=1), network])
 def test_another_network_is_not_taken_for_it(own_model, wrong):
     empty_cache()
