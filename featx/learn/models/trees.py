@@ -12,6 +12,10 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from sklearn.base import is_classifier
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.tree import BaseDecisionTree, DecisionTreeRegressor
 
 from featx.errors import ModelError
 from featx.learn._sklearn import (
@@ -60,9 +64,6 @@ class _Walk(pickle.Pickler):
     """
 
     def __init__(self) -> None:
-        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-        from sklearn.tree import BaseDecisionTree
-
         super().__init__(_Nowhere(), protocol=5, buffer_callback=lambda _: None)
         self._kinds = (
             BaseDecisionTree,
@@ -89,8 +90,6 @@ class _Nowhere:
 
 def _checked_trees(estimator: Any) -> list[Any]:
     """The trees that an estimator traverses itself; none if it is not fitted."""
-    from sklearn.tree import BaseDecisionTree
-
     fitted, name = vars(estimator), type(estimator).__name__
     if not {"tree_", "estimators_", "_predictors"} & fitted.keys():
         return []
@@ -119,10 +118,6 @@ def _check_tree(tree: Any, d: int) -> None:
 
 def _check_boosting(estimator: Any, d: int) -> None:
     """GradientBoosting: compiled code adds the values of each tree of a stage to a column of its own."""
-    from sklearn.base import is_classifier
-    from sklearn.dummy import DummyClassifier, DummyRegressor
-    from sklearn.tree import DecisionTreeRegressor
-
     name, stages, first = type(estimator).__name__, estimator.estimators_, estimator.init_
     if type(stages) is not np.ndarray or stages.ndim != 2 or not stages.size:
         raise ModelError(f"the trees of {name} are an array of two dimensions; got {type(stages).__name__}")
