@@ -310,14 +310,14 @@ def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
     if known is None and name.startswith("module:"):
         raise UnavailableBackbone(
             f"the features came from a module of yours, {name.removeprefix('module:')}",
-            "hand it back: featx.load(path, backbone=featx.Backbone(module, preprocessing=...))",
+            "pass it: featx.load(path, backbone=featx.Backbone(module, preprocessing=...))",
         )
     if known is None and name.startswith("export:"):
         # a recipe may be untrusted and opening a program can run code, so the user must name the file
         file = f" (it was {weights!r})" if str(weights).endswith(PROGRAM_FILE) else ""
         raise UnavailableBackbone(
             f"the features came from an exported program, {name.removeprefix('export:')}{file}",
-            "hand it over, if you trust it: ",
+            "pass it, if you trust it: ",
             Call("featx.load", "path", Parameter("weights", "FILE.pt2")),
         )
     if known is None and is_weights_file(weights) and not Path(str(weights)).exists():

@@ -97,7 +97,7 @@ class Example:
         if layers is None:
             if pool != "avg":
                 raise LayerError(
-                    Parameter("pool", pool), f" is for layers that are named; {self.name} has pools of its own"
+                    Parameter("pool", pool), f" needs layers: without them, layers and pools are those of {self.name}"
                 )
             return list(self.recipe.layers)
         return [self._full_name(name, pool) for name in ([layers] if isinstance(layers, str) else layers)]
@@ -121,7 +121,9 @@ class Example:
             A choice differs from the store's.
         """
         if missing := [name for name in recipe.layers if name not in self.recipe.taps]:
-            raise LayerError(f"{self.name} does not have {listed(missing)}; choose of {', '.join(self.recipe.layers)}")
+            raise LayerError(
+                f"{self.name} does not have {listed(missing)}; choose among {', '.join(self.recipe.layers)}"
+            )
         recorded = self.recipe.some(recipe.layers)
         if recorded.backbone.startswith("export:") and recipe.backbone.startswith("export:"):
             recipe = replace(recipe, backbone=recorded.backbone)  # named by its file; its fingerprint is the same
@@ -137,6 +139,6 @@ class Example:
 
     def _otherwise(self, differences: Sequence[str]) -> RecipeError:
         return RecipeError(
-            f"{self.name} was made otherwise: {'; '.join(differences)}. Leave out what differs, or ",
+            f"{self.name} was made with other settings: {'; '.join(differences)}. Leave out what differs, or ",
             Parameter("like", ...),
         )

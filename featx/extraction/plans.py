@@ -464,7 +464,7 @@ def _warn(store: FeatureStore, n: int) -> None:
         first = contradictions[0][:2].tolist()
         pair = " and ".join(f"{str(store.ids[row])!r} ({printable(store.y[row])})" for row in first)  # type: ignore[index]
         warnings.warn(
-            f"{len(contradictions):,} images are there several times with different labels, see store.contradictions: "
+            f"{len(contradictions):,} images occur several times with different labels, see store.contradictions: "
             f"{pair}",
             ContradictionWarning,
             stacklevel=4,

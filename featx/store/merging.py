@@ -159,15 +159,18 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
         where = (f"in {first.path.name}", f"in {other.path.name}")
         if differences := first.recipe.differences(other.recipe, where):
             raise RecipeError(
-                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of one again, "
-                "with ",
+                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of the others "
+                "again with ",
                 Parameter("like", first.path.name),
             )
         if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
             raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
         if first.columns.keys() != other.columns.keys():
             columns = [f"{one.path.name} has {listed(one.columns, 20) or 'none'}" for one in (first, other)]
-            raise StoreError(f"a merge takes stores with the same columns; {', '.join(columns)}: extract one again")
+            raise StoreError(
+                f"a merge takes stores with the same columns; {', '.join(columns)}: extract the others again with the "
+                "columns of one"
+            )
 
 
 def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> None:

@@ -262,7 +262,7 @@ def test_a_program_must_be_passed_and_is_not_opened_for_a_recipe(constants, file
             resolved(made.name, made.weights, made.weights_sha256, SMALL)
         assert_tells(
             error.value,
-            "hand it over, if you trust it: featx.load(path, weights='FILE.pt2')",
+            "pass it, if you trust it: featx.load(path, weights='FILE.pt2')",
             f"(it was {str(named)!r})" if named is file else "",
         )
         assert resolved(made.name, made.weights, made.weights_sha256, SMALL, made) is made

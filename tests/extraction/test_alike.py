@@ -96,7 +96,7 @@ def test_a_store_grows_on_the_device_on_which_it_was_made(run, train, pretend_cu
     assert run(train.path, range(14), LAYERS, device="auto", labels=labels(14), **UNUSUAL).recipe.device == "cpu"
     options = {"device": "cuda", **UNUSUAL}
     run(train.path, range(14), LAYERS, labels=labels(14), **options)  # nothing is to be computed
-    words = "made otherwise: device: 'cpu' there, 'cuda' here"
+    words = "made with other settings: device: 'cpu' there, 'cuda' here"
     refused(lambda: run(train.path, range(15), LAYERS, labels=labels(15), **options), train.path, words)
 
 
@@ -104,9 +104,8 @@ def test_rows_of_a_device_that_is_not_here_are_kept_and_none_are_mixed_in(run, t
     store = rewritten(train, "gpu.h5", device="cuda")
     options = {"device": "auto", "labels": labels(12), **UNUSUAL}
     assert run(store.path, range(12), LAYERS, **options).identity == store.identity
-    words = (
-        "made otherwise: device: 'cuda' there, 'cpu' here; new images in a store of their own, made with like='gpu.h5'"
-    )
+    words = "made with other settings: device: 'cuda' there, 'cpu' here; new images in a store of their own, "
+    words += "made with like='gpu.h5'"
     refused(lambda: run(store.path, range(12), [*LAYERS, "pooled"], **options), store.path, words)
     options["labels"] = labels(8)
     assert run(store.path, range(8), LAYERS, replace=True, **options).recipe.device == "cuda"
@@ -116,7 +115,7 @@ def test_a_run_that_was_begun_on_a_device_that_is_not_here_is_refused_by_that(tm
     store = run(tmp_path / "whole.h5", range(70), "first")
     with StoreWriter(tmp_path / "a.h5", replace(store.recipe, device="cuda"), store.ids.tolist(), None, {}) as writer:
         copy_rows(writer, store, np.arange(70))  # and it is broken off
-    words = "begun otherwise: device: 'cuda' there, 'cpu' here"
+    words = "begun with other settings: device: 'cuda' there, 'cpu' here"
     refused(lambda: run(tmp_path / "a.h5", range(70), "first", device="auto"), tmp_path / "a.h5", words)
 
 
@@ -189,12 +188,14 @@ CONTRADICTIONS = [
 def test_what_contradicts_it_is_refused_in_one_line(tmp_path, alike, options, words):
     with pytest.raises(RecipeError) as caught:
         alike(tmp_path / "no.h5", range(3), **options)
-    assert_tells(caught.value, "train.h5 was made otherwise: ", words, "Leave out what differs, or like")
+    assert_tells(caught.value, "train.h5 was made with other settings: ", words, "Leave out what differs, or like")
     assert left_in(tmp_path) == ["train.h5"]
 
 
 def test_a_pool_without_a_layer_and_no_store_at_all_are_refused(tmp_path, alike):
-    with pytest.raises(LayerError, match="pool='max' is for layers that are named; train.h5 has pools of its own"):
+    with pytest.raises(
+        LayerError, match="pool='max' needs layers: without them, layers and pools are those of train.h5"
+    ):
         alike(tmp_path / "no.h5", range(3), pool="max")
     with pytest.raises(StoreError, match="there is no store"):
         alike(tmp_path / "no.h5", range(3), like=tmp_path / "nowhere.h5")
@@ -281,7 +282,7 @@ def test_the_command_line_makes_two_stores_that_fit(tmp_path):
     assert told.rstrip().endswith("other its --test-store\nfeatx merge can join them") and "batch_size" not in told
     done = run("extract", test, "-o", tmp_path / "no.h5", "--like", tmp_path / "train.h5", "--batch-size", 4)
     assert done.exit_code == 2 and done.stderr == (
-        "featx: train.h5 was made otherwise: batch_size: 5 there, 4 here. Leave out what differs, or --like\n"
+        "featx: train.h5 was made with other settings: batch_size: 5 there, 4 here. Leave out what differs, or --like\n"
     )
     done = run("extract", train, "-o", tmp_path / "train.h5", "-b", "bundled:pixels", "-q")  # all of it is still known
     assert done.exit_code == 0, done.output

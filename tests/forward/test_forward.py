@@ -188,7 +188,7 @@ def test_a_module_of_ones_own_belongs_to_whoever_passes_it():
     recipe = resolve_recipe(images, backbone=own, layers="1", device="cpu")
     assert sorted(computed(images, recipe, backbone=own)[0]) == [0, 1]
     assert not cache._backbones
-    with pytest.raises(BackboneError, match="hand it back"):
+    with pytest.raises(BackboneError, match="pass it: featx"):
         computed(images, recipe)
 
 
@@ -398,6 +398,6 @@ def test_workers_are_threads_or_auto(network, workers):
 
 def test_a_gpu_that_is_not_there_is_named(network, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(FeatxError, match="needs a GPU that torch can see; there is none"):
+    with pytest.raises(FeatxError, match="needs a GPU that torch can use, and there is none"):
         resolve_recipe(arrays(1), backbone=network, device="cuda")
     assert resolve_recipe(arrays(1), backbone=network, device="auto").device == "cpu"

@@ -260,13 +260,14 @@ class StoredFeatures(_Features):
             return self._through_recipe(as_images(items), self.device)
         if isinstance(self.store, Recipe):
             raise KeysError(
-                "X holds image keys, and this model carries no rows, only the way to compute them; give images, or "
+                "X contains image keys, but this model has no store to read their rows from; pass images, or "
                 "set_params(...__store=featx.FeatureStore(path))"
             )
         recipe = self.store.recipe.only(self.layers_)
         if differences := self.recipe_.other_meaning(recipe):
             raise RecipeError(
-                f"this model was fitted on a store made otherwise: {'; '.join(differences)}; fit it on this store"
+                f"this model was fitted on a store made with other settings: {'; '.join(differences)}; fit it on this "
+                "store"
             )
         if note := rounding_note(recipe, self.recipe_, (self.store.path.name, "the store of fit")):
             warn(note, RowsDifferWarning)

@@ -123,7 +123,9 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
         instead = "use scikit-learn's and featx's own classes, and functions of numpy"
         if any(name.startswith("sklearn.neighbors._") for name in foreign):
             instead = "scikit-learn's neighbours can be saved with algorithm=\"brute\"; so can featx.learn's"
-        raise ModelError(f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; {instead}")
+        raise ModelError(
+            f"{type(estimator).__name__} holds types that a model file must not: {listed(foreign)}; {instead}"
+        )
     if not _features_of(copy):
         warn(
             f"{type(estimator).__name__} has no StoredFeatures or ImageFeatures: the saved model predicts rows of "
