@@ -15,8 +15,12 @@ CALLS = {
     "extract's like": (lambda store: featx.extract(IMAGES, "o.h5", like=3), StoreError, "like is a path; got int"),
     "extract's source": (lambda store: featx.extract(3, "o.h5"), SourceError, "a list or an array; got int"),
     "extract's backbone": (lambda store: featx.extract(IMAGES, "o.h5", 3), BackboneError, "a backbone is a name"),
-    "extract's ids": (lambda store: featx.extract(IMAGES, "o.h5", ids=3), SourceError, "ids are one name per image"),
-    "a path in ids": (lambda store: featx.extract(IMAGES, "o.h5", ids="ab"), SourceError, "in a list; got str"),
+    "extract's ids": (
+        lambda store: featx.extract(IMAGES, "o.h5", ids=3),
+        SourceError,
+        "ids is a list of one name per image; got 3",
+    ),
+    "a path in ids": (lambda store: featx.extract(IMAGES, "o.h5", ids="ab"), SourceError, "per image; got 'ab'"),
     "preprocessing": (
         lambda store: featx.Backbone("resnet18", preprocessing=3),
         BackboneError,

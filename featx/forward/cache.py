@@ -13,6 +13,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import fields
 from typing import TypeVar
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 
 from featx.backbones import BUILDING, Backbone, Preprocessing, Tap, TappedNetwork, resolve_backbone
 from featx.errors import BackboneError
-from featx.recipe import Recipe
+from featx.recipe import Recipe, rule_of
 from featx.solvers import threads_for
 
 _MAX_BACKBONES = 8
@@ -131,5 +132,5 @@ def _keep(entries: OrderedDict[_Key, _Value], key: _Key, value: _Value, most: in
 
 
 def _key(backbone: Backbone, recipe: Recipe, device: str) -> tuple[Backbone, str]:
-    decides = [recipe.preprocessing, recipe.taps, recipe.engine, recipe.precision, recipe.batch_size, recipe.threads]
+    decides = [getattr(recipe, one.name) for one in fields(recipe) if rule_of(one.name).kind != "recorded"]
     return backbone, json.dumps([*decides, device])

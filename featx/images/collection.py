@@ -194,14 +194,14 @@ def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, ta
     wrong = [image for image in images if not isinstance(image, str | os.PathLike | np.ndarray | Image.Image)]
     if wrong:
         raise SourceError(f"an image is a path, a uint8 array or a PIL image; got {type(wrong[0]).__name__}")
-    if ids is not None and (isinstance(ids, str | bytes) or not isinstance(ids, Iterable)):
-        raise SourceError(f"ids are one name per image, in a list; got {type(ids).__name__}")
     if ids is None:
         ids = [
             Path(image).as_posix() if isinstance(image, str | os.PathLike) else str(number)
             for number, image in enumerate(images)
         ]
         images, ids = _named(images, ids)
+    elif isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
+        raise SourceError(f"ids is a list of one name per image; got {ids!r}")
     y = None if labels is None else as_labels(labels, target, ids)  # type: ignore[arg-type]
     return Collection(images, list(map(str, ids)), y)
 

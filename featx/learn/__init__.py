@@ -20,11 +20,16 @@ from featx.learn.protocols import few_shot, knn_probe, learning_curves, linear_p
 from featx.learn.search import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
 from featx.learn.selection import (
     Candidate,
+    Curve,
     HoldOut,
     Interrupted,
     Nested,
+    Point,
     ProtocolResult,
+    SearchSettings,
     Selection,
+    TestSet,
+    TrainingSet,
     one_se,
     select_model,
 )
@@ -32,6 +37,7 @@ from featx.naming import publish
 
 __all__ = [
     "Candidate",
+    "Curve",
     "Fit",
     "GridSearchCV",
     "HalvingGridSearchCV",
@@ -44,6 +50,7 @@ __all__ = [
     "LogisticRegression",
     "NearestCentroid",
     "Nested",
+    "Point",
     "Prediction",
     "ProtocolResult",
     "RandomizedSearchCV",
@@ -51,8 +58,11 @@ __all__ = [
     "RidgeClassifier",
     "SVC",
     "SVR",
+    "SearchSettings",
     "Selection",
     "StoredFeatures",
+    "TestSet",
+    "TrainingSet",
     "few_shot",
     "knn_probe",
     "learning_curves",

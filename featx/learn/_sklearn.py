@@ -80,6 +80,7 @@ __all__ = [
     "MultimetricScorer",
     "PassthroughScorer",
     "check_method_params",
+    "check_parameters",
     "check_sample_weight",
     "sklearn_fit_and_score",
     "fit_context",
@@ -109,6 +110,12 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, private = _OF_TREES[name].rpartition(".")
     return getattr(importlib.import_module(module), private)
+
+
+def check_parameters(estimator: object) -> None:
+    """Raise InvalidParameterError, a ValueError, unless the parameters have the types and ranges that it declares."""
+    if getattr(estimator, "_parameter_constraints", None):
+        estimator._validate_params()  # type: ignore[attr-defined]
 
 
 # Private methods and attributes that are used of objects, by the class that has them.
