@@ -125,8 +125,11 @@ class Backbone:
     def __repr__(self) -> str:
         return f"Backbone({self.name!r}, weights={self.weights!r})"
 
+    def __copy__(self) -> Self:
+        return self  # its network does not change
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self  # its network does not change; scikit-learn's clone must not copy weights
+        return self  # scikit-learn's clone must not copy weights
 
     def __getstate__(self) -> dict[str, Any]:
         """A module with its weights; of a network that has a name or a file, only these: it is built again.

@@ -17,7 +17,7 @@ from torch import nn
 import featx
 from featx.backbones import Backbone, Preprocessing
 from featx.errors import BackboneError
-from featx.learn import ImageFeatures, LinearSVC, StoredFeatures, load, save
+from featx.learn import GridSearchCV, ImageFeatures, LinearSVC, StoredFeatures, load, save
 
 SMALL = Preprocessing(crop=(32, 32), resize=32)
 IMAGES = [noise(seed) for seed in range(8)]
@@ -112,6 +112,17 @@ def test_a_store_that_is_returned_or_grown_or_merged_keeps_the_module(store, tmp
     step = StoredFeatures(merged, device="cpu").fit()
     np.testing.assert_allclose(step.transform(IMAGES), store["1:avg"], rtol=1e-4, atol=1e-6)
     assert featx.merge([store, more], tmp_path / "both.h5").backbone is merged.backbone is store.backbone
+
+
+def test_a_search_shares_its_fits_and_its_best_model_keeps_the_module(store):
+    search = GridSearchCV(
+        make_pipeline(StoredFeatures(store, device="cpu"), LinearSVC()), {"linearsvc__C": [0.1, 1.0, 10.0]}, cv=2
+    )
+    assert str(search.plan(store.X, store.y)).startswith("6 fits of LinearSVC in one solve")
+    search.fit(store.X, store.y)
+    empty_cache()
+    expected = search.best_estimator_[1].decision_function(np.asarray(store["1:avg"]))
+    np.testing.assert_allclose(search.decision_function(IMAGES), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_a_fitted_image_step_takes_its_module_to_another_process(tmp_path):
