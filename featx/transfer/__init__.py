@@ -1,5 +1,6 @@
 """Which pretrained backbone to take, and how its features carry over to the images at hand."""
 
+from featx.naming import publish
 from featx.transfer.alike import Similarity, similarity
 from featx.transfer.comparison import ComparedBackbone, ComparedLayer, Comparison, compare
 from featx.transfer.finetuning import FineTuner, FineTunerRegressor
@@ -22,5 +23,4 @@ __all__ = [
     "similarity",
 ]
 
-for _class in (FineTuner, FineTunerRegressor):
-    _class.__module__ = __name__  # saved models name this module, so they do not depend on where a class is defined
+publish([globals()[_name] for _name in __all__], __name__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from copy import copy
 from dataclasses import fields
 from functools import partial
 from numbers import Integral, Real
@@ -206,11 +207,14 @@ class _FineTuner(BaseEstimator):
         check_is_fitted(self, "weights_")
         if self._network is None:
             self._network = self._loaded()
+        features = copy(self.features_)
+        if isinstance(self.store, FeatureStore):  # another one may have been set since `fit`
+            features.store = self.store
         if self.boundary == INPUT:
-            images = images_of(self.features_, X)
-            rows, n = image_rows(images, Preprocessing.from_dict(self.features_.recipe_.preprocessing)), len(images)
+            images = images_of(features, X)
+            rows, n = image_rows(images, Preprocessing.from_dict(features.recipe_.preprocessing)), len(images)
         else:
-            rows, n = transformed_rows(self.features_, X)
+            rows, n = transformed_rows(features, X)
         return np.concatenate([part.numpy() for part in outputs_of(self._network, rows, np.arange(n))])
 
     def _loaded(self) -> Network:
@@ -567,6 +571,6 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
 
 def _network_of(features: StoredFeatures, boundary: str, n_outputs: int, device: str) -> Network:
     """The tail of the recorded network and a head, on a device."""
-    backbone = backbone_of(features.recipe_, features._backbone)
+    backbone = backbone_of(features.recipe_, features.handed_over)
     node = INPUT if boundary == INPUT else str(features.recipe_.taps[features.layer_]["node"])
     return Network(Tail(backbone, node), n_outputs).to(device_of(device)).to(memory_format=torch.channels_last)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from featx.errors import FeatxError
 from featx.learn.scores import METRICS, Interval, held_out_interval, paired_interval
@@ -133,7 +132,10 @@ def finetune(
                 raise
             is_partial = True
         seconds.append(time.monotonic() - start)
-        predictions.append(_predicted(each, experiment.test_store, experiment.X_test))
+        scored = each
+        if experiment.test_store is not None:
+            scored = copy(each).set_params(store=experiment.test_store)
+        predictions.append(scored.predict(experiment.X_test))
     truth, together = experiment.y_test, experiment.test_groups
     scores = [metric.score(truth, predicted) for predicted in predictions]
     intervals = [held_out_interval(metric, truth, predicted, together) for predicted in predictions]
@@ -157,14 +159,3 @@ def finetune(
     if is_partial:
         raise Interrupted(result)
     return result
-
-
-def _predicted(fitted: Tuner, test_store: FeatureStore | None, X: np.ndarray) -> np.ndarray:
-    """Predictions for keys of the training store, or of another one."""
-    if test_store is None:
-        return fitted.predict(X)
-    own, fitted.features_.store = fitted.features_.store, test_store
-    try:
-        return fitted.predict(X)
-    finally:
-        fitted.features_.store = own

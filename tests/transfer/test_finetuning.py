@@ -143,8 +143,9 @@ def test_images_and_their_keys_are_predicted_alike_also_after_saving(store, fold
     loaded = featx.load(tmp_path / "m.skops")
     np.testing.assert_allclose(loaded.predict_proba(paths), expected, atol=1e-4)
     assert (loaded.predict(paths) == tuned.predict(store.X)).all()
-    with pytest.raises(KeysError, match="carries no rows"):
+    with pytest.raises(KeysError, match="has no store to read their rows from"):
         loaded.predict(store.X)
+    np.testing.assert_array_equal(loaded.set_params(store=store).predict_proba(store.X), expected)
     np.testing.assert_array_equal(clone(tuned).fit(store.X, store.y).predict_proba(store.X), expected)
 
 
