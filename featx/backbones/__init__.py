@@ -4,7 +4,7 @@ This room knows nothing of collections of images or of stores.
 """
 
 from featx.backbones.available import Pretrained, n_timm, pretrained
-from featx.backbones.backbone import Backbone, resolve_backbone
+from featx.backbones.backbone import BUILDING, Backbone, passed_backbone, resolve_backbone
 from featx.backbones.engine import Choice, choose
 from featx.backbones.network import COMPILED, EAGER, TappedNetwork
 from featx.backbones.pools import POOLS, Tap
@@ -14,6 +14,7 @@ from featx.backbones.taps import describe, resolve_taps
 from featx.backbones.trace import trace_of
 
 __all__ = [
+    "BUILDING",
     "COMPILED",
     "EAGER",
     "POOLS",
@@ -30,6 +31,7 @@ __all__ = [
     "choose",
     "describe",
     "n_timm",
+    "passed_backbone",
     "pretrained",
     "resolve_backbone",
     "resolve_taps",

@@ -114,14 +114,13 @@ def adapt(
     with loading("loading torch and scikit-learn"):
         from featx.learn import HoldOut, save
         from featx.report import adaptation_json, adaptation_table
-        from featx.transfer import METHODS
         from featx.transfer import adapt as compare_ways
     result = compare_ways(
         *stores,
         layer=None if layer is None else [part.strip() for part in layer.split("+")],
         labels=values[0],
         target_labels=values[1],
-        methods=method or METHODS,
+        methods=method or None,
         shots=None if shots is None else [shot for shot in shots if shot],
         draws=draws,
         scoring=scoring,

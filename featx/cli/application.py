@@ -21,6 +21,7 @@ from featx.cli.adapt import adapt
 from featx.cli.compare import compare, models
 from featx.cli.demo import demo
 from featx.cli.extract import extract
+from featx.cli.finetune import finetune
 from featx.cli.interrupts import left_by_interrupt
 from featx.cli.layers import layers
 from featx.cli.predict import predict
@@ -42,6 +43,7 @@ _COMMANDS = (
     compare,
     search,
     adapt,
+    finetune,
     predict,
     demo,
 )  # in the order of `featx --help`

@@ -27,6 +27,7 @@ _EXTRACT_OPTIONS = {"like"}
 # what the command line has in place of a call, by its function and the parameters that it names
 _COMMANDS = {
     ("featx.extract",): "featx extract",
+    ("featx.extract", "backbone", "layers"): "featx extract IMAGES {backbone} {layers}",
     ("featx.merge",): "featx merge",
     ("featx.save",): "featx search -o",
     ("featx.load", "weights"): "featx predict {weights}",

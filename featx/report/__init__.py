@@ -8,11 +8,13 @@ from featx.report.comparisons import comparison_figure, comparison_json, compari
 from featx.report.curves import protocol_figure
 from featx.report.extractions import ExtractionLines, plan_table
 from featx.report.figures import selection_figure
+from featx.report.finetunings import finetuning_json, finetuning_table
 from featx.report.progress import search_progress
 from featx.report.rankings import nested_table, protocol_table, ranking_table
 from featx.report.results import results_csv, results_json
 from featx.report.stores import difference_table, notes_text, store_table, together_text
 from featx.report.tables import (
+    boundaries_table,
     layers_table,
     models_table,
     predictions_csv,
@@ -24,10 +26,13 @@ __all__ = [
     "ExtractionLines",
     "adaptation_json",
     "adaptation_table",
+    "boundaries_table",
     "comparison_figure",
     "comparison_json",
     "comparison_table",
     "difference_table",
+    "finetuning_json",
+    "finetuning_table",
     "layers_table",
     "model_text",
     "models_table",

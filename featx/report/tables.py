@@ -41,6 +41,25 @@ def layers_table(backbone: Backbone) -> FittedTable:
     return table
 
 
+def boundaries_table(backbone: Backbone) -> FittedTable:
+    """The layers at which a backbone can be split for fine-tuning; see `backbones.Tail`."""
+    from featx.backbones import boundaries
+
+    table = FittedTable(f"{backbone.name}: layers behind which it can be fine-tuned")
+    table.add_names("boundary")
+    table.add_numbers("shape", "stored, an image", "forward saved", "parameters trained")
+    for each in boundaries(backbone):
+        table.add_row(
+            each.name,
+            " x ".join(map(str, each.shape)),
+            readable(4 * math.prod(each.shape)),
+            f"{each.saved:.0%}",
+            f"{each.n_parameters:,}",
+        )
+    table.caption = printable_lines(["extract one with its whole output, layer:none; bytes are of float32"])
+    return table
+
+
 def models_table(pattern: str = "") -> FittedTable:
     """Pretrained backbones whose name contains the pattern; see `backbones.pretrained`."""
     from featx.backbones import n_timm, pretrained

@@ -1,11 +1,13 @@
 """Which pretrained backbone to take, and how its features carry over to the images at hand."""
 
+from featx.naming import publish
 from featx.transfer.adaptation import Adaptation, AdaptationRow, adapt
-from featx.transfer.alignment import METHODS, Align
+from featx.transfer.alignment import Align
 from featx.transfer.alike import Similarity, similarity
 from featx.transfer.comparison import ComparedBackbone, ComparedLayer, Comparison, compare
 from featx.transfer.finetuning import FineTuner, FineTunerRegressor
 from featx.transfer.transferability import h_score, log_me, n_leep
+from featx.transfer.trial import FineTuning, finetune
 
 __all__ = [
     "Adaptation",
@@ -16,14 +18,15 @@ __all__ = [
     "Comparison",
     "FineTuner",
     "FineTunerRegressor",
-    "METHODS",
+    "FineTuning",
     "Similarity",
     "adapt",
     "compare",
+    "finetune",
     "h_score",
     "log_me",
     "n_leep",
     "similarity",
 ]
 
-Align.__module__ = __name__  # which saved models name, as those of featx.learn
+publish([globals()[_name] for _name in __all__], __name__)

@@ -27,7 +27,7 @@ from featx.errors import (
 )
 from featx.learn.estimators import Fit
 from featx.learn.features import StoredFeatures
-from featx.learn.scores import METRICS, UNKNOWN, Interval, Metric, drawn_interval, paired_interval
+from featx.learn.scores import METRICS, UNKNOWN, Interval, Metric, drawn_interval, paired_drawn_interval
 from featx.learn.selection import (
     Experiment,
     HoldOut,
@@ -136,7 +136,7 @@ def adapt(
     layer: str | Sequence[str] | None = None,
     labels: Labels = None,
     target_labels: Labels = None,
-    methods: str | Sequence[str] = METHODS,
+    methods: str | Sequence[str] | None = None,
     shots: Sequence[int] | None = None,
     draws: int = 10,
     scoring: str = "accuracy",
@@ -161,8 +161,8 @@ def adapt(
         As in StoredFeatures.
     labels, target_labels : (n,) class names, or a column, optional
         By default those of the stores. A column that is named for the source is also that of the target.
-    methods : names among "scaler", "coral", "linear_ot"
-        See `Align`.
+    methods : names among "scaler", "coral", "linear_ot", optional
+        See `Align`. By default all.
     shots : sequence of int, optional
         Numbers of labelled target images of each class; by default those of 5, 10, 25 that there are. () for none.
     draws : int
@@ -210,7 +210,7 @@ def adapt(
     --------
     >>> adapt(featx.FeatureStore("ours.h5"), featx.FeatureStore("theirs.h5"), layer="layer4")    # doctest: +SKIP
     """
-    names = [methods] if isinstance(methods, str) else list(methods)
+    names = [methods] if isinstance(methods, str) else list(METHODS if methods is None else methods)
     for name in names:
         if name not in METHODS:
             raise FeatxError(
@@ -256,10 +256,11 @@ def adapt(
         assert target.y_test is not None
         score = float(np.mean([metric.score(target.y_test, one) for one in outputs]))
         interval = drawn_interval(metric, target.y_test, outputs, target.test_groups)
-        gain, gain_interval = 0.0, UNKNOWN
-        if predicted:
-            gain, gain_interval = paired_interval(metric, target.y_test, outputs, predicted[0], target.test_groups)
+        gain_interval = UNKNOWN
+        if rows:
+            gain_interval = paired_drawn_interval(metric, target.y_test, predicted[0], outputs, target.test_groups)
         predicted.append(outputs[0])
+        gain = score - rows[0].score if rows else 0.0
         rows.append(AdaptationRow(training, method, shot, score, interval, gain, gain_interval, source_score, C))
 
     with shown(progress) as show, warnings.catch_warnings():

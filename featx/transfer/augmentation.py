@@ -33,7 +33,7 @@ def mixed(rows: Tensor, alpha: float, generator: torch.Generator) -> tuple[Tenso
     return share * rows + (1 - share) * rows[other.to(rows.device)], other, share
 
 
-def brightness(rows: Tensor, places: Places, generator: torch.Generator) -> Tensor:
+def brightness(rows: Tensor, *, places: Places, generator: torch.Generator) -> Tensor:
     """Shift each channel of each row, in the channel's range over the row, by a number uniform in [-0.5, 0.5].
 
     References
@@ -44,7 +44,7 @@ def brightness(rows: Tensor, places: Places, generator: torch.Generator) -> Tens
     return rows + (high - low) * _uniform(low, -_BRIGHTNESS, _BRIGHTNESS, generator)
 
 
-def contrast(rows: Tensor, places: Places, generator: torch.Generator) -> Tensor:
+def contrast(rows: Tensor, *, places: Places, generator: torch.Generator) -> Tensor:
     """Multiply each channel's deviation from its mean over the row by a factor uniform in [0.6, 1.4].
 
     References
@@ -55,7 +55,7 @@ def contrast(rows: Tensor, places: Places, generator: torch.Generator) -> Tensor
     return mean + (rows - mean) * _uniform(mean, _CONTRAST, 2 - _CONTRAST, generator)
 
 
-CHANGES: dict[str, Callable[[Tensor, Places, torch.Generator], Tensor]] = {
+CHANGES: dict[str, Callable[..., Tensor]] = {
     "brightness": brightness,
     "contrast": contrast,
 }

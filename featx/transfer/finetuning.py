@@ -5,9 +5,14 @@ Keys go in, as into StoredFeatures. The part of the network before the boundary 
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Callable
+from copy import copy
 from dataclasses import fields
+from functools import partial
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,16 +27,22 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from featx.backbones import Tail
-from featx.errors import FeatxError, KeysError, LayerError, ModelError, StoreError
+from featx.backbones import INPUT, Preprocessing, Tail
+from featx.errors import Call, FeatxError, LayerError, ModelError, Parameter, StoreError
 from featx.forward import backbone_of, device_of
 from featx.learn._sklearn import Interval, StrOptions, fit_context
 from featx.learn.features import StoredFeatures, items_of, keys_of
-from featx.learn.selection import Groups, group_numbers, groups_of, hold_out
+from featx.learn.selection import group_numbers, groups_of, hold_out
+from featx.progress import TrainingProgress, trained
 from featx.store import FeatureStore
+from featx.transfer import checkpoints
 from featx.transfer.augmentation import CHANGES, places_of
 from featx.transfer.heads import fit_probe, start_head
-from featx.transfer.training import Change, Epoch, Network, Rows, Settings, State, begin, scores_of, train
+from featx.transfer.rows import image_rows, images_of, stored_rows, transformed_rows
+from featx.transfer.training import Data, Epoch, Network, Settings, State, begin, outputs_of, train
+
+CROP = "crop"
+_NOT_SETTINGS = ("store", "boundary", "device", "groups", "checkpoint", "progress")
 
 
 class _FineTuner(BaseEstimator):
@@ -48,13 +59,15 @@ class _FineTuner(BaseEstimator):
         "warmup": [Interval(Real, 0, 1, closed="left")],
         "max_norm": [Interval(Real, 0, None, closed="neither"), None],
         "mixup": [Interval(Real, 0, None, closed="left")],
-        "augment": [StrOptions(set(CHANGES)), None],
+        "augment": [StrOptions({*CHANGES, CROP}), None],
         "early_stopping": ["boolean"],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left")],
         "groups": [str, None],
         "device": [StrOptions({"auto", "cpu", "cuda"})],
         "random_state": [Interval(Integral, 0, None, closed="left")],
+        "checkpoint": [str, os.PathLike, None],
+        "progress": ["boolean", callable],
     }
     _network: Network | None = None  # built of `weights_` when it is needed
 
@@ -76,46 +89,108 @@ class _FineTuner(BaseEstimator):
         y : (n,) labels, or float64 standardised
         targets : (n,) int64 numbers of classes, or (n,) float32
         """
-        features = StoredFeatures(self.store, self.boundary, self.device).fit()
-        positions = _positions(features, X)
-        groups = self._groups_of(positions)
+        self._network = None
+        features = self._features()
+        settings = Settings(**{each.name: getattr(self, each.name) for each in fields(Settings)})
+        network = _network_of(features, self.boundary, n_outputs, self.device)
+        state = begin(network, settings, self.random_state)
+        data = self._data(features, X, state.generator)
+        if data.n != len(y):
+            raise FeatxError(f"X and y have one entry for each image; got {data.n:,} and {len(y):,}")
         held_out = np.zeros(len(y), bool)
         if self.early_stopping:
-            held_out[hold_out(y, groups, self.validation_fraction, self.random_state)[1]] = True
+            held_out[hold_out(y, data.groups, self.validation_fraction, self.random_state)[1]] = True
         learn = np.flatnonzero(~held_out)
-        rows = _stored_rows(features, positions)
-        network = _network_of(features, n_outputs, self.device)
-        probe = None
-        if self.head == "probe":
-            inputs = np.concatenate([part.numpy() for part in scores_of(network.tail, rows, learn)])
-            together = None if groups is None else groups.of(learn)
-            probe = fit_probe(inputs, y[learn], together, getattr(self, "class_weight", None), self.random_state)
-        start_head(network.head, probe, self.head, self.random_state)
-        settings = Settings(**{each.name: getattr(self, each.name) for each in fields(Settings)})
-        state = begin(network, len(learn), settings, self.random_state)
+        fingerprint = self._fingerprint(features, data, y)
         self.features_ = features
-        try:
-            train(state, rows, targets, held_out, settings, self._class_weights(y[learn]), self._change(features))
-        finally:
-            if state.history:  # after an interrupt, too
-                self._keep(state)
+        with trained(self.progress) as show:
+            if self.checkpoint is not None and Path(self.checkpoint).exists():
+                checkpoints.read(Path(self.checkpoint), state, fingerprint)
+            else:
+                probe = None
+                if self.head == "probe":
+                    inputs = np.concatenate([part.numpy() for part in outputs_of(network.tail, data.rows, learn)])
+                    together = None if data.groups is None else data.groups.of(learn)
+                    weights = getattr(self, "class_weight", None)
+                    probe = fit_probe(inputs, y[learn], together, weights, self.random_state)
+                start_head(network.head, probe, self.head, self.random_state)
+
+            def on_epoch(state: State) -> None:
+                if self.checkpoint is not None:
+                    checkpoints.write(Path(self.checkpoint), state, fingerprint)
+
+            try:
+                train(
+                    state,
+                    data,
+                    targets,
+                    held_out,
+                    settings,
+                    self._class_weights(y[learn]),
+                    on_epoch=on_epoch,
+                    show=show,
+                )
+            finally:
+                if state.history:  # after an interrupt, too
+                    self._keep(state)
+        if self.checkpoint is not None:
+            Path(self.checkpoint).unlink(missing_ok=True)
         if state.failure:
             reason = f"{state.failure}: training ended there, with the weights of epoch {state.best}; lower lr"
             warnings.warn(reason, ConvergenceWarning, stacklevel=4)
 
-    def _groups_of(self, positions: np.ndarray) -> Groups | None:
-        """Which images stay together when some are held out for early stopping."""
-        groups = groups_of(self.store, group_numbers(self.store, self.groups), allow_duplicates=False)
-        return None if groups is None else groups.of(positions)
+    def _features(self) -> StoredFeatures:
+        """The stored layer of the boundary; of "input" any layer, whose recipe says what the images go through."""
+        if not isinstance(self.store, FeatureStore):
+            raise StoreError(f"store is a featx.FeatureStore to train on; got {type(self.store).__name__}")
+        if self.boundary == INPUT:
+            return StoredFeatures(self.store, self.store.layers[0], self.device).fit()
+        whole = f"{self.boundary}:none"
+        layer = whole if whole in self.store.layers else self.boundary
+        try:
+            return StoredFeatures(self.store, layer, self.device).fit()
+        except LayerError as error:
+            name = self.store.recipe.backbone
+            how = Call("featx.extract", Parameter("backbone", name), Parameter("layers", whole))
+            raise LayerError(*error.parts, "; to add it: ", how) from error
+
+    def _data(self, features: StoredFeatures, X: Any, generator: torch.Generator) -> Data:
+        """Rows by position in X, to train on and to score, and which images stay together."""
+        if self.boundary == INPUT:
+            images = images_of(features, X)
+            preprocessing = Preprocessing.from_dict(features.recipe_.preprocessing)
+            rows = image_rows(images, preprocessing)
+            learned = image_rows(images, preprocessing, generator) if self.augment == CROP else rows
+            n, keys = len(images), None if isinstance(items_of(X), list) else keys_of(X)
+            positions = None if keys is None else self.store.rows(keys)
+            tap = {"layout": "bchw"}
+        else:
+            if self.augment == CROP:
+                raise FeatxError(
+                    Parameter("augment", CROP), " crops images, which only boundary='input' reads; choose another"
+                )
+            rows, positions = stored_rows(features, X)
+            learned, n = rows, len(positions)
+            tap = features.recipe_.taps[features.layer_]
+        change = None
+        if self.augment in CHANGES:
+            change = partial(CHANGES[self.augment], places=places_of(tap["layout"]), generator=generator)
+        groups = None
+        if positions is not None:
+            groups = groups_of(self.store, group_numbers(self.store, self.groups), allow_duplicates=False)
+            groups = None if groups is None else groups.of(positions)
+        return Data(n, rows, learned, change, positions, groups)
+
+    def _fingerprint(self, features: StoredFeatures, data: Data, y: np.ndarray) -> dict[str, Any]:
+        """Plain values that determine the training, for its checkpoint."""
+        values = {name: value for name, value in self.get_params(deep=False).items() if name not in _NOT_SETTINGS}
+        positions = data.positions
+        images = np.arange(data.n) if positions is None else self.store.digests[positions]
+        digest = checkpoints.digest_of(images, y.astype(str))
+        return {**values, "recipe": features.recipe_.weights_sha256, "layer": features.layer_, "images": digest}
 
     def _class_weights(self, y: np.ndarray) -> torch.Tensor | None:
         return None
-
-    def _change(self, features: StoredFeatures) -> Change | None:
-        if self.augment is None:
-            return None
-        change, places = CHANGES[self.augment], places_of(features.recipe_.taps[features.layer_]["layout"])
-        return lambda rows, generator: change(rows, places, generator)
 
     def _keep(self, state: State) -> None:
         """Set the fitted attributes."""
@@ -132,28 +207,27 @@ class _FineTuner(BaseEstimator):
         check_is_fitted(self, "weights_")
         if self._network is None:
             self._network = self._loaded()
-        X = items_of(X)
-        tap = self.features_.recipe_.taps[self.features_.layer_]
-
-        def rows(where: np.ndarray) -> torch.Tensor:
-            part = X[where] if isinstance(X, np.ndarray) else [X[i] for i in where]
-            values = torch.from_numpy(self.features_.transform(part)).float()
-            return _channels_last(values.reshape(-1, *tap["shape"]))
-
-        return np.concatenate([part.numpy() for part in scores_of(self._network, rows, np.arange(len(X)))])
+        features = copy(self.features_)
+        if isinstance(self.store, FeatureStore):  # another one may have been set since `fit`
+            features.store = self.store
+        if self.boundary == INPUT:
+            images = images_of(features, X)
+            rows, n = image_rows(images, Preprocessing.from_dict(features.recipe_.preprocessing)), len(images)
+        else:
+            rows, n = transformed_rows(features, X)
+        return np.concatenate([part.numpy() for part in outputs_of(self._network, rows, np.arange(n))])
 
     def _loaded(self) -> Network:
         """The network, with the fitted weights; raises ModelError if they are not of this network."""
-        network = _network_of(self.features_, self._n_outputs, self.device)
+        network = _network_of(self.features_, self.boundary, self._n_outputs, self.device)
         try:
             weights = safetensors.torch.load(self.weights_)
         except (safetensors.SafetensorError, TypeError) as error:
             raise ModelError(f"the weights of {type(self).__name__} are damaged: {error}") from error
-        wanted = {name: tuple(value.shape) for name, value in network.named_parameters()}
-        got = {name: tuple(value.shape) for name, value in weights.items()}
-        if got != wanted or any(value.dtype != torch.float32 for value in weights.values()):
-            other = sorted({*wanted.items()} ^ {*got.items()})[:1]
-            raise ModelError(f"the weights of {type(self).__name__} are not those of its network: {other}")
+        wanted = {name: (tuple(value.shape), value.dtype) for name, value in network.named_parameters()}
+        if others := {*wanted.items()} ^ {(name, (tuple(value.shape), value.dtype)) for name, value in weights.items()}:
+            name = min(name for name, _ in others)
+            raise ModelError(f"the weights of {type(self).__name__} are not those of its network: {name!r} differs")
         network.load_weights(weights)
         return network
 
@@ -169,7 +243,8 @@ class FineTuner(ClassifierMixin, _FineTuner):
     store : FeatureStore
     boundary : str
         A layer that the store holds whole, with pool "none": "blocks.5". `featx layers --boundaries NAME` lists the
-        layers at which a network can be split.
+        layers at which a network can be split. Or "input": the whole network is trained on the images themselves, which
+        are read and decoded in each epoch.
     head : "probe", "zeros" or "random"
         The linear layer before training. "probe" is logistic regression on standardised features of the untouched
         tail, its C chosen by cross-validation: LP-FT, which keeps what the network knows of other domains.
@@ -191,8 +266,9 @@ class FineTuner(ClassifierMixin, _FineTuner):
     label_smoothing : float, in [0, 1), default 0.0
     mixup : float, default 0.0
         The parameter of the Beta distribution by which pairs of rows are mixed at the boundary; 0 for none.
-    augment : "brightness", "contrast" or None
-        Random change of each channel at the boundary (frozen feature augmentation).
+    augment : "brightness", "contrast", "crop" or None
+        Random change of each channel at the boundary (frozen feature augmentation); "crop", only with boundary "input",
+        is a random crop of the image, flipped half of the time.
     early_stopping : bool, default False
         Hold out a part of the images, and keep the epoch that scores best on them.
     validation_fraction : float, in (0, 1), default 0.1
@@ -205,6 +281,11 @@ class FineTuner(ClassifierMixin, _FineTuner):
     device : "auto", "cpu" or "cuda"
     random_state : int, default 0
         Seed of everything random. Two fits on one device give equal weights.
+    checkpoint : path, optional
+        A file in which the training is kept after each epoch, and from which a fit with the same settings goes on. It
+        is removed at the end.
+    progress : bool or callable(featx.TrainingProgress), default False
+        Show a progress bar on stderr, or call this function after each minibatch.
 
     Attributes
     ----------
@@ -265,6 +346,8 @@ class FineTuner(ClassifierMixin, _FineTuner):
         class_weight: dict | str | None = None,
         device: str = "auto",
         random_state: int = 0,
+        checkpoint: str | os.PathLike | None = None,
+        progress: bool | Callable[[TrainingProgress], None] = False,
     ) -> None:
         self.store = store
         self.boundary = boundary
@@ -287,6 +370,8 @@ class FineTuner(ClassifierMixin, _FineTuner):
         self.class_weight = class_weight
         self.device = device
         self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.progress = progress
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: Any, y: Any) -> FineTuner:
@@ -294,7 +379,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
 
         Parameters
         ----------
-        X : (n,) or (n, 1) keys from `store.X`
+        X : (n,) or (n, 1) keys from `store.X`; images too if `boundary` is "input"
         y : (n,) labels of two or more classes
 
         Raises
@@ -382,7 +467,7 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
     ----------
     store, boundary, head, epochs, lr, optimizer, batch_size, weight_decay, layer_decay, warmup, max_norm, mixup
         As of `FineTuner`.
-    augment, early_stopping, validation_fraction, n_iter_no_change, groups, device, random_state
+    augment, early_stopping, validation_fraction, n_iter_no_change, groups, device, random_state, checkpoint, progress
         As of `FineTuner`; the score is R^2.
 
     Attributes
@@ -416,6 +501,8 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
         groups: str | None = None,
         device: str = "auto",
         random_state: int = 0,
+        checkpoint: str | os.PathLike | None = None,
+        progress: bool | Callable[[TrainingProgress], None] = False,
     ) -> None:
         self.store = store
         self.boundary = boundary
@@ -436,6 +523,8 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
         self.groups = groups
         self.device = device
         self.random_state = random_state
+        self.checkpoint = checkpoint
+        self.progress = progress
 
     _n_outputs = 1
 
@@ -445,7 +534,7 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
 
         Parameters
         ----------
-        X : (n,) or (n, 1) keys from `store.X`
+        X : (n,) or (n, 1) keys from `store.X`; images too if `boundary` is "input"
         y : (n,) finite numbers
 
         Raises
@@ -480,44 +569,8 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
         return self._scores(X)[:, 0].astype(np.float64) * self.scale_ + self.mean_
 
 
-def _positions(features: StoredFeatures, X: Any) -> np.ndarray:
-    """Positions in the store of keys; raises if the layer is stored pooled, or X holds no keys."""
-    store, layer = features.store, features.layer_
-    if not isinstance(store, FeatureStore):
-        raise StoreError("a loaded model carries no rows to train on; set_params(store=featx.FeatureStore(path))")
-    tap = features.recipe_.taps[layer]
-    if len(features.layers_) > 1 or (tap["pool"] != "none" and tap["layout"] != "bd"):
-        raise LayerError(
-            f"{store.path.name} holds {layer!r}, and fine-tuning needs the layer's whole output: extract "
-            f"'{tap['node']}:none'"
-        )
-    items = items_of(X)
-    if isinstance(items, list):
-        raise KeysError("fine-tuning starts from stored rows: X holds keys, store.X for example; got images")
-    return store.rows(keys_of(items))
-
-
-def _network_of(features: StoredFeatures, n_outputs: int, device: str) -> Network:
+def _network_of(features: StoredFeatures, boundary: str, n_outputs: int, device: str) -> Network:
     """The tail of the recorded network and a head, on a device."""
-    backbone = backbone_of(features.recipe_, features._backbone)
-    tail = Tail(backbone, str(features.recipe_.taps[features.layer_]["node"]))
-    return Network(tail, n_outputs).to(device_of(device)).to(memory_format=torch.channels_last)
-
-
-def _stored_rows(features: StoredFeatures, positions: np.ndarray) -> Rows:
-    store, layer = features.store, features.layer_
-    assert isinstance(store, FeatureStore)  # `_positions` has checked it
-
-    def rows(where: np.ndarray) -> torch.Tensor:
-        values = torch.from_numpy(store.take(positions[where], layer)).float()
-        if not values.isfinite().all():
-            raise StoreError(
-                f"{store.path.name} has rows of {layer!r} that are infinite or NaN: extract it with dtype float32"
-            )
-        return _channels_last(values)
-
-    return rows
-
-
-def _channels_last(rows: torch.Tensor) -> torch.Tensor:
-    return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
+    backbone = backbone_of(features.recipe_, features.handed_over)
+    node = INPUT if boundary == INPUT else str(features.recipe_.taps[features.layer_]["node"])
+    return Network(Tail(backbone, node), n_outputs).to(device_of(device)).to(memory_format=torch.channels_last)

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featx.backbones import Tail
+from featx.learn.selection import Groups
+from featx.progress import TrainingProgress
 from featx.transfer.augmentation import mixed
+from featx.transfer.rows import Rows
 
-Rows = Callable[[np.ndarray], Tensor]  # positions (b,) -> rows (b, ...) in memory of their own
-Change = Callable[[Tensor, torch.Generator], Tensor]
 _SCORED_ROWS = 64
 
 
@@ -39,6 +40,26 @@ class Settings:
     label_smoothing: float
     mixup: float
     n_iter_no_change: int
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The images of a training.
+
+    n : number of images
+    rows : rows to score, by position
+    learned : rows to train on, by position; changed at random if they are images
+    change : a random change of the rows of a minibatch, or None
+    positions : (n,) in the store, or None
+    groups : which images stay together, or None
+    """
+
+    n: int
+    rows: Rows
+    learned: Rows
+    change: Callable[[Tensor], Tensor] | None
+    positions: np.ndarray | None
+    groups: Groups | None
 
 
 class Epoch(NamedTuple):
@@ -69,16 +90,17 @@ class State:
     network : the tail and its head
     history : epochs so far, from 0 on
     best : epoch whose weights are in `best_weights`
+    step : number of minibatches so far
     failure : why training ended early, in words, or ""
     """
 
     network: Network
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LambdaLR
     generator: torch.Generator
     history: list[Epoch] = field(default_factory=list)
     best: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    step: int = 0
     failure: str = ""
 
 
@@ -96,7 +118,7 @@ class Network(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """Copies of all parameters, by name, on the CPU; batch norms' statistics do not change, so are left out."""
-        return {name: value.detach().cpu().clone() for name, value in self.named_parameters()}
+        return {name: _copied(value) for name, value in self.named_parameters()}
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -104,8 +126,13 @@ class Network(nn.Module):
             value.copy_(weights[name])
 
 
-def begin(network: Network, n: int, settings: Settings, random_state: int) -> State:
-    """A training on n images before its first epoch."""
+def _copied(value: Tensor) -> Tensor:
+    """On the CPU, in the order of its dimensions, as safetensors needs it."""
+    return value.detach().cpu().clone(memory_format=torch.contiguous_format)
+
+
+def begin(network: Network, settings: Settings, random_state: int) -> State:
+    """A training before its first epoch."""
     depths = network.tail.depths
     n_parts = max(depths.values(), default=-1) + 1
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -113,17 +140,15 @@ def begin(network: Network, n: int, settings: Settings, random_state: int) -> St
         above = n_parts - depths[name.removeprefix("tail.network.")] if name.startswith("tail.") else 0
         decay = 0.0 if parameter.ndim < 2 else settings.weight_decay  # of norms and biases
         groups.setdefault((settings.lr * settings.layer_decay**above, decay), []).append(parameter)
-    options = [{"params": params, "lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()]
+    options = [
+        {"params": params, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), params in groups.items()
+    ]
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
         optimizer = torch.optim.SGD(options, momentum=0.9, nesterov=True)
     else:
         optimizer = torch.optim.AdamW(options)
-    steps = settings.epochs * math.ceil(n / settings.batch_size)
-    rate = warmup_and_cosine(round(settings.warmup * steps), steps)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    generator = torch.Generator().manual_seed(random_state)
-    return State(network, optimizer, scheduler, generator, best_weights=network.weights())
+    return State(network, optimizer, torch.Generator().manual_seed(random_state))
 
 
 def warmup_and_cosine(warmup: int, steps: int) -> Callable[[int], float]:
@@ -139,77 +164,82 @@ def warmup_and_cosine(warmup: int, steps: int) -> Callable[[int], float]:
 
 def train(
     state: State,
-    rows: Rows,
+    data: Data,
     y: Tensor,
     held_out: np.ndarray,
     settings: Settings,
     class_weight: Tensor | None = None,
-    change: Change | None = None,
+    *,
     on_epoch: Callable[[State], None] = lambda state: None,
-    on_batch: Callable[[int, float], None] = lambda done, loss: None,
+    show: Callable[[TrainingProgress], None] = lambda progress: None,
 ) -> None:
     """Train until the last epoch, or until the score on the images held out stops to improve.
 
-    `state` is at every moment between two epochs complete: `on_epoch` may store it, and after an interrupt
-    `best_weights` are those of the best epoch so far.
+    Between two epochs `state` is complete: `on_epoch` may store it. After an interrupt `best_weights` are those of the
+    best epoch so far.
 
     Parameters
     ----------
     state : State
         From `begin`, or a stored one.
-    rows : callable
-        Rows of images by position.
+    data : Data
     y : (n,) int64 numbers of classes, or (n,) float32
     held_out : (n,) bool
         Images to score on after each epoch; the others are trained on.
     class_weight : (k,), optional
-    change : callable(rows, generator), optional
-        A random change of the rows of a minibatch.
     on_epoch : callable(State)
         Called after each epoch, and before the first.
-    on_batch : callable(images, loss)
-        Called after each minibatch with the number of images of this epoch that are done and their mean loss.
+    show : callable(TrainingProgress)
+        Called after each minibatch.
     """
     network, device = state.network, state.network.head.weight.device
     learn, scored = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    spent = state.history[-1].seconds if state.history else 0.0
-    start = time.monotonic() - spent
-    if not state.history:
-        _close(state, math.nan, _score(network, rows, y, scored), start)
+    n_batches = math.ceil(len(learn) / settings.batch_size)
+    rate = warmup_and_cosine(round(settings.warmup * settings.epochs * n_batches), settings.epochs * n_batches)
+    earlier, start = state.history[-1].seconds if state.history else 0.0, time.monotonic()
+    class_weight = None if class_weight is None else class_weight.to(device)
+
+    def close(loss: float) -> None:
+        """End an epoch: keep its weights if it is the best one, of equals the first; without scores, the last."""
+        score, epoch = _score(network, data.rows, y, scored), len(state.history)
+        if epoch == 0 or math.isnan(score) or score > state.history[state.best].score:
+            state.best, state.best_weights = epoch, network.weights()
+        state.history.append(Epoch(epoch, loss, score, earlier + time.monotonic() - start))
         on_epoch(state)
-    while len(state.history) <= settings.epochs and not state.failure:
+
+    if not state.history:
+        close(math.nan)
+    first = state.step
+    while len(state.history) <= settings.epochs:
         if len(scored) and len(state.history) - 1 - state.best >= settings.n_iter_no_change:
             break
-        losses = []
+        losses: list[float] = []
         order = learn[torch.randperm(len(learn), generator=state.generator).numpy()]
         for at in range(0, len(order), settings.batch_size):
             batch = order[at : at + settings.batch_size]
-            values = rows(batch).to(device)
-            if change is not None:
-                values = change(values, state.generator)
-            loss = _loss(network, values, y[batch].to(device), settings, class_weight, state.generator)
+            for group in state.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * rate(state.step)
+            rows = data.learned(batch).to(device)
+            rows = rows if data.change is None else data.change(rows)
+            loss = _loss(network, rows, y[batch].to(device), settings, class_weight, state.generator)
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                highest = max(group["lr"] for group in state.optimizer.param_groups)
+                state.failure = f"the loss became {losses[-1]} in epoch {len(state.history)} at a rate of {highest:.2g}"
+                return
             state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if settings.max_norm is not None:
                 nn.utils.clip_grad_norm_(network.parameters(), settings.max_norm)
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                rate = max(group["lr"] for group in state.optimizer.param_groups)
-                state.failure = f"the loss became {losses[-1]} in epoch {len(state.history)} at the rate {rate:.2g}"
-                return
             state.optimizer.step()
-            state.scheduler.step()
-            on_batch(at + len(batch), float(np.mean(losses)))
-        _close(state, float(np.mean(losses)), _score(network, rows, y, scored), start)
-        on_epoch(state)
-
-
-def _close(state: State, loss: float, score: float, start: float) -> None:
-    """End an epoch: keep its weights if it is the best one, of equals the first; without scores, the last."""
-    epoch = len(state.history)
-    if epoch == 0 or math.isnan(score) or score > state.history[state.best].score:
-        state.best, state.best_weights = epoch, state.network.weights()
-    state.history.append(Epoch(epoch, loss, score, time.monotonic() - start))
+            state.step += 1
+            seconds = time.monotonic() - start
+            left = seconds / (state.step - first) * (settings.epochs * n_batches - state.step)
+            score = state.history[-1].score
+            show(
+                TrainingProgress(state.step / n_batches, settings.epochs, float(np.mean(losses)), score, seconds, left)
+            )
+        close(float(np.mean(losses)))
 
 
 def _loss(
@@ -232,7 +262,7 @@ def _loss(
     return share * loss(scores, y) + (1 - share) * loss(scores, y[other])
 
 
-def scores_of(network: nn.Module, rows: Rows, positions: np.ndarray) -> Iterator[Tensor]:
+def outputs_of(network: nn.Module, rows: Rows, positions: np.ndarray) -> Iterator[Tensor]:
     """Outputs (b, k) float32 on the CPU of images, in order, a few at a time."""
     device = next(network.parameters()).device
     with torch.inference_mode():
@@ -244,7 +274,7 @@ def _score(network: Network, rows: Rows, y: Tensor, positions: np.ndarray) -> fl
     """Accuracy, or R^2, on some images; nan if there are none."""
     if not len(positions):
         return math.nan
-    scores = torch.cat(list(scores_of(network, rows, positions)))
+    scores = torch.cat(list(outputs_of(network, rows, positions)))
     truth = y[positions]
     if not truth.is_floating_point():
         return float((scores.argmax(1) == truth).double().mean())
@@ -257,8 +287,8 @@ def tensors_of(state: State) -> dict[str, Any]:
     tensors = {f"now.{name}": value for name, value in state.network.weights().items()}
     tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
     for number, moments in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in moments.items()
-                    if value is not None}  # fmt: skip
+        held = {name: torch.as_tensor(value) for name, value in moments.items() if value is not None}
+        tensors |= {f"optimizer.{number}.{name}": _copied(value) for name, value in held.items()}
     tensors["generator"] = state.generator.get_state()
     return tensors
 
@@ -270,15 +300,10 @@ def restore(state: State, tensors: Mapping[str, Tensor], history: list[Epoch], b
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
     state.network.load_weights(part("now."))
-    state.best_weights, state.history, state.best = part("best."), history, best
+    state.best_weights, state.history, state.best, state.step = part("best."), history, best, step
     moments: dict[int, dict[str, Tensor]] = {}
     for name, value in part("optimizer.").items():
         number, _, moment = name.partition(".")
         moments.setdefault(int(number), {})[moment] = value
-    state.scheduler.load_state_dict(state.scheduler.state_dict() | {"last_epoch": step})
-    for group, base, rate in zip(
-        state.optimizer.param_groups, state.scheduler.base_lrs, state.scheduler.lr_lambdas, strict=True
-    ):
-        group["lr"] = base * rate(step)
     state.optimizer.load_state_dict(state.optimizer.state_dict() | {"state": moments})
     state.generator.set_state(tensors["generator"])
