@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.pipeline import Pipeline
@@ -210,6 +210,11 @@ def adapt(
     --------
     >>> adapt(featx.FeatureStore("ours.h5"), featx.FeatureStore("theirs.h5"), layer="layer4")    # doctest: +SKIP
     """
+    for store in (source_store, target_store):
+        if not isinstance(store, FeatureStore):
+            raise FeatxError(
+                f"a domain is a featx.FeatureStore; got {brief(store)}; featx.FeatureStore(path) opens one"
+            )
     names = [methods] if isinstance(methods, str) else list(METHODS if methods is None else methods)
     for name in names:
         if name not in METHODS:
@@ -246,32 +251,16 @@ def adapt(
     drawn = _draws(target, shots, draws, random_state)
 
     pipelines: dict[str, Pipeline] = {}
-    rows: list[AdaptationRow] = []
-    predicted: list[np.ndarray] = []  # of each row, the source alone first
-    layer_names = list(features.layers_)
-
-    def add(
-        training: str, method: str, shot: int, outputs: list[np.ndarray], source_score: float | None, C: float
-    ) -> None:
-        assert target.y_test is not None
-        score = float(np.mean([metric.score(target.y_test, one) for one in outputs]))
-        interval = drawn_interval(metric, target.y_test, outputs, target.test_groups)
-        gain_interval = UNKNOWN
-        if rows:
-            gain_interval = paired_drawn_interval(metric, target.y_test, predicted[0], outputs, target.test_groups)
-        predicted.append(outputs[0])
-        gain = score - rows[0].score if rows else 0.0
-        rows.append(AdaptationRow(training, method, shot, score, interval, gain, gain_interval, source_score, C))
-
+    ways: list[_Way] = []
     with shown(progress) as show, warnings.catch_warnings():
-        warnings.simplefilter("ignore", RowsDifferWarning)  # it has been said
+        warnings.simplefilter("ignore", RowsDifferWarning)  # it has been given
         on_phase = preparing(show)
         for method in ("", *names):
-            on_phase("source alone" if not method else f"aligning by {method}")
+            on_phase(f"aligning by {method}" if method else "source alone")
             selection = select_model(
                 source_store,
                 labels,
-                layers=[layer_names],
+                layers=[list(features.layers_)],
                 estimators=_ESTIMATOR,
                 steps=[Align(target_store, method, target_keys=target.X)] if method else [],
                 scoring=scoring,
@@ -280,26 +269,27 @@ def adapt(
                 n_jobs=1,
                 **options,
             )
-            assert selection.best_estimator is not None and selection.chosen.value is not None
-            pipelines[method] = selection.best_estimator
-            reading = replace(source, test_store=target_store).reading_test(selection.best_estimator)
-            outputs = [reading.predict(target.X_test)]
-            add("source", method, 0, outputs, selection.chosen.mean, selection.chosen.value)
+            chosen, pipeline = selection.chosen, selection.best_estimator
+            assert pipeline is not None and chosen.value is not None
+            pipelines[method] = pipeline
+            predicted = _reading(source, target_store, pipeline).predict(target.X_test)
+            ways.append(_Way("source", method, 0, [predicted], chosen.mean, chosen.value))
         if drawn:
             on_phase("labelled target images")
-            C = rows[0].C
+            C = ways[0].C
             of_source, of_target, of_test = _standardised(features, source, target)
             for training in ("target", "source and target"):
                 parts = [of_target] if training == "target" else [of_target, of_source]
-                fitted = _fit_draws(parts, target.y, source.y, [one for each in drawn.values() for one in each], C)
-                outputs = [model.predict(of_test) for model in fitted]
+                models = _fit_draws(parts, target.y, source.y, [one for each in drawn.values() for one in each], C)
+                predictions = [model.predict(of_test) for model in models]
                 for place, shot in enumerate(drawn):
-                    add(training, "", shot, outputs[place * draws : (place + 1) * draws], None, C)
+                    of_shot = predictions[place * draws : (place + 1) * draws]
+                    ways.append(_Way(training, "", shot, of_shot, None, C))
     assert target.y_test is not None
     classes, n_of_each = np.unique(source.y, return_counts=True)
     chance = metric.score(target.y_test, np.full(len(target.y_test), classes[n_of_each.argmax()]))
     return Adaptation(
-        rows=tuple(rows),
+        rows=tuple(_row(way, ways[0], metric, target.y_test, target.test_groups) for way in ways),
         pipelines=pipelines,
         layer=features.layer_,
         n_source=len(source.y),
@@ -311,6 +301,40 @@ def adapt(
         draws=draws,
         source=source_store,
         target=target_store,
+    )
+
+
+class _Way(NamedTuple):
+    """A way to make models, and what they predict for the held-out images; the fields are those of AdaptationRow.
+
+    predictions : (m,) of the one model, or of the model of each draw
+    """
+
+    training: str
+    method: str
+    shots: int
+    predictions: list[np.ndarray]
+    source_score: float | None
+    C: float
+
+
+def _row(way: _Way, alone: _Way, metric: Metric, y: np.ndarray, groups: np.ndarray | None) -> AdaptationRow:
+    """The scores of a way. alone : the source alone"""
+    score = float(np.mean([metric.score(y, predicted) for predicted in way.predictions]))
+    (of_alone,) = alone.predictions
+    gain_interval = UNKNOWN
+    if way is not alone:
+        gain_interval = paired_drawn_interval(metric, y, of_alone, way.predictions, groups)
+    return AdaptationRow(
+        training=way.training,
+        method=way.method,
+        shots=way.shots,
+        score=score,
+        interval=drawn_interval(metric, y, way.predictions, groups),
+        gain=score - metric.score(y, of_alone),
+        gain_interval=gain_interval,
+        source_score=way.source_score,
+        C=way.C,
     )
 
 
@@ -370,11 +394,16 @@ def _draws(
     return drawn
 
 
+def _reading(source: Experiment, target_store: FeatureStore, pipeline: Pipeline) -> Pipeline:
+    """The fitted pipeline, reading from the target store."""
+    return replace(source, test_store=target_store).reading_test(pipeline)
+
+
 def _standardised(
     features: StoredFeatures, source: Experiment, target: Experiment
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of the source, the target, and the held-out images: each domain standardised without held-out images."""
-    reading = replace(source, test_store=target.stores[0]).reading_test(Pipeline([("features", features)]))
+    reading = _reading(source, target.stores[0], Pipeline([("features", features)]))
     target_rows = reading.transform(target.X)
     scaler = StandardScaler().fit(target_rows)
     return (

@@ -169,6 +169,7 @@ def test_what_does_not_fit_is_refused_in_a_line(stores, tmp_path):
     refused(LayerError, "there are 2 layers; choose one with layer=...", layer=None)
     lacking = store_of(tmp_path / "lacking.h5", {"layer3:avg": rows[:, :2]}, np.repeat(["a", "b", "c"], 3), first=500)
     refused(LayerError, "lacking.h5 needs the layers of the source", to=lacking)
+    refused(FeatxError, "a domain is a featx.FeatureStore; got 'theirs.h5'", to="theirs.h5")
     refused(FeatxError, "'cora'; close: 'coral'", methods="cora")
     refused(FeatxError, "shots is a list of numbers of images per class, from 1 to the 25", shots=[30])
     refused(FeatxError, "scoring is one of accuracy", scoring="r2")

@@ -240,7 +240,7 @@ class StoredFeatures(_Features):
 
         Returns
         -------
-        (n, d), of the store's type for keys, float32 for images
+        (n, d) FeatureRows, an array with an `origin`; of the store's type for keys, float32 for images
 
         Raises
         ------

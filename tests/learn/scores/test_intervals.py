@@ -11,6 +11,8 @@ from featx.learn.scores.intervals import (
     drawn_interval,
     held_out_interval,
     mean_interval,
+    paired_drawn_interval,
+    paired_interval,
     splits_interval,
     standard_error,
     wilson,
@@ -185,6 +187,23 @@ def test_images_that_go_together_say_less_over_draws_too():
     draws = [np.where(np.arange(200) < m, y, 2) for m in (140, 150, 160)]
     alone, grouped = (drawn_interval(ACCURACY, y, draws, groups) for groups in (None, np.arange(200) // 10))
     assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1_macro"])
+def test_a_difference_over_draws_is_paired_and_turns_around(name):
+    rng, metric = np.random.default_rng(5), METRICS[name]
+    y = rng.integers(3, size=120)
+    first = np.where(rng.random(120) < 0.6, y, 0)
+    better = [np.where(rng.random(120) < share, y, first) for share in (0.3, 0.4, 0.5)]
+    low, high = paired_drawn_interval(metric, y, first, better)
+    difference = np.mean([metric.score(y, one) for one in better]) - metric.score(y, first)
+    assert 0 < low < difference < high
+    apart = [drawn_interval(metric, y, models) for models in ([first], better)]
+    assert high - low < sum(interval.high - interval.low for interval in apart)
+    assert paired_drawn_interval(metric, y, first, [first] * 3) == pytest.approx((0, 0), abs=1e-12)
+    assert paired_drawn_interval(metric, y, first, better[:1]) == paired_interval(metric, y, first, better[0])
+    groups = np.arange(120) // 40
+    assert np.isnan(paired_drawn_interval(metric, y, first, better, groups).low)
 
 
 # --- one standard error ---
