@@ -135,7 +135,7 @@ class Align(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         if note := check_target(self.target_store, origin.recipe):
             warn(note, RowsDifferWarning)
         source = _finite("source", X)
-        target = _finite("target", target_rows(self.target_store, origin.recipe.layers, self.target_keys))
+        target = _finite("target", _target_rows(self.target_store, origin.recipe.layers, self.target_keys))
         self.source_, self.layers_, self.n_features_in_ = origin.store, origin.recipe.layers, X.shape[1]
         self.source_mean_, self.target_mean_ = source.mean(axis=0), target.mean(axis=0)
         if self.method == "scaler":
@@ -211,7 +211,7 @@ def check_target(target_store: FeatureStore, recipe: Recipe) -> str:
     return rounding_note(target, recipe, (name, "the source"))
 
 
-def target_rows(store: FeatureStore, layers: tuple[str, ...], keys: object) -> np.ndarray:
+def _target_rows(store: FeatureStore, layers: tuple[str, ...], keys: object) -> np.ndarray:
     """(m, d) rows of the target images to align with."""
     X = store.X if keys is None else np.asarray(keys)
     if not X.size:
