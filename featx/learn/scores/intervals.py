@@ -195,8 +195,8 @@ def drawn_interval(
     groups : (m,) numbers of groups, optional
     """
     scores = [metric.score(y, predicted) for predicted in predictions]
-    low, high = _over_draws(scores, _over_images(metric, y, predictions, groups))
-    return Interval(max(metric.low, low), min(metric.high, high))
+    ends = np.clip(_over_draws(scores, _over_images(metric, y, predictions, groups)), metric.low, metric.high)
+    return Interval(*ends.tolist())
 
 
 def paired_drawn_interval(
