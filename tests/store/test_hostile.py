@@ -162,8 +162,10 @@ def test_sealed_attributes_other_than_the_two_are_refused(tmp_path, attributes):
 @pytest.mark.parametrize(
     "at, value",
     [
-        *((at, value) for at in (8, 9, 10, 11) for value in (b"\0", b"\1", b"\3", b"\xff")),  # version, widths, flags
-        *((at, struct.pack("<Q", value)) for at in (12, 20, 28, 36) for value in (0, 48, 2**40, 2**63, 2**64 - 1)),
+        *zip((8, 9, 10, 11), (b"\0", b"\1", b"\xff", b"\3"), strict=True),  # version, widths, flags
+        *((at, struct.pack("<Q", value)) for at in (12, 20) for value in (48, 2**63)),
+        *((28, struct.pack("<Q", value)) for value in (0, 2**40, 2**64 - 1)),
+        *((36, struct.pack("<Q", value)) for value in (0, 48, 2**40, 2**63, 2**64 - 1)),  # the root's address
         (0, b"\x89HDG"),
         (44, bytes(4)),
         (48, b"x"),  # behind it
@@ -208,11 +210,11 @@ def test_sealed_links_that_lead_elsewhere_are_refused(tmp_path, target):
     assert done == len(spans) - 1  # one link to everything but the root
 
 
-@pytest.mark.parametrize("number", [0, 1, 8191, 8192, 2**31, 2**32, 2**62, 10**18 - 1])
 @pytest.mark.parametrize("field", ["size", "metadata", "structure"])
-def test_a_valid_seal_with_other_offsets_is_refused(tmp_path, field, number):
-    seal = replace(seal_of(GOOD), **{field: number})
-    refused(written(tmp_path / "a.h5", seal.to_bytes() + GOOD[layout.PAGE :]), "not a whole")
+def test_a_valid_seal_with_other_offsets_is_refused(tmp_path, field):
+    for number in (0, 1, 8191, 8192, 2**31, 2**32, 2**62, 10**18 - 1):
+        seal = replace(seal_of(GOOD), **{field: number})
+        refused(written(tmp_path / "a.h5", seal.to_bytes() + GOOD[layout.PAGE :]), "not a whole")
     for other in (seal_of(GOOD).metadata, seal_of(GOOD).structure, len(GOOD) - 8):  # with the identity of those places
         places = {"metadata": seal_of(GOOD).metadata, "structure": seal_of(GOOD).structure, field: other}
         content = sealed(GOOD, places["metadata"], places["structure"])
@@ -239,7 +241,7 @@ def test_a_seal_in_another_form_is_refused(tmp_path, change):
     refused(written(tmp_path / "a.h5", page + GOOD[layout.PAGE :]), "not a")
 
 
-@pytest.mark.parametrize("version", [0, 3, 999_999_999])
+@pytest.mark.parametrize("version", [0, 999_999_999])
 def test_another_version_is_refused_by_its_number(tmp_path, version):
     content = GOOD.replace(b"featx-store 1\n", b"featx-store %d\n" % version, 1)[: len(GOOD)]
     refused(written(tmp_path / "a.h5", content), f"version {version}")
@@ -249,17 +251,15 @@ def test_another_version_is_refused_by_its_number(tmp_path, version):
 
 
 @pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, 8191, 8192, 8193])
-@pytest.mark.parametrize("of", ["a store", "zeros"])
-def test_a_file_too_short_for_a_store_is_refused(tmp_path, of, size):
-    refused(written(tmp_path / "a.h5", GOOD[:size] if of == "a store" else bytes(size)), "not a")
+def test_a_file_too_short_for_a_store_is_refused(tmp_path, size):
+    refused(written(tmp_path / "a.h5", GOOD[:size]), "not a")
+    refused(written(tmp_path / "a.h5", bytes(size)), "not a featx store")
 
 
 @pytest.mark.parametrize(
     "path",
     [
         "http://localhost/a.h5",
-        "https://localhost/a.h5",
-        "s3://bucket/a.h5",
         "file:///etc/passwd",
         "//localhost/share/a.h5",
         "",
@@ -273,10 +273,8 @@ def test_a_file_too_short_for_a_store_is_refused(tmp_path, of, size):
         "~/a.h5",
         "/dev/null",
         "/dev/zero",
-        "/dev/urandom",
         "/dev/tty",
         "/proc/self/mem",
-        "/proc/self/maps",
         "/proc/self/fd",
     ],
 )
