@@ -108,14 +108,15 @@ def test_a_type_that_is_not_clearly_faster_is_not_used(monkeypatch, small, secon
     assert chosen(found) == SLOW and found.error is None
 
 
-@pytest.mark.parametrize("error, expected", [(0.019, FAST), (0.021, SLOW), (float("nan"), SLOW), (float("inf"), SLOW)])
-@pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize(
+    "error, row, expected", [(0.019, 0, FAST), (0.021, 0, SLOW), (0.021, 3, SLOW), (float("nan"), 3, SLOW)]
+)
 def test_every_row_of_every_tap_must_be_within_two_percent(monkeypatch, small, error, expected, row):
     found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: error}, rows=[row])
     assert chosen(found) == expected
 
 
-@pytest.mark.parametrize("empty", SLOTS)
+@pytest.mark.parametrize("empty", [0, 3])
 def test_empty_slots_do_not_count(monkeypatch, small, empty):
     slots = [slot for slot in SLOTS if slot != empty]
     found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: 0.5}, slots=slots, rows=[empty])
@@ -146,9 +147,11 @@ def test_a_type_that_is_inaccurate_when_compiled_is_not_compiled(monkeypatch, sm
 WAYS = {SLOW: 1.0, FAST: 0.5, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
 
 
-@pytest.mark.parametrize("n_batches", [1, 5, 20, 200])
-@pytest.mark.parametrize("error", [0.0, 0.03])
-@pytest.mark.parametrize("engine", ["auto", EAGER, COMPILED])
+@pytest.mark.parametrize(
+    "n_batches, error, engine",
+    [(1, 0.0, "auto"), (20, 0.0, "auto"), (200, 0.0, "auto"), (200, 0.03, "auto"), (5, 0.03, EAGER), (20, 0.0, EAGER),
+     (1, 0.03, COMPILED), (20, 0.0, COMPILED), (200, 0.03, COMPILED)],
+)  # fmt: skip
 def test_no_candidate_computes_a_batch_twice_and_the_rows_are_those_of_the_chosen_one(
     monkeypatch, small, n_batches, error, engine
 ):
@@ -255,7 +258,7 @@ def test_the_choice_runs_the_real_networks(monkeypatch, small):
     assert found.error is None or 0 < found.error <= engine_module.TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["bfloat16"])
 def test_a_network_in_another_type_or_compiled_equals_the_backbones(small, kind):
     network = TappedNetwork(*small, CPU, "float32")
     before = network(pixels())

@@ -78,8 +78,9 @@ def images() -> list[np.ndarray]:
     return found
 
 
-def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_in_two_to_the_same_bytes(
-    two, images, monkeypatch, capfd, tmp_path
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_to_the_same_bytes(
+    two, images, monkeypatch, capfd, tmp_path, processes
 ):
     output, flag = tmp_path / "a.h5", tmp_path / "flag"
     network = faulty(flag)
@@ -90,6 +91,7 @@ def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_in_two_to_
     refuse_running(output)  # nobody holds the file, though the error is still in our hands
     flag.unlink()
     assert unfinished(output).n_done >= 64
+    monkeypatch.setattr(plans, "places", lambda *_: ["cpu"] * processes)
     found = extract(images, output, network, **OPTIONS)
     monkeypatch.undo()
     assert same_file(found, extract(images, tmp_path / "b.h5", network, **OPTIONS))
@@ -146,8 +148,8 @@ from featx.cli import main
 from featx.store import writer
 
 plans.places = lambda *_: ["cpu", "cpu"]
-writer._SYNC_SECONDS, write = 0, parts.Part.write
-parts.Part.write = lambda *args: (time.sleep(0.003), write(*args))
+writer._SYNC_SECONDS, write = 0, pending.Part.write
+pending.Part.write = lambda *args: (time.sleep(0.003), write(*args))
 warnings.simplefilter("ignore")
 sys.argv = ["featx", "extract", *sys.argv[1:], "-b", "bundled:pixels", "--batch-size", "1", "--precision", "float32"]
 sys.argv += ["--device", "cpu", "-q"]
@@ -274,7 +276,7 @@ def test_a_process_that_does_not_begin_is_told_with_its_last_words(two, small_ne
     assert left_in(tmp_path) == ["python"] and capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 40])
+@pytest.mark.parametrize("count", [1, 3, 40])
 def test_every_batch_with_something_to_do_is_dealt_once_and_whole(small_network, count, tmp_path):
     images = pictures(range(70))
     plan = resolve_recipe(

@@ -96,7 +96,7 @@ def test_a_bad_file_is_refused_with_its_code(tmp_path, name):
 
 
 def test_a_file_that_is_only_a_header_is_refused(tmp_path):
-    """As "not-an-image" until Pillow has what it takes for a header: the lengths, of those tried, that are "damaged"."""
+    """With the code "not-an-image" or, where Pillow has found a header, "damaged"."""
     tried = (1, 4, 8, 16, 24, 40)
     lengths = {"BMP": [24, 40], "GIF": [], "JPEG": [8, 16, 24, 40], "PNG": [16, 24], "PPM": [4, 8, 16, 24, 40]}
     for format, damaged in (lengths | {"TIFF": [8, 16, 24, 40], "WEBP": [16, 24, 40]}).items():
