@@ -157,8 +157,9 @@ def test_invalid_rows_raise_numpys_errors(stored):
     for rows in wrong:
         expected = numpys(memory["narrow:avg"], rows)
         for check in (False, True):
+            by_numpy = not check and not store.is_archive  # plain rows are mapped, and NumPy itself indexes them
             error = outcome(store.take, rows, "narrow", check=check)
-            assert error is IndexError and expected in (IndexError, OverflowError), (rows, error, expected)
+            assert error is (expected if by_numpy else IndexError), (rows, error)
 
 
 def test_a_mask_of_numbers_is_no_mask_of_rows(stored):
