@@ -70,21 +70,22 @@ def test_a_line_break_in_a_name_is_no_new_line():
     assert printable_lines(["a\nb", "c"]) == "a\\nb\nc"
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, *PLAIN])
-def test_whatever_a_console_prints_it_is_shown(text):
-    plain = Table(title=text, caption=text)  # rich's own: what a program forgets to escape
-    plain.add_column(text, footer=text)
-    plain.add_row(text)
-    tables = [plain]
-    for table in (PlainTable("title", text), FittedTable(text)):
-        table.add_column(text)
-        table.add_row(text)
-        table.add_row(["two", text])
-        tables.append(table)
-    for thing in (text, *tables, TextColumn(printable(text))):
-        assert is_shown(on_screen(thing).replace("\n", ""))
-    for table in tables[1:]:
-        assert printable(text) in on_screen(table)
+def test_whatever_a_console_prints_it_is_shown(subtests):
+    for text in [*HOSTILE, *PLAIN]:
+        with subtests.test(ascii(text)):
+            plain = Table(title=text, caption=text)  # rich's own: what a program forgets to escape
+            plain.add_column(text, footer=text)
+            plain.add_row(text)
+            tables = [plain]
+            for table in (PlainTable("title", text), FittedTable(text)):
+                table.add_column(text)
+                table.add_row(text)
+                table.add_row(["two", text])
+                tables.append(table)
+            for thing in (text, *tables, TextColumn(printable(text))):
+                assert is_shown(on_screen(thing).replace("\n", ""))
+            for table in tables[1:]:
+                assert printable(text) in on_screen(table)
 
 
 @pytest.mark.parametrize("text", ["a\nb", "\x1b[31m", "\u202e", "日本語"])

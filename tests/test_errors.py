@@ -6,8 +6,6 @@ import pickle
 import re
 from pathlib import Path
 
-import pytest
-
 import featx
 from featx.errors import (
     Call,
@@ -47,11 +45,12 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("error, text", ERRORS)
-def test_a_message_is_pythons_and_survives_a_pickle(error, text):
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is type(error) and str(error) == str(again) == text
-    assert error.render(repr) == again.render(repr)
+def test_a_message_is_pythons_and_survives_a_pickle(subtests):
+    for error, text in ERRORS:
+        with subtests.test(ascii((error, text))):
+            again = pickle.loads(pickle.dumps(error))
+            assert type(again) is type(error) and str(error) == str(again) == text
+            assert error.render(repr) == again.render(repr)
 
 
 def test_another_face_writes_parameters_and_calls_and_nothing_else():

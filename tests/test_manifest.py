@@ -29,9 +29,8 @@ def test_bom_and_empty_lines_are_ignored(tmp_path):
     assert read_manifest(tmp_path / "m.csv") == {"path": ["a.jpg", "b.jpg"], "label": ["x", "y"]}
 
 
-@pytest.mark.parametrize(
-    "content, words",
-    [
+def test_a_table_that_is_not_whole_is_refused(tmp_path, subtests):
+    for content, words in [
         (b"", ["header line", "none"]),
         (b"path,label\n", ["at least one row"]),
         (b"path,path\na,b\n", ["two columns", "'path'", "rename"]),
@@ -39,13 +38,12 @@ def test_bom_and_empty_lines_are_ignored(tmp_path):
         (b"path,label\na.jpg,x,y\n", ["row 2", "got 3"]),
         (b"path,label\n\n\na.jpg\n", ["row 4", "got 1"]),  # the row that an editor shows
         (b"path,label\n\xff.jpg,x\n", ["UTF-8"]),
-    ],
-)
-def test_a_table_that_is_not_whole_is_refused(tmp_path, content, words):
-    (tmp_path / "m.csv").write_bytes(content)
-    with pytest.raises(SourceError) as caught:
-        read_manifest(tmp_path / "m.csv")
-    assert_tells(caught.value, "m.csv", *words)
+    ]:
+        with subtests.test(ascii((content, words))):
+            (tmp_path / "m.csv").write_bytes(content)
+            with pytest.raises(SourceError) as caught:
+                read_manifest(tmp_path / "m.csv")
+            assert_tells(caught.value, "m.csv", *words)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
@@ -77,13 +75,12 @@ def test_numeric_labels_are_float64():
         assert y.dtype == np.float64 and y.tolist() == [1.0, 2.5, -300.0]
 
 
-@pytest.mark.parametrize(
-    "missing, target", [("", "class"), ("  ", "numeric"), (None, "class"), (np.nan, "class"), (np.nan, "numeric")]
-)
-def test_an_image_without_a_label_is_named(missing, target):
-    with pytest.raises(SourceError) as caught:
-        as_labels(np.array(["1", "2", missing], object), target)
-    assert_tells(caught.value, "image 2", "label")
+def test_an_image_without_a_label_is_named(subtests):
+    for missing, target in [("", "class"), ("  ", "numeric"), (None, "class"), (np.nan, "class"), (np.nan, "numeric")]:
+        with subtests.test(ascii((missing, target))):
+            with pytest.raises(SourceError) as caught:
+                as_labels(np.array(["1", "2", missing], object), target)
+            assert_tells(caught.value, "image 2", "label")
 
 
 @pytest.mark.parametrize("value", ["inf", "nan", "one", "1,5"])

@@ -99,9 +99,8 @@ def test_pooled_rows_survive_later_in_place_changes():
         assert torch.equal(rows, kept), (pool, form)
 
 
-@pytest.mark.parametrize(
-    "pool, output, words",
-    [
+def test_pools_that_do_not_apply_to_a_layer_are_refused(subtests):
+    for pool, output, words in [
         ("mean", (C, 5, 5), ["'mean' is not one of avg, max, gem, spp, cls, tokens, flatten, none"]),
         ("averag", (C, 5, 5), ["close: 'avg'"]),
         ("avg~", (C, 5, 5), ["'avg~'"]),
@@ -112,12 +111,11 @@ def test_pooled_rows_survive_later_in_place_changes():
         ("cls", (25, C), ["class token", "has none"]),  # tokens before the class token is put in front
         ("tokens", (C, 5, 5), ["mean of tokens", "'avg'"]),
         ("spp", (24, C), ["24 tokens", "not a square"]),
-    ],
-)
-def test_pools_that_do_not_apply_to_a_layer_are_refused(pool, output, words):
-    with pytest.raises(LayerError) as caught:
-        Tap.of("layer", pool, output, PREFIX)
-    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+    ]:
+        with subtests.test(ascii((pool, output))):
+            with pytest.raises(LayerError) as caught:
+                Tap.of("layer", pool, output, PREFIX)
+            assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_layouts_follow_from_the_shape():

@@ -98,6 +98,7 @@ def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_to_the_sam
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow  # its message is checked below, without a process of Python
 def test_a_process_that_is_killed_is_told_with_its_place_and_the_run_goes_on(
     two, three_threads, images, monkeypatch, tmp_path
 ):
@@ -266,12 +267,21 @@ def test_a_network_that_cannot_be_handed_over_runs_in_one_process(two, small_net
     assert same_file(found, extract(pictures(NAMES), tmp_path / "b.h5", small_network, **OPTIONS))
 
 
-def test_a_process_that_does_not_begin_is_told_with_its_last_words(two, small_network, monkeypatch, capfd, tmp_path):
+@pytest.mark.parametrize(
+    "script, words",
+    [
+        ("echo a line >&2; echo no module >&2; exit 3", "exit code 3: no module; what is done"),
+        ("kill -9 $$", r"exit code -9 \(killed; .* run it again to go on"),
+    ],
+)
+def test_a_process_that_does_not_begin_is_told_with_its_last_words(
+    two, small_network, monkeypatch, capfd, tmp_path, script, words
+):
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho a line >&2; echo no module >&2; exit 3")
+    python.write_text(f"#!/bin/sh\n{script}")
     python.chmod(0o755)
     monkeypatch.setattr(devices, "get_executable", lambda: str(python))
-    with pytest.raises(FeatxError, match="process on cpu ended with exit code 3: no module; what is done"):
+    with pytest.raises(FeatxError, match=f"process on cpu ended with {words}"):
         extract(pictures(NAMES), tmp_path / "a.h5", small_network, **OPTIONS)
     assert left_in(tmp_path) == ["python"] and capfd.readouterr() == ("", "")
 

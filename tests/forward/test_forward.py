@@ -370,9 +370,8 @@ def test_a_device_that_does_not_hold_one_image_says_so(network, pretend_cuda, mo
         list(stream(arrays(3), recipe, device="cuda"))
 
 
-@pytest.mark.parametrize(
-    "options, error, text",
-    [
+def test_what_cannot_be_planned_is_refused_in_a_line(network, subtests):
+    for options, error, text in [
         ({"precision": "float64"}, FeatxError, "precision is one of auto, float32, bfloat16, float16; got 'float64'"),
         ({"engine": "jit"}, FeatxError, "engine is one of auto, eager, compiled; got 'jit'"),
         ({"dtype": "int8"}, FeatxError, "dtype is one of float32, float16; got 'int8'"),
@@ -382,12 +381,11 @@ def test_a_device_that_does_not_hold_one_image_says_so(network, pretend_cuda, mo
         ({"batch_size": "many"}, FeatxError, "got 'many'"),
         ({"layers": "features.99"}, LayerError, "layer 'features.99' is not in torchvision:squeezenet1_1"),
         ({"pool": "mean"}, LayerError, "pool 'mean' is not one of"),
-    ],
-)
-def test_what_cannot_be_planned_is_refused_in_a_line(network, options, error, text):
-    with pytest.raises(error) as raised:
-        resolve_recipe(arrays(1), backbone=network, **{"device": "cpu"} | options)
-    assert text in str(raised.value) and "\n" not in str(raised.value)
+    ]:
+        with subtests.test(ascii((options, error))):
+            with pytest.raises(error) as raised:
+                resolve_recipe(arrays(1), backbone=network, **{"device": "cpu"} | options)
+            assert text in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("workers", [0, 1.5, "all"])

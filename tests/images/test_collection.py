@@ -167,9 +167,8 @@ def test_pictures_and_arrays_may_be_mixed(tmp_path):
     assert collect(images).ids == ["0", "1", images[2].as_posix()]
 
 
-@pytest.mark.parametrize(
-    "source, options, words",
-    [
+def test_invalid_collections_are_refused(subtests):
+    for source, options, words in [
         ([], {}, ["no images", "empty"]),
         (np.zeros((0, 8, 8, 3), np.uint8), {}, ["no images", "empty"]),
         ([noise(0)] * 3, {"labels": ["a", "b"]}, ["one label per image", "3 images", "2 labels"]),
@@ -185,10 +184,9 @@ def test_pictures_and_arrays_may_be_mixed(tmp_path):
         (Image.new("RGB", (8, 8)), {}, ["a list or an array", "Image"]),
         (np.zeros((8, 8), np.uint8), {}, ["(n, h, w)", "(8, 8)"]),
         (noise(0), {}, ["(n, h, w)"]),  # one colour picture is not many grey ones, three pixels wide
-    ],
-)
-def test_invalid_collections_are_refused(source, options, words):
-    refused(*words, source=source, **options)
+    ]:
+        with subtests.test(ascii((source, options))):
+            refused(*words, source=source, **options)
 
 
 def write_csv(path: Path, text: str) -> Path:

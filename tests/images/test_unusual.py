@@ -126,10 +126,11 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_an_unusual_file_gives_the_pixels_of_the_rule(tmp_path, name):
-    content, expected = GOOD[name]()
-    assert np.array_equal(outcome(tmp_path, content), expected)
+def test_an_unusual_file_gives_the_pixels_of_the_rule(tmp_path, subtests):
+    for name in GOOD:
+        with subtests.test(name):
+            content, expected = GOOD[name]()
+            assert np.array_equal(outcome(tmp_path, content), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "YCbCr"])

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pytest
 from forged import changed_tree, changed_values, good_store, refused, tree_of, with_tree, written
 
 from featx.store import layout
@@ -75,15 +74,16 @@ OF_A_DATASET: dict[str, Callable[[Array], Array]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OF_A_DATASET)
-def test_no_dataset_may_have_another_type_or_shape(tmp_path, name):
-    tried = len(every_array(tree_of(GOOD)))
-    assert tried > 12
-    for i in range(tried):
-        tree = tree_of(GOOD)
-        group, key = every_array(tree)[i]
-        group[key] = OF_A_DATASET[name](group[key])
-        refused(written(tmp_path / "a.h5", with_tree(GOOD, tree)), "not a whole", measured=i < 4)
+def test_no_dataset_may_have_another_type_or_shape(tmp_path, subtests):
+    for name in OF_A_DATASET:
+        with subtests.test(name):
+            tried = len(every_array(tree_of(GOOD)))
+            assert tried > 12
+            for i in range(tried):
+                tree = tree_of(GOOD)
+                group, key = every_array(tree)[i]
+                group[key] = OF_A_DATASET[name](group[key])
+                refused(written(tmp_path / "a.h5", with_tree(GOOD, tree)), "not a whole", measured=i < 4)
 
 
 def test_no_dataset_may_overlap_another(tmp_path):
@@ -129,9 +129,8 @@ def test_children_may_not_be_missing_additional_or_in_another_order(tmp_path):
     tried(lambda tree: tree["columns"].update({f"{i}": Array("S1", (0,), 0) for i in range(20_000)}))
 
 
-@pytest.mark.parametrize(
-    "labels",
-    [
+def test_invalid_labels_are_refused(tmp_path, subtests):
+    for labels in [
         {},
         Array("<f8", (0,), 0),
         Array("<f8", (3,), 2**50),
@@ -141,19 +140,18 @@ def test_children_may_not_be_missing_additional_or_in_another_order(tmp_path):
         {"code": Array("<i8", (0,), 0), "classes": Array("S1", (0,), 0)},
         {"classes": Array("S1", (0,), 0), "code": Array("<i8", (0,), 0)},
         {"classes": Array("S1", (3, 0), 0), "code": Array("<i8", (69,), layout.FIRST_LAYER)},
-    ],
-    ids=str,
-)
-def test_invalid_labels_are_refused(tmp_path, labels):
-    def labelled(tree: dict[str, Any]) -> None:
-        items = {**tree}
-        tree.clear()
-        for name, node in items.items():
-            tree[name] = node
-            if name == "images":
-                tree["labels"] = labels
+    ]:
+        with subtests.test(ascii(labels)):
 
-    refused(written(tmp_path / "a.h5", changed_tree(good_store(labels="none"), labelled)), "not a whole")
+            def labelled(tree: dict[str, Any], labels: object = labels) -> None:
+                items = {**tree}
+                tree.clear()
+                for name, node in items.items():
+                    tree[name] = node
+                    if name == "images":
+                        tree["labels"] = labels
+
+            refused(written(tmp_path / "a.h5", changed_tree(good_store(labels="none"), labelled)), "not a whole")
 
 
 # --- values, each dataset of them in its right place
@@ -210,25 +208,34 @@ OF_VALUES: dict[str, Callable[[dict[str, Any]], object]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", OF_VALUES)
-def test_invalid_values_are_refused(tmp_path, name):
-    content = changed_values(GOOD, OF_VALUES[name])
-    assert content != GOOD
-    refused(written(tmp_path / "a.h5", content), "not a whole")
+def test_invalid_values_are_refused(tmp_path, subtests):
+    for name in OF_VALUES:
+        with subtests.test(name):
+            content = changed_values(GOOD, OF_VALUES[name])
+            assert content != GOOD
+            refused(written(tmp_path / "a.h5", content), "not a whole")
 
 
-@pytest.mark.parametrize(
-    "part, name",
-    [
-        ("images", "key"), ("images", "id"), ("images", "digest"), ("labels", "code"), ("columns", "site%2F1"),
-        ("failures", "id"), ("failures", "code"), ("failures", "reason"), ("nonfinite", "row"),
-        ("nonfinite", "layer"), ("nonfinite", "what"), ("checksums", "a:avg"), ("checksums", "b:none"),
-    ],
-)  # fmt: skip
-def test_one_value_more_or_less_is_refused(tmp_path, part, name):
-    for change in (lambda old: old[np.r_[0, : len(old)]], lambda old: old[1:]):
-        content = changed_values(GOOD, _become(part, name, change))
-        refused(written(tmp_path / "a.h5", content), "not a whole", measured=False)
+def test_one_value_more_or_less_is_refused(tmp_path, subtests):
+    for part, name in [
+        ("images", "key"),
+        ("images", "id"),
+        ("images", "digest"),
+        ("labels", "code"),
+        ("columns", "site%2F1"),
+        ("failures", "id"),
+        ("failures", "code"),
+        ("failures", "reason"),
+        ("nonfinite", "row"),
+        ("nonfinite", "layer"),
+        ("nonfinite", "what"),
+        ("checksums", "a:avg"),
+        ("checksums", "b:none"),
+    ]:
+        with subtests.test(ascii((part, name))):
+            for change in (lambda old: old[np.r_[0, : len(old)]], lambda old: old[1:]):
+                content = changed_values(GOOD, _become(part, name, change))
+                refused(written(tmp_path / "a.h5", content), "not a whole", measured=False)
 
 
 def test_bytes_hidden_between_metadata_are_refused(tmp_path):
