@@ -222,7 +222,7 @@ def test_two_recipes_are_compared_field_by_field(subtests):
             (difference,) = MADE.compare(changed(name))
             assert difference == Difference(*CHANGES[name], kind_of(name))
             (back,) = changed(name).compare(MADE)
-            assert back == difference._replace(there=difference.here, here=difference.there)
+            assert back == difference._replace(first=difference.second, second=difference.first)
             assert [*MADE.compare(MADE)] == [*changed(name).compare(changed(name))] == []
             where, there, here = CHANGES[name]
             if name == "weights_sha256":  # as much as tells them apart
