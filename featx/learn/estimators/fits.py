@@ -17,9 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 
 from featx.errors import FeatxError
 from featx.learn._sklearn import check_sample_weight
+from featx.learn.estimators.linear_model import LinearModel, Targets, Weights
 
 if TYPE_CHECKING:
-    from featx.learn.estimators.linear import LinearModel
     from featx.solvers import Interned, Problem, Solution
 
 
@@ -41,23 +41,6 @@ class Fit:
     sample_weight: np.ndarray | None = None
     shift: np.ndarray | None = None
     scale: np.ndarray | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Targets:
-    """y of all fits.
-
-    y : for the solver: class numbers (n,), or targets (n, t)
-    original : the user's y, (n,) or (n, t), class labels as their numbers in `classes`
-    classes : (k,) sorted labels, or the numbers of the targets
-    """
-
-    y: np.ndarray
-    original: np.ndarray
-    classes: np.ndarray
-
-
-Weights = tuple[np.ndarray | None, np.ndarray | None]  # Problem.weights and Problem.class_factors
 
 
 def fit_all(

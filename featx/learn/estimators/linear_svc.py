@@ -11,8 +11,8 @@ from sklearn.utils.extmath import safe_sparse_dot
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.learn._sklearn import Interval, SparseCoefMixin, StrOptions
-from featx.learn.estimators.fits import Targets, Weights
 from featx.learn.estimators.linear import LinearClassifier
+from featx.learn.estimators.linear_model import Targets, Weights
 
 if TYPE_CHECKING:
     from featx.solvers import Solution

@@ -11,8 +11,8 @@ from scipy.special import expit, log_expit, log_softmax, softmax
 
 from featx.errors import FeatxError
 from featx.learn._sklearn import Interval, SparseCoefMixin, StrOptions
-from featx.learn.estimators.fits import Targets
 from featx.learn.estimators.linear import LinearClassifier
+from featx.learn.estimators.linear_model import Targets
 
 if TYPE_CHECKING:
     from featx.solvers import Solution

@@ -13,8 +13,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from featx.errors import FeatxError
 from featx.learn._sklearn import Interval, StrOptions
-from featx.learn.estimators.fits import Targets, Weights
-from featx.learn.estimators.linear import LinearClassifier, LinearModel
+from featx.learn.estimators.linear import LinearClassifier, LinearEstimator
+from featx.learn.estimators.linear_model import Targets, Weights
 
 if TYPE_CHECKING:
     from featx.solvers import Solution
@@ -32,7 +32,7 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 }
 
 
-class _Ridge(LinearModel):
+class _Ridge(LinearEstimator):
     """Base of both: targets as columns, solved in closed form; attributes of scikit-learn's shapes."""
 
     _loss = "SQUARED_ERROR"

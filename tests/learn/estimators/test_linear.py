@@ -32,7 +32,7 @@ import featx
 from featx import learn, solvers
 from featx.errors import FeatxError
 from featx.learn import Fit, LinearSVC, LogisticRegression, Ridge, RidgeClassifier
-from featx.learn.estimators import linear
+from featx.learn.estimators import linear, linear_model
 
 TIGHT = {"tol": 1e-9, "max_iter": 2000}
 OURS = [LogisticRegression(**TIGHT), LinearSVC(**TIGHT), RidgeClassifier(), Ridge()]
@@ -197,9 +197,9 @@ def test_class_weights_are_computed_once_a_fit(model, data, monkeypatch):
 @all_models
 def test_x_and_y_are_checked_once_and_the_model_itself_stays_unfitted(model, data, monkeypatch):
     checked = []
-    validate_data = linear.validate_data
+    validate_data = linear_model.validate_data
     monkeypatch.setattr(
-        linear, "validate_data", lambda *args, **options: checked.append(1) or validate_data(*args, **options)
+        linear_model, "validate_data", lambda *args, **options: checked.append(1) or validate_data(*args, **options)
     )
     fitted = model.fit_many(data[0], target_of(model, data), [Fit({penalty_of(model): value}) for value in (1, 2, 3)])
     assert len(fitted) == 3 and checked == [1]
