@@ -45,7 +45,6 @@ THEIRS = {
 }
 CLASS_WEIGHTS = {"even": None, "balanced": "balanced", "dict": {"ant": 3, "cat": 0.5}}
 all_models = pytest.mark.parametrize("model", OURS, ids=lambda model: type(model).__name__)
-classifiers = pytest.mark.parametrize("model", OURS[:3], ids=lambda model: type(model).__name__)
 
 
 def name_of(model):
@@ -128,10 +127,10 @@ WEIGHTED = pytest.mark.parametrize(
 def test_many_fits_are_single_fits_on_the_rows_that_are_there(model, class_weight, data):
     X, y, class_weight = data[0], target_of(model, data), CLASS_WEIGHTS[class_weight]
     fits = []
-    for fit in folds_of(data):
-        for value in (0.01, 10):
-            params = {penalty_of(model): value, "fit_intercept": fit.shift is not None}
-            fits.append(replace(fit, params=params | ({"class_weight": class_weight} if is_classifier(model) else {})))
+    for number, fit in enumerate(folds_of(data)):
+        value = (0.01, 10)[number // 2 % 2]
+        params = {penalty_of(model): value, "fit_intercept": fit.shift is not None}
+        fits.append(replace(fit, params=params | ({"class_weight": class_weight} if is_classifier(model) else {})))
     for fit, fitted in zip(fits, model.fit_many(X, y, fits), strict=True):
         s = np.ones(len(X)) if fit.sample_weight is None else fit.sample_weight
         transformed = (X - (0 if fit.shift is None else fit.shift)) / (1 if fit.scale is None else fit.scale)
@@ -161,17 +160,19 @@ def test_folds_are_what_scikit_learn_fits_on_standardised_folds(model, class_wei
             assert_allclose(fitted.predict(scaled), theirs.predict(scaled))
 
 
-@all_models
-def test_fits_that_stop_alike_go_to_the_solver_in_one_call_and_share_their_arrays(model, data, calls):
-    X, y = data[0], target_of(model, data)
+def test_fits_that_stop_alike_go_to_the_solver_in_one_call_and_share_their_arrays(data, calls):
+    X = data[0]
     folds = [(np.arange(len(X)) % 3 != fold).astype(float) for fold in range(3)]
     shift, scale = X.mean(axis=0), X.std(axis=0)
-    fits = [Fit({penalty_of(model): value}, fold, shift, scale) for value in (0.1, 1) for fold in folds]
-    model.fit_many(X, y, fits)
-    ((_, _, problems, options),) = calls
-    assert [problem.weights for problem in problems] == folds + folds  # the objects themselves: == of arrays is no bool
-    assert all(problem.shift is shift and problem.scale is scale for problem in problems)
-    assert options["device"] == "auto"
+    for model in OURS:
+        fits = [Fit({penalty_of(model): value}, fold, shift, scale) for value in (0.1, 1) for fold in folds]
+        model.fit_many(X, target_of(model, data), fits)
+        ((_, _, problems, options),) = calls
+        # the objects themselves: == of arrays is no bool
+        assert [problem.weights for problem in problems] == folds + folds
+        assert all(problem.shift is shift and problem.scale is scale for problem in problems)
+        assert options["device"] == "auto"
+        calls.clear()
 
 
 def test_fits_that_stop_differently_go_in_calls_of_their_own_and_come_back_in_order(data, calls):
@@ -184,38 +185,41 @@ def test_fits_that_stop_differently_go_in_calls_of_their_own_and_come_back_in_or
     assert max(norms[:3]) < min(norms[3:])
 
 
-@classifiers
-def test_class_weights_are_shared_too(model, data, calls):
+def test_class_weights_are_shared_too(data, calls):
     X, y = data
     fold = np.arange(len(X)) % 3 > 0
-    values = (0.1, 1, 10)
-    model.fit_many(X, y, [Fit({penalty_of(model): value, "class_weight": "balanced"}, fold) for value in values])
-    for _, _, problems, _ in calls:
+    for model in OURS[:3]:
+        values = ({penalty_of(model): value, "class_weight": "balanced"} for value in (0.1, 1, 10))
+        model.fit_many(X, y, [Fit(params, fold) for params in values])
+        ((_, _, problems, _),) = calls
         assert len(problems) == 3 and len({id(problem.weights) for problem in problems}) == 1
+        calls.clear()
 
 
-@classifiers
-def test_class_weights_are_computed_once_a_fit(model, data, monkeypatch):
+def test_class_weights_are_computed_once_a_fit(data, monkeypatch):
     computed = []
     compute = linear.compute_class_weight
     monkeypatch.setattr(
         linear, "compute_class_weight", lambda *args, **options: computed.append(1) or compute(*args, **options)
     )
-    clone(model).set_params(class_weight="balanced").fit(*data)
-    assert computed == [1]
+    for model in OURS[:3]:
+        clone(model).set_params(class_weight="balanced").fit(*data)
+    assert computed == [1] * 3
 
 
-@all_models
-def test_x_and_y_are_checked_once_and_the_model_itself_stays_unfitted(model, data, monkeypatch):
+def test_x_and_y_are_checked_once_and_the_model_itself_stays_unfitted(data, monkeypatch):
     checked = []
     validate_data = linear_model.validate_data
     monkeypatch.setattr(
         linear_model, "validate_data", lambda *args, **options: checked.append(1) or validate_data(*args, **options)
     )
-    fitted = model.fit_many(data[0], target_of(model, data), [Fit({penalty_of(model): value}) for value in (1, 2, 3)])
-    assert len(fitted) == 3 and checked == [1]
-    assert "coef_" not in vars(model) and all(one.n_features_in_ == 5 for one in fitted)
-    assert model.fit_many(data[0], target_of(model, data), []) == []
+    for model in OURS:
+        checked.clear()
+        fits = [Fit({penalty_of(model): value}) for value in (1, 2, 3)]
+        fitted = model.fit_many(data[0], target_of(model, data), fits)
+        assert len(fitted) == 3 and checked == [1]
+        assert "coef_" not in vars(model) and all(one.n_features_in_ == 5 for one in fitted)
+        assert model.fit_many(data[0], target_of(model, data), []) == []
 
 
 def test_a_fit_that_cannot_be_is_refused(data):
@@ -231,18 +235,18 @@ def test_a_fit_that_cannot_be_is_refused(data):
 # rows, weights and classes
 
 
-@classifiers
-def test_a_class_without_weight_is_as_if_absent(model, data):
+def test_a_class_without_weight_is_as_if_absent(data):
     X, y = data
     there = y != "bee"
-    for fitted in (
-        clone(model).fit(X, y, sample_weight=there),
-        clone(model).set_params(class_weight={"bee": 0}).fit(X, y),
-    ):
-        assert_array_equal(fitted.classes_, ["ant", "cat"])
+    for model in OURS[:3]:
         alone = clone(model).fit(X[there], y[there])
-        assert_allclose(fitted.coef_, alone.coef_, rtol=1e-5, atol=1e-7)
-        assert fitted.coef_.shape == alone.coef_.shape
+        for fitted in (
+            clone(model).fit(X, y, sample_weight=there),
+            clone(model).set_params(class_weight={"bee": 0}).fit(X, y),
+        ):
+            assert_array_equal(fitted.classes_, ["ant", "cat"])
+            assert_allclose(fitted.coef_, alone.coef_, rtol=1e-5, atol=1e-7)
+            assert fitted.coef_.shape == alone.coef_.shape
 
 
 def test_one_class_is_not_enough(data):
@@ -328,14 +332,15 @@ def test_a_read_only_memory_map_is_used_as_it_is(model, tmp_path, calls, monkeyp
     assert peak_bytes < X.nbytes / 2  # a few numbers a row, of which there are 50
 
 
-@all_models
-def test_float_types_are_kept_as_scikit_learn_keeps_them_and_others_become_float64(model, data):
-    X, y = data[0], target_of(model, data)
-    model = clone(model).set_params(tol=1e-4)
-    for dtype, expected in (("f4", "f4"), ("f8", "f8"), (">f8", "f8"), ("f2", "f8"), ("i4", "f8")):
-        fitted = clone(model).fit(np.asfortranarray(X.astype(dtype)), y)
-        expected = "f8" if isinstance(model, LinearSVC) else expected  # as of liblinear
-        assert fitted.coef_.dtype == fitted.intercept_.dtype == np.dtype(expected)
+@pytest.mark.parametrize(
+    "dtype, expected", [("f4", "f4"), ("f8", "f8"), (">f8", "f8"), ("f2", "f8"), ("i4", "f8")], ids=str
+)
+def test_float_types_are_kept_as_scikit_learn_keeps_them_and_others_become_float64(dtype, expected, data):
+    X = np.asfortranarray(data[0].astype(dtype))
+    for model in OURS:
+        fitted = clone(model).set_params(tol=1e-4).fit(X, target_of(model, data))
+        wanted = np.dtype("f8" if isinstance(model, LinearSVC) else expected)  # as of liblinear
+        assert fitted.coef_.dtype == fitted.intercept_.dtype == wanted
 
 
 def test_sparse_input_is_refused_by_name(data):

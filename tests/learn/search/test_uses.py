@@ -23,7 +23,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, make_scorer
-from sklearn.model_selection import KFold, cross_val_score, cross_validate
+from sklearn.model_selection import KFold, StratifiedKFold, StratifiedShuffleSplit, cross_val_score, cross_validate
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
@@ -48,8 +48,11 @@ SCALED = make_pipeline(StandardScaler(), LOGISTIC)
 GRID = {"logisticregression__C": CS}
 
 
-@pytest.mark.parametrize("scoring", ["neg_log_loss", ["accuracy", "neg_log_loss"]], ids=["one", "two"])
-@pytest.mark.parametrize("weighed", ["rows", "scores", "both"])
+@pytest.mark.parametrize(
+    "weighed, scoring",
+    [("rows", "neg_log_loss"), ("scores", ["accuracy", "neg_log_loss"]), ("both", "neg_log_loss")],
+    ids=["rows", "scores", "both"],
+)
 def test_routed_weights(weighed, scoring):
     weights = np.random.default_rng(0).uniform(0.1, 2, len(X))
     with sklearn.config_context(enable_metadata_routing=True):
@@ -94,17 +97,19 @@ def test_errors_are_theirs_where_they_are_to_be_raised():
         assert "only one class" in str(raised)
 
 
-@pytest.mark.parametrize("model", [LOGISTIC, SCALED, make_pipeline(PCA(3, random_state=0), LOGISTIC)])
-def test_nested(model):
-    grid = {name: CS for name in model.get_params() if name.split("__")[-1] == "C"}
-    search = GridSearchCV(model, grid, cv=2)
+def test_searches_of_searches_alone_and_in_a_pipeline():
+    search = GridSearchCV(SCALED, GRID, cv=2)
     for outer in (search, make_pipeline(MinMaxScaler(), search)):
         ours = cross_val_score(outer, X, Y, cv=KFold(2), scoring="neg_log_loss")
         inner = theirs_of(search)
         theirs = inner if outer is search else make_pipeline(MinMaxScaler(), inner)
         np.testing.assert_allclose(ours, cross_val_score(theirs, X, Y, cv=KFold(2), scoring="neg_log_loss"), atol=1e-6)
+
+
+def test_a_search_over_a_search():
+    search = GridSearchCV(make_pipeline(PCA(3, random_state=0), LOGISTIC), GRID, cv=2)
     assert_same(GridSearchCV(search, {"cv": [2, 3], "error_score": [0.0]}, cv=2), X, Y)
-    assert_same(GridSearchCV(theirs_of(search), {f"estimator__{name}": [0.1, 1.0] for name in grid}, cv=2), X, Y)
+    assert_same(GridSearchCV(theirs_of(search), {"estimator__logisticregression__C": [0.1, 1.0]}, cv=2), X, Y)
 
 
 def test_cross_validate_returns_searches():
@@ -183,7 +188,7 @@ def test_data_frames():
     assert final.feature_names_in_.tolist() == list("abcde")
 
 
-@pytest.mark.parametrize("model", [SCALED, LOGISTIC, make_pipeline(Normalizer(), LOGISTIC)])
+@pytest.mark.parametrize("model", [SCALED, LOGISTIC])
 def test_lists_and_strings(model):
     grid = {name: CS for name in model.get_params() if name.split("__")[-1] == "C"}
     labels = np.array(["ant", "bee", "cat"])[Y]
@@ -224,7 +229,7 @@ def test_fixed_random_states():
     assert_same(GridSearchCV(model, GRID, cv=2), X, Y)
 
 
-@pytest.mark.parametrize("model", [LOGISTIC, SCALED, make_pipeline(PCA(2, random_state=0), LOGISTIC)])
+@pytest.mark.parametrize("model", [SCALED, make_pipeline(PCA(2, random_state=0), LOGISTIC)], ids=["scaled", "pca"])
 def test_other_searches(model):
     name = next(name for name in model.get_params() if name.split("__")[-1] == "C")
     drawn = {name: loguniform(1e-3, 1e2), name.replace("C", "class_weight"): [None, "balanced"]}
@@ -247,8 +252,7 @@ def test_grids_of_several_kinds():
     assert_same(GridSearchCV(pipe, grid, cv=2, return_train_score=True), X, Y)
 
 
-@pytest.mark.parametrize("model", [LOGISTIC, SCALED])
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("model, dtype", [(LOGISTIC, np.float16), (SCALED, np.float32)])
 def test_narrow_rows(model, dtype):
     """Within a row of a fold: scikit-learn's search fits float32 rows of each fold, ours those of all."""
     grid = {name: CS for name in model.get_params() if name.split("__")[-1] == "C"}
@@ -260,7 +264,7 @@ def _store(folder: Path) -> featx.FeatureStore:
     return write_store(folder / "a.h5", n=60, taps={"layer1:avg": [4], "layer2:none": [2, 3]}, y=Y.astype(str))
 
 
-@pytest.mark.parametrize("before", [[], [StandardScaler()], [Normalizer()], [PCA(2, random_state=0)]], ids=str)
+@pytest.mark.parametrize("before", [[], [StandardScaler(), PCA(2, random_state=0)]], ids=["alone", "reduced"])
 def test_layers_of_a_store(tmp_path, before):
     store = _store(tmp_path)
     pipe = make_pipeline(StoredFeatures(store), *before, LOGISTIC)
@@ -298,16 +302,10 @@ def test_a_plan_tells_what_is_shared():
     assert "PCA(n_components=2)," in text and "PCA(n_components=3)," in text
 
 
-@pytest.mark.parametrize(
-    "splitter",
-    [
-        sklearn.model_selection.StratifiedKFold(3, shuffle=True, random_state=0),
-        sklearn.model_selection.StratifiedShuffleSplit(3, random_state=1),
-    ],
-)
-def test_halving_plans_with_a_seeded_splitter(splitter):
-    search = HalvingGridSearchCV(LOGISTIC, {"C": [0.01, 0.1, 1.0]}, cv=splitter, min_resources=24, random_state=0)
-    assert "in one solve" in str(search.plan(X, Y)) and search.fit(X, Y).n_candidates_[0] == 3
+def test_halving_plans_with_a_seeded_splitter():
+    for splitter in (StratifiedKFold(3, shuffle=True, random_state=0), StratifiedShuffleSplit(3, random_state=1)):
+        search = HalvingGridSearchCV(LOGISTIC, {"C": [0.01, 0.1, 1.0]}, cv=splitter, min_resources=24, random_state=0)
+        assert "in one solve" in str(search.plan(X, Y)) and search.fit(X, Y).n_candidates_[0] == 3
 
 
 def test_a_splitter_with_a_generator_of_its_own_plans_the_folds_of_fit():
