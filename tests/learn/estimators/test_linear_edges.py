@@ -165,10 +165,17 @@ def other_defaults():
     torch.set_default_dtype(torch.float32)
 
 
-@pairwise(
-    model=[LogisticRegression(warm_start=True), LinearSVC(class_weight="balanced"), Ridge(), RidgeClassifier()],
-    shape={"tall": (80, 6), "wide": (20, 40)},
-    dtype=[np.float32, np.float64],
+@pytest.mark.parametrize(
+    "model, shape, dtype",
+    [
+        (LogisticRegression(warm_start=True), (80, 6), np.float32),
+        (LogisticRegression(warm_start=True), (20, 40), np.float64),
+        (LinearSVC(class_weight="balanced"), (80, 6), np.float64),
+        (LinearSVC(class_weight="balanced"), (20, 40), np.float32),
+        (Ridge(), (80, 6), np.float32),
+        (RidgeClassifier(), (20, 40), np.float64),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_torch_s_default_device_and_type_change_nothing(model, shape, dtype, other_defaults):
     rng = np.random.default_rng(0)
