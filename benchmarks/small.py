@@ -130,7 +130,7 @@ def objective(model: Any, C: float, Z: np.ndarray, y: np.ndarray, formula: Calla
 
 def search_cell(store: featx.FeatureStore, path: Path) -> dict[str, Any]:
     """The command, and scikit-learn's own search of what it searches."""
-    from featx.learn.selection.catalogue import ESTIMATORS
+    from featx.catalogue import ESTIMATORS
 
     y = np.asarray(store.y)
     train = np.random.default_rng(0).permutation(len(y))[: 4 * len(y) // 5]

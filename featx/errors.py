@@ -6,11 +6,13 @@ names as values: Python writes `test_size=0`, the command line an option.
 
 from __future__ import annotations
 
+import copyreg
 import difflib
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class Parameter:
@@ -67,21 +69,31 @@ class Call:
 Part = str | Parameter | Call
 
 
-class Message:
-    """Base of errors and warnings whose message is written by whoever shows it; see `FeatxError`."""
+class Message(Exception):
+    """Base of errors and warnings whose message is written by whoever shows it; see `FeatxError`.
 
-    args: tuple
+    Parameters
+    ----------
+    *parts : str, Parameter or Call
 
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return self.args
+    Attributes
+    ----------
+    parts : tuple of str, Parameter and Call
+    args : (str,)
+        The message as Python writes it.
+    """
+
+    def __init__(self, *parts: Part) -> None:
+        self.parts = parts
+        super().__init__(self.render())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles set what is held, as constructors take other arguments than `args`."""
+        return copyreg.__newobj__, (type(self),), {**vars(self), "args": self.args}  # type: ignore[attr-defined]
 
     def render(self, write: Callable[[Parameter | Call], str] = str) -> str:
         """The message, its parameters and calls as `write` writes them; by default as Python does."""
         return "".join(part if isinstance(part, str) else write(part) for part in self.parts)
-
-    def __str__(self) -> str:
-        return self.render()
 
 
 class FeatxError(Message, ValueError):
@@ -116,24 +128,16 @@ class ImageError(FeatxError):
     """
 
     def __init__(self, code: str, reason: str) -> None:
-        super().__init__(code, reason)
+        super().__init__(reason)
         self.code, self.reason = code, reason
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return (self.reason,)
 
 
 class UnreadableImages(FeatxError):
     """Images handed to a transformer that cannot be used; `failures` maps their positions to ImageError."""
 
     def __init__(self, message: str, failures: dict[int, ImageError]) -> None:
-        super().__init__(message, failures)
+        super().__init__(message)
         self.failures = failures
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return self.args[:1]
 
 
 class BackboneError(FeatxError):
@@ -151,13 +155,9 @@ class UnavailableBackbone(BackboneError):
         How the network of a saved model is handed over.
     """
 
-    @property
-    def reason(self) -> str:
-        return self.args[0]
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return (self.reason, "; ", *self.args[1:])
+    def __init__(self, reason: str, *how: Part) -> None:
+        super().__init__(reason, "; ", *how)
+        self.reason, self.how = reason, how
 
 
 class LayerError(FeatxError):
@@ -176,12 +176,8 @@ class DamageError(StoreError):
     """Bytes of a store are not those that were written; `damages` lists them as (layer, start, stop) in rows."""
 
     def __init__(self, message: str, damages: list) -> None:
-        super().__init__(message, damages)
+        super().__init__(message)
         self.damages = damages
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return self.args[:1]
 
 
 class UnreadableImagesWarning(UserWarning):

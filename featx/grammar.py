@@ -1,15 +1,15 @@
-"""The values that each field of a recipe may have: a closed grammar over plain values.
+"""The values that fields of a recipe may have: a closed grammar over plain values.
 
 A recipe decides what is built, read and allocated, and may come from an untrusted file. So it is checked when a file is
-opened and again before a network is built; a ValueError names the field, the requirement and the value. This module
-knows no network and opens no file.
+opened and again before a network is built; a ValueError names the field, the requirement and the value. Which check a
+field has is said in `featx.recipe`. This module knows no network and opens no file.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 INTERPOLATIONS = ("nearest", "nearest-exact", "box", "bilinear", "hamming", "bicubic", "lanczos")
@@ -32,8 +32,11 @@ _MOST_TAPS = 10_000
 _DIMENSIONS = {"bchw": 3, "bhwc": 3, "btc": 2, "bd": 1}  # of one image's output
 _BACKBONE = re.compile(r"(torchvision|bundled):[A-Za-z0-9_]{1,100}|timm:[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 _WEIGHTS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
-_SHA256, _COLLECTION = re.compile("[0-9a-f]{64}"), re.compile("[0-9a-f]{32}")
 _ENGINE = re.compile("(eager|compiled)(, batch norms folded)?")
+
+# Called with the name of a field, its value and the recipe, whose fields before this one have been checked; raises
+# ValueError for a value that featx does not write.
+Check = Callable[[str, Any, Any], None]
 
 
 def is_weights_file(weights: str | None) -> bool:
@@ -41,62 +44,93 @@ def is_weights_file(weights: str | None) -> bool:
     return weights is not None and weights.endswith(WEIGHT_FILES)
 
 
-def check_recipe(recipe: Any) -> None:
-    """Raise ValueError unless every field of a recipe has a value that featx writes.
-
-    Parameters
-    ----------
-    recipe : Recipe, or an object with its attributes
-    """
-    _check_network(recipe)
-    check_preprocessing(recipe.preprocessing)
-    _require(_is_text(recipe.decoder, 200), "decoder", "a line of text", recipe.decoder)
-    _require(type(recipe.taps) is dict and 0 < len(recipe.taps) <= _MOST_TAPS, "taps", "one layer or more", recipe.taps)
-    for name, tap in recipe.taps.items():
-        _check_tap(name, tap)
-    _check_texts("aliases", recipe.aliases, 1000)
-    missing = [name for name in recipe.aliases.values() if name not in recipe.taps]
-    _require(not missing, "aliases", "names of layers", missing)
-    _require(_matches(_ENGINE, recipe.engine), "engine", "eager or compiled", recipe.engine)
-    _one_of("precision", recipe.precision, NUMBER_TYPES)
-    error = recipe.precision_error
-    _require(error is None or _is_number(error, 0, 1e9), "precision_error", "a number, 0 or more, or null", error)
-    _whole("batch_size", recipe.batch_size, 1, MOST_BATCH)
-    height, width = recipe.preprocessing["crop"]
-    pixels = recipe.batch_size * height * width
-    _require(
-        pixels <= MOST_BATCH_PIXELS, "batch_size x crop", f"at most {MOST_BATCH_PIXELS:,} pixels per batch", pixels
-    )
-    _one_of("dtype", recipe.dtype, ("float32", "float16"))
-    _one_of("device", recipe.device, ("cpu", "cuda"))
-    _whole("threads", recipe.threads, 1, MOST_THREADS)
-    _check_texts("versions", recipe.versions, 10_000)
-    origin = recipe.origin
-    _require(origin is None or (type(origin) is str and len(origin) < 2**16), "origin", "a folder, or null", origin)
-    digest = recipe.collection
-    fits = digest is None or _matches(_COLLECTION, digest)
-    _require(fits, "collection", "32 hexadecimal digits, or null", digest)
-    if recipe.pass_rows is not None:
-        _whole("pass_rows", recipe.pass_rows, 1, recipe.batch_size - 1)
+def line(most: int) -> Check:
+    """A line of text of at most so many characters."""
+    return lambda field, value, recipe: _require(_is_text(value, most), field, "a line of text", value)
 
 
-def _check_network(recipe: Any) -> None:
-    backbone, weights, file_sha256 = recipe.backbone, recipe.weights, recipe.weights_file_sha256
-    source, _, name = backbone.partition(":") if type(backbone) is str else ("", "", "")
-    is_users = source in ("module", "export") and _is_text(name, 200) and "/" not in name
+def lines(most: int) -> Check:
+    """A mapping of names to lines of text."""
+    return lambda field, value, recipe: _check_texts(field, value, most)
+
+
+def one_of(*choices: str) -> Check:
+    return lambda field, value, recipe: _one_of(field, value, choices)
+
+
+def whole(least: int, most: int) -> Check:
+    return lambda field, value, recipe: _whole(field, value, least, most)
+
+
+def hexadecimal(digits: int) -> Check:
+    needed = f"{digits} hexadecimal digits"
+    return lambda field, value, recipe: _require(_is_hexadecimal(value, digits), field, needed, value)
+
+
+def check_backbone(field: str, value: Any, recipe: Any) -> None:
     needed = "torchvision:NAME, timm:NAME, bundled:NAME, module:NAME or export:NAME"
-    _require(is_users or _matches(_BACKBONE, backbone), "backbone", needed, backbone)
-    is_file = type(weights) is str and is_weights_file(weights) and not is_users and _is_absolute(weights)
-    if is_users:
-        program = source == "export" and type(weights) is str and weights.endswith(PROGRAM_FILE)
-        fits = weights == "its own" or (program and _is_absolute(weights))
+    _require(_is_users(value) or _matches(_BACKBONE, value), field, needed, value)
+
+
+def check_weights(field: str, value: Any, recipe: Any) -> None:
+    if _is_users(recipe.backbone):
+        is_program = recipe.backbone.startswith("export:") and type(value) is str and value.endswith(PROGRAM_FILE)
+        fits = value == "its own" or (is_program and _is_absolute(value))
     else:
-        named = _matches(_WEIGHTS, weights) and not is_weights_file(weights) and not weights.endswith(PROGRAM_FILE)
-        fits = weights is None or is_file or named
-    _require(fits, "weights", "a name of weights, the absolute path of a state dict, or null", weights)
-    _require(_matches(_SHA256, recipe.weights_sha256), "weights_sha256", "64 hexadecimal digits", recipe.weights_sha256)
-    fits = file_sha256 is None or (is_file and _matches(_SHA256, file_sha256))
-    _require(fits, "weights_file_sha256", "64 hexadecimal digits, only if the weights are a file", file_sha256)
+        is_name = _matches(_WEIGHTS, value) and not is_weights_file(value) and not value.endswith(PROGRAM_FILE)
+        fits = value is None or _is_state_dict(value) or is_name
+    _require(fits, field, "a name of weights, the absolute path of a state dict, or null", value)
+
+
+def check_weights_file_sha256(field: str, value: Any, recipe: Any) -> None:
+    is_file = _is_state_dict(recipe.weights) and not _is_users(recipe.backbone)
+    fits = value is None or (is_file and _is_hexadecimal(value, 64))
+    _require(fits, field, "64 hexadecimal digits, only if the weights are a file", value)
+
+
+def check_taps(field: str, value: Any, recipe: Any) -> None:
+    _require(type(value) is dict and 0 < len(value) <= _MOST_TAPS, field, "one layer or more", value)
+    for name, tap in value.items():
+        _check_tap(name, tap)
+
+
+def check_aliases(field: str, value: Any, recipe: Any) -> None:
+    _check_texts(field, value, 1000)
+    missing = [name for name in value.values() if name not in recipe.taps]
+    _require(not missing, field, "names of layers", missing)
+
+
+def check_engine(field: str, value: Any, recipe: Any) -> None:
+    _require(_matches(_ENGINE, value), field, "eager or compiled", value)
+
+
+def check_precision_error(field: str, value: Any, recipe: Any) -> None:
+    _require(value is None or _is_number(value, 0, 1e9), field, "a number, 0 or more, or null", value)
+
+
+def check_batch_size(field: str, value: Any, recipe: Any) -> None:
+    _whole(field, value, 1, MOST_BATCH)
+    height, width = recipe.preprocessing["crop"]
+    pixels = value * height * width
+    needed = f"at most {MOST_BATCH_PIXELS:,} pixels per batch"
+    _require(pixels <= MOST_BATCH_PIXELS, f"{field} x crop", needed, pixels)
+
+
+def check_origin(field: str, value: Any, recipe: Any) -> None:
+    _require(value is None or (type(value) is str and len(value) < 2**16), field, "a folder, or null", value)
+
+
+def check_collection(field: str, value: Any, recipe: Any) -> None:
+    _require(value is None or _is_hexadecimal(value, 32), field, "32 hexadecimal digits, or null", value)
+
+
+def check_pass_rows(field: str, value: Any, recipe: Any) -> None:
+    if value is not None:
+        _whole(field, value, 1, recipe.batch_size - 1)
+
+
+def check_preprocessing_field(field: str, value: Any, recipe: Any) -> None:
+    check_preprocessing(value)
 
 
 def check_preprocessing(values: Mapping[str, Any]) -> None:
@@ -186,6 +220,20 @@ def _is_list(value: object) -> bool:
 def _is_text(value: object, most: int) -> bool:
     """Whether this is a line of text that is safe in a terminal: no control and no bidirectional characters."""
     return type(value) is str and 0 < len(value) <= most and value.isprintable()
+
+
+def _is_users(backbone: object) -> bool:
+    """Whether it names a network that only the user has: a module or an exported program."""
+    source, _, name = backbone.partition(":") if type(backbone) is str else ("", "", "")
+    return source in ("module", "export") and _is_text(name, 200) and "/" not in name
+
+
+def _is_state_dict(weights: object) -> bool:
+    return type(weights) is str and is_weights_file(weights) and _is_absolute(weights)
+
+
+def _is_hexadecimal(value: object, digits: int) -> bool:
+    return type(value) is str and re.fullmatch(f"[0-9a-f]{{{digits}}}", value) is not None
 
 
 def _is_absolute(path: str) -> bool:

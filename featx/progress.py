@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from featx.display import console, printable
+from featx.errors import FeatxError, Parameter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +54,8 @@ Show = Callable[[Progress], None]
 
 def preparing(show: Show, total: int = 0) -> Callable[[str], None]:
     """A function that shows the name of each phase before the first rows."""
+    if not callable(show):
+        raise FeatxError(Parameter("progress"), f" is a function; got {show!r}")
     start = time.monotonic()
     return lambda phase: show(Progress(0, 0, total, time.monotonic() - start, 0.0, None, phase))
 
@@ -92,6 +95,8 @@ def shown(progress: bool | Show) -> Iterator[Show]:
     """
     if callable(progress):
         yield progress
+    elif not isinstance(progress, bool | None):
+        raise FeatxError(Parameter("progress"), f" is True, False or a function; got {progress!r}")
     elif not progress:
         yield lambda _: None
     else:

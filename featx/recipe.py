@@ -7,42 +7,84 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from featx import grammar
 from featx.errors import LayerError, Parameter, StoreError, listed, nearest
-from featx.grammar import check_recipe
 
-_OPTIONAL = ("pass_rows", "weights_file_sha256")  # written only if they have a value
-# What a difference in a field changes; fields in neither list change the meaning of the rows.
-_RECORDED_ONLY = (
-    "weights",
-    "weights_file_sha256",
-    "aliases",
-    "precision_error",
-    "versions",
-    "origin",
-    "collection",
-)
-_ROUNDING = ("engine", "precision", "batch_size", "dtype", "device", "threads", "pass_rows")
-_FOLLOWED = ("device", "threads", "pass_rows")  # rounding, but a continued run adopts them and a merge joins them
+Kind = Literal["meaning", "rounding", "recorded"]
 
 
 class Difference(NamedTuple):
     """A field in which two recipes differ.
 
-    there, here : its values in the first and the second recipe
-    kind : what the difference changes: "meaning" (rows of the two cannot be used together), "rounding" (they can,
-        within a tolerance) or "recorded" (nothing)
+    first, second : its values in the first and the second recipe
+    kind : what the difference changes, see `FieldRule`
     """
 
     field: str
-    there: Any
-    here: Any
-    kind: str
+    first: Any
+    second: Any
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class FieldRule:
+    """What featx does with a field of the recipe.
+
+    Parameters
+    ----------
+    kind : "meaning", "rounding" or "recorded"
+        What a difference changes. "meaning": rows of the two recipes cannot be used together; "rounding": they can,
+        within a tolerance; "recorded": nothing.
+    check : callable
+        Refuses values that featx does not write, see `featx.grammar`.
+    is_optional : bool
+        It is not written if it has its default, which it also has in a file without it.
+    is_followed : bool
+        A continued run adopts it and a merge joins it, so a difference is no reason to refuse them.
+    join : callable(first, second)
+        Its value where rows of two recipes are stored together; by default the first one's.
+    show : callable(value)
+        What messages show of it.
+    none_text : str
+        What None stands for, in the words of a message.
+    """
+
+    kind: Kind
+    check: grammar.Check
+    is_optional: bool = False
+    is_followed: bool = False
+    join: Callable[[Any, Any], Any] = lambda first, second: first
+    show: Callable[[Any], Any] = lambda value: value
+    none_text: str = ""
+
+
+def rule_of(name: str) -> FieldRule:
+    """The rule of a field, given its name or that of a part of it: "preprocessing.resize"."""
+    return _RULES[name.partition(".")[0]]
+
+
+def _rule(kind: Kind, check: grammar.Check, **options: Any) -> dict[str, FieldRule]:
+    """The metadata of a field."""
+    return {"rule": FieldRule(kind, check, **options)}
+
+
+def _joined_versions(first: dict[str, str], second: dict[str, str]) -> dict[str, str]:
+    """{"torch": "2.8"} and {"torch": "2.9"} -> {"torch": "2.8, 2.9"}"""
+    texts = {name: [one.get(name, "") for one in (first, second)] for name in {**first, **second}}
+    return {
+        name: ", ".join(dict.fromkeys(version for text in both for version in text.split(", ") if version))
+        for name, both in texts.items()
+    }
+
+
+def _smaller(first: int | None, second: int | None) -> int | None:
+    return min((value for value in (first, second) if value is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -73,41 +115,56 @@ class Recipe:
     weights_file_sha256 : of the bytes of the file that `weights` names; None if it names no file
     """
 
-    backbone: str
-    weights: str | None
-    weights_sha256: str
-    preprocessing: dict[str, Any]
-    decoder: str
-    taps: dict[str, dict[str, Any]]
-    aliases: dict[str, str]
-    engine: str
-    precision: str
-    precision_error: float | None
-    batch_size: int
-    dtype: str
-    device: str
-    threads: int
-    versions: dict[str, str]
-    origin: str | None
-    collection: str | None = None
-    pass_rows: int | None = None
-    weights_file_sha256: str | None = None
+    backbone: str = field(metadata=_rule("meaning", grammar.check_backbone))
+    weights: str | None = field(metadata=_rule("recorded", grammar.check_weights))
+    weights_sha256: str = field(metadata=_rule("meaning", grammar.hexadecimal(64), show=lambda digest: digest[:12]))
+    preprocessing: dict[str, Any] = field(metadata=_rule("meaning", grammar.check_preprocessing_field))
+    decoder: str = field(metadata=_rule("meaning", grammar.line(200)))
+    taps: dict[str, dict[str, Any]] = field(metadata=_rule("meaning", grammar.check_taps))
+    aliases: dict[str, str] = field(metadata=_rule("recorded", grammar.check_aliases, join=lambda a, b: {**a, **b}))
+    engine: str = field(metadata=_rule("rounding", grammar.check_engine))
+    precision: str = field(metadata=_rule("rounding", grammar.one_of(*grammar.NUMBER_TYPES)))
+    precision_error: float | None = field(metadata=_rule("recorded", grammar.check_precision_error))
+    batch_size: int = field(metadata=_rule("rounding", grammar.check_batch_size))
+    dtype: str = field(metadata=_rule("rounding", grammar.one_of("float32", "float16")))
+    device: str = field(metadata=_rule("rounding", grammar.one_of("cpu", "cuda"), is_followed=True))
+    threads: int = field(metadata=_rule("rounding", grammar.whole(1, grammar.MOST_THREADS), is_followed=True))
+    versions: dict[str, str] = field(metadata=_rule("recorded", grammar.lines(10_000), join=_joined_versions))
+    origin: str | None = field(
+        metadata=_rule("recorded", grammar.check_origin, join=lambda a, b: a if a == b else None)
+    )
+    collection: str | None = field(default=None, metadata=_rule("recorded", grammar.check_collection))
+    pass_rows: int | None = field(
+        default=None,
+        metadata=_rule(
+            "rounding",
+            grammar.check_pass_rows,
+            is_optional=True,
+            is_followed=True,
+            join=_smaller,
+            none_text="whole batches in one pass",
+        ),
+    )
+    weights_file_sha256: str | None = field(
+        default=None, metadata=_rule("recorded", grammar.check_weights_file_sha256, is_optional=True)
+    )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # plain constructor arguments, which skops can write and read without trusting any state
         return type(self), astuple(self)
 
     def to_json(self) -> str:
-        values = {name: value for name, value in asdict(self).items() if name not in _OPTIONAL or value is not None}
-        return json.dumps(values, ensure_ascii=False)
+        values = asdict(self)
+        omitted = [name for name, default in _OPTIONAL.items() if values[name] == default]
+        return json.dumps({name: value for name, value in values.items() if name not in omitted}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)
-            required = {field.name: values[field.name] for field in fields(cls) if field.name not in _OPTIONAL}
-            recipe = cls(**required, **{name: values.get(name) for name in _OPTIONAL})
+            required = {name: values[name] for name in _RULES if name not in _OPTIONAL}
+            recipe = cls(**required, **{name: values.get(name, default) for name, default in _OPTIONAL.items()})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError("the recipe is damaged: a field is missing or invalid") from error
         recipe.check()
@@ -119,7 +176,8 @@ class Recipe:
         A recipe may come from an untrusted file: it is checked when a file is opened and before a network is built.
         """
         try:
-            check_recipe(self)
+            for name, rule in _RULES.items():
+                rule.check(name, getattr(self, name), self)
         except ValueError as error:
             raise StoreError(f"featx does not write such a recipe: {error}") from error
 
@@ -187,15 +245,14 @@ class Recipe:
 
         Nested fields are compared one by one, "preprocessing.resize"; a value that one recipe lacks is None.
         """
-        for field in fields(self):
-            first, second = getattr(self, field.name), getattr(other, field.name)
-            kind = _kind(field.name)
+        for name, rule in _RULES.items():
+            first, second = getattr(self, name), getattr(other, name)
             if isinstance(first, dict):
                 for key in dict.fromkeys([*first, *second]):
                     if first.get(key) != second.get(key):
-                        yield Difference(f"{field.name}.{key}", first.get(key), second.get(key), kind)
+                        yield Difference(f"{name}.{key}", first.get(key), second.get(key), rule.kind)
             elif first != second:
-                yield Difference(field.name, first, second, kind)
+                yield Difference(name, first, second, rule.kind)
 
     def differences(self, other: Recipe, where: tuple[str, str] = ("there", "here")) -> list[str]:
         """The differences because of which rows of the two recipes cannot be stored in one layer.
@@ -221,33 +278,22 @@ class Recipe:
         if self.taps.keys() != other.taps.keys():
             lines.append(f"layers: {listed(self.taps, 20)} {first_place}, {listed(other.taps, 20)} {second_place}")
         for name, first, second, kind in self.compare(other):
-            if name == "weights_sha256":
-                first, second = first[:12], second[:12]
+            rule = rule_of(name)
             is_missing_layer = name.startswith("taps.") and (first is None or second is None)
-            if kind in kinds and name not in _FOLLOWED and not is_missing_layer:
-                lines.append(f"{name}: {first!r} {first_place}, {second!r} {second_place}")
+            if kind in kinds and not rule.is_followed and not is_missing_layer:
+                lines.append(f"{name}: {rule.show(first)!r} {first_place}, {rule.show(second)!r} {second_place}")
         return lines
 
     def joined(self, other: Recipe) -> Recipe:
-        """This recipe with the aliases and library versions of another one that gives the same numbers."""
-        versions = {
-            name: ", ".join(
-                dict.fromkeys(
-                    text for recipe in (self, other) for text in recipe.versions.get(name, "").split(", ") if text
-                )
-            )
-            for name in {**self.versions, **other.versions}
-        }
-        origin = self.origin if self.origin == other.origin else None
-        passes = [recipe.pass_rows for recipe in (self, other) if recipe.pass_rows is not None]
-        aliases = {**self.aliases, **other.aliases}
+        """The recipe of a store with rows of this recipe and of another one that gives the same numbers."""
         return replace(
-            self, aliases=aliases, versions=versions, origin=origin, pass_rows=min(passes) if passes else None
+            self,
+            **{name: rule.join(getattr(self, name), getattr(other, name)) for name, rule in _RULES.items()},
         )
 
 
-def _kind(field: str) -> str:
-    return "recorded" if field in _RECORDED_ONLY else "rounding" if field in _ROUNDING else "meaning"
+_RULES: dict[str, FieldRule] = {one.name: one.metadata["rule"] for one in fields(Recipe)}
+_OPTIONAL = {one.name: one.default for one in fields(Recipe) if _RULES[one.name].is_optional}
 
 
 def _refuse_constant(name: str) -> None:

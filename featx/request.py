@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from featx.errors import FeatxError, Parameter, Part, StoreError, listed, no_column
+from featx.catalogue import ESTIMATORS
+from featx.errors import FeatxError, Parameter, Part, StoreError, listed, nearest, no_column
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,17 +19,6 @@ if TYPE_CHECKING:
     from featx.store import FeatureStore
 
 ProtocolName = Literal["grid", "linear-probe", "knn", "few-shot", "learning-curve"]
-
-
-class EstimatorName(StrEnum):
-    nearest_centroid = "nearest_centroid"
-    ridge_classifier = "ridge_classifier"
-    logistic_regression = "logistic_regression"
-    linear_svm = "linear_svm"
-    knn = "knn"
-    rbf_svm = "rbf_svm"
-    ridge = "ridge"
-    svr = "svr"
 
 
 # parameters of the request that choose among candidates and estimators
@@ -138,6 +127,11 @@ class SearchRequest:
             raise FeatxError(
                 Parameter("test_size"), f" is the share of images held out, from 0 to below 1; got {self.test_size}"
             )
+        for name in self.estimators or ():
+            if name not in ESTIMATORS:
+                raise FeatxError(
+                    f"there is no estimator {name!r}{nearest(name, ESTIMATORS)}; choose {', '.join(ESTIMATORS)}"
+                )
         if self.n_jobs == 0:
             raise FeatxError(Parameter("n_jobs"), " is 1 or more, or -1 for one a core; got 0")
         if unused := [name for name in PROTOCOLS[self.protocol].lacks if self._is_set(name)]:

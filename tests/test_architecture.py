@@ -14,19 +14,20 @@ from helpers import fresh_python
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-LOW = {"display", "errors", "grammar", "manifest", "progress", "recipe"}
+LOW = {"catalogue", "display", "errors", "grammar", "manifest", "progress", "recipe"}
 MIDDLE = {"images", "backbones", "store", "solvers"}
 LEFT = {"forward", "extraction"}
 SHARED = {"learn._sklearn", "learn.identity"}
 LEARN = {f"learn.{room}" for room in ("features", "estimators", "scores", "search", "selection", "protocols", "models")}
 MAY_IMPORT = {
+    "catalogue": set(),
     "display": set(),
     "errors": set(),
     "grammar": set(),
     "manifest": {"errors"},
-    "progress": {"display"},
+    "progress": {"display", "errors"},
     "recipe": {"errors", "grammar"},
-    "request": {"errors", "store", "learn"},
+    "request": {"catalogue", "errors", "store", "learn"},
     "_torch": set(),
     **{room: LOW | {"_torch"} for room in MIDDLE},
     "forward": LOW | MIDDLE,
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "learn.scores": LOW,
     "learn.search": LOW | SHARED | {"store", "solvers", "learn.features", "learn.estimators"},
     "learn.models": LOW | SHARED | {"store", "backbones", "learn.features", "learn.estimators", "learn.search"},
-    "learn.selection": LOW | {"store"} | LEARN - {"learn.protocols", "learn.models"},
+    "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN,  # the public list
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn"},

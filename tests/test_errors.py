@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import re
 from pathlib import Path
@@ -51,7 +52,19 @@ ERRORS = [
 def test_a_message_is_pythons_and_survives_a_pickle(error, text):
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error) and str(error) == str(again) == text
-    assert error.render(repr) == again.render(repr)
+    assert error.render(repr) == again.render(repr) == copy.copy(error).render(repr)
+    assert error.args == again.args == (text,)
+    assert repr(error) == repr(again) == f"{type(error).__name__}({text!r})"
+
+
+def test_a_pickle_keeps_what_an_error_holds():
+    errors = [error for error, _ in ERRORS if isinstance(error, ImageError | UnavailableBackbone | DamageError)]
+    for error in errors:
+        error.add_note("on a device")
+        again = pickle.loads(pickle.dumps(error))
+        assert again.__notes__ == ["on a device"]
+        for name in {"code", "reason", "damages"} & set(vars(error)):
+            assert getattr(again, name) == getattr(error, name)
 
 
 def test_another_face_writes_parameters_and_calls_and_nothing_else():

@@ -10,6 +10,8 @@ from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+import featx
+from featx.errors import FeatxError
 from featx.learn import SVC, GridSearchCV, LogisticRegression
 from featx.progress import SearchClock, SearchProgress, left_text
 
@@ -141,3 +143,12 @@ def test_all_that_is_planned_is_done_in_pieces(monkeypatch):
     assert shown[0].seconds_left is None and shown[-1].seconds_left == 0
     assert all(now.seconds_left is not None and now.seconds_left >= 0 for now in shown if 6 < now.done)
     assert [now.seconds for now in shown] == sorted(now.seconds for now in shown)
+
+
+@pytest.mark.parametrize("progress", ["bar", 5, []])
+def test_progress_is_a_flag_or_a_function(progress, tmp_path):
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    with pytest.raises(FeatxError, match="progress is True, False or a function; got"):
+        featx.extract(images, tmp_path / "a.h5", "bundled:pixels", progress=progress)
+    with pytest.raises(FeatxError, match="progress is a function; got"):
+        featx.plan(images, tmp_path / "a.h5", "bundled:pixels", progress=progress)

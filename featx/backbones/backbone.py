@@ -148,7 +148,7 @@ class Backbone:
                 named_weights = None if file else self.weights
                 module, preprocessing = SOURCES[source](name, named_weights, self._preprocessing, self._fetch)
         except UnavailableBackbone as error:
-            raise UnavailableBackbone(f"{self.name}: {error.reason}", *error.args[1:]) from error
+            raise UnavailableBackbone(f"{self.name}: {error.reason}", *error.how) from error
         except BackboneError as error:
             raise BackboneError(f"{self.name}: ", *error.parts) from error
         if state is not None:

@@ -13,6 +13,7 @@ from featx.cli.interrupts import interruptible
 from featx.cli.layers import refuse_file_as_backbone
 from featx.cli.printing import print_all, print_data, print_line
 from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning, count
+from featx.grammar import POOLS
 from featx.progress import Progress, preparing, shown
 
 if TYPE_CHECKING:
@@ -53,8 +54,7 @@ def extract(
     pool: Annotated[
         str,
         typer.Option(
-            help="Pool of layers that name none: avg, max, gem, spp, cls, tokens, flatten or none; "
-            "'flatten~512' projects to 512 numbers.",
+            help=f"Pool of layers that name none: {', '.join(POOLS)}; 'flatten~512' projects to 512 numbers.",
             rich_help_panel=_NETWORK,
         ),
     ] = "avg",

@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from featx.catalogue import ESTIMATORS, estimator_names
 from featx.cli.interrupts import loading
 from featx.cli.printing import print_all, print_error
 from featx.cli.search_files import SearchFiles
 from featx.display import printable
 from featx.errors import FeatxError
-from featx.request import EstimatorName, ProtocolName, SearchRequest
+from featx.request import ProtocolName, SearchRequest
 
 if TYPE_CHECKING:
     from featx.learn import ProtocolResult, Selection
 
 _CANDIDATES, _LABELS, _HELD_OUT = "Candidates", "Labels", "Images held out"
 _VALIDATION, _OUTPUT = "Cross-validation and draws", "Output"
+_DEFAULT_ESTIMATORS = "; for regression: ".join(", ".join(estimator_names(kind, True)) for kind in (False, True))
 
 
 def search(
@@ -38,12 +40,13 @@ def search(
         ),
     ] = None,
     estimator: Annotated[
-        list[EstimatorName] | None,
+        list[str] | None,
         typer.Option(
             "--estimator",
             "-e",
             help="Search only this estimator; may be repeated.",
-            show_default="logistic_regression, linear_svm, rbf_svm; for regression: ridge, svr",
+            metavar=f"<list[{'|'.join(ESTIMATORS)}]>",
+            show_default=_DEFAULT_ESTIMATORS,
             rich_help_panel=_CANDIDATES,
         ),
     ] = None,
@@ -204,7 +207,7 @@ def search(
         protocol=protocol,
         output=output,
         layers=[[part.strip() for part in name.split("+")] for name in layer] if layer else None,
-        estimators=[name.value for name in estimator] if estimator else None,
+        estimators=estimator,
         l2=l2,
         power=power,
         pca=pca,

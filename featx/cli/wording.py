@@ -13,7 +13,14 @@ from featx.display import printable
 from featx.errors import Call, Message, Parameter, RowsDifferWarning
 
 # options that have another name than the library's parameter
-_OPTIONS = {"random_state": "seed", "n_jobs": "jobs", "estimators": "estimator", "layers": "layer"}
+_OPTIONS = {
+    "random_state": "seed",
+    "n_jobs": "jobs",
+    "estimators": "estimator",
+    "layers": "layer",
+    "size": "test_size",
+    "validation_rows": "validation_value",
+}
 # options of `featx extract` that messages of other commands name
 _EXTRACT_OPTIONS = {"like"}
 # what the command line has in place of a call, by its function and the parameters that it names
@@ -22,6 +29,8 @@ _COMMANDS = {
     ("featx.merge",): "featx merge",
     ("featx.save",): "featx search -o",
     ("featx.load", "weights"): "featx predict {weights}",
+    ("HoldOut", "size"): "{size}",
+    ("HoldOut", "rows"): "--split-column",
     ("store.align",): "--labels labels.csv",
     ("y.astype",): "--labels with --target numeric",
     ("featx.learn.learning_curves",): "--protocol learning-curve",

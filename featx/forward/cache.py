@@ -11,12 +11,13 @@ import gc
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import fields
 
 import numpy as np
 import torch
 
 from featx.backbones import Backbone, Preprocessing, Tap, TappedNetwork, resolve_backbone
-from featx.recipe import Recipe
+from featx.recipe import Recipe, rule_of
 from featx.solvers import threads_for
 
 _MAX_BACKBONES = 8
@@ -95,5 +96,5 @@ def release() -> None:
 
 
 def _key(recipe: Recipe, device: str) -> str:
-    decides = [recipe.backbone, recipe.weights_sha256, recipe.preprocessing, recipe.taps, recipe.engine]
-    return json.dumps([*decides, recipe.precision, recipe.batch_size, recipe.threads, device])
+    decides = [getattr(recipe, one.name) for one in fields(recipe) if rule_of(one.name).kind != "recorded"]
+    return json.dumps([*decides, device])

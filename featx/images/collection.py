@@ -6,7 +6,7 @@ Each image has an id and, if there are any, a label and column values. Nothing i
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -200,6 +200,8 @@ def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, ta
             for number, image in enumerate(images)
         ]
         images, ids = _named(images, ids)
+    elif isinstance(ids, str) or not isinstance(ids, Iterable):
+        raise SourceError(f"ids is a list of one name per image; got {ids!r}")
     y = None if labels is None else as_labels(labels, target, ids)  # type: ignore[arg-type]
     return Collection(images, list(map(str, ids)), y)
 

@@ -20,17 +20,23 @@ from featx.learn.protocols import few_shot, knn_probe, learning_curves, linear_p
 from featx.learn.search import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
 from featx.learn.selection import (
     Candidate,
+    Curve,
     HoldOut,
     Interrupted,
     Nested,
+    Point,
     ProtocolResult,
+    SearchSettings,
     Selection,
+    TestSet,
+    TrainingSet,
     one_se,
     select_model,
 )
 
 __all__ = [
     "Candidate",
+    "Curve",
     "Fit",
     "GridSearchCV",
     "HalvingGridSearchCV",
@@ -43,6 +49,7 @@ __all__ = [
     "LogisticRegression",
     "NearestCentroid",
     "Nested",
+    "Point",
     "Prediction",
     "ProtocolResult",
     "RandomizedSearchCV",
@@ -50,8 +57,11 @@ __all__ = [
     "RidgeClassifier",
     "SVC",
     "SVR",
+    "SearchSettings",
     "Selection",
     "StoredFeatures",
+    "TestSet",
+    "TrainingSet",
     "few_shot",
     "knn_probe",
     "learning_curves",

@@ -77,6 +77,7 @@ __all__ = [
     "MultimetricScorer",
     "PassthroughScorer",
     "check_method_params",
+    "check_parameters",
     "check_sample_weight",
     "sklearn_fit_and_score",
     "fit_context",
@@ -89,6 +90,13 @@ __all__ = [
     "score_estimator",
     "warn_or_raise_about_fit_failures",
 ]
+
+
+def check_parameters(estimator: object) -> None:
+    """Raise InvalidParameterError, a ValueError, unless the parameters have the types and ranges that it declares."""
+    if getattr(estimator, "_parameter_constraints", None):
+        estimator._validate_params()  # type: ignore[attr-defined]
+
 
 # Private methods and attributes that are used of objects, by the class that has them.
 METHODS = {

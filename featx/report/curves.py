@@ -22,7 +22,7 @@ _COLOURED = 7  # curves with distinguishable colours; the others are grey
 def protocol_figure(result: ProtocolResult, title: str = "") -> Figure:
     """Draw a protocol: the score against what it varies, one curve per layer, the best in colour, one with a 95 % band.
 
-    If a value is chosen on validation images ("linear-probe", "knn"), its point has a ring, and a second panel shows
+    If a value is chosen on validation images, its point has a ring, and a second panel shows
     the test accuracy of each layer with its interval.
 
     Parameters

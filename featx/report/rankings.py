@@ -96,8 +96,8 @@ def nested_table(nested: Nested) -> FittedTable:
 def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
     """The layers of a protocol, best first.
 
-    For "linear-probe" and "knn": the chosen value, its validation accuracy and the test accuracy. For "few-shot" and
-    "learning-curve": the mean test score at each x. Intervals are 95 %.
+    If the protocol chooses a value on validation images: that value, its validation accuracy and the test accuracy.
+    Otherwise the mean test score at each x. Intervals are 95 %.
 
     Parameters
     ----------
@@ -132,15 +132,14 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
     if result.is_partial:
         notes.append("interrupted: this is what was done until then")
     if saved is not None:
-        notes.append("* fitted on training and validation images, and what -o saves")
+        notes.append("* the model to save, fitted on training and validation images")
     table.caption = printable_lines(notes) or None
     return table
 
 
 def protocol_title(result: ProtocolResult) -> str:
     """ "k nearest neighbours: 80 training, 20 validation and 25 test images (chance 0.100)" """
-    name = {"linear-probe": "linear probe", "knn": "k nearest neighbours"}.get(result.protocol)
-    name = name or f"{score_name(result.scoring)} by {result.varied}"
+    name = result.title or f"{score_name(result.scoring)} by {result.varied}"
     images = f"{result.n_train:,} training"
     images += f", {result.n_validation:,} validation" if result.n_validation else ""
     drawn = {len(point.scores) for point in result.curves[0].points}

@@ -1,18 +1,54 @@
-"""Stores in; what they hold, what made them, and what one should know of them, as tables and lines, out."""
+"""Tables and lines about stores: what they hold, what made them, and what one should know of their images."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 
 from featx.display import printable_lines
 from featx.errors import count, readable
 from featx.report.columns import PlainTable
-from featx.store import FeatureStore, merge_refusal, rounding_note
+from featx.store import FeatureStore, Recipe, merge_refusal, rounding_note
 
 _CHANGES = {"meaning": "the meaning", "rounding": "the rounding", "recorded": "nothing"}
 _MOST = 20  # lines of a list
+
+
+def _unless_none(text: str) -> Callable[[Any], str]:
+    return lambda value: "" if value is None else text.format(value)
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+# label of a row: fields of the recipe in it, each with its text; a field in no row gets its own
+_RECIPE_ROWS: dict[str, dict[str, Callable[[Any], str]]] = {
+    "backbone": {"backbone": str, "weights": "weights {}".format},
+    "weights' sha256": {"weights_sha256": str},
+    "its file's sha256": {"weights_file_sha256": _unless_none("{}")},
+    "preprocessing": {"preprocessing": _pairs},
+    "decoding": {"decoder": str},
+    "computed": {
+        "precision": str,
+        "precision_error": _unless_none("at most {:.2%} off float32"),
+        "engine": str,
+        "device": "on {}".format,
+    },
+    "batches": {
+        "batch_size": "{:,} images".format,
+        "pass_rows": _unless_none("in passes of {:,} or more"),
+        "threads": "{:,} threads".format,
+    },
+    "versions": {"versions": _pairs},
+    "images from": {"origin": lambda origin: origin or "no folder"},
+    "collection": {"collection": "{}, the digest of ids, labels and columns".format},
+}
+_LAYER_FIELDS = ("taps", "aliases", "dtype")  # shown with the layers
 
 
 def store_table(store: FeatureStore) -> PlainTable:
@@ -29,7 +65,7 @@ def store_table(store: FeatureStore) -> PlainTable:
     elif store.y is not None:
         table.add_row("labels", f"numbers from {store.y.min():g} to {store.y.max():g}")
     else:
-        table.add_row("labels", "none; featx search --labels FILE.csv gives them")
+        table.add_row("labels", "none; a search can read them from a CSV file")
     if store.columns:
         table.add_row("columns", ", ".join(store.columns))
     if store.failures:
@@ -46,21 +82,20 @@ def store_table(store: FeatureStore) -> PlainTable:
             "layer", f"{name}{alias}: {shape} {recipe.dtype}, {readable(size)}, from {','.join(tap['layout'])}"
         )
     table.add_section()
-    table.add_row("backbone", f"{recipe.backbone}, weights {recipe.weights}")
-    table.add_row("weights' sha256", recipe.weights_sha256)
-    if recipe.weights_file_sha256 is not None:
-        table.add_row("its file's sha256", recipe.weights_file_sha256)
-    table.add_row("preprocessing", ", ".join(f"{key} {value}" for key, value in recipe.preprocessing.items()))
-    table.add_row("decoding", recipe.decoder)
-    error = f", at most {recipe.precision_error:.2%} off float32" if recipe.precision_error is not None else ""
-    table.add_row("computed", f"{recipe.precision}{error}, {recipe.engine}, on {recipe.device}")
-    passes = "" if recipe.pass_rows is None else f", in passes of {recipe.pass_rows:,} or more"
-    table.add_row("batches", f"{recipe.batch_size:,} images{passes}, {recipe.threads} threads")
-    table.add_row("versions", ", ".join(f"{name} {number}" for name, number in recipe.versions.items()))
-    table.add_row("images from", recipe.origin or "no folder")
-    table.add_row("collection", f"{recipe.collection}, the digest of ids, labels and columns")
+    for label, cell in _recipe_rows(recipe):
+        table.add_row(label, cell)
     table.add_row("identity", store.identity)
     return table
+
+
+def _recipe_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    """(label, text) of the rows that show a recipe, apart from its layers."""
+    in_rows = {name for row in _RECIPE_ROWS.values() for name in row}
+    others = [one.name for one in fields(recipe) if one.name not in (*in_rows, *_LAYER_FIELDS)]
+    own_rows: dict[str, dict[str, Callable[[Any], str]]] = {name: {name: _value} for name in others}
+    for label, row in (_RECIPE_ROWS | own_rows).items():
+        if texts := [text for name, write in row.items() if (text := write(getattr(recipe, name)))]:
+            yield label, ", ".join(texts)
 
 
 def difference_table(first: FeatureStore, second: FeatureStore) -> PlainTable | str:
@@ -78,11 +113,10 @@ def difference_table(first: FeatureStore, second: FeatureStore) -> PlainTable | 
     ]
     if any(only):
         table.add_row("layers that only one has", *(", ".join(names) or "-" for names in only), "nothing")
-    for field, there, here, kind in differences:
-        if field.startswith(("taps.", "aliases.")) and None in (there, here):
+    for field, *values, kind in differences:
+        if field.startswith(("taps.", "aliases.")) and None in values:
             continue
-        changes = _CHANGES[kind]
-        table.add_row(field, _value(there), _value(here), changes, style="bold" if changes == "the meaning" else None)
+        table.add_row(field, *map(_value, values), _CHANGES[kind], style="bold" if kind == "meaning" else None)
     return table
 
 
@@ -95,13 +129,13 @@ def together_text(first: FeatureStore, second: FeatureStore) -> str:
     note = rounding_note(recipe, other, (first.path.name, second.path.name))
     both = len(np.intersect1d(first.ids, second.ids))
     if both == len(first) == len(second):
-        search = "featx search takes both at once: they hold the same images"
+        search = "a search takes both at once: they hold the same images"
     elif both:
-        search = f"neither can be the other's --test-store: {count(both, 'image')} are in both"
+        search = f"neither can be the other's test store: {count(both, 'image')} are in both"
     else:
-        search = "one can be searched and the other its --test-store"
+        search = "one can be searched and the other be its test store"
     reason = merge_refusal(first, second)
-    merges = f"featx merge cannot join them: {reason}" if reason else "featx merge can join them"
+    merges = f"they cannot be merged: {reason}" if reason else "they can be merged"
     return printable_lines([f"{search}{': ' + note if note else ''}", merges])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from featx.recipe import Difference, Recipe
+from featx.recipe import Difference, Recipe, rule_of
 
 # Relative L2 distances of a row.
 # Between engines (the limit of "auto"), batch sizes, threads and devices; the largest measured is 8.3e-6.
@@ -24,14 +24,14 @@ def rounding_note(recipe: Recipe, other: Recipe, names: tuple[str, str]) -> str:
     differences = [difference for difference in recipe.compare(other) if difference.kind == "rounding"]
     if not differences:
         return ""
-    first = ", ".join(_setting(difference.field, difference.there) for difference in differences)
-    second = ", ".join(_setting(difference.field, difference.here) for difference in differences)
+    first = ", ".join(_setting(difference.field, difference.first) for difference in differences)
+    second = ", ".join(_setting(difference.field, difference.second) for difference in differences)
     return f"{names[0]} was made with {first}; {names[1]} with {second}: {_agreement(recipe, other, differences)}"
 
 
 def _setting(field: str, value: object) -> str:
     if value is None:
-        return "whole batches in one pass"  # only pass_rows may be None
+        return rule_of(field).none_text
     return f"{field} {str(value).partition(',')[0]}"
 
 

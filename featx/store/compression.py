@@ -27,10 +27,10 @@ def filters_of(dtype: str) -> dict[str, Filters]:
     }
 
 
-def check_method(method: str) -> None:
+def check_method(method: object) -> None:
     """Raise StoreError unless the method is known and installed."""
-    if method not in filters_of("<f4"):
-        raise StoreError(f"compression is one of {', '.join(filters_of('<f4'))}; got {method!r}")
+    if not isinstance(method, str) or method not in filters_of("<f4"):
+        raise StoreError(f"compression is one of {', '.join(filters_of('<f4'))}, none; got {method!r}")
     if method == "zstd":
         _zstandard()
 

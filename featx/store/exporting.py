@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from featx.errors import StoreError
+from featx.errors import LayerError, Parameter, StoreError
 from featx.store import files, layout
 from featx.store.compression import check_method, compress, filters_of
 from featx.store.hdf5 import Chunks
@@ -26,7 +26,7 @@ from featx.store.reader import FeatureStore
 def export(
     store: FeatureStore | str | os.PathLike,
     output: str | os.PathLike,
-    layers: Sequence[str] | None = None,
+    layers: str | Sequence[str] | None = None,
     *,
     compression: str | None = None,
     replace: bool = False,
@@ -42,7 +42,7 @@ def export(
         The suffix determines the format. ".npy": one layer, (n, d) or (n, ...). ".parquet": key, id, label, the
         manifest's columns, and each layer as a column of fixed-size lists. ".h5": an archive, the whole store with
         compressed layers; FeatureStore reads the same values from it.
-    layers : sequence of str, optional
+    layers : str or sequence of str, optional
         By default all; not allowed for archives.
     compression : "gzip", "zstd" or "none", optional
         For archives, by default "gzip". Bytes are shuffled first. "none" restores the archived store, byte for byte.
@@ -76,9 +76,11 @@ def export(
         raise StoreError(f"compression is for archives (.h5); {output.name!r} is not one")
     if output.suffix == ".h5" and layers is not None:
         raise StoreError("an .h5 archive always contains every layer; leave out layers, or export to .npy or .parquet")
-    names = list(dict.fromkeys(map(store.recipe.layer, store.layers if layers is None else layers)))
+    names = _layer_names(store, layers)
     if output.suffix == ".npy" and len(names) != 1:
-        store.recipe.some(names).layer(None)  # raises LayerError with the layers to choose from
+        raise LayerError(
+            "a .npy file has one layer; choose it with ", Parameter("layers", ...), f": {', '.join(names)}"
+        )
     may_be_same = output.is_file() and not replace and _may_be_same(output, store, names)  # a kill after the rename
     files.refuse_existing(output, replace or may_be_same)
     with contextlib.suppress(_Same), files.written_aside(output) as file:
@@ -89,6 +91,16 @@ def export(
                 files.refuse_existing(output, replace)
             raise _Same
     return output
+
+
+def _layer_names(store: FeatureStore, layers: object) -> list[str]:
+    """Full names of the layers, each once."""
+    if layers is None:
+        return list(store.layers)
+    requested = [layers] if isinstance(layers, str) else layers
+    if not isinstance(requested, Sequence) or not requested or not all(isinstance(name, str) for name in requested):
+        raise LayerError(Parameter("layers"), f" is one or more names of {', '.join(store.layers)}; got {layers!r}")
+    return list(dict.fromkeys(map(store.recipe.layer, requested)))
 
 
 class _Same(Exception):

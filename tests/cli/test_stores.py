@@ -105,14 +105,13 @@ def test_info_shows_the_recipe_and_compares_two(folder: Path) -> None:
     text = _done("info", folder / "monday.h5", folder / "half.h5")
     assert _changes(text) == {"batch_size": "the rounding", "dtype": "the rounding"}
     assert (
-        "featx search takes both at once: they hold the same images: monday.h5 was made with batch_size 32, dtype"
-        in text
+        "a search takes both at once: they hold the same images: monday.h5 was made with batch_size 32, dtype" in text
     )
     assert "rows agree within 0.06 % (relative L2)\n" in text
-    assert text.rstrip().splitlines()[-1].startswith("featx merge cannot join them: a merge takes every image once")
+    assert text.rstrip().splitlines()[-1].startswith("they cannot be merged: a merge takes every image once")
     text = _done("info", folder / "monday.h5", folder / "tuesday.h5")
     assert _changes(text) == {"origin": "nothing", "collection": "nothing"}
-    assert text.rstrip().endswith("one can be searched and the other its --test-store\nfeatx merge can join them")
+    assert text.rstrip().endswith("one can be searched and the other be its test store\nthey can be merged")
     write_store(folder / "other.h5")
     text = _done("info", folder / "monday.h5", folder / "other.h5")
     expected = {"backbone": "the meaning", "origin": "nothing", "layers that only one has": "nothing"}

@@ -46,6 +46,10 @@ OPTIONS = [
             ["give them: ", Parameter("y", Call("store.align", "'labels.csv'"))],
             "give them: --labels labels.csv",
         ),
+        (
+            ["hold none out: ", Parameter("holdout", Call("HoldOut", Parameter("size", 0)))],
+            "hold none out: --test-size 0",
+        ),
         (["gone: ", Call("featx.load", "path", Parameter("weights", ...))], "gone: featx predict --weights FILE"),
         (["it is: ", Call("featx.load", "path", Parameter("weights", "x"))], "it is: featx predict --weights x"),
         (["allow it with featx.load(path, backbone=featx.Backbone('resnet50', None))"], None),

@@ -54,7 +54,10 @@ def folder(tmp_path_factory) -> Path:
         ("extrakt photos", "Did you mean 'extract'"),
         ("search photos.h5 --folds two", "--folds is a whole number. featx search --help"),
         ("search photos.h5 --test-size none", "--test-size is a number. featx search --help"),
-        ("search photos.h5 -e svm", "-e/--estimator: 'svm' is not one of 'nearest_centroid'"),
+        (
+            "search photos.h5 -e svm",
+            "there is no estimator 'svm'; close: 'rbf_svm', 'linear_svm', 'svr'; choose nearest_centroid",
+        ),
         ("extract list.txt -o x.h5", "list.txt is a single file; give a folder, or a .csv file of paths"),
         ("extract photos/ant/ant_0.png -o x.h5", "is a single file; give a folder"),
         ("extract photos -o x.h5 -b photos.h5", "a backbone is a network's name"),
@@ -150,10 +153,7 @@ def test_a_download_prints_nothing_and_is_tried_once(monkeypatch):
 
 def test_what_two_stores_go_together_for(folder):
     text = run("info", folder / "photos.h5", folder / "more.h5").stdout
-    assert (
-        "one can be searched and the other its --test-store" in text
-        and "featx merge cannot join them: it takes" in text
-    )
+    assert "one can be searched and the other be its test store" in text and "they cannot be merged: it takes" in text
 
 
 def test_a_folder_named_like_a_network_does_not_hide_it(tmp_path, monkeypatch):

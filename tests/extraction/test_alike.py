@@ -278,7 +278,7 @@ def test_the_command_line_makes_two_stores_that_fit(tmp_path):
     done = run("extract", test, "-o", tmp_path / "test.h5", "--like", tmp_path / "train.h5", "-q")
     assert done.exit_code == 0, done.output
     told = run("info", tmp_path / "train.h5", tmp_path / "test.h5").stdout
-    assert told.rstrip().endswith("other its --test-store\nfeatx merge can join them") and "batch_size" not in told
+    assert told.rstrip().endswith("other be its test store\nthey can be merged") and "batch_size" not in told
     done = run("extract", test, "-o", tmp_path / "no.h5", "--like", tmp_path / "train.h5", "--batch-size", 4)
     assert done.exit_code == 2 and done.stderr == (
         "featx: train.h5 was made otherwise: batch_size: 5 there, 4 here. Leave out what differs, or --like\n"

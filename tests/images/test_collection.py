@@ -178,6 +178,8 @@ def test_pictures_and_arrays_may_be_mixed(tmp_path):
         ([noise(0)] * 3, {"labels": ["a", "", "b"]}, ["image 1 has no label"]),
         ([noise(0)] * 3, {"labels": ["a", "b", "c"], "target": "numeric"}, ["image 0", "finite number", "'a'"]),
         ([noise(0)] * 3, {"ids": ["a", "b"]}, ["one id", "3 images", "2 ids"]),
+        ([noise(0)] * 3, {"ids": "abc"}, ["ids is a list of one name per image; got 'abc'"]),
+        ([noise(0)] * 3, {"ids": 3}, ["ids is a list of one name per image; got 3"]),
         ([noise(0)] * 3, {"ids": ["a", "b", "a"]}, ["once", "'a'", "drop"]),
         (["a.png", "b.png", "./a.png", "a.png"], {}, ["once", "'a.png'"]),
         ([1, 2], {}, ["a path, a uint8 array or a PIL image", "int"]),

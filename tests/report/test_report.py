@@ -148,6 +148,7 @@ def protocol(selection: Selection, name: str, varied: str, xs: list[float], n_la
         **{"n_train": 100, "n_validation": 20 * chooses, "n_test": 25, "classes": np.array(["a", "b"]), "chance": 0.1},
         repeats=1 if chooses else 5,
         stores=selection.training.stores,
+        title={"linear-probe": "linear probe", "knn": "k nearest neighbours"}.get(name, ""),
     )
 
 

@@ -226,7 +226,7 @@ def test_two_recipes_are_compared_field_by_field(name):
     (found,) = MADE.compare(changed(name))
     assert found == Difference(*CHANGES[name], kind_of(name))
     (back,) = changed(name).compare(MADE)
-    assert back == found._replace(there=found.here, here=found.there)
+    assert back == found._replace(first=found.second, second=found.first)
     assert [*MADE.compare(MADE)] == [*changed(name).compare(changed(name))] == []
 
 

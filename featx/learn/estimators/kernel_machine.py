@@ -40,6 +40,8 @@ class KernelMachine:
     _intercept_: np.ndarray
 
     _type: ClassVar[int]  # libsvm's svm_type
+    # the work of a fit that does not depend on the number of columns, in columns: the kernel is computed only once
+    fixed_work_columns: ClassVar[int] = 1200
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the model.

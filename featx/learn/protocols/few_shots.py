@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, Parameter
 from featx.learn.estimators import LogisticRegression
 from featx.learn.features import StoredFeatures
 from featx.learn.protocols.protocol import (
@@ -15,8 +15,6 @@ from featx.learn.protocols.protocol import (
     classification_experiment,
 )
 from featx.learn.protocols.subsamples import (
-    are_counts,
-    check_repeats,
     curve_over_subsamples,
     curves_by_layer,
     training_and_test_rows,
@@ -29,6 +27,11 @@ from featx.learn.selection import (
     Layers,
     ProtocolResult,
     Stores,
+    brief,
+    check_callback,
+    check_integer,
+    check_positive,
+    counts,
 )
 
 _SHOTS = (1, 2, 4, 8, 16)
@@ -68,18 +71,21 @@ def few_shot(
     ProtocolResult
         Points are on the held-out images; their intervals cover the choice of training images and of test images.
     """
+    check_integer("repeats", repeats, 1)
+    check_positive("C", C)
+    check_callback("on_progress", on_progress)
     experiment = classification_experiment(
         stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
     )
-    check_repeats(repeats)
-    names, counts = np.unique(experiment.y, return_counts=True)
-    shots = [shot for shot in _SHOTS if shot <= counts.min()] if shots is None else shots
-    if not are_counts(shots, 1, counts.min()):
+    names, n_of_each = np.unique(experiment.y, return_counts=True)
+    shots = [shot for shot in _SHOTS if shot <= n_of_each.min()] if shots is None else shots
+    if (distinct := counts(shots, 1, n_of_each.min())) is None:
         raise FeatxError(
-            f"shots are images a class, 1 or more, and at most the {counts.min():,} training images of "
-            f"{str(names[counts.argmin()])!r}; got {list(shots)}"
+            Parameter("shots"),
+            f" is a list of numbers of images per class, from 1 to the {n_of_each.min():,} training images of "
+            f"{str(names[n_of_each.argmin()])!r}; got {brief(shots)}",
         )
-    draws: dict[int, list[np.ndarray]] = {shot: [] for shot in sorted(shots)}
+    draws: dict[int, list[np.ndarray]] = {shot: [] for shot in sorted(distinct)}
     for seed in range(repeats):
         order = np.random.default_rng([random_state, seed]).permutation(len(experiment.y))
         of_each = [order[experiment.y[order] == name] for name in names]

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, Parameter
 from featx.learn.features import StoredFeatures
 from featx.learn.protocols.protocol import (
     Progress,
@@ -25,6 +25,9 @@ from featx.learn.selection import (
     Layers,
     ProtocolResult,
     Stores,
+    brief,
+    check_callback,
+    counts,
     stored_features,
 )
 
@@ -58,13 +61,17 @@ def knn_probe(
 
     Other parameters, Returns and Raises are as in `linear_probe`; there is no `best_estimator`.
     """
+    check_callback("on_progress", on_progress)
     experiment = classification_experiment(
         stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
     )
     learn, validate = validation_split(experiment, validation_size, validation_rows, random_state)
-    usable = sorted(value for value in k if value <= len(learn))
-    if not usable or usable[0] < 1:
-        raise FeatxError(f"k is 1 or more, and at most the {len(learn):,} images to learn from; got {list(k)}")
+    usable = sorted(value for value in counts(k, 1) or () if value <= len(learn))
+    if not usable:
+        raise FeatxError(
+            Parameter("k"),
+            f" is a list of integers from 1 to the {len(learn):,} images to learn from; got {brief(k)}",
+        )
 
     def measure(features: StoredFeatures) -> Curve:
         X = features.transform(experiment.X)
@@ -78,7 +85,7 @@ def knn_probe(
 
     def result(curves: list[Curve]) -> ProtocolResult:
         curves = sorted(curves, key=lambda curve: -curve.chosen.mean if curve.chosen else 0)
-        return result_of("knn", "k", curves, experiment, len(learn), 1)
+        return result_of("knn", "k", curves, experiment, len(learn), 1, "k nearest neighbours")
 
     return layer_by_layer(
         stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress

@@ -9,7 +9,8 @@ from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featx.errors import FeatxError
+from featx.catalogue import ESTIMATORS
+from featx.errors import FeatxError, Parameter
 from featx.learn.estimators import LogisticRegression, Ridge
 from featx.learn.features import StoredFeatures
 from featx.learn.protocols.protocol import (
@@ -17,8 +18,6 @@ from featx.learn.protocols.protocol import (
     held_out_experiment,
 )
 from featx.learn.protocols.subsamples import (
-    are_counts,
-    check_repeats,
     curve_over_subsamples,
     curves_by_layer,
     training_and_test_rows,
@@ -26,7 +25,6 @@ from featx.learn.protocols.subsamples import (
 from featx.learn.search import GridSearchCV
 from featx.learn.selection import (
     A_FIFTH,
-    ESTIMATORS,
     Curve,
     HoldOut,
     Labels,
@@ -34,7 +32,13 @@ from featx.learn.selection import (
     ProtocolResult,
     Split,
     Stores,
+    brief,
+    check_callback,
+    check_integer,
+    check_positive,
+    counts,
     cv_splits,
+    new_estimator,
     units,
 )
 
@@ -78,27 +82,36 @@ def learning_curves(
     ProtocolResult
         Points are on the held-out images; their intervals cover the choice of training images and of test images.
     """
+    check_integer("repeats", repeats, 1)
+    if C is not None:
+        check_positive("C", C)
+    check_callback("on_progress", on_progress)
     experiment = held_out_experiment(
         stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
     )
-    check_repeats(repeats)
     if experiment.is_numeric and C is not None:
-        raise FeatxError(f"C is of logistic regression, and these labels are numbers; leave it out, got C={C}")
+        raise FeatxError(
+            Parameter("C"), f" is of logistic regression, and these labels are numbers; leave it out, got {brief(C)}"
+        )
     n = len(experiment.y)
     kinds = np.zeros(n) if experiment.is_numeric else experiment.y  # for regression there is one stratum
-    _, strata, counts = np.unique(kinds, return_inverse=True, return_counts=True)
-    fewest = _FEWEST_NUMBERS if experiment.is_numeric else len(counts)
+    _, strata, n_of_each = np.unique(kinds, return_inverse=True, return_counts=True)
+    fewest = _FEWEST_NUMBERS if experiment.is_numeric else len(n_of_each)
     usual = 5 * fewest if experiment.is_numeric else 2 * fewest
     sizes = [n // 2**i for i in range(6) if n // 2**i >= usual] or [n] if sizes is None else sizes
-    if not are_counts(sizes, fewest, n):
+    if (distinct := counts(sizes, fewest, n)) is None:
         least = f"{fewest}" if experiment.is_numeric else f"one for each of the {fewest} classes"
-        raise FeatxError(f"sizes are numbers of training images, from {least} to all {n:,}; got {list(sizes)}")
-    draws: dict[int, list[np.ndarray]] = {size: [] for size in sorted(sizes)}
+        raise FeatxError(
+            Parameter("sizes"),
+            f" is a list of numbers of training images, from {least} to all {n:,}; got {brief(sizes)}",
+        )
+    draws: dict[int, list[np.ndarray]] = {size: [] for size in sorted(distinct)}
     for seed in range(repeats):
         order = np.random.default_rng([random_state, seed]).permutation(n)
         order = order[np.argsort(strata[order], kind="stable")]
-        turn = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, 2 ... in each class
-        order = order[np.lexsort((turn / np.repeat(counts, counts), turn > 0))]  # every beginning of it is stratified
+        turn = np.arange(n) - np.repeat(np.cumsum(n_of_each) - n_of_each, n_of_each)  # 0, 1, 2 ... in each class
+        share = turn / np.repeat(n_of_each, n_of_each)
+        order = order[np.lexsort((share, turn > 0))]  # every beginning of it is stratified
         for size, drawn in draws.items():
             if size < n or not drawn:
                 drawn.append(order[:size])
@@ -109,7 +122,7 @@ def learning_curves(
 
     def measure(features: StoredFeatures) -> Curve:
         X, X_test = training_and_test_rows(features, experiment)
-        estimator = clone(spec.estimator).set_params(**{spec.parameter: values[0]})
+        estimator = new_estimator(spec).set_params(**{spec.parameter: values[0]})
         if len(values) > 1:
             estimator = _best(estimator, {spec.parameter: list(values)}, X, experiment.y, splits)
         return curve_over_subsamples(features, X, X_test, experiment, draws, estimator, scaled=True)

@@ -9,7 +9,7 @@ import numpy as np
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, Parameter
 from featx.learn.estimators import Fit, LogisticRegression
 from featx.learn.features import StoredFeatures
 from featx.learn.protocols.protocol import (
@@ -27,6 +27,9 @@ from featx.learn.selection import (
     Layers,
     ProtocolResult,
     Stores,
+    brief,
+    check_callback,
+    positive_numbers,
     stored_features,
 )
 
@@ -79,8 +82,10 @@ def linear_probe(
     RowsDifferWarning
         As in `select_model`.
     """
-    if not len(C) or min(C) <= 0:
-        raise FeatxError(f"C is one or more positive numbers; got {list(C)}")
+    if (values := positive_numbers(C)) is None:
+        raise FeatxError(Parameter("C"), f" is a list of one or more positive numbers; got {brief(C)}")
+    values = sorted(values)
+    check_callback("on_progress", on_progress)
     experiment = classification_experiment(
         stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
     )
@@ -89,9 +94,9 @@ def linear_probe(
     def measure(features: StoredFeatures) -> tuple[Curve, Pipeline]:
         X = features.transform(experiment.X)
         estimator = LogisticRegression(max_iter=1000)
-        models = estimator.fit_many(X[learn], experiment.y[learn], [Fit({"C": float(value)}) for value in sorted(C)])
+        models = estimator.fit_many(X[learn], experiment.y[learn], [Fit({"C": float(value)}) for value in values])
         scores = [accuracy_score(experiment.y[validate], model.predict(X[validate])) for model in models]
-        points = points_of(sorted(C), scores, len(validate))
+        points = points_of(values, scores, len(validate))
         chosen = max(points, key=lambda point: (point.mean, -point.x))  # of equal ones the stronger regularization
         pipeline = Pipeline([("features", features), ("estimator", estimator.set_params(C=float(chosen.x)))])
         pipeline.fit(experiment.X, experiment.y)
@@ -101,9 +106,8 @@ def linear_probe(
     def result(measured: list[tuple[Curve, Pipeline]]) -> ProtocolResult:
         best_first = sorted(measured, key=lambda one: -one[0].chosen.mean if one[0].chosen else 0)
         curves = [curve for curve, _ in best_first]
-        return replace(
-            result_of("linear-probe", "C", curves, experiment, len(learn), 1), best_estimator=best_first[0][1]
-        )
+        probe = result_of("linear-probe", "C", curves, experiment, len(learn), 1, "linear probe")
+        return replace(probe, best_estimator=best_first[0][1])
 
     return layer_by_layer(
         stored_features(experiment.stores, layers, experiment.test_store), measure, result, on_progress

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from featx.errors import Call, FeatxError
+from featx.errors import Call, FeatxError, Parameter
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import METRICS
 from featx.learn.selection import (
@@ -45,12 +45,22 @@ def held_out_experiment(stores: Stores, y: Labels, **options: Any) -> Experiment
     """`define_experiment`; raises FeatxError if no images are held out."""
     experiment = define_experiment(stores, y, **options)
     if experiment.X_test is None:
-        raise FeatxError("a protocol is scored on images held out; give a test size above 0")
+        raise FeatxError(
+            "a protocol is scored on images held out; give ",
+            Parameter("holdout", Call("HoldOut", Parameter("size", 0.2))),
+            ", or another share above 0",
+        )
     return experiment
 
 
 def result_of(
-    protocol: str, varied: str, curves: Sequence[Curve], experiment: Experiment, n_train: int, repeats: int
+    protocol: str,
+    varied: str,
+    curves: Sequence[Curve],
+    experiment: Experiment,
+    n_train: int,
+    repeats: int,
+    title: str = "",
 ) -> ProtocolResult:
     assert experiment.y_test is not None
     scoring = "r2" if experiment.is_numeric else "accuracy"
@@ -66,6 +76,7 @@ def result_of(
         repeats=repeats,
         stores=experiment.stores,
         scoring=scoring,
+        title=title,
     )
 
 

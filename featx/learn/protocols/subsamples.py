@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from numbers import Integral
+from collections.abc import Callable
 
 import numpy as np
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featx.errors import FeatxError, Parameter
 from featx.learn.estimators import Fit, LogisticRegression, Ridge
 from featx.learn.features import StoredFeatures
 from featx.learn.protocols.protocol import (
@@ -87,12 +85,3 @@ def curve_over_subsamples(
         interval = drawn_interval(metric, experiment.y_test, predictions, experiment.test_groups)
         points.append(Point(x, float(np.mean(scores)), interval, scores))
     return Curve(features.recipe_.backbone, features.layer_, features.n_features_out_, tuple(points))
-
-
-def are_counts(values: Sequence[int], least: int, most: int) -> bool:
-    return len(values) > 0 and all(isinstance(value, Integral) and least <= value <= most for value in values)
-
-
-def check_repeats(repeats: int) -> None:
-    if repeats < 1:
-        raise FeatxError("images are drawn once or more; got ", Parameter("repeats", repeats))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.metrics import accuracy_score
 
-from featx.errors import FeatxError
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import METRICS, held_out_interval, wilson
 from featx.learn.selection import (
@@ -15,16 +14,16 @@ from featx.learn.selection import (
     Experiment,
     Point,
     Split,
+    check_share,
     hold_out,
 )
 
 
 def validation_split(experiment: Experiment, share: float, rows: np.ndarray | None, random_state: int) -> Split:
     """(positions to train on, positions to validate on) among the training images."""
+    check_share("validation_size", share, "training images to choose on")
     if rows is None:
-        if not 0 < share < 1:
-            raise FeatxError(f"validation_size is the share of training images to choose on, above 0; got {share}")
-        return hold_out(experiment.y, experiment.groups, share, random_state)
+        return hold_out(experiment.y, experiment.groups, share, random_state, is_validation=True)
     return experiment.split_validation(rows)
 
 

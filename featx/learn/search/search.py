@@ -34,6 +34,7 @@ from featx.learn.search.planner import Plan, plan_of, widths_of, without_sharing
 from featx.progress import SearchClock, SearchProgress, counted
 
 _CALLBACKS = "callbacks are set"
+_NO_FITS = "No fits were performed. Was the CV iterator empty? Were there no candidates?"  # as scikit-learn says
 
 
 class SharedSearch(BaseSearchCV):
@@ -187,6 +188,8 @@ class _Rounds:
         search = self.search
         indices = (cv or search._checked_cv_orig).split(self.X, self.y, **self.routed.splitter.split)
         splits = [(np.asarray(train), np.asarray(test)) for train, test in indices]
+        if not splits or not params:
+            raise ValueError(_NO_FITS)
         if len(splits) != search.n_splits_:
             raise ValueError(
                 "cv.split and cv.get_n_splits return inconsistent results. "
@@ -227,8 +230,6 @@ class _Rounds:
         executor = Executor(current.context, current.plan, self.clock, on_fit=print)
         self.running = current, executor, more_results or {}
         fold_results = executor.run()
-        if not fold_results:
-            raise ValueError("No fits were performed. Was the CV iterator empty? Were there no candidates?")
         warn_or_raise_about_fit_failures(fold_results, search.error_score)
         self.add(current, fold_results, more_results)
         self.running = None

@@ -1,8 +1,17 @@
 """Which layer and which estimator: an experiment on stores in, candidates ranked under honest splits out."""
 
-from featx.learn.selection.catalogue import ESTIMATORS, Layers, stored_features
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
+from featx.learn.selection.layer_grids import Layers, new_estimator, stored_features
 from featx.learn.selection.one_se_rule import one_se
+from featx.learn.selection.parameters import (
+    brief,
+    check_callback,
+    check_integer,
+    check_positive,
+    check_share,
+    counts,
+    positive_numbers,
+)
 from featx.learn.selection.results import (
     Candidate,
     Curve,
@@ -24,7 +33,6 @@ __all__ = [
     "SearchSettings",
     "TestSet",
     "TrainingSet",
-    "ESTIMATORS",
     "Candidate",
     "Curve",
     "Interrupted",
@@ -37,10 +45,18 @@ __all__ = [
     "Selection",
     "Split",
     "Stores",
+    "brief",
+    "check_callback",
+    "check_integer",
+    "check_positive",
+    "check_share",
+    "counts",
     "define_experiment",
     "cv_splits",
     "hold_out",
+    "new_estimator",
     "one_se",
+    "positive_numbers",
     "select_model",
     "stored_features",
     "units",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 
 import numpy as np
 from sklearn.pipeline import Pipeline
@@ -13,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from featx.errors import Call, FeatxError, KeysError, Parameter, StoreError, listed
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import Metric
+from featx.learn.selection.parameters import brief, check_flags, check_rows, check_share, counts, sequence
 from featx.learn.selection.splits import (
     Groups,
     Split,
@@ -21,6 +21,7 @@ from featx.learn.selection.splits import (
     groups_of,
     hold_out,
     is_numeric,
+    one_per_image,
     refuse_split_groups,
 )
 from featx.manifest import text_array
@@ -48,7 +49,7 @@ class HoldOut:
     Raises
     ------
     FeatxError
-        Not exactly one is given.
+        Not exactly one is given, or it has another type or range.
     """
 
     size: float | None = None
@@ -59,6 +60,14 @@ class HoldOut:
         names = [name for name in ("size", "rows", "store") if getattr(self, name) is not None]
         if len(names) != 1:
             raise FeatxError(f"HoldOut takes one of size, rows and store; got {' and '.join(names) or 'none'}")
+        if self.size is not None:
+            check_share("size", self.size, "images held out", may_be_zero=True)
+        if self.rows is not None:
+            check_rows(Parameter("rows"), self.rows)
+        if self.store is not None and not isinstance(self.store, FeatureStore):
+            raise FeatxError(
+                f"store is a featx.FeatureStore; got {brief(self.store)}; featx.FeatureStore(path) opens one"
+            )
 
 
 A_FIFTH = HoldOut(0.2)
@@ -126,9 +135,13 @@ class Experiment:
             A group, or images of the same content, would be split between training and validation.
         """
         of_X = self.stores[0].rows(self.X)
-        is_validation = _mask(rows, len(self.stores[0]), "validation_rows")[of_X]
+        is_validation = check_rows(Parameter("validation_rows"), rows, len(self.stores[0]))[of_X]
         if is_validation.all() or not is_validation.any():
-            raise FeatxError("the validation rows must be some of the training images, not all and not none")
+            raise FeatxError(
+                "the validation images (",
+                Parameter("validation_rows"),
+                ") must be some of the training images, not all and not none",
+            )
         if self.groups is not None and len(
             shared := np.intersect1d(self.groups.numbers[is_validation], self.groups.numbers[~is_validation])
         ):
@@ -152,18 +165,17 @@ def define_experiment(
     holdout: HoldOut = A_FIFTH,
 ) -> Experiment:
     """Look up labels, groups and held-out images; parameters and errors as in `select_model`."""
-    stores = [stores] if isinstance(stores, FeatureStore | str | os.PathLike) else list(stores)
-    if strange := [other for other in stores if not isinstance(other, FeatureStore)]:
-        raise FeatxError(f"a store is a featx.FeatureStore; got {strange[0]!r}; featx.FeatureStore(path) opens one")
+    stores = _checked_stores(stores)
     store = stores[0]
-    if not isinstance(random_state, Integral) or not 0 <= random_state < _SEEDS:
+    if counts([random_state], 0, _SEEDS - 1) is None:
         raise FeatxError(
             "the seed (",
             Parameter("random_state"),
-            f") is a whole number from 0 to {_SEEDS - 1}; got {random_state!r}",
+            f") is an integer from 0 to {_SEEDS - 1}; got {brief(random_state)}",
         )
+    check_flags(allow_duplicates=allow_duplicates)
     if not isinstance(holdout, HoldOut):
-        raise FeatxError(f"holdout is a featx.learn.HoldOut, HoldOut(0.2) for example; got {holdout!r}")
+        raise FeatxError(f"holdout is a featx.learn.HoldOut, HoldOut(0.2) for example; got {brief(holdout)}")
     labels = labels_of(store, y)
     if not is_numeric(labels) and len(np.unique(labels)) < 2:
         raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
@@ -182,9 +194,10 @@ def define_experiment(
     if test_store is not None:
         train, test = np.arange(len(store)), np.arange(0)
     elif holdout.rows is not None:
-        held_out = _mask(holdout.rows, len(store), "rows")
+        in_holdout = Parameter("holdout", Call("HoldOut", Parameter("rows", ...)))
+        held_out = check_rows(in_holdout, holdout.rows, len(store))
         if held_out.all() or not held_out.any():
-            raise FeatxError("the test rows must be some of the images, not all and not none")
+            raise FeatxError("the test images (", in_holdout, ") must be some of the images, not all and not none")
         refuse_split_groups(held_out, store, numbers, allow_duplicates)
         train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     else:
@@ -219,30 +232,34 @@ def define_experiment(
     )
 
 
+def _checked_stores(stores: Stores) -> list[FeatureStore]:
+    every = [stores] if isinstance(stores, FeatureStore | str | os.PathLike) else sequence(stores)
+    if not every:
+        raise FeatxError(Parameter("stores"), f" is a featx.FeatureStore or several; got {brief(stores)}")
+    if other := [store for store in every if not isinstance(store, FeatureStore)]:
+        raise FeatxError(
+            "each of ",
+            Parameter("stores"),
+            f" is a featx.FeatureStore; got {brief(other[0])}; featx.FeatureStore(path) opens one",
+        )
+    return every
+
+
 def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
     """(n,) class names, the store's own or of a column; or float64 if the labels are floats."""
     if isinstance(y, str):
         return column_of(store, y, "label")
-    labels = store.y if y is None else np.asarray(y)
+    labels = store.y if y is None else one_per_image(store, y, "label", "y")
     if labels is None:
         raise StoreError(
             f"{store.path.name} has no labels; give them: ",
             Parameter("y", Call("store.align", "'labels.csv'")),
         )
-    if labels.shape != (len(store),):
-        raise StoreError(f"one label an image is needed: {store.path.name} has {len(store):,}, got {len(labels):,}")
     if labels.dtype.kind != "f":
         return text_array([*map(str, labels.tolist())]) if labels.dtype == object else labels.astype(str)
     if not np.isfinite(labels).all():
         raise StoreError(f"labels that are numbers are finite; got {labels[~np.isfinite(labels)][0]}")
     return labels.astype(np.float64)
-
-
-def _mask(rows: np.ndarray, n: int, name: str) -> np.ndarray:
-    rows = np.asarray(rows, bool)
-    if rows.shape != (n,):
-        raise FeatxError(f"{name} says of each of the {n:,} images whether it is held out; got {rows.shape}")
-    return rows
 
 
 def _other_groups(store: FeatureStore, test_store: FeatureStore, name: str) -> np.ndarray:

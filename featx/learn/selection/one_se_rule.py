@@ -8,18 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from featx.catalogue import ESTIMATORS
 from featx.errors import FeatxError
 from featx.learn.scores import within_one_se
-from featx.learn.selection.catalogue import ESTIMATORS
 
-_SIMPLEST_FIRST = [type(spec.estimator).__name__ for spec in ESTIMATORS.values()]
-_STRONGEST_FIRST = {
-    "n_components": 1,
-    "C": 1,
-    "alpha": -1,
-    "n_neighbors": -1,
-    "gamma": 1,
-}  # 1: smaller is simpler, -1: larger is simpler
+_SIMPLEST_FIRST = [spec.class_name for spec in ESTIMATORS.values()]
+_SIGNS = {"n_components": 1}  # 1: a smaller value is simpler, -1: a larger one is
+for _spec in ESTIMATORS.values():
+    _SIGNS |= dict.fromkeys(_spec.simpler_if_small, 1) | dict.fromkeys(_spec.simpler_if_large, -1)
 
 
 def one_se(cv_results: Mapping[str, Any]) -> int:
@@ -36,7 +32,7 @@ def one_se(cv_results: Mapping[str, Any]) -> int:
       it is missing or nan, an integer n_components; candidates of unknown width are last
     - the simplest estimator: `cv_results["estimators"]` of these searches, otherwise the estimators in the grid, in the
       order of `ESTIMATORS` by class name; other estimators are last, in the order of the grid
-    - the strongest regularization: the smallest n_components, the smallest C, the largest alpha, the largest
+    - the strongest regularization: the smallest n_components, the largest alpha, the smallest C, the largest
       n_neighbors, the smallest gamma, in the grid or the estimator; values that are not numbers are last
     - the better mean; then the first place in the grid
 
@@ -82,7 +78,7 @@ def one_se(cv_results: Mapping[str, Any]) -> int:
         for one in estimators[i]:
             values |= one.get_params(deep=False) if hasattr(one, "get_params") else {}
         values |= {key.rsplit("__", 1)[-1]: value for key, value in all_params[i].items()}
-        strengths = [_number(values[name], sign) if name in values else 0.0 for name, sign in _STRONGEST_FIRST.items()]
+        strengths = [_number(values[name], sign) if name in values else 0.0 for name, sign in _SIGNS.items()]
         components = _number(values.get("n_components"))
         width = widths[i] if np.isfinite(widths[i]) else components if components >= 1 else np.inf
         return (

@@ -23,16 +23,29 @@ _SHOWN = 5  # layers in the repr of a protocol's result
 class Candidate:
     """A layer, an estimator and the value of its parameter, with scores: one row of the table.
 
-    backbone, layer, d : d is the number of features of the layer, before a PCA
-    estimator : a key of `ESTIMATORS`
-    parameter, value : "C", "alpha" or "n_neighbors" and its value; "" and None if the estimator has none
-    mean, std : of the score over the splits
-    interval : 95 % confidence interval of the mean (`cv_interval`)
-    scores : one per split
-    fit_seconds : mean time of a fit
-    complexity : ordered, simplest first: (number of features after a PCA, place of the estimator in `ESTIMATORS`, value
-        of the parameter from the strongest regularization on)
-    mae : mean absolute error over the splits, for regression; otherwise None
+    Attributes
+    ----------
+    backbone, layer : str
+    d : int
+        Number of features of the layer, before a PCA.
+    estimator : str
+        A key of `ESTIMATORS`.
+    parameter : str
+        "C", "alpha" or "n_neighbors"; "" if the estimator has none.
+    value : float or None
+    mean, std : float
+        Of the score over the splits.
+    interval : Interval
+        95 % confidence interval of the mean (`splits_interval`).
+    scores : tuple of float
+        One per split.
+    fit_seconds : float
+        Mean time of a fit.
+    complexity : tuple of float
+        Ordered, simplest first: (number of features after a PCA, place of the estimator in `ESTIMATORS`, value of the
+        parameter from the strongest regularization on).
+    mae : float or None
+        Mean absolute error over the splits, for regression.
     """
 
     backbone: str
@@ -60,11 +73,18 @@ class Nested:
 
     Its mean is what the procedure "search, take the winner" is worth; no choice has flattered it.
 
-    scores : one an outer split
-    interval : 95 % confidence interval of their mean (`intervals.cv_interval`)
-    chosen : the winner of each outer split's own search
-    folds : outer splits that were planned; fewer scores if it was interrupted
-    scoring : a key of `METRICS`
+    Attributes
+    ----------
+    scores : tuple of float
+        One per outer split.
+    interval : Interval
+        95 % confidence interval of their mean (`splits_interval`).
+    chosen : tuple of Candidate
+        The winner of each outer split's own search.
+    folds : int
+        Number of planned outer splits; there are fewer scores if the search was interrupted.
+    scoring : str
+        A key of `METRICS`.
     """
 
     scores: tuple[float, ...]
@@ -90,12 +110,20 @@ class Nested:
 class TrainingSet:
     """The images that a search trained on.
 
-    stores : what was searched
-    n : number of images
-    classes : (k,), or None for regression
-    chance : score of a constant prediction (`Experiment.chance`); for accuracy the share of the most frequent class
-    n_duplicates : images that have the same content as another one, and were kept on one side of each split
-    n_groups : number of groups that were never split between training and test; None if no groups were given
+    Attributes
+    ----------
+    stores : list of FeatureStore
+        The stores that were searched.
+    n : int
+        Number of images.
+    classes : (k,) array or None
+        None for regression.
+    chance : float
+        Score of a constant prediction; for accuracy the share of the most frequent class.
+    n_duplicates : int
+        Number of images with the same content as another one; they were kept on one side of each split.
+    n_groups : int or None
+        Number of groups that were never split between training and test; None if no groups were given.
     """
 
     stores: list[FeatureStore]
@@ -110,10 +138,15 @@ class TrainingSet:
 class SearchSettings:
     """How a search scored its candidates.
 
-    folds, repeats : of the cross-validation
-    scoring : a key of `METRICS`
-    steps : the steps between features and scaler, in words: "l2", "power", "pca 256"; if there were fewer components,
-        how many were kept: "pca 256 (64 to 256 kept, all there are)"
+    Attributes
+    ----------
+    folds, repeats : int
+        Of the cross-validation.
+    scoring : str
+        A key of `METRICS`.
+    steps : tuple of str
+        The steps between features and scaler: "l2", "power", "pca 256"; if there were fewer components, with how many
+        were kept: "pca 256 (64 to 256 kept, all there are)".
     """
 
     folds: int
@@ -126,12 +159,21 @@ class SearchSettings:
 class TestSet:
     """The held-out images, and the chosen model's predictions for them.
 
-    X, y : (m, 1) keys and (m,) labels
-    predicted : (m,)
-    decisions : decision scores, (m,) for two classes or (m, k), if the metric scores these; otherwise None
-    confidence : (m,) decision score of the predicted class, or None if the estimator has no decision scores
-    groups : (m,) group numbers, or None
-    store : the store of X, if it is not one of the searched stores
+    Attributes
+    ----------
+    X : (m, 1) int64 array
+        Keys.
+    y : (m,) array
+        Labels.
+    predicted : (m,) array
+    decisions : (m,) or (m, k) array or None
+        Decision scores, (m,) for two classes, if the metric is of these.
+    confidence : (m,) array or None
+        Decision score of the predicted class; None if the estimator has no decision scores.
+    groups : (m,) array or None
+        Group numbers.
+    store : FeatureStore or None
+        The store of X, if it is not one of the searched stores.
     """
 
     __test__ = False  # or pytest would collect it
@@ -149,14 +191,22 @@ class TestSet:
 class Selection:
     """The result of `select_model`.
 
-    candidates : best first; of equal ones the simpler
-    chosen : the candidate that was fitted: the best, or with one_se the simplest within one standard error of it
-    best_estimator : the chosen pipeline, fitted on all training images; None if the search was interrupted
+    Attributes
+    ----------
+    candidates : list of Candidate
+        Best first; of equal ones the simpler.
+    chosen : Candidate
+        The candidate that was fitted: the best, or with `one_se` the simplest within one standard error of it.
+    best_estimator : Pipeline or None
+        The chosen pipeline, fitted on all training images; None if the search was interrupted.
     training : TrainingSet
     settings : SearchSettings
-    test : TestSet, or None if no images were held out
-    nested : Nested, or None without nested cross-validation
-    is_partial : whether the search was interrupted; candidates are those that were done
+    test : TestSet or None
+        None if no images were held out.
+    nested : Nested or None
+        None without nested cross-validation.
+    is_partial : bool
+        Whether the search was interrupted; candidates are those that were done.
     """
 
     candidates: list[Candidate]
@@ -263,12 +313,18 @@ class Interrupted(KeyboardInterrupt):
 class Point:
     """One setting of a protocol.
 
-    x : what the protocol varies: C, k, images per class, training images
-    mean : score on the validation images ("linear-probe", "knn"), or mean score over the subsamples ("few-shot",
-        "learning-curve") on the test images
-    interval : 95 % confidence interval that covers the choice of scored images and, for several subsamples, of training
-        images (`drawn_interval`; Wilson's for one accuracy)
-    scores : one per subsample; one for all images, and for "linear-probe" and "knn"
+    Attributes
+    ----------
+    x : float
+        What the protocol varies: C, k, images per class, training images.
+    mean : float
+        Score on the validation images ("linear-probe", "knn"), or mean score over the subsamples ("few-shot",
+        "learning-curve") on the test images.
+    interval : Interval
+        95 % confidence interval that covers the choice of scored images and, for several subsamples, of training images
+        (`drawn_interval`; Wilson's for one accuracy).
+    scores : tuple of float
+        One per subsample; one for all images, and for "linear-probe" and "knn".
     """
 
     x: float
@@ -281,10 +337,20 @@ class Point:
 class Curve:
     """The points of one layer.
 
-    points : by x
-    chosen : the point with the best validation score; None if the protocol chooses nothing
-    test, test_interval : accuracy on the test images at `chosen`, fitted on training and validation images, and its
-        interval (`held_out_interval`); None if the protocol chooses nothing
+    Attributes
+    ----------
+    backbone, layer : str
+    d : int
+        Number of features of the layer.
+    points : tuple of Point
+        In the order of x.
+    chosen : Point or None
+        The point with the best validation score; None if the protocol chooses nothing.
+    test : float or None
+        Accuracy on the test images at `chosen`, fitted on training and validation images; None if the protocol chooses
+        nothing.
+    test_interval : Interval or None
+        95 % confidence interval of `test` (`held_out_interval`).
     """
 
     backbone: str
@@ -300,17 +366,32 @@ class Curve:
 class ProtocolResult:
     """The result of `linear_probe`, `knn_probe`, `few_shot` or `learning_curves`.
 
-    protocol : "linear-probe", "knn", "few-shot" or "learning-curve"
-    varied : what x is, in words: "C", "k", "images a class", "training images"
-    curves : one per layer, best first: by validation score, or by the score at the largest x
-    n_train, n_validation, n_test : number of images; n_validation is 0 for "few-shot" and "learning-curve"
-    classes : (k,), or None for regression
-    chance : score of a constant prediction: the share of the most frequent class among the training images; 0 for R^2
-    repeats : number of subsamples per point, except for all images; 1 for "linear-probe" and "knn"
-    stores : the stores of the features
-    best_estimator : for "linear-probe" the pipeline of the first curve, fitted on training and validation images
-    scoring : "accuracy", or "r2" for regression; a key of `METRICS`
-    is_partial : whether it was interrupted; curves are those of the layers that were done
+    Attributes
+    ----------
+    protocol : str
+        "linear-probe", "knn", "few-shot" or "learning-curve".
+    varied : str
+        What x is, in words: "C", "k", "images a class", "training images".
+    curves : tuple of Curve
+        One per layer, best first: by validation score, or by the score at the largest x.
+    n_train, n_validation, n_test : int
+        Number of images; n_validation is 0 for "few-shot" and "learning-curve".
+    classes : (k,) array or None
+        None for regression.
+    chance : float
+        Score of a constant prediction: the share of the most frequent class among the training images; 0 for R^2.
+    repeats : int
+        Number of subsamples per point, except for all images; 1 for "linear-probe" and "knn".
+    stores : list of FeatureStore
+        The stores of the features.
+    best_estimator : Pipeline or None
+        For "linear-probe" the pipeline of the first curve, fitted on training and validation images.
+    scoring : str
+        "accuracy", or "r2" for regression; a key of `METRICS`.
+    is_partial : bool
+        Whether it was interrupted; curves are those of the layers that were done.
+    title : str
+        The protocol in words, "linear probe"; "" for the score by what is varied.
     """
 
     protocol: str
@@ -326,6 +407,7 @@ class ProtocolResult:
     best_estimator: Pipeline | None = None
     scoring: str = "accuracy"
     is_partial: bool = False
+    title: str = ""
 
     def __repr__(self) -> str:
         images = f"{self.n_train:,} training" + (f", {self.n_validation:,} validation" if self.n_validation else "")

@@ -15,11 +15,12 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError, nearest
+from featx.errors import FeatxError, Parameter, nearest
 from featx.learn.scores import METRICS, UNKNOWN, Metric, decisions_of, splits_interval
 from featx.learn.search import GridSearchCV
-from featx.learn.selection.catalogue import LayerGrid, Layers, layer_grids, steps_text
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
+from featx.learn.selection.layer_grids import LayerGrid, Layers, checked_steps, layer_grids, steps_text
+from featx.learn.selection.parameters import brief, check_callback, check_flags, check_integer, check_n_jobs
 from featx.learn.selection.results import (
     Candidate,
     Interrupted,
@@ -74,10 +75,12 @@ def select_model(
         By default "logistic_regression", "linear_svm" and "rbf_svm"; for regression "ridge" and "svr". Others are
         "nearest_centroid", "ridge_classifier" and "knn".
     param_grid : {estimator: values}, optional
-        Values of the estimator's parameter (C, alpha or n_neighbors) in place of the default grid.
+        Values of the estimator's parameter (C, alpha or n_neighbors) in place of the default grid; for estimators that
+        are searched.
     steps : sequence of transformers, optional
         Steps between the features and the scaler before the estimator: ``[Normalizer()]``, ``[PCA(64)]``. An integer
-        `n_components` is reduced to what a layer and the images of a fold have.
+        `n_components` of a PCA, IncrementalPCA, TruncatedSVD, FastICA or FactorAnalysis is reduced to the columns that
+        the step before gives and the images of a fold less one.
     scoring : a key of METRICS, optional
         "accuracy" by default, or "balanced_accuracy", "f1_macro", "matthews_corrcoef", "roc_auc" (of decision scores;
         one class against the rest, averaged over classes). For regression "r2" by default, or
@@ -121,7 +124,12 @@ def select_model(
         Rows of the test store are rounded differently: it was made with another engine, precision, batch size, device,
         number of threads or storage type.
     """
-    steps = list(steps)
+    steps = checked_steps(steps)
+    check_integer("folds", folds, 2)
+    check_integer("repeats", repeats, 1)
+    check_flags(one_se=one_se, nested=nested)
+    check_n_jobs(n_jobs)
+    check_callback("on_progress", on_progress)
     experiment = define_experiment(
         stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
     )
@@ -136,8 +144,9 @@ def select_model(
     inner = [cv_splits(*_subset(experiment, train), folds, repeats, random_state) for train, _ in outer]
     grids = layer_grids(
         experiment.stores,
+        experiment.X,
         experiment.y,
-        min(len(train) for of_search in [splits, *inner] for train, _ in of_search),
+        [train for of_search in [splits, *inner] for train, _ in of_search],
         layers=layers,
         estimators=estimators,
         param_grid=param_grid,
@@ -256,9 +265,12 @@ class _Search:
 def _metric(scoring: str | None, is_numeric: bool) -> Metric:
     choices = [name for name, metric in METRICS.items() if metric.is_numeric == is_numeric]
     name = choices[0] if scoring is None else scoring
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         kind = "numbers" if is_numeric else "classes"
-        raise FeatxError(f"there is no score {name!r} of {kind}{nearest(name, choices)}; choose {', '.join(choices)}")
+        raise FeatxError(
+            Parameter("scoring"),
+            f" {brief(name)} is no score of {kind}{nearest(str(name), choices)}; choose {', '.join(choices)}",
+        )
     return METRICS[name]
 
 

@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
 from featx.errors import Call, FeatxError, Parameter, Part, StoreError, listed, no_column
+from featx.learn.selection.parameters import brief, check_integer, sequence
 from featx.store import FeatureStore
 
 _MANY_CLASSES = 10
@@ -51,13 +52,48 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
     if isinstance(groups, str):
         values = column_of(store, groups, "group")
     else:
-        values = np.asarray(groups)
-        if values.shape != (len(store),):
-            raise FeatxError(f"groups has one value an image: {store.path.name} has {len(store):,}, got {values.shape}")
-    distinct, numbers = np.unique(values, return_inverse=True)
+        values = one_per_image(store, groups, "group", "groups")
+    try:
+        distinct, numbers = np.unique(values, return_inverse=True)
+    except TypeError:  # of several types, which have no order
+        distinct, numbers = np.unique([*map(str, values)], return_inverse=True)
     if len(distinct) < 2:
-        raise FeatxError(f"groups need two or more different values; all images have {str(distinct[0])!r}")
+        raise FeatxError(
+            Parameter("groups"), f" need two or more different values; all images have {str(distinct[0])!r}"
+        )
     return numbers
+
+
+def one_per_image(store: FeatureStore, values: object, noun: str, parameter: str) -> np.ndarray:
+    """(n,) the values of a parameter; raises StoreError if there are more or fewer, or one is missing.
+
+    noun : what they are, in the message
+    """
+    every = None if isinstance(values, set | frozenset) else sequence(values)  # a set has no order
+    has = f"{store.path.name} has {len(store):,}"
+    if every is None:
+        raise StoreError(Parameter(parameter), f" is one {noun} per image, or a column; got {brief(values)}")
+    if len(every) != len(store):
+        raise StoreError(Parameter(parameter), f" is one {noun} per image: {has}, got {len(every):,}")
+    try:
+        array = np.asarray(values if isinstance(values, np.ndarray) else every)
+    except ValueError:  # lists of different lengths
+        array = np.empty((len(store), 0))
+    if array.ndim != 1:
+        raise StoreError(Parameter(parameter), f" is one {noun} per image; got {brief(every[0])} for the first")
+    if array.dtype.kind in "OfM" and (missing := [row for row, value in enumerate(array) if _is_missing(value)]):
+        raise StoreError(
+            f"every image needs a {noun} (", Parameter(parameter), f"); none is given for {listed(store.ids[missing])}"
+        )
+    return array
+
+
+def _is_missing(value: object) -> bool:
+    """Whether the value is None, NaN, NaT or pandas.NA."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
 
 
 def column_of(store: FeatureStore, name: str, noun: str) -> np.ndarray:
@@ -114,10 +150,8 @@ def cv_splits(labels: np.ndarray, groups: Groups | None, folds: int, repeats: in
     FeatxError
         A fold would lack a class, or have no image.
     """
-    if folds < 2:
-        raise FeatxError("cross-validation needs two folds or more; got ", Parameter("folds", folds))
-    if repeats < 1:
-        raise FeatxError("cross-validation is done once or more; got ", Parameter("repeats", repeats))
+    check_integer("folds", folds, 2)
+    check_integer("repeats", repeats, 1)
     _refuse_too_few(labels, groups, folds)
     splits: list[Split] = []
     for seed in range(int(random_state), int(random_state) + repeats):
@@ -137,19 +171,23 @@ def cv_splits(labels: np.ndarray, groups: Groups | None, folds: int, repeats: in
     return splits
 
 
-def hold_out(labels: np.ndarray, groups: Groups | None, share: float, random_state: int) -> Split:
-    """Hold out a random share of the images: stratified, by whole groups.
+def hold_out(
+    labels: np.ndarray, groups: Groups | None, share: float, random_state: int, is_validation: bool = False
+) -> Split:
+    """Hold out a random share of the images, from 0 to below 1: stratified, by whole groups.
+
+    Parameters
+    ----------
+    is_validation : whether the images validate, in place of testing; for the message
 
     Raises
     ------
     FeatxError
-        The share is not from 0 to below 1, or the training or the test images would lack a class.
+        The training or the held-out images would lack a class.
     """
     rows = np.arange(len(labels))
     if share == 0:
         return rows, rows[:0]
-    if not 0 < share < 1:
-        raise FeatxError(f"size is the share of images held out, from 0 to below 1; got {share}")
     strata = _strata(labels)
     names, counts = units(labels, groups)
     n_test = int(np.ceil(share * len(rows)))
@@ -164,9 +202,13 @@ def hold_out(labels: np.ndarray, groups: Groups | None, share: float, random_sta
             return np.sort(train), np.sort(test)
     of_each, has = _rarest(labels, names, counts)
     noun = "images" if groups is None else groups.noun
+    advice = (
+        () if is_validation else (", or hold none out: ", Parameter("holdout", Call("HoldOut", Parameter("size", 0))))
+    )
     raise FeatxError(
         f"holding out {share:.0%} of {len(rows):,} images needs two or more {noun}{of_each}, and one on both sides; "
-        f"{has}: add images, or hold none out (a test size of 0)",
+        f"{has}: add images",
+        *advice,
         *_if_numbers(labels),
     )
 
@@ -228,8 +270,8 @@ def _refuse_too_few(labels: np.ndarray, groups: Groups | None, folds: int) -> No
         noun = "training images" if groups is None else f"{groups.noun} among the training images"
         of_each, has = _rarest(labels, names, counts)
         raise FeatxError(
-            f"{folds}-fold cross-validation needs {folds} {noun}{of_each}; {has}: add images, or take fewer folds or a "
-            "smaller test share",
+            f"{folds}-fold cross-validation needs {folds} {noun}{of_each}; {has}: add images, take fewer folds, or "
+            "hold out fewer images",
             *_if_numbers(labels),
         )
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import fields
 from typing import Any
 from zipfile import ZipFile
 
@@ -39,6 +41,14 @@ def test_a_saved_model_names_public_modules_only(tmp_path):
 def test_public_classes_carry_the_module_they_are_imported_from():
     assert {getattr(learn, name).__module__ for name in learn.__all__} == {"featx.learn"}
     assert featx.FeatureStore.__module__ == featx.store.Recipe.__module__ == "featx.store"
+
+
+def test_parts_of_results_are_public():
+    results = (learn.Selection, learn.ProtocolResult, learn.Curve, learn.Nested)
+    types = {
+        name for result in results for field in fields(result) for name in re.findall(r"[A-Z]\w+", str(field.type))
+    }
+    assert types - {"FeatureStore", "Interval", "None", "Pipeline"} <= set(learn.__all__)
 
 
 def test_a_former_module_is_no_way_to_what_is_not_an_estimator(tmp_path):

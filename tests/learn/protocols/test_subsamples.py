@@ -11,11 +11,11 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
+from featx.catalogue import ESTIMATORS
 from featx.errors import FeatxError
 from featx.learn import HoldOut, Interrupted, StoredFeatures, few_shot, knn_probe, learning_curves, linear_probe
 from featx.learn.scores.intervals import drawn_interval, held_out_interval
 from featx.learn.scores.metrics import METRICS
-from featx.learn.selection.catalogue import ESTIMATORS
 
 PROTOCOLS = [linear_probe, knn_probe, few_shot, learning_curves]
 
@@ -87,7 +87,7 @@ def test_groups_of_test_images_count_as_groups(store):
 @pytest.mark.parametrize(
     "options, text",
     [
-        ({"C": 0.1}, "C is of logistic regression, and these labels are numbers; leave it out, got C=0.1"),
+        ({"C": 0.1}, "C is of logistic regression, and these labels are numbers; leave it out, got 0.1"),
         ({"sizes": [1, 20]}, r"from 2 to all 96; got \[1, 20\]"),
         ({"sizes": [97]}, "to all 96"),
     ],
@@ -195,7 +195,7 @@ def test_few_groups_make_few_folds(store):
 
 def test_images_are_counted_in_whole_numbers(store):
     for sizes in ([10.5], [2.0]):
-        with pytest.raises(FeatxError, match="sizes are numbers of training images"):
+        with pytest.raises(FeatxError, match="sizes is a list of numbers of training images"):
             learning_curves(store, sizes=sizes)
-        with pytest.raises(FeatxError, match="shots are images a class"):
+        with pytest.raises(FeatxError, match="shots is a list of numbers of images per class"):
             few_shot(store, shots=sizes)

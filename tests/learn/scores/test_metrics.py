@@ -13,10 +13,10 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, label_binarize
 
+from featx.catalogue import ESTIMATORS
 from featx.learn import HoldOut, RidgeClassifier, StoredFeatures, select_model
 from featx.learn.scores.intervals import held_out_interval
 from featx.learn.scores.metrics import METRICS
-from featx.learn.selection.catalogue import ESTIMATORS
 
 AUC = METRICS["roc_auc"]
 

@@ -298,6 +298,14 @@ def test_progress_counts_fits():
     assert told[-1] == (8, 8)
 
 
+@pytest.mark.parametrize("grid, cv", [(GRID, []), ([], 3)])
+def test_no_splits_or_no_candidates_are_refused_by_plan_and_fit(grid, cv):
+    search = GridSearchCV(SCALED, grid, cv=cv)
+    for call in (search.plan, search.fit):
+        with pytest.raises(ValueError, match="Was the CV iterator empty"):
+            call(X, Y)
+
+
 def test_a_plan_tells_what_is_shared():
     pipe = Pipeline([("scale", StandardScaler()), ("model", LOGISTIC)])
     forest = RandomForestClassifier(2)

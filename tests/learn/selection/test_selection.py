@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
@@ -18,14 +20,20 @@ from sklearn.svm import SVC
 import featx
 from featx import FeatureStore, Preprocessing
 from featx.backbones import Backbone
+from featx.catalogue import ESTIMATORS
 from featx.errors import FeatxError, KeysError, LayerError, StoreError
 from featx.learn import HoldOut, StoredFeatures, select_model
 from featx.learn.features import features
 from featx.learn.scores.intervals import wilson
-from featx.learn.selection.catalogue import ESTIMATORS
+from featx.learn.selection import new_estimator
 
 C = {"logistic_regression": [1e-3, 1e-1], "rbf_svm": [0.1, 10.0], "linear_svm": [1e-3]}
-QUICK = {"folds": 3, "n_jobs": 1, "param_grid": C}
+FAST = {"folds": 3, "n_jobs": 1}
+QUICK = FAST | {"estimators": list(C), "param_grid": C}
+
+
+def quick(*estimators: str) -> dict[str, Any]:
+    return FAST | {"estimators": list(estimators), "param_grid": {name: C[name] for name in estimators}}
 
 
 def network(**options) -> Backbone:
@@ -70,7 +78,7 @@ def pixels(root) -> FeatureStore:
 
 @pytest.fixture(scope="module")
 def selection(store):
-    return select_model(store, estimators=["logistic_regression", "rbf_svm"], **QUICK)
+    return select_model(store, **quick("logistic_regression", "rbf_svm"))
 
 
 def message(error: pytest.ExceptionInfo) -> str:
@@ -142,7 +150,7 @@ def asked(monkeypatch) -> list[set[int]]:
 
 
 def test_held_out_images_touch_nothing_but_the_last_prediction(store, asked):
-    found = select_model(store, estimators=["logistic_regression"], layers=["penultimate"], **QUICK)
+    found = select_model(store, layers=["penultimate"], **quick("logistic_regression"))
     held_out = set(found.test.X.ravel().tolist())
     assert len(asked) > 1 and asked[-1] == held_out
     assert all(not keys & held_out for keys in asked[:-1])
@@ -152,9 +160,7 @@ def test_held_out_images_touch_nothing_but_the_last_prediction(store, asked):
 def test_test_rows_are_held_out(store, asked):
     test = np.zeros(len(store), bool)
     test[[0, 7, 25, 40, 59]] = True
-    found = select_model(
-        store, estimators=["logistic_regression"], layers=["features.3"], holdout=HoldOut(rows=test), **QUICK
-    )
+    found = select_model(store, layers=["features.3"], holdout=HoldOut(rows=test), **quick("logistic_regression"))
     np.testing.assert_array_equal(found.test.X, store.X[test])
     np.testing.assert_array_equal(found.test.y, store.y[test])
     assert found.training.n == 55 and all(not keys & set(store.X[test].ravel()) for keys in asked[:-1])
@@ -162,7 +168,7 @@ def test_test_rows_are_held_out(store, asked):
 
 def test_a_store_of_its_own_is_held_out(root, store):
     later = extracted(root, "later", "later.h5", network(), ["features.3:max", "penultimate"])
-    found = select_model(store, holdout=HoldOut(store=later), estimators=["logistic_regression"], **QUICK)
+    found = select_model(store, holdout=HoldOut(store=later), **quick("logistic_regression"))
     assert found.training.n == 60 and found.test.store is later
     np.testing.assert_array_equal(found.test.X, later.X)
     np.testing.assert_array_equal(found.test.y, later.y)
@@ -175,7 +181,7 @@ def test_a_store_of_its_own_is_held_out(root, store):
 def test_a_test_store_made_otherwise_is_refused(root, store):
     other = extracted(root, "later", "otherwise.h5", network(mean=(0.1, 0.2, 0.3)), ["features.3:max", "penultimate"])
     with pytest.raises(StoreError, match="the test store was made otherwise: preprocessing") as error:
-        select_model(store, holdout=HoldOut(store=other), estimators=["logistic_regression"], **QUICK)
+        select_model(store, holdout=HoldOut(store=other), **quick("logistic_regression"))
     message(error)
 
 
@@ -193,17 +199,17 @@ def test_a_test_store_with_another_class_is_refused(root, store):
     make_images(root / "strange", {"dark": 60, "unheard": 200}, 2, seed=9)
     strange = extracted(root, "strange", "strange.h5", network(), ["features.3:max", "penultimate"])
     with pytest.raises(FeatxError, match="classes that the training images have not: 'unheard'"):
-        select_model(store, holdout=HoldOut(store=strange), estimators=["logistic_regression"], **QUICK)
+        select_model(store, holdout=HoldOut(store=strange), **quick("logistic_regression"))
 
 
 def test_stores_of_the_same_images_compete(store, pixels):
-    found = select_model([store, pixels], estimators=["logistic_regression"], **QUICK)
+    found = select_model([store, pixels], **quick("logistic_regression"))
     assert {(c.backbone, c.layer) for c in found.candidates} == {
         ("torchvision:squeezenet1_1", "features.3:max"),
         ("torchvision:squeezenet1_1", "features.12.cat:avg"),
         ("bundled:pixels", "flatten:none"),
     }
-    alone = select_model(pixels, estimators=["logistic_regression"], **QUICK)
+    alone = select_model(pixels, **quick("logistic_regression"))
     assert [c.scores for c in found.candidates if c.backbone == "bundled:pixels"] == [
         c.scores for c in alone.candidates
     ]
@@ -225,7 +231,7 @@ def test_a_path_is_no_store(given):
 
 def test_one_layer_and_one_estimator_need_no_list(pixels, store):
     one, listed = (
-        select_model(store, layers=layers, estimators=estimators, **QUICK)
+        select_model(store, layers=layers, **quick("linear_svm") | {"estimators": estimators})
         for layers, estimators in [("penultimate", "linear_svm"), (["penultimate"], ["linear_svm"])]
     )
     assert [c.scores for c in one.candidates] == [c.scores for c in listed.candidates]
@@ -239,7 +245,7 @@ def test_stores_of_other_images_are_refused(root, store):
 
 
 def test_the_same_seed_gives_the_same_answer_and_another_seed_another_split(pixels):
-    options = QUICK | {"estimators": ["logistic_regression"]}
+    options = quick("logistic_regression")
     one, again, other = (select_model(pixels, random_state=seed, **options) for seed in (0, 0, 1))
     assert [c.scores for c in one.candidates] == [c.scores for c in again.candidates]
     np.testing.assert_array_equal(one.test.predicted, again.test.predicted)
@@ -247,13 +253,13 @@ def test_the_same_seed_gives_the_same_answer_and_another_seed_another_split(pixe
 
 
 def test_two_processes_give_what_one_gives(pixels):
-    options = QUICK | {"estimators": ["logistic_regression"]}
+    options = quick("logistic_regression")
     one, two = (select_model(pixels, **options | {"n_jobs": n}) for n in (1, 2))
     assert [c.scores for c in one.candidates] == [c.scores for c in two.candidates]
 
 
 def test_nothing_is_held_out_on_demand(pixels):
-    found = select_model(pixels, holdout=HoldOut(0), estimators=["logistic_regression"], **QUICK)
+    found = select_model(pixels, holdout=HoldOut(0), **quick("logistic_regression"))
     assert found.training.n == 60
     assert found.test is found.held_out is found.held_out_interval is found.confusion is None
     assert not len(found.mistakes())
@@ -261,7 +267,7 @@ def test_nothing_is_held_out_on_demand(pixels):
 
 def test_labels_from_elsewhere_are_used(pixels):
     y = np.where(store_y := (pixels.y == "light"), "bright", "not")
-    found = select_model(pixels, y, estimators=["logistic_regression"], **QUICK)
+    found = select_model(pixels, y, **quick("logistic_regression"))
     assert found.training.classes.tolist() == ["bright", "not"] and found.training.chance == pytest.approx(
         (~store_y).mean()
     )
@@ -270,7 +276,7 @@ def test_labels_from_elsewhere_are_used(pixels):
 
 def test_shuffled_labels_score_as_chance(store):
     y = np.random.default_rng(0).permutation(store.y)
-    found = select_model(store, y, estimators=["logistic_regression"], layers=["penultimate"], **QUICK)
+    found = select_model(store, y, layers=["penultimate"], **quick("logistic_regression"))
     assert found.best.mean < 0.6
 
 
@@ -290,9 +296,8 @@ def test_progress_is_told_in_fits_and_with_the_candidates_of_the_layers_that_are
     told = []
     found = select_model(
         store,
-        estimators=["logistic_regression", "rbf_svm"],
         on_progress=lambda now, ranked: told.append((now.done, now.total, list(ranked))),
-        **QUICK,
+        **quick("logistic_regression", "rbf_svm"),
     )
     assert {total for _, total, _ in told} == {2 * 4 * 3}  # layers, candidates of each, folds
     counts = [done for done, _, _ in told]
@@ -313,9 +318,11 @@ def test_the_default_grid_is_searched_whole(pixels):
     }
 
 
-def test_the_estimators_of_the_table_are_not_fitted_themselves(selection):
-    for family in ESTIMATORS.values():
-        assert not hasattr(family.estimator, "classes_")
+@pytest.mark.parametrize("spec", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_the_catalogue_names_parameters_of_its_estimators(spec):
+    ordered = {*spec.simpler_if_small, *spec.simpler_if_large}
+    assert ordered | {*spec.settings, *spec.unit_settings} <= new_estimator(spec).get_params().keys()
+    assert not spec.parameter or spec.parameter in ordered
 
 
 def test_every_mean_has_an_interval_around_it(store, selection):
@@ -328,43 +335,82 @@ def test_every_mean_has_an_interval_around_it(store, selection):
 
 
 @pytest.mark.parametrize(
+    "options, text",
+    [
+        ({}, "HoldOut takes one of size, rows and store; got none"),
+        ({"size": 0.2, "rows": np.ones(60, bool)}, "HoldOut takes one of size, rows and store; got size and rows"),
+        *(({"size": size}, "size is the share of images held out, from 0 to below 1; got ") for size in
+          (1.0, 1.5, -0.1, np.nan, "0.2", [0.2], False)),
+        ({"rows": [3, 7]}, "rows is True or False for each image; got an array of int64"),
+        ({"rows": np.arange(60)}, "rows is True or False for each image; got an array of int64"),
+        ({"rows": np.ones((60, 1), bool)}, "rows is True or False for each image; got array"),
+        ({"rows": "split"}, "rows is True or False for each image; got 'split'"),
+        ({"store": "later.h5"}, r"store is a featx.FeatureStore; got 'later.h5'; featx.FeatureStore\(path\) opens one"),
+    ],
+)  # fmt: skip
+def test_a_hold_out_of_another_type_or_range_is_refused_when_it_is_made(options, text):
+    with pytest.raises(FeatxError, match=text) as error:
+        HoldOut(**options)
+    message(error)
+
+
+@pytest.mark.parametrize(
     "options, error, text",
     [
-        ({"estimators": []}, FeatxError, "name at least one estimator of nearest_centroid, ridge_classifier"),
-        ({"param_grid": {"random_forest": [1]}}, FeatxError, "there is no estimator 'random_forest'"),
-        ({"param_grid": {"rbf_svm": [0.0]}}, FeatxError, "C is one or more positive numbers"),
-        ({"holdout": HoldOut(1.0)}, FeatxError, "size is the share of images held out"),
+        ({"estimators": []}, FeatxError, "estimators is one or more of nearest_centroid, ridge_classifier"),
+        ({"param_grid": {"random_forest": [1]}}, FeatxError, "param_grid: there is no estimator 'random_forest'"),
+        ({"param_grid": {"rbf_svm": [0.0]}}, FeatxError, r"C of rbf_svm \(param_grid\) is .* numbers; got \[0.0\]"),
         ({"holdout": HoldOut(0.01)}, FeatxError, "holding out 1% of 60 images"),
         ({"folds": 30}, FeatxError, "30-fold cross-validation needs 30 training images of each class; 'dark' has 16"),
-        ({"folds": 1}, FeatxError, "folds"),
+        ({"folds": 1}, FeatxError, "folds is an integer, 2 or more; got 1"),
         ({"holdout": HoldOut(rows=np.ones(60, bool))}, FeatxError, "must be some of the images, not all and not none"),
         ({"holdout": HoldOut(rows=np.arange(60) < 5), "y": ["a"] * 59}, StoreError, "has 60, got 59"),
-        ({"holdout": HoldOut(rows=np.arange(59) < 5)}, FeatxError, "60"),
+        ({"holdout": HoldOut(rows=np.arange(59) < 5)}, FeatxError, r"\(rows=...\) is True or .* the 60 images; got 59"),
         ({"y": ["one"] * 60}, FeatxError, "at least two classes are needed.*only 'one'"),
         (
             {"y": np.linspace(0, 1, 60)},
             FeatxError,
-            "the labels are numbers, and rbf_svm predicts classes; choose from ridge",
+            r"the labels are numbers, and rbf_svm \(estimators\) predicts classes; choose from ridge",
         ),
         ({"y": np.ones(60)}, FeatxError, "labels that differ; they are all 1"),
-        ({"y": np.r_[np.nan, np.ones(59)]}, StoreError, "finite"),
-        ({"scoring": "acuracy"}, FeatxError, "no score 'acuracy' of classes; close: 'accuracy'"),
-        ({"scoring": "r2"}, FeatxError, "no score 'r2' of classes"),
+        ({"y": np.r_[np.inf, np.zeros(59)]}, StoreError, "finite"),
+        ({"y": np.r_[np.nan, np.ones(59)]}, StoreError, r"every image needs a label \(y\); none is given for '"),
+        ({"y": ["a", pd.NA] * 30}, StoreError, r"every image needs a label \(y\); none is given for '"),
+        ({"y": set(range(60))}, StoreError, "y is one label per image, or a column; got {0, 1, "),
+        ({"groups": np.r_[np.nan, np.arange(59)]}, StoreError, r"every image needs a group \(groups\); none is given"),
+        ({"scoring": "acuracy"}, FeatxError, "scoring 'acuracy' is no score of classes; close: 'accuracy'"),
+        ({"scoring": "r2"}, FeatxError, "scoring 'r2' is no score of classes"),
         ({"groups": "patient"}, StoreError, "has no column 'patient', and no others"),
-        ({"repeats": 0}, FeatxError, "got repeats=0"),
+        ({"repeats": 0}, FeatxError, "repeats is an integer, 1 or more; got 0"),
         ({"holdout": HoldOut}, FeatxError, "holdout is a featx.learn.HoldOut, HoldOut"),
         ({"holdout": 0.2}, FeatxError, "holdout is a featx.learn.HoldOut, .*got 0.2"),
-        ({"steps": iter(["pca"])}, FeatxError, "a step is a transformer of scikit-learn; got 'pca'"),
-        ({"steps": ["pca"]}, FeatxError, "a step is a transformer of scikit-learn; got 'pca'"),
-        ({"estimators": ["knn"], "param_grid": {"knn": [500]}}, FeatxError, "n_neighbors is at most the 32 images"),
-        ({"estimators": ["ridge"]}, FeatxError, "the labels are classes, and ridge predicts numbers"),
-        ({"y": ["a"] * 59 + ["b"]}, FeatxError, "'b' has 1: add images, or hold none out"),
+        ({"steps": iter(["pca"])}, FeatxError, "each of steps is a transformer of scikit-learn; got 'pca'"),
+        ({"steps": ["pca"]}, FeatxError, "each of steps is a transformer of scikit-learn; got 'pca'"),
+        (
+            {"estimators": ["knn"], "param_grid": {"knn": [500]}},
+            FeatxError,
+            "n_neighbors of knn .* at most the 32 images",
+        ),
+        (
+            {"param_grid": {"linear_svm": [1.0]}},
+            FeatxError,
+            "param_grid has values for linear_svm, .*searched: rbf_svm",
+        ),
+        (
+            {"estimators": ["nearest_centroid"], "param_grid": {"nearest_centroid": [1.0]}},
+            FeatxError,
+            "param_grid has values for nearest_centroid, which has no parameter to search",
+        ),
+        ({"y": ["a"] * 59 + [None]}, StoreError, r"every image needs a label \(y\); none is given for 'light/"),
+        ({"groups": [1, 2] * 29 + [1, None]}, StoreError, r"every image needs a group \(groups\); none"),
+        ({"estimators": ["ridge"]}, FeatxError, "the labels are classes, and ridge .estimators. predicts numbers"),
+        ({"y": ["a"] * 59 + ["b"]}, FeatxError, r"'b' has 1: .*, or hold none out: holdout=HoldOut\(size=0\)"),
         (
             {"y": ["a"] * 59 + ["b"], "holdout": HoldOut(0)},
             FeatxError,
             "needs 3 training images of each class; 'b' has 1",
         ),
-        ({"random_state": -1}, FeatxError, r"the seed \(random_state\) is a whole number from 0 to .*; got -1"),
+        ({"random_state": -1}, FeatxError, r"the seed \(random_state\) is an integer from 0 to .*; got -1"),
         ({"random_state": None}, FeatxError, "the seed .* got None"),
         ({"random_state": 0.5}, FeatxError, "the seed .* got 0.5"),
         ({"estimators": "rbf_swm"}, FeatxError, "there is no estimator 'rbf_swm'; close: 'rbf_svm'"),
@@ -390,4 +436,4 @@ def test_a_store_without_labels_says_where_to_get_them(root):
 
 def test_learning_decodes_no_image(store, monkeypatch):
     monkeypatch.setattr(features, "_forward", lambda: pytest.fail("a network was asked for"))
-    select_model(store, estimators=["rbf_svm"], **QUICK)
+    select_model(store, **quick("rbf_svm"))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from separable import separable_store
 from sklearn.decomposition import PCA
+from sklearn.feature_selection import SelectKBest
 from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
+from sklearn.preprocessing import Normalizer, PolynomialFeatures, PowerTransformer, StandardScaler
 
 from featx.errors import FeatxError, StoreError
 from featx.learn import HoldOut, Interrupted, LogisticRegression, StoredFeatures, select_model
@@ -81,7 +82,7 @@ def test_held_out_rows_that_part_twins_or_groups_are_refused(tmp_path):
     assert select_model(store, holdout=HoldOut(rows=half), allow_duplicates=True, **LINEAR).training.n == 30
     with pytest.raises(FeatxError, match="hold out whole groups"):
         select_model(store, holdout=HoldOut(rows=half), allow_duplicates=True, groups=np.arange(60) % 10, **LINEAR)
-    with pytest.raises(FeatxError, match=r"groups has one value an image: a.h5 has 60, got \(59,\)"):
+    with pytest.raises(FeatxError, match="groups is one group per image: a.h5 has 60, got 59"):
         select_model(store, groups=np.arange(59), **LINEAR)
 
 
@@ -232,6 +233,35 @@ def test_what_a_pca_kept_of_narrower_layers_is_said_and_is_what_costs(tmp_path):
     found = select_model(store, layers=["one", ["one", "two"]], steps=[PCA(8, random_state=0)], **LINEAR)
     assert found.settings.steps == ("pca 8 (6 to 8 kept, all there are)",)
     assert {(c.d, c.complexity[0]) for c in found.candidates} == {(6, 6), (12, 8)}
+
+
+@pytest.mark.parametrize(
+    "before, kept",
+    [
+        (PCA(3), 3),
+        (make_pipeline(Normalizer(), PCA(3)), 3),
+        (SelectKBest(k=2), 2),
+        (PCA(0.9), 5),
+        (Normalizer(), 6),
+        (PolynomialFeatures(interaction_only=True), 8),
+    ],
+)
+def test_a_pca_keeps_at_most_the_columns_that_the_step_before_gives(tmp_path, before, kept):
+    store = separable_store(tmp_path / "a.h5", 90, noise={"one:avg": 1.0})
+    found = select_model(store, steps=[before, PCA(8, random_state=0)], **LINEAR)
+    assert found.best_estimator.steps[2][1].n_components == kept and np.isfinite(found.best.mean)
+    assert found.settings.steps[1] == ("pca 8" if kept == 8 else f"pca 8 ({kept} kept, all there are)")
+
+
+def test_steps_may_have_the_names_of_other_steps_and_of_a_pipelines_parameters(tmp_path):
+    store = separable_store(tmp_path / "a.h5", 60, noise={"one:avg": 1.0})
+    steps = [
+        type(name, (Normalizer,), {})() for name in ("Features", "Scaler", "Scaler", "Estimator", "Memory", "a__b")
+    ]
+    found = select_model(store, steps=steps, **LINEAR)
+    assert [name for name, _ in found.best_estimator.steps] == [
+        "features", "features-1", "scaler-1", "scaler-2", "estimator-1", "memory-1", "a_b", "scaler", "estimator"
+    ]  # fmt: skip
 
 
 def test_labels_may_be_a_column(tmp_path):

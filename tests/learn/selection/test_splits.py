@@ -125,8 +125,8 @@ def test_groups_are_a_column_or_a_value_an_image(tmp_path):
         ("patent", StoreError, "has no column 'patent'; close: 'patient'; it has patient, site, one"),
         ("site", StoreError, "column 'site' is empty for 1 of 3: 'image 1'"),
         ("one", FeatxError, "two or more different values; all images have 'x'"),
-        ([0, 1], FeatxError, r"a.h5 has 3, got \(2,\)"),
-        (np.zeros((3, 1)), FeatxError, r"a.h5 has 3, got \(3, 1\)"),
+        ([0, 1], StoreError, "groups is one group per image: a.h5 has 3, got 2"),
+        (np.zeros((3, 1)), StoreError, r"groups is one group per image; got array\(\[0.\]\) for the first"),
     ]:
         with pytest.raises(error, match=text) as raised:
             group_numbers(store, groups)
@@ -178,12 +178,6 @@ def test_folds_that_whole_groups_leave_without_a_class_are_refused():
         except FeatxError as error:
             refused += "leave one without" in str(error)
     assert refused
-
-
-def test_a_share_is_from_0_to_below_one():
-    for share in (-0.1, 1.0, 1.5):
-        with pytest.raises(FeatxError, match="size is the share of images held out, from 0 to below 1"):
-            hold_out(CLASSES, None, share, 0)
 
 
 @pytest.mark.parametrize("numbers", [None, np.array([0, 0, 1, 1, 2, 2])])

@@ -1,75 +1,33 @@
-"""The catalogue of estimators, and for each layer the grid of pipelines that a search fits."""
+"""For each layer, the grid of pipelines that a search fits."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
-from sklearn.decomposition import PCA
+from sklearn.base import OneToOneFeatureMixin, clone
+from sklearn.decomposition import PCA, FactorAnalysis, FastICA, IncrementalPCA, TruncatedSVD
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
+from featx.catalogue import ESTIMATORS, EstimatorSpec, estimator_names
 from featx.errors import FeatxError, LayerError, Parameter, RecipeError, RowsDifferWarning, listed, nearest, warn
-from featx.learn.estimators import (
-    SVC,
-    SVR,
-    KNeighborsClassifier,
-    LinearSVC,
-    LogisticRegression,
-    NearestCentroid,
-    Ridge,
-    RidgeClassifier,
-)
+from featx.learn import estimators as classes
+from featx.learn._sklearn import check_parameters
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import METRICS, splits_interval
+from featx.learn.selection.parameters import brief, counts, positive_numbers, sequence
 from featx.learn.selection.results import Candidate
 from featx.learn.selection.splits import Split
 from featx.store import FeatureStore, rounding_note
 
+# decompositions that need no fewer columns and rows than components
+_DECOMPOSITIONS = (PCA, IncrementalPCA, TruncatedSVD, FastICA, FactorAnalysis)
 Layers = str | Sequence[str | Sequence[str]] | None
-
-
-@dataclass(frozen=True)
-class EstimatorSpec:
-    """An estimator of the catalogue, and the one parameter of it that is searched.
-
-    parameter : its name, or "" if there is none
-    values : its default values
-    is_numeric : whether it is a regressor
-    is_default : whether it is searched by default
-    """
-
-    estimator: Any
-    parameter: str
-    values: tuple[Any, ...]
-    is_numeric: bool = False
-    is_default: bool = True
-
-    def complexity(self, value: float | None) -> float:
-        """Orders values of the parameter, the strongest regularization first."""
-        if value is None:
-            return 0.0
-        return float(value) if self.parameter == "C" else -float(value)
-
-
-# In the order of complexity, simplest first, which decides between equal scores. Features are standardised, so one grid
-# fits all layers.
-ESTIMATORS: dict[str, EstimatorSpec] = {
-    "nearest_centroid": EstimatorSpec(NearestCentroid(), "", (None,), is_default=False),
-    "ridge_classifier": EstimatorSpec(RidgeClassifier(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_default=False),
-    "logistic_regression": EstimatorSpec(
-        LogisticRegression(max_iter=1000), "C", (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 1.0)
-    ),
-    "linear_svm": EstimatorSpec(LinearSVC(), "C", (1e-5, 1e-4, 1e-3, 1e-2)),
-    "knn": EstimatorSpec(KNeighborsClassifier(metric="cosine"), "n_neighbors", (1, 5, 10, 20, 50), is_default=False),
-    "rbf_svm": EstimatorSpec(SVC(), "C", (0.1, 1.0, 10.0)),
-    "ridge": EstimatorSpec(Ridge(), "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), is_numeric=True),
-    "svr": EstimatorSpec(SVR(), "C", (0.1, 1.0, 10.0, 100.0), is_numeric=True),
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,10 +97,15 @@ class LayerGrid:
         return candidates
 
 
+def new_estimator(spec: EstimatorSpec) -> Any:
+    return getattr(classes, spec.class_name)(**spec.settings)
+
+
 def layer_grids(
     stores: Sequence[FeatureStore],
+    X: np.ndarray,
     y: np.ndarray,
-    n_fit: int,
+    trains: Sequence[np.ndarray],
     *,
     layers: Layers,
     estimators: str | Sequence[str] | None,
@@ -154,33 +117,80 @@ def layer_grids(
 
     Parameters
     ----------
-    y : (n,) labels
-    n_fit : smallest number of images that a pipeline is fitted on
+    X, y : (n, 1) keys and (n,) labels
+    trains : positions that pipelines are fitted on, of each fit
     estimators, param_grid, steps : as in `select_model`
     test_store : as in `stored_features`
     """
     is_numeric = y.dtype.kind == "f"
-    chosen = _chosen_estimators(is_numeric, estimators, param_grid or {}, y, n_fit)
-    for step in steps:
-        if not hasattr(step, "fit") or not hasattr(step, "transform"):
-            raise FeatxError(f"a step is a transformer of scikit-learn; got {step!r}")
+    chosen = _chosen_estimators(is_numeric, estimators, param_grid, y, min(map(len, trains)))
     grids = []
     for features in stored_features(stores, layers, test_store):
-        # centred, n rows span n - 1 directions: one more would be rounding error, which the scaler would magnify
-        most = min(features.n_features_out_, n_fit - 1)
-        between = [_with_components_at_most(clone(step), most) for step in steps]
-        named = make_pipeline(*between).steps if between else []
+        between = zip(_step_names(steps), _limited(steps, features, X, y, trains), strict=True)
         final = [("scaler", StandardScaler()), ("estimator", clone(chosen[0][1]))]
-        pipeline = Pipeline([("features", features), *named, *final])
+        pipeline = Pipeline([("features", features), *between, *final])
         grids.append(LayerGrid(pipeline, chosen))
     return grids
 
 
-def _with_components_at_most(step: Any, most: int) -> Any:
-    """The transformer, with no more components than a layer and the images of a fold have."""
-    if _n_components(step) > most:
-        step.set_params(n_components=most)
-    return step
+def checked_steps(steps: object) -> list[Any]:
+    """Raises FeatxError unless `steps` are transformers with parameters in range."""
+    every = sequence(steps)
+    if every is None:
+        raise FeatxError(
+            Parameter("steps"), f" is a list of transformers, [Normalizer()] for example; got {brief(steps)}"
+        )
+    for step in every:
+        if isinstance(step, type) or not hasattr(step, "fit") or not hasattr(step, "transform"):
+            hint = f"; write {step.__name__}()" if isinstance(step, type) else ""
+            raise FeatxError(
+                "each of ", Parameter("steps"), f" is a transformer of scikit-learn; got {brief(step)}{hint}"
+            )
+        try:
+            check_parameters(step)
+        except ValueError as error:
+            raise FeatxError(Parameter("steps"), f": {' '.join(str(error).split())}") from error
+        n_components = getattr(step, "n_components", None)
+        if isinstance(n_components, Integral) and n_components < 1:
+            raise FeatxError(
+                f"n_components of {type(step).__name__} (", Parameter("steps"), f") is 1 or more; got {n_components}"
+            )
+    return every
+
+
+def _step_names(steps: Sequence[Any]) -> list[str]:
+    """Names as of make_pipeline, except for those that a pipeline has for something else."""
+    taken = {"features", "scaler", "estimator", *Pipeline([("estimator", None)]).get_params(deep=False)}
+    names = [re.sub("__+", "_", type(step).__name__.lower()) for step in steps]
+    return [
+        f"{name}-{names[: number + 1].count(name)}" if name in taken or names.count(name) > 1 else name
+        for number, name in enumerate(names)
+    ]
+
+
+def _limited(
+    steps: Sequence[Any], features: StoredFeatures, X: np.ndarray, y: np.ndarray, trains: Sequence[np.ndarray]
+) -> list[Any]:
+    """Unfitted copies of the steps, whose decompositions have no more components than there are."""
+    limited: list[Any] = []
+    width: int | None = features.n_features_out_  # columns before the step; None if only fitting tells
+    for step in map(clone, steps):
+        if isinstance(step, _DECOMPOSITIONS) and (n_components := _n_components(step)):
+            if width is None:
+                width = _fewest_columns(make_pipeline(features, *limited), X, y, trains)
+            # centred, n rows span n - 1 directions: one more would be rounding error, which the scaler would magnify
+            most = min(width, *(len(train) - 1 for train in trains))
+            if n_components > most:
+                step.set_params(n_components=most)
+            width = _n_components(step)
+        elif not isinstance(step, OneToOneFeatureMixin):
+            width = None
+        limited.append(step)
+    return limited
+
+
+def _fewest_columns(pipeline: Pipeline, X: np.ndarray, y: np.ndarray, trains: Sequence[np.ndarray]) -> int:
+    return min(clone(pipeline).fit_transform(X[train], y[train]).shape[1] for train in trains)
 
 
 def _n_components(step: Any) -> int:
@@ -197,14 +207,13 @@ def steps_text(steps: Sequence[Any], grids: Sequence[LayerGrid]) -> tuple[str, .
             words.append("l2")
         elif type(step) is PowerTransformer and step.method == "yeo-johnson":
             words.append("power")
-        elif type(step) is PCA and _n_components(step):
-            widths = [grid.pipeline.steps[1 + number][1].n_components for grid in grids]
+        else:
+            is_pca = type(step) is PCA and _n_components(step)
+            text = f"pca {step.n_components}" if is_pca else " ".join(repr(step).split())
+            widths = [_n_components(grid.pipeline.steps[1 + number][1]) for grid in grids]
             few, many = min(widths), max(widths)
             kept = f"{few:,}" if few == many else f"{few:,} to {many:,}"
-            text = f"pca {step.n_components}"
-            words.append(text + (f" ({kept} kept, all there are)" if few < step.n_components else ""))
-        else:
-            words.append(" ".join(repr(step).split()))
+            words.append(text + (f" ({kept} kept, all there are)" if few < _n_components(step) else ""))
     return tuple(words)
 
 
@@ -232,10 +241,11 @@ def stored_features(
     RowsDifferWarning
         Rows of the test store are rounded differently.
     """
+    names = None if layers is None else _layer_names(layers)
     notes: dict[str, None] = {}
     by_layer: dict[tuple[int, str], StoredFeatures] = {}
     for number, store in enumerate(stores):
-        for layer in [layers] if isinstance(layers, str) else layers or store.layers:
+        for layer in store.layers if names is None else names:
             features = StoredFeatures(store, layer if isinstance(layer, str) else list(layer))
             try:
                 features.fit()
@@ -253,6 +263,18 @@ def stored_features(
     for note in filter(None, notes):
         warn(note, RowsDifferWarning)
     return sorted(by_layer.values(), key=lambda features: features.n_features_out_)
+
+
+def _layer_names(layers: object) -> list[str | list[str]]:
+    """Names, and lists of names for layers side by side."""
+    names = [layers] if isinstance(layers, str) else sequence(layers)
+    side_by_side = [name if isinstance(name, str) else sequence(name) for name in names or ()]
+    if not side_by_side or not all(name and all(isinstance(part, str) for part in name) for name in side_by_side):
+        raise FeatxError(
+            Parameter("layers"),
+            f" is one or more names, or lists of names for layers side by side; got {brief(layers)}",
+        )
+    return side_by_side  # type: ignore[return-value]
 
 
 def _refuse_nonfinite(store: FeatureStore, features: StoredFeatures) -> None:
@@ -290,39 +312,69 @@ def _test_note(features: StoredFeatures, store: FeatureStore, test_store: Featur
 def _chosen_estimators(
     is_numeric: bool,
     estimators: str | Sequence[str] | None,
-    values: Mapping[str, Sequence[Any]],
+    param_grid: object,
     y: np.ndarray,
     n_fit: int,
 ) -> tuple[tuple[str, Any, tuple[Any, ...]], ...]:
     """(name, estimator, values of its parameter) of each; raises FeatxError if a name or value does not fit."""
-    choices = [name for name, spec in ESTIMATORS.items() if spec.is_numeric == is_numeric]
+    choices = estimator_names(is_numeric)
+    if param_grid is not None and not isinstance(param_grid, Mapping):
+        raise FeatxError(
+            Parameter("param_grid"),
+            f" is {{estimator: values}}, {{'ridge': [1.0, 10.0]}} for example; got {brief(param_grid)}",
+        )
+    values: Mapping[Any, Any] = param_grid or {}
     if estimators is None:
-        estimators = [name for name in choices if ESTIMATORS[name].is_default]
-    estimators = [estimators] if isinstance(estimators, str) else estimators
-    for name in [*estimators, *values]:
-        if name not in ESTIMATORS:
-            raise FeatxError(f"there is no estimator {name!r}{nearest(name, choices)}; choose {', '.join(choices)}")
+        names: list | None = estimator_names(is_numeric, only_defaults=True)
+    else:
+        names = [estimators] if isinstance(estimators, str) else sequence(estimators)
+    if not names:
+        raise FeatxError(Parameter("estimators"), f" is one or more of {', '.join(choices)}; got {brief(estimators)}")
+    for parameter, name in [*(("estimators", name) for name in names), *(("param_grid", name) for name in values)]:
+        if not isinstance(name, str) or name not in ESTIMATORS:
+            raise FeatxError(
+                Parameter(parameter),
+                f": there is no estimator {brief(name)}{nearest(str(name), choices)}; choose {', '.join(choices)}",
+            )
         if name not in choices:
             kinds = ("numbers", "classes") if is_numeric else ("classes", "numbers")
             raise FeatxError(
-                f"the labels are {kinds[0]}, and {name} predicts {kinds[1]}; choose from {', '.join(choices)}"
+                f"the labels are {kinds[0]}, and {name} (",
+                Parameter(parameter),
+                f") predicts {kinds[1]}; choose from {', '.join(choices)}",
             )
-    if not estimators:
-        raise FeatxError(f"name at least one estimator of {', '.join(choices)}")
+    for name in values:
+        if name not in names:
+            raise FeatxError(
+                Parameter("param_grid"),
+                f" has values for {name}, which is not among the ",
+                Parameter("estimators"),
+                f" that are searched: {', '.join(names)}",
+            )
+        if not ESTIMATORS[name].parameter:
+            raise FeatxError(Parameter("param_grid"), f" has values for {name}, which has no parameter to search")
     chosen = []
-    for name in dict.fromkeys(estimators):
+    for name in dict.fromkeys(names):
         spec = ESTIMATORS[name]
-        estimator, default = clone(spec.estimator), spec.values
-        if name == "svr":  # C, epsilon and tol have the unit of y; a power of ten keeps the grid readable
-            unit = 10.0 ** round(np.log10(np.std(y)))
-            estimator.set_params(epsilon=0.1 * unit, tol=1e-3 * unit)
+        estimator, default = new_estimator(spec), spec.values
+        if spec.unit_settings:
+            unit = 10.0 ** round(np.log10(np.std(y)))  # a power of ten keeps the grid readable
+            estimator.set_params(**{parameter: value * unit for parameter, value in spec.unit_settings.items()})
             default = tuple(value * unit for value in default)
-        if name == "knn":
+        if spec.counts_images:
             default = tuple(k for k in default if k <= n_fit)
-        grid = tuple(values.get(name, default))
-        if spec.parameter and (not grid or min(grid) <= 0):
-            raise FeatxError(f"{spec.parameter} is one or more positive numbers; got {list(grid)} for {name}")
-        if name == "knn" and max(grid) > n_fit:
-            raise FeatxError(f"n_neighbors is at most the {n_fit:,} images that a fold learns from; got {max(grid)}")
-        chosen.append((name, estimator, grid if spec.parameter else (None,)))
+        grid = default
+        if name in values:
+            of_name = values[name]
+            numbers = counts(of_name, 1) if spec.counts_images else positive_numbers(of_name)
+            where = (f"{spec.parameter} of {name} (", Parameter("param_grid"), ")")
+            if numbers is None:
+                kind = "integers" if spec.counts_images else "numbers"
+                raise FeatxError(*where, f" is a list of one or more positive {kind}; got {brief(of_name)}")
+            if spec.counts_images and max(numbers) > n_fit:
+                raise FeatxError(
+                    *where, f" is at most the {n_fit:,} images that a fold learns from; got {max(numbers)}"
+                )
+            grid = tuple(numbers)
+        chosen.append((name, estimator, grid))
     return tuple(chosen)
