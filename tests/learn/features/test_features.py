@@ -94,23 +94,23 @@ def test_rows_may_repeat_and_be_few(store):
     np.testing.assert_array_equal(fitted(store).transform(store.X[7:8]), store["penultimate"][7:8])
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        lambda X: X.ravel(),
-        lambda X: X.astype(float),
-        lambda X: X.astype(object),
-        lambda X: X.tolist(),
-        lambda X: pd.DataFrame(X, columns=["key"]),
-        lambda X: pd.DataFrame(X.astype(float)),
-        lambda X: pd.Series(X.ravel()),
-        np.asfortranarray,
-    ],
-)
-def test_keys_come_in_every_shape_that_scikit_learn_hands_over(store, shape):
+def test_keys_come_in_every_shape_that_scikit_learn_hands_over(store):
     rows = [3, 20, 1]
-    found = fitted(store).transform(shape(store.X[rows]))
-    np.testing.assert_array_equal(found, store["penultimate"][rows])
+    keys = store.X[rows]
+    shapes = {
+        "flat": keys.ravel(),
+        "floats": keys.astype(float),
+        "flat floats": keys.ravel().astype(float),
+        "objects": keys.astype(object),
+        "list": keys.tolist(),
+        "flat list": keys.ravel().tolist(),
+        "frame": pd.DataFrame(keys, columns=["key"]),
+        "frame of floats": pd.DataFrame(keys.astype(float)),
+        "series": pd.Series(keys.ravel()),
+        "Fortran order": np.asfortranarray(keys),
+    }
+    for name, shaped in shapes.items():
+        np.testing.assert_array_equal(fitted(store).transform(shaped), store["penultimate"][rows], err_msg=name)
 
 
 def test_keys_that_the_store_does_not_hold_are_refused(store):
@@ -402,26 +402,27 @@ def test_stored_rows_are_the_rows_computed_for_the_same_images(store, paths, lay
     np.testing.assert_allclose(computed, stored, rtol=1e-5, atol=1e-5 * np.abs(stored).max())
 
 
-@pytest.mark.parametrize(
-    "form",
-    [
-        lambda paths: [Path(path) for path in paths],
-        lambda paths: [[path] for path in paths],
-        lambda paths: np.array(paths),
-        lambda paths: np.array(paths)[:, None],
-        lambda paths: np.array(paths, object)[:, None],
-        lambda paths: pd.DataFrame({"path": paths}),
-        lambda paths: pd.Series(paths),
-        lambda paths: [Image.open(path) for path in paths],
-        lambda paths: [[Image.open(path)] for path in paths],
-        lambda paths: [np.asarray(Image.open(path)) for path in paths],
-    ],
-)
-def test_images_come_in_every_form(store, paths, form):
-    chosen = [paths[i] for i in (20, 0, 9)]
-    found = fitted(store).transform(form(chosen))
-    expected = store["penultimate"][[20, 0, 9]]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+def test_images_come_in_every_form(store, paths):
+    rows = [20, 0, 9]
+    names, expected = [paths[i] for i in rows], store["penultimate"][rows]
+    pictures = [Image.open(name) for name in names]
+    forms = {
+        "names": names,
+        "paths": [Path(name) for name in names],
+        "lists of a name": [[name] for name in names],
+        "array": np.array(names),
+        "column": np.array(names)[:, None],
+        "column of objects": np.array(names, object)[:, None],
+        "frame": pd.DataFrame({"path": names}),
+        "series": pd.Series(names),
+        "pictures": pictures,
+        "lists of a picture": [[picture] for picture in pictures],
+        "arrays": [np.asarray(picture) for picture in pictures],
+    }
+    for form, images in forms.items():
+        empty_cache()
+        found = fitted(store).transform(images)
+        np.testing.assert_allclose(found, expected, 1e-5, 1e-5 * np.abs(expected).max(), err_msg=form)
 
 
 def test_one_array_of_images_is_its_images(store):
