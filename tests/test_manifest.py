@@ -32,7 +32,7 @@ def test_bom_and_empty_lines_are_ignored(tmp_path):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"", ["header line", "none"]),
+        (b"", ["header line", "has no row"]),
         (b"path,label\n", ["at least one row"]),
         (b"path,path\na,b\n", ["two columns", "'path'", "rename"]),
         (b"path,label\na.jpg,x\nb.jpg\n", ["row 3", "2 values", "got 1"]),

@@ -203,6 +203,24 @@ def test_an_interrupt_at_either_end_is_no_traceback(folder, when):
     assert (done.returncode, done.stderr) == (expected, "")
 
 
+def test_an_interrupt_that_c_code_has_seen_ends_with_130(tmp_path):
+    code = """
+import ctypes
+import featx.cli
+from featx.__main__ import main
+
+def run():
+    ctypes.pythonapi.PyRun_SimpleString(b"raise KeyboardInterrupt")  # Python remembers it until it ends
+    raise SystemExit(130)
+
+featx.cli.main = run
+main()
+"""
+    (tmp_path / "interrupted.py").write_text(code)
+    words = [sys.executable, "-m", "interrupted"]
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=60).returncode == 130
+
+
 def test_an_import_that_is_interrupted_ends_with_130(tmp_path):
     class_folders(tmp_path / "photos", n=2)
     code = f"{HEARD}; from featx.__main__ import main; main()"

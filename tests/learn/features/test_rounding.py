@@ -171,7 +171,7 @@ def test_a_saved_model_reads_them_too(train, made, tmp_path):
     with pytest.warns(RowsDifferWarning, match="rows agree within 0.45 %"):
         assert loaded.score(test.X, test.y) > 0.9
     elsewhere = separable_store(tmp_path / "e.h5", 30, preprocessing=ELSEWHERE["preprocessing"])
-    with pytest.raises(RecipeError, match="made otherwise: preprocessing.resize"):
+    with pytest.raises(RecipeError, match="made with other settings: preprocessing.resize"):
         loaded.set_params(storedfeatures__store=elsewhere).predict(elsewhere.X)
 
 
