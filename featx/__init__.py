@@ -6,9 +6,11 @@ Images go once through a pretrained CNN, activations are kept in one HDF5 file, 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers know it; the module `typing` is not needed otherwise
 if TYPE_CHECKING:
+    from typing import Any
+
     from featx.backbones import Backbone, Preprocessing
     from featx.errors import (
         ContradictionWarning,

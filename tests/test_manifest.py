@@ -31,7 +31,7 @@ def test_bom_and_empty_lines_are_ignored(tmp_path):
 
 def test_a_table_that_is_not_whole_is_refused(tmp_path, subtests):
     for content, words in [
-        (b"", ["header line", "none"]),
+        (b"", ["header line", "has no row"]),
         (b"path,label\n", ["at least one row"]),
         (b"path,path\na,b\n", ["two columns", "'path'", "rename"]),
         (b"path,label\na.jpg,x\nb.jpg\n", ["row 3", "2 values", "got 1"]),

@@ -3,7 +3,7 @@
 This room knows nothing of collections of images or of stores.
 """
 
-from featx.backbones.backbone import Backbone, resolve_backbone
+from featx.backbones.backbone import BUILDING, Backbone, passed_backbone, resolve_backbone
 from featx.backbones.engine import Choice, choose
 from featx.backbones.network import COMPILED, EAGER, TappedNetwork
 from featx.backbones.pools import POOLS, Tap
@@ -12,6 +12,7 @@ from featx.backbones.taps import describe, resolve_taps
 from featx.backbones.trace import trace_of
 
 __all__ = [
+    "BUILDING",
     "COMPILED",
     "EAGER",
     "POOLS",
@@ -22,6 +23,7 @@ __all__ = [
     "TappedNetwork",
     "choose",
     "describe",
+    "passed_backbone",
     "resolve_backbone",
     "resolve_taps",
     "trace_of",

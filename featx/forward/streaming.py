@@ -223,7 +223,7 @@ def stream(
     recipe.check()
     if recipe.decoder != DECODER:
         raise RecipeError(
-            f"the recipe's images were decoded by another rule, {recipe.decoder!r}; here it is {DECODER!r}"
+            f"the recipe's images were decoded with {recipe.decoder!r}; this featx decodes with {DECODER!r}"
         )
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     # images that are predicted are not padded to a batch, and no network is compiled for them
@@ -295,7 +295,7 @@ def measure(
 def _device(name: str) -> torch.device:
     _one_of("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
-        raise FeatxError("device 'cuda' needs a GPU that torch can see; there is none. Use 'auto' or 'cpu'")
+        raise FeatxError("device 'cuda' needs a GPU that torch can use, and there is none; use 'auto' or 'cpu'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -99,9 +99,7 @@ def test_without_timm_its_names_say_how_to_install_it_and_others_work(monkeypatc
     with pytest.raises(BackboneError, match=r"pip install 'featx\[timm\]'"):
         Backbone("timm:resnet18")
     assert Backbone("resnet18", weights=None).name == "torchvision:resnet18"
-    with pytest.raises(
-        BackboneError, match="bundled:efficientnet_lite0: it needs packages of its own: pip install timm$"
-    ):
+    with pytest.raises(BackboneError, match="bundled:efficientnet_lite0: it needs more packages: pip install timm$"):
         _ = Backbone("bundled:efficientnet_lite0").module
 
 
@@ -140,7 +138,7 @@ def test_nothing_is_built_before_it_is_needed(monkeypatch):
     ],
 )
 def test_unknown_weights_list_the_known_ones(name, known):
-    with pytest.raises(BackboneError, match="there are no weights 'IMAGENET9K'") as error:
+    with pytest.raises(BackboneError, match="it has no weights 'IMAGENET9K'") as error:
         _ = Backbone(name, "IMAGENET9K").module
     assert known in message(error) and name.rpartition(":")[2] in message(error)
 
@@ -428,7 +426,8 @@ def test_a_recipe_downloads_nothing(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: pytest.fail("it asked for a host"))
     with pytest.raises(
-        BackboneError, match=r"a recipe alone downloads nothing; allow it with featx\.load\(path, weights='DEFAULT'\)"
+        BackboneError,
+        match=r"a recipe alone downloads nothing; allow the download with featx\.load\(path, weights='DEFAULT'\)",
     ) as error:
         resolved(name, "DEFAULT", "0" * 64, SMALL)
     message(error)
@@ -456,7 +455,7 @@ def test_moved_weights_are_passed_by_the_user(tmp_path):
 
 def test_a_module_must_be_passed_again_and_a_wrong_one_is_refused():
     own = Backbone(small_net(), preprocessing=SMALL)
-    with pytest.raises(BackboneError, match="a module of yours, Sequential; hand it back") as error:
+    with pytest.raises(BackboneError, match="a module of yours, Sequential; pass it: featx") as error:
         resolved(own.name, own.weights, own.weights_sha256, SMALL)
     message(error)
     with pytest.raises(BackboneError, match="the recorded network is module:Sequential"):
@@ -506,6 +505,6 @@ def test_raw_pixels_are_the_picture_itself():
 
 @pytest.mark.parametrize("network", [5, None, ["resnet18"]])
 def test_other_types_are_refused(network):
-    with pytest.raises(BackboneError, match="a name, a module or a featx.Backbone; got") as error:
+    with pytest.raises(BackboneError, match="a name, a module, an exported program or a featx.Backbone; got") as error:
         Backbone(network)
     message(error)

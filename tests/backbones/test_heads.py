@@ -90,21 +90,23 @@ def test_every_listed_layer_of_a_network_with_empty_layers_can_be_tapped():
     resolve_taps(made, [row.name for row in listed], "avg")
     with pytest.raises(LayerError) as error:
         resolve_taps(made, "encoder.blocks.1.attn.getitem_12", "avg")
-    assert_tells(error.value, "layer 'encoder.blocks.1.attn.getitem_12' of module:Qwen3VitClassifier gives no tensor")
+    assert_tells(
+        error.value, "layer 'encoder.blocks.1.attn.getitem_12' of module:Qwen3VitClassifier does not give a tensor"
+    )
 
 
 @pytest.mark.parametrize(
     "name, options, tokens, has",
     [
         ("vit_small_patch16_dinov3", {"embed_dim": 24, "img_size": 48}, 5, None),
-        ("vit_base_patch16_siglip_224", {"img_size": 48}, 0, "none; 'avg' is the mean"),
+        ("vit_base_patch16_siglip_224", {"img_size": 48}, 0, "none. 'avg' is the mean"),
         (
             "vit_base_patch16_rope_reg1_gap_256",
             {"embed_dim": 24, "img_size": 48},
             1,
-            "register tokens only; 'tokens' is the mean",
+            "register tokens only. 'tokens' is the mean",
         ),
-        ("naflexvit_base_patch16_parfac_gap", {}, 4, "register tokens only; 'tokens' is the mean"),
+        ("naflexvit_base_patch16_parfac_gap", {}, 4, "register tokens only. 'tokens' is the mean"),
     ],
 )
 def test_the_class_token_is_distinguished_from_registers(name, options, tokens, has):
@@ -125,7 +127,7 @@ def test_the_class_token_is_distinguished_from_registers(name, options, tokens, 
     else:
         with pytest.raises(LayerError) as error:
             resolve_taps(made, "blocks.0:cls", "avg")
-        assert_tells(error.value, f"pool 'cls' takes the class token, and layer 'blocks.0' has {has}")
+        assert_tells(error.value, f"pool 'cls' needs a class token; layer 'blocks.0' has {has}")
 
 
 class Own(nn.Module):

@@ -109,8 +109,8 @@ def test_pools_that_do_not_apply_to_a_layer_are_refused(subtests):
         ("avg ~8", (C, 5, 5), ["'avg ~8'"]),
         ("cls", (C, 5, 5), ["class token", "has none", "'avg'"]),
         ("cls", (25, C), ["class token", "has none"]),  # tokens before the class token is put in front
-        ("tokens", (C, 5, 5), ["mean of tokens", "'avg'"]),
-        ("spp", (24, C), ["24 tokens", "not a square"]),
+        ("tokens", (C, 5, 5), ["needs tokens", "'avg' is its mean"]),
+        ("spp", (24, C), ["24 tokens", "do not form a square"]),
     ]:
         with subtests.test(ascii((pool, output))):
             with pytest.raises(LayerError) as caught:
@@ -160,7 +160,7 @@ def test_narrow_rows_are_not_projected():
 
 
 def test_a_projection_that_is_too_large_is_refused_in_one_line():
-    with pytest.raises(LayerError, match="from 802,816 to 100,000 numbers has too many terms to hold"):
+    with pytest.raises(LayerError, match="from 802,816 to 100,000 numbers is too large for memory"):
         Tap.of("layer", "flatten~100000", (64, 112, 112))
     said = Tap.of("layer", "flatten~64", (C, 5, 5)).to_dict() | {"projected": 2**60}
     with pytest.raises(LayerError):

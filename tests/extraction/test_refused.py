@@ -125,7 +125,7 @@ def test_another_recipe_is_refused_field_by_field(tmp_path, small_network, run, 
         def again(names=names, replace=replace):
             extract(pictures(names), store.path, ids=list(map(str, names)), replace=replace, **(known | options))
 
-        refused(again, store.path, "made otherwise", words, "another output")
+        refused(again, store.path, "made with other settings", words, "another output")
 
 
 def test_all_fields_that_differ_are_named(tmp_path, run):

@@ -349,6 +349,6 @@ def test_a_store_made_otherwise_gives_no_rows_to_an_unfinished_run(again, begun,
     other = featx.Backbone(small_network.module, preprocessing=preprocessing)
     made = run(begun.with_name("b.h5"), NAMES, LAYERS, backbone=other, **OPTIONS)
     os.rename(made.path, begun)
-    refused(again, begun, "made otherwise", "preprocessing.mean")
+    refused(again, begun, "made with other settings", "preprocessing.mean")
     begun.unlink()
     assert same_file(again(), unbroken)
