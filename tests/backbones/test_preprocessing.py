@@ -34,9 +34,8 @@ def assert_prepares_like(own: Preprocessing, reference) -> None:
         assert torch.equal(values, reference(picture)), picture.size
 
 
-@pytest.mark.parametrize(
-    "name, weights",
-    [
+def test_pixels_and_values_are_torchvisions(subtests):
+    for name, weights in [
         ("resnet18", "DEFAULT"),  # bilinear, 256 -> 224
         ("efficientnet_b1", "IMAGENET1K_V1"),  # bicubic, 256 -> 240
         ("swin_t", "DEFAULT"),  # bicubic, 232 -> 224
@@ -45,16 +44,14 @@ def assert_prepares_like(own: Preprocessing, reference) -> None:
         ("efficientnet_v2_s", "DEFAULT"),  # bilinear, 384 -> 384
         ("vit_h_14", "IMAGENET1K_SWAG_E2E_V1"),  # bicubic, 518 -> 518
         ("convnext_tiny", "DEFAULT"),  # bilinear, 236 -> 224
-    ],
-)
-def test_pixels_and_values_are_torchvisions(name, weights):
-    preset = getattr(torchvision.models.get_model_weights(name), weights).transforms()
-    assert_prepares_like(Preprocessing.from_torchvision(preset), preset)
+    ]:
+        with subtests.test(name):
+            preset = getattr(torchvision.models.get_model_weights(name), weights).transforms()
+            assert_prepares_like(Preprocessing.from_torchvision(preset), preset)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_pixels_and_values_are_timms(subtests):
+    for name in [
         "tf_efficientnet_lite0.in1k",  # bicubic, mean and std 0.5
         "resnet18.a1_in1k",
         "csatv2.r512_in1k",  # bilinear
@@ -62,11 +59,10 @@ def test_pixels_and_values_are_torchvisions(name, weights):
         "efficientnet_b4.ra2_in1k",  # 320, crop_pct 0.875
         "swin_tiny_patch4_window7_224.ms_in1k",  # crop_pct 0.9
         "vit_base_patch16_384.augreg_in21k_ft_in1k",  # crop_pct 1.0
-    ],
-)
-def test_pixels_and_values_are_timms(name):
-    config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
-    assert_prepares_like(Preprocessing.from_timm(config), create_transform(**config))
+    ]:
+        with subtests.test(name):
+            config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+            assert_prepares_like(Preprocessing.from_timm(config), create_transform(**config))
 
 
 def test_timms_squash_is_followed_off_the_square():
