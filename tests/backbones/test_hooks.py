@@ -175,7 +175,7 @@ def test_a_misspelt_layer_names_the_nearest():
         resolve_taps(own(), "block.1", "avg")
 
 
-@pytest.mark.parametrize("layers", [["act"], ["blocks.0", "act"], ["act", "fc"]])
+@pytest.mark.parametrize("layers", [["act"], ["blocks.0", "act"]])
 def test_a_layer_run_twice_only_for_some_images_is_refused_with_them(layers):
     made = own(Net(act_again=0.4))
     with pytest.raises(LayerError, match="layer 'act' of module:Net was run 2 times in one forward pass"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +37,6 @@ from featx.store import Recipe
 from featx.store.files import written_aside
 
 SMALL = Preprocessing((32, 32), 32)
-ROOT = str(Path(featx.__file__).parent.parent)
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (190, 50, 40)}
 
 
@@ -99,16 +96,9 @@ def message(error: pytest.ExceptionInfo) -> str:
 
 MODELS = {
     "logistic regression": lambda store: pipeline(store),
-    "svc": lambda store: pipeline(store, SVC()),
-    "linear svc": lambda store: pipeline(store, LinearSVC(C=0.01)),
     "calibrated inside": lambda store: pipeline(store, CalibratedClassifierCV(LinearSVC(C=0.01), cv=3)),
     "calibrated outside": lambda store: CalibratedClassifierCV(
         make_pipeline(StoredFeatures(store, "penultimate", device="cpu"), StandardScaler(), SVC()), cv=3
-    ).fit(store.X, store.y),
-    "grid search": lambda store: GridSearchCV(
-        make_pipeline(StoredFeatures(store, device="cpu"), StandardScaler(), SVC()),
-        {"storedfeatures__layer": list(store.layers)},
-        cv=3,
     ).fit(store.X, store.y),
     "union of layers": lambda store: make_pipeline(
         FeatureUnion([(name[-3:], StoredFeatures(store, name, device="cpu")) for name in store.layers]), SVC()
@@ -423,7 +413,7 @@ def test_a_name_with_another_suffix_is_refused(store, tmp_path):
 
 def test_a_lambda_is_refused_when_saved(store, tmp_path):
     model = make_pipeline(StoredFeatures(store, "penultimate"), FunctionTransformer(lambda X: X)).fit(store.X)
-    with pytest.raises(ModelError, match="Pipeline cannot be saved|must not") as error:
+    with pytest.raises(ModelError, match="Pipeline cannot be saved: AttributeError: Can't pickle local") as error:
         save(model, tmp_path / "model.skops")
     message(error)
     assert not list(tmp_path.iterdir())
@@ -534,12 +524,13 @@ def test_what_an_object_says_of_itself_hides_nothing_from_the_checks(store, tmp_
         message(error)
 
 
-def test_a_small_file_does_not_inflate_to_gigabytes(store, tmp_path):
+def test_a_small_file_does_not_inflate_to_gigabytes(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(persistence, "_MOST_INFLATED", 2**24)
     model = load(save(pipeline(store), tmp_path / "model.skops"))
-    model.padding = np.zeros(2**26)
+    model.padding = np.zeros(2**22)
     content = skops.io.dumps({"format": "featx-model", "version": 1, "estimator": model}, compression=ZIP_DEFLATED)
     (tmp_path / "bomb.skops").write_bytes(content)
-    with pytest.raises(ModelError, match="bomb.skops is refused: its .* would inflate to 537 MB") as error:
+    with pytest.raises(ModelError, match="bomb.skops is refused: its .* would inflate to 33.7 MB") as error:
         load(tmp_path / "bomb.skops")
     message(error)
 
@@ -605,20 +596,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(store, tmp_path, mo
     assert list(tmp_path.iterdir()) == [path] and load(path)
 
 
+@pytest.mark.filterwarnings("ignore:.* multi-threaded, use of fork")  # of Python 3.12
 def test_what_a_killed_save_left_is_gone_after_the_next(store, tmp_path):
-    path = tmp_path / "model.skops"
-    code = """
-import os, sys
-from sklearn.linear_model import Ridge
-import featx
-os.fsync = lambda _: os._exit(7)  # as a kill there
-featx.save(Ridge().fit([[1.0], [2.0]], [1, 2]), sys.argv[1])
-"""
+    path, model = tmp_path / "model.skops", pipeline(store)
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", code, path], env=os.environ | {"PYTHONPATH": ROOT})
-        assert done.returncode == 7
+        process = os.fork()
+        if process == 0:
+            os.fsync = lambda _: os._exit(7)  # as a kill there
+            try:
+                save(model, path)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
         assert [left.name for left in tmp_path.iterdir()] == ["model.skops.writing"]
-    save(pipeline(store), path)
+    save(model, path)
     assert list(tmp_path.iterdir()) == [path] and load(path)
 
 
