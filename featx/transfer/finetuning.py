@@ -242,8 +242,8 @@ class FineTuner(ClassifierMixin, _FineTuner):
     ----------
     store : FeatureStore
     boundary : str
-        A layer that the store holds whole, with pool "none": "blocks.5". `featx layers --boundaries NAME` lists the
-        layers at which a network can be split. Or "input": the whole network is trained on the images themselves, which
+        A layer that the store holds whole, with pool "none": "blocks.5". `featx.backbones.boundaries` lists the layers
+        at which a network can be split. Or "input": the whole network is trained on the images themselves, which
         are read and decoded in each epoch.
     head : "probe", "zeros" or "random"
         The linear layer before training. "probe" is logistic regression on standardised features of the untouched
