@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import torch
 from torch import fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from featx.backbones.backbone import Backbone
 from featx.backbones.graphs import Graph
@@ -242,6 +241,8 @@ def _depths(trace: Graph, network: nn.Module, nodes: list[fx.Node], splits: set[
 
 def _flops(trace: Graph, backbone: Backbone) -> dict[fx.Node, int]:
     """{node: floating-point operations of the network up to it}"""
+    from torch.utils.flop_counter import FlopCounterMode  # only lists of boundaries need it
+
     counts: dict[fx.Node, int] = {}
     counter = FlopCounterMode(display=False)
 

@@ -27,7 +27,7 @@ def write(path: Path, state: State, settings: Mapping[str, Any]) -> None:
     """
     metadata = {
         "format": _FORMAT,
-        "settings": json.dumps(settings),
+        "settings": json.dumps(settings, default=str),
         "history": json.dumps(state.history),
         "best": str(state.best),
         "step": str(state.step),
@@ -53,6 +53,7 @@ def read(path: Path, state: State, settings: Mapping[str, Any]) -> None:
     if metadata.get("format") != _FORMAT:
         raise FeatxError(f"{path} is not a stored training; choose another name")
     try:
+        settings = json.loads(json.dumps(settings, default=str))  # keys of class weights become text
         stored = json.loads(metadata["settings"])
         others = [name for name in {**settings, **stored} if settings.get(name) != stored.get(name)]
         if others:

@@ -171,7 +171,7 @@ def compare(
     folder : path
         Where the stores of the sample are kept; another comparison of the same images continues with them.
     metrics : names among "log_me", "h_score", "n_leep", optional
-        Scores without training, for every layer; see `log_me`, `h_score` and `n_leep`. They rank worse than the probe.
+        Scores without training, for every layer; see `log_me`, `h_score` and `n_leep`.
     folds : int
         Number of folds of the cross-validation.
     random_state : int

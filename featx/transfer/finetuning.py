@@ -42,7 +42,7 @@ from featx.transfer.rows import image_rows, images_of, stored_rows, transformed_
 from featx.transfer.training import Data, Epoch, Network, Settings, State, begin, outputs_of, train
 
 CROP = "crop"
-_NOT_SETTINGS = ("store", "boundary", "device", "groups", "checkpoint", "progress")
+_NOT_SETTINGS = ("store", "device", "checkpoint", "progress")
 
 
 class _FineTuner(BaseEstimator):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from featx.backbones import Tail
 from featx.learn.selection import Groups
@@ -111,7 +112,8 @@ class Network(nn.Module):
 
     def __init__(self, tail: Tail, k: int) -> None:
         super().__init__()
-        self.tail, self.head = tail, nn.Linear(tail.d, k)
+        self.tail = tail
+        self.head: nn.Linear = skip_init(nn.Linear, tail.d, k)  # torch's own random numbers stay as they are
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.head(self.tail(rows))

@@ -139,14 +139,17 @@ def test_images_and_their_keys_are_predicted_alike_also_after_saving(store, fold
     expected = tuned.predict_proba(store.X)
     paths = [folder / name for name in store.ids]
     np.testing.assert_allclose(tuned.predict_proba(paths), expected, atol=1e-4)
-    featx.save(tuned, tmp_path / "m.skops")
+    featx.save(tuned.set_params(checkpoint=str(tmp_path / "precious")), tmp_path / "m.skops")
     loaded = featx.load(tmp_path / "m.skops")
+    assert loaded.checkpoint is None  # a file names no other that a fit would read or remove
     np.testing.assert_allclose(loaded.predict_proba(paths), expected, atol=1e-4)
     assert (loaded.predict(paths) == tuned.predict(store.X)).all()
     with pytest.raises(KeysError, match="has no store to read their rows from"):
         loaded.predict(store.X)
     np.testing.assert_array_equal(loaded.set_params(store=store).predict_proba(store.X), expected)
-    np.testing.assert_array_equal(clone(tuned).fit(store.X, store.y).predict_proba(store.X), expected)
+    np.testing.assert_array_equal(
+        clone(tuned).set_params(checkpoint=None).fit(store.X, store.y).predict_proba(store.X), expected
+    )
 
 
 def test_a_killed_training_goes_on_and_equals_one_that_was_not(store, tmp_path):
@@ -168,6 +171,8 @@ def test_a_killed_training_goes_on_and_equals_one_that_was_not(store, tmp_path):
         FeatxError, match="kept.safetensors is a training with other settings: 'lr was 0.0001, now 0.1'"
     ):
         FineTuner(store, "layer4.0", checkpoint=kept, lr=0.1, **options).fit(store.X, store.y)
+    with pytest.raises(FeatxError, match="other settings: .boundary was"):
+        FineTuner(store, "layer3", checkpoint=kept, **options).fit(store.X, store.y)
     with pytest.raises(FeatxError, match='other settings: "images was'):
         FineTuner(store, "layer4.0", checkpoint=kept, **options).fit(store.X[1:], store.y[1:])
     seen = []
@@ -179,6 +184,20 @@ def test_a_killed_training_goes_on_and_equals_one_that_was_not(store, tmp_path):
     kept.write_bytes(b"no such thing")
     with pytest.raises(FeatxError, match="kept.safetensors is not a stored training"):
         FineTuner(store, "layer4.0", checkpoint=kept, **options).fit(store.X, store.y)
+
+
+def test_a_training_with_weights_of_numbered_classes_goes_on(store, tmp_path):
+    """Keys of a mapping are text in the file."""
+    y = np.unique(store.y, return_inverse=True)[1]
+    options = {"epochs": 2, "class_weight": {0: 1.0, 1: 2.0, 2: 1.0}, "checkpoint": tmp_path / "kept", **QUICK}
+
+    def stop(progress: featx.TrainingProgress) -> None:
+        if progress.epoch > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FineTuner(store, "layer4.0", progress=stop, **options).fit(store.X, y)
+    assert FineTuner(store, "layer4.0", **options).fit(store.X, y).n_iter_ == 2
 
 
 def test_an_interrupt_keeps_the_best_epoch(store):

@@ -27,6 +27,7 @@ from featx.learn.models.objects import objects_of
 from featx.store import Recipe, written_aside
 
 _FORMAT = "featx-model"
+_PATHS = ("memory", "checkpoint")  # parameters that name files which a fit would read, write or remove
 _VERSION = 1
 _MOST_INFLATED = 2**28  # bytes to which any file may decompress
 _MOST_RATIO = 20  # decompressed to compressed bytes of larger files; arrays of numbers shrink by half or so
@@ -303,8 +304,10 @@ def _check(estimator: Any) -> None:
     for held in objects_of(estimator):
         if isinstance(held, Recipe):
             held.check()
-        elif isinstance(held, BaseEstimator) and getattr(held, "memory", None) is not None:
-            held.memory = None
+        elif isinstance(held, BaseEstimator):
+            for name in _PATHS:
+                if getattr(held, name, None) is not None:
+                    setattr(held, name, None)
     for step in _features_of(estimator):
         recipe = step.recipe_
         if not isinstance(recipe, Recipe) or not isinstance(getattr(step, "store", recipe), Recipe):
