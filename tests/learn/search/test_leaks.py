@@ -19,6 +19,7 @@ from featx.learn import (
     KNeighborsClassifier,
     LinearSVC,
     LogisticRegression,
+    MLPClassifier,
     NearestCentroid,
     Ridge,
     RidgeClassifier,
@@ -136,6 +137,12 @@ MODELS = pytest.mark.parametrize(
         pytest.param(SVC(), "C", _decisions, id="SVC"),
         pytest.param(KNeighborsClassifier(), "n_neighbors", _decisions, id="KNeighborsClassifier"),
         pytest.param(NearestCentroid(), "metric", _decisions, id="NearestCentroid"),
+        pytest.param(
+            MLPClassifier((4,), tol=0.1, n_iter_no_change=2, early_stopping=True, random_state=0),
+            "alpha",
+            _decisions,
+            id="MLPClassifier",
+        ),
     ],
 )
 
