@@ -29,7 +29,7 @@ from featx.solvers.hardware import budget_of, device_of
 from featx.solvers.matmul import full_precision, product
 from featx.solvers.threads import Team, threads_for
 
-_CACHE_BYTES = 2**25  # of the networks that a CPU trains together: beyond, their steps wait for memory
+_MOST_BYTES = 2**28  # of the networks that a CPU trains together: more at a time are no faster
 _COPIES = 6  # of the coefficients: their own, gradients, two moments, the best ones, temporary ones
 _LEAST_RATE = 1e-6  # at which an adaptive rate is not reduced any further
 
@@ -152,10 +152,11 @@ def train_mlps(
     is_cpu = torch_device.type == "cpu"
     budget = budget_of(torch_device, budget_bytes)
     size = min(len(runs), torch.get_num_threads()) if is_cpu else 1
+    own_bytes = min(budget // max(1, size), _MOST_BYTES) if is_cpu else budget
 
     def work(_: int, run: MLPRun) -> list[TrainedMLP]:
         with torch.no_grad(), torch.autocast(torch_device.type, enabled=False):
-            return _trained(run, torch_device, low_precision, min(budget, _CACHE_BYTES) if is_cpu else budget)
+            return _trained(run, torch_device, low_precision, own_bytes)
 
     for start in range(0, len(runs), max(1, size)):
         together = runs[start : start + size]
