@@ -560,9 +560,9 @@ class MLPRegressor(MultiOutputMixin, RegressorMixin, _MLP):
     --------
     >>> from featx.learn import MLPRegressor
     >>> X, y = [[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0]
-    >>> line = MLPRegressor(hidden_layer_sizes=(), alpha=0, learning_rate_init=0.1, tol=1e-9, max_iter=1000)
-    >>> float(line.fit(X, y).predict([[3.0]]).round(1)[0])
-    3.0
+    >>> line = MLPRegressor(hidden_layer_sizes=(), solver="sgd", momentum=0.0, learning_rate_init=0.2, alpha=0.0)
+    >>> line.set_params(tol=1e-9, random_state=0).fit(X, y).predict([[3.0]]).round(2)
+    array([3.])
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
