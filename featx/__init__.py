@@ -6,9 +6,11 @@ Images go once through a pretrained CNN, activations are kept in one HDF5 file, 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as type checkers know it; the module `typing` is not needed otherwise
 if TYPE_CHECKING:
+    from typing import Any
+
     from featx.backbones import Backbone, Preprocessing
     from featx.errors import (
         ContradictionWarning,
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     )
     from featx.extraction import Plan, extract, plan
     from featx.learn import load, save
-    from featx.progress import Progress, SearchProgress
+    from featx.progress import Progress, SearchProgress, TrainingProgress
     from featx.store import FeatureStore, export, merge
 
 __version__ = "0.1.0"
@@ -34,6 +36,7 @@ __all__ = [
     "Progress",
     "RowsDifferWarning",
     "SearchProgress",
+    "TrainingProgress",
     "UnreadableImagesWarning",
     "export",
     "extract",
@@ -54,6 +57,7 @@ _HOMES = {
     "Progress": "featx.progress",
     "RowsDifferWarning": "featx.errors",
     "SearchProgress": "featx.progress",
+    "TrainingProgress": "featx.progress",
     "UnreadableImagesWarning": "featx.errors",
     "export": "featx.store",
     "extract": "featx.extraction",

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
+import sys
+
+INTERRUPTED = 130  # the exit code of programs that Ctrl-C ended
 
 
 def main() -> None:
     if was_default := signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no file is open yet
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))  # no file is open yet
+    code: object = 0
+
+    def end() -> None:
+        # Python would end by the signal, not with this code, if a library's C code had seen the KeyboardInterrupt
+        if code == INTERRUPTED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+
+    atexit.register(end)  # the first to be registered is the last to run
     from featx.cli import main as run
 
     if was_default:
@@ -16,7 +30,11 @@ def main() -> None:
     try:
         run()
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        code = INTERRUPTED
+        raise SystemExit(code) from None
+    except SystemExit as error:
+        code = error.code
+        raise
     finally:  # no traceback if Ctrl-C comes while Python ends
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 

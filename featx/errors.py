@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copyreg
 import difflib
+import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -214,6 +216,13 @@ def warn(message: str, category: type[Warning]) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def as_path(name: str, value: object, error: type[FeatxError]) -> Path:
+    """The value of a parameter as a path; raises the error if it is neither a str nor a path."""
+    if not isinstance(value, str | os.PathLike):
+        raise error(Parameter(name), f" is a path; got {type(value).__name__}")
+    return Path(value)
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -53,7 +53,7 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
         raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
     names = header[1]
     if not rows:
-        raise SourceError(f"{path} needs a header line and at least one row; it has none")
+        raise SourceError(f"{path} needs a header line and at least one row; it has no row")
     if repeated := [name for name in names if names.count(name) > 1]:
         raise SourceError(f"{path} has two columns named {repeated[0]!r}; rename one")
     for number, row in rows:

@@ -6,6 +6,7 @@ The module is quick to import, so that a bar can be shown while torch and scikit
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -221,6 +222,64 @@ class SearchClock:
             begun = self._clock() - began
             pace[kind] = max(pace.get(kind, pace_of_all), begun / max(amount, 1e-300))  # slower than expected
         return max(0.0, sum(amount * pace.get(kind, pace_of_all) for kind, amount in left.items()) - begun)
+
+
+class TrainingProgress(NamedTuple):
+    """Progress of a training.
+
+    Attributes
+    ----------
+    epoch : float
+        Epochs that are done, with the fraction of the current one.
+    epochs : int
+        Number of epochs.
+    loss : float
+        Mean loss of the current epoch's minibatches.
+    score : float
+        Score of the last epoch on the images held out for early stopping; nan if there are none.
+    seconds : float
+        Time since training began or went on.
+    seconds_left : float
+        Time left at the speed so far.
+    """
+
+    epoch: float
+    epochs: int
+    loss: float
+    score: float
+    seconds: float
+    seconds_left: float
+
+
+@contextlib.contextmanager
+def trained(progress: bool | Callable[[TrainingProgress], None]) -> Iterator[Callable[[TrainingProgress], None]]:
+    """Yield a function that shows the progress of a training.
+
+    Parameters
+    ----------
+    progress : bool or callable(TrainingProgress)
+        True shows a bar on stderr, False shows nothing, a function is called with each update.
+    """
+    if callable(progress):
+        yield progress
+    elif not progress:
+        yield lambda _: None
+    else:
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        with Bar(
+            TextColumn("training"), BarColumn(), TextColumn("{task.description}"), console=console(stderr=True)
+        ) as bar:
+            task = bar.add_task("", total=None)
+
+            def show(now: TrainingProgress) -> None:
+                score = f", score {now.score:.3f}" if now.score == now.score else ""
+                left = f"{int(now.seconds_left) // 60}:{int(now.seconds_left) % 60:02d} left"
+                words = f"epoch {math.ceil(now.epoch)}/{now.epochs}, loss {now.loss:.3g}{score}, {left}"
+                bar.update(task, completed=now.epoch, total=now.epochs, description=words)
+
+            yield show
 
 
 @contextlib.contextmanager

@@ -207,6 +207,8 @@ class Recipe:
                 Parameter("layer", ...),
                 f": {', '.join(self.layers)}",
             )
+        if not isinstance(name, str):
+            raise LayerError(f"a layer is a name, such as {self.layers[0]!r}; got {type(name).__name__}")
         if name in self.taps or name in self.aliases:
             return self.aliases.get(name, name)
         matches = [layer for layer in self.layers if layer.rpartition(":")[0] == name]

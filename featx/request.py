@@ -199,12 +199,7 @@ class SearchRequest:
 
         from featx import learn
 
-        options = dict(arguments)
-        held_out = {
-            name: options.pop(f"test_{name}") for name in ("size", "rows", "store") if f"test_{name}" in options
-        }
-        if held_out:
-            options["holdout"] = learn.HoldOut(**held_out)
+        options = _with_holdout(arguments)
         steps: list[Any] = [Normalizer()] if options.pop("l2", False) else []
         steps += [PowerTransformer()] if options.pop("power", False) else []
         n_components = options.pop("pca", None)
@@ -212,6 +207,16 @@ class SearchRequest:
         if steps:
             options["steps"] = steps
         return getattr(learn, PROTOCOLS[self.protocol].function)(stores, **options, on_progress=on_progress)
+
+    def experiment(self, store: FeatureStore) -> dict[str, Any]:
+        """Labels, groups, held-out images and the seed, as `select_model` and `finetune` take them.
+
+        Raises
+        ------
+        FeatxError
+            As of `arguments`.
+        """
+        return _with_holdout(self.arguments(store))
 
     @property
     def _only_validates(self) -> bool:
@@ -230,6 +235,15 @@ class SearchRequest:
             return self.label_column
         cells = _column(store, self.label_column)
         return store.align(dict(zip(store.ids.tolist(), cells.tolist(), strict=True)), target=target)
+
+
+def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments` with a HoldOut in place of what it is made of."""
+    from featx.learn import HoldOut
+
+    options = dict(arguments)
+    held_out = {name: options.pop(f"test_{name}") for name in ("size", "rows", "store") if f"test_{name}" in options}
+    return options | {"holdout": HoldOut(**held_out)} if held_out else options
 
 
 def _refuse_several_hold_outs(names: Sequence[str]) -> None:

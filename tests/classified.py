@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import oracle
-import pytest
 from numpy.testing import assert_allclose, assert_array_equal
+from pairwise import pairwise
 
 from featx.solvers import FREE, NONE, Loss, Problem, Solution, Status, solve
 
-INTERCEPTS = pytest.mark.parametrize("intercept", [FREE, NONE, 0.7], ids=str)
-SHAPES = pytest.mark.parametrize("shape", [(60, 6), (16, 24)], ids=["tall", "wide"])
-LOSSES = pytest.mark.parametrize("loss", [Loss.LOGISTIC, Loss.SQUARED_HINGE], ids=["logistic", "hinge"])
-CLASSES = pytest.mark.parametrize("k", [2, 3], ids=["two", "three"])
+AXES = {
+    "shape": {"tall": (60, 6), "wide": (16, 24)},
+    "intercept": {"free": FREE, "none": NONE, "constant": 0.7},
+    "loss": {"logistic": Loss.LOGISTIC, "hinge": Loss.SQUARED_HINGE},
+    "k": {"two": 2, "three": 3},
+}
 OPTIONS = {"tol": 1e-9, "max_iter": 2000, "device": "cpu"}
+
+
+def cases(*names: str, **more: Mapping[str, Any] | Sequence[Any]) -> Callable[..., Any]:
+    """Parametrise a test by these of AXES and by others, so that any two levels meet."""
+    return pairwise(**{name: AXES[name] for name in names}, **more)
 
 
 def labelled(shape: tuple[int, int], k: int = 3, dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:

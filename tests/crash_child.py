@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from faults import REAL, Steps, Unsynced
+from faults import REAL, Steps, Unsynced, sampled
 from helpers import digests_of, left_in, recipe, rows_of
 
 from featx.errors import ImageError
@@ -300,9 +300,9 @@ def _run(options: dict[str, Any]) -> Run:
 def at_every_moment(
     folder: str, run: dict[str, Any], power: bool = False, seeds: int = 1, step: int = 1
 ) -> dict[str, Any]:
-    """One kill; at each moment, or at each `step`-th."""
+    """One kill; at each moment, or at those that are `sampled`."""
     trial = Trial(folder, _run(run), power)
-    for moment in range(0, len(trial.moments), step):
+    for moment in sampled(trial.moments, step):
         for seed in range(seeds):
             trial.kill(moment, seed=seed)
     return trial.said()

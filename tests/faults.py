@@ -16,6 +16,12 @@ CALLS = ("open", "posix_fallocate", "ftruncate", "pwrite", "write", "fsync", "re
 REAL = {name: getattr(os, name) for name in CALLS}
 
 
+def sampled(names: list[str], step: int) -> list[int]:
+    """Positions of every `step`-th moment, and of the first and the last moment of each name."""
+    ends = [at for name in set(names) for at in (names.index(name), len(names) - 1 - names[::-1].index(name))]
+    return sorted({*range(0, len(names), step), *ends})
+
+
 class Steps:
     """While it is entered, every call that changes the disk is a step, at which something may happen.
 

@@ -131,6 +131,27 @@ def write_store(
     return FeatureStore(path)
 
 
+def store_of(
+    path: Path,
+    rows: Mapping[str, np.ndarray],
+    y: np.ndarray | None = None,
+    ids: Sequence[str] = (),
+    columns: Mapping[str, np.ndarray] | None = None,
+    first: int = 0,
+    **changes: Any,
+) -> FeatureStore:
+    """A store of these rows, {"node:pool": (n, ...)}, of images with the contents `first`, `first + 1` ..."""
+    n = len(next(iter(rows.values())))
+    names = list(ids) or [f"image {i}" for i in range(n)]
+    with StoreWriter(
+        path, recipe({name: X.shape[1:] for name, X in rows.items()}, **changes), names, y, columns
+    ) as writer:
+        digests = digests_of(range(first, first + n))
+        writer.write(np.arange(n), {name: X.astype(np.float32) for name, X in rows.items()}, digests)
+        writer.finish()
+    return FeatureStore(path)
+
+
 def left_in(folder: Path) -> list[str]:
     """All names below a folder, sorted: what a run has left there."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from crash_child import RUN
+from faults import REAL
 from helpers import class_folders
 from pretend_cuda import PretendCuda
 from runs import extract, pictures
@@ -154,6 +155,15 @@ def three_threads() -> Iterator[None]:
     torch.set_num_threads(3)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """A sync looks at its file and returns: what a power cut loses is simulated (see `faults`)."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", os.fstat)
+        patched.setitem(REAL, "fsync", os.fstat)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

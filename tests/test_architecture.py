@@ -14,7 +14,7 @@ from helpers import fresh_python
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-LOW = {"catalogue", "display", "errors", "grammar", "manifest", "progress", "recipe"}
+LOW = {"catalogue", "display", "errors", "grammar", "manifest", "naming", "progress", "recipe"}
 MIDDLE = {"images", "backbones", "store", "solvers"}
 LEFT = {"forward", "extraction"}
 SHARED = {"learn._sklearn", "learn.identity"}
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "errors": set(),
     "grammar": set(),
     "manifest": {"errors"},
+    "naming": set(),
     "progress": {"display", "errors"},
     "recipe": {"errors", "grammar"},
     "request": {"catalogue", "errors", "store", "learn"},
@@ -40,9 +41,10 @@ MAY_IMPORT = {
     "learn.models": LOW | SHARED | {"store", "backbones", "learn.features", "learn.estimators", "learn.search"},
     "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
-    "learn": LEARN,  # the public list
-    "report": LOW | MIDDLE | LEFT | LEARN | {"learn"},
-    "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report"},
+    "learn": LEARN | {"naming"},  # the public list
+    "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
+    "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer"},
+    "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report", "transfer"},
     "__main__": {"cli"},
 }
 LEFT_SIDE = LOW | MIDDLE | LEFT | {"_torch"}
@@ -171,6 +173,11 @@ print(json.dumps([seconds, sorted({"torch", "sklearn", "h5py", "numpy", "PIL"} &
 )
 def test_learning_and_reading_a_store_do_not_load_torch(first):
     assert fresh_python(f"{first}\nimport sys\nprint(int('torch' in sys.modules))") == 0
+
+
+def test_learning_does_not_load_ensembles_of_trees():
+    code = "import featx.learn, sys\nprint(int('sklearn.ensemble' in sys.modules))"
+    assert fresh_python(code) == 0
 
 
 def test_a_store_is_opened_read_and_verified_without_torch_scikit_learn_or_the_hdf5_library(pixel_store):

@@ -7,8 +7,6 @@ import pickle
 import re
 from pathlib import Path
 
-import pytest
-
 import featx
 from featx.errors import (
     Call,
@@ -48,13 +46,14 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize("error, text", ERRORS)
-def test_a_message_is_pythons_and_survives_a_pickle(error, text):
-    again = pickle.loads(pickle.dumps(error))
-    assert type(again) is type(error) and str(error) == str(again) == text
-    assert error.render(repr) == again.render(repr) == copy.copy(error).render(repr)
-    assert error.args == again.args == (text,)
-    assert repr(error) == repr(again) == f"{type(error).__name__}({text!r})"
+def test_a_message_is_pythons_and_survives_a_pickle(subtests):
+    for error, text in ERRORS:
+        with subtests.test(ascii((error, text))):
+            again = pickle.loads(pickle.dumps(error))
+            assert type(again) is type(error) and str(error) == str(again) == text
+            assert error.render(repr) == again.render(repr) == copy.copy(error).render(repr)
+            assert error.args == again.args == (text,)
+            assert repr(error) == repr(again) == f"{type(error).__name__}({text!r})"
 
 
 def test_a_pickle_keeps_what_an_error_holds():

@@ -80,11 +80,12 @@ def fitted(folder: Path, backbone: str, weights: str | None, layers: list[str]) 
     return model.rename(elsewhere / model.name), new, here
 
 
-def test_from_a_folder_to_predictions_in_a_new_process(tmp_path):
+@pytest.mark.parametrize("names", [["efficientnet"], pytest.param([*FLOWS], marks=pytest.mark.slow)])
+def test_from_a_folder_to_predictions_in_a_new_process(tmp_path, names):
     done = {}
-    for name, flow in FLOWS.items():
+    for name in names:
         (tmp_path / name).mkdir()
-        done[name] = fitted(tmp_path / name, *flow)
+        done[name] = fitted(tmp_path / name, *FLOWS[name])
     tasks = [[str(model), [*map(str, new), str(tmp_path / "gone.jpg")]] for model, new, _ in done.values()]
     run = subprocess.run(
         [sys.executable, "-c", PREDICT, json.dumps(tasks)], cwd=tmp_path, capture_output=True, text=True, timeout=120

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import featx
+
 README = Path(__file__).parent.parent / "README.md"
 
 
 def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    snippet, grid = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    snippet, grid, tune, align = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     lines = [line for line in snippet.splitlines() if line.strip()]
     assert len(lines) == 9
     rng = np.random.default_rng(0)
@@ -24,6 +26,7 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             Image.fromarray(rng.normal(level, 20, (32, 32, 3)).clip(0, 255).astype(np.uint8)).save(path)
     (tmp_path / "new").mkdir()
     (tmp_path / "photos/cat/0.jpg").rename(tmp_path / "new/cat.jpg")
+    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(tmp_path / "new/other.jpg")
     monkeypatch.chdir(tmp_path)
     random = snippet.replace('"resnet50", [', '"resnet18", weights=None, progress=False, layers=[')
     assert random != snippet
@@ -33,6 +36,13 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     exec(grid, names)
     plan = capsys.readouterr().out
     assert plan.count("40 fits of LogisticRegression in one solve") == plan.count("15 fits of SVC in one solve") == 3
+    network = featx.Backbone("resnet18", weights=None, preprocessing=featx.Preprocessing((32, 32), 32))
+    featx.extract("photos", "maps.h5", network, "layer3:none", progress=False)
+    exec(tune.replace("epochs=10", "epochs=1"), names)
+    assert names["tuned"].n_iter_ == 1  # type: ignore[attr-defined]
+    featx.extract("new", "theirs.h5", like="photos.h5", progress=False)
+    exec(align.replace("theirs/new.jpg", "new/cat.jpg"), names)
+    assert type(names["pipe"][1]).__name__ == "Align"  # type: ignore[index]
 
 
 def test_the_readme_names_files_that_are_there() -> None:

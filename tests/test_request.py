@@ -18,15 +18,16 @@ from featx.request import PROTOCOLS, ProtocolName, SearchRequest
 READ_FROM_STORES = {"protocol", "output", "labels", "label_column", "target", "split_column", "test_value"}
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_protocol_lacks_what_its_function_does_not_take(name):
-    parameters = {*inspect.signature(getattr(learn, PROTOCOLS[name].function)).parameters}
-    alike = {"holdout": {"test_size", "test_store"}, "steps": {"l2", "power", "pca"}}
-    parameters = parameters.union(*(names for name, names in alike.items() if name in parameters))
-    if "validation_rows" in parameters:
-        parameters.add("validation_value")
-    lacks = {field.name for field in fields(SearchRequest)} - READ_FROM_STORES - parameters
-    assert lacks == set(PROTOCOLS[name].lacks) - {"output"}
+def test_a_protocol_lacks_what_its_function_does_not_take(subtests):
+    for name in PROTOCOLS:
+        with subtests.test(name):
+            parameters = {*inspect.signature(getattr(learn, PROTOCOLS[name].function)).parameters}
+            alike = {"holdout": {"test_size", "test_store"}, "steps": {"l2", "power", "pca"}}
+            parameters = parameters.union(*(names for name, names in alike.items() if name in parameters))
+            if "validation_rows" in parameters:
+                parameters.add("validation_value")
+            lacks = {field.name for field in fields(SearchRequest)} - READ_FROM_STORES - parameters
+            assert lacks == set(PROTOCOLS[name].lacks) - {"output"}
 
 
 def test_names_are_those_of_the_library():
@@ -34,9 +35,8 @@ def test_names_are_those_of_the_library():
     assert {spec.class_name for spec in ESTIMATORS.values()} <= set(learn.__all__)
 
 
-@pytest.mark.parametrize(
-    "settings, message",
-    [
+def test_what_does_not_fit_is_refused_in_pythons_words(subtests):
+    for settings, message in [
         ({"protocol": "knn", "nested": True}, "protocol='knn' has no nested; leave it out"),
         ({"protocol": "few-shot", "l2": True, "folds": 3}, "protocol='few-shot' has no l2, folds; leave them out"),
         ({"validation_value": "val", "split_column": "split"}, "protocol='grid' has no validation_value; leave it out"),
@@ -45,12 +45,11 @@ def test_names_are_those_of_the_library():
         ({"test_size": 0.2, "split_column": "split"}, "images are held out in one way; got test_size and split_column"),
         ({"test_value": "test"}, "test_value is a value of split_column; give that too"),
         ({"target": "numeric"}, "target says what the labels of labels or label_column are; give one of them"),
-    ],
-)
-def test_what_does_not_fit_is_refused_in_pythons_words(settings, message):
-    with pytest.raises(FeatxError) as caught:
-        SearchRequest(**settings).validate()
-    assert str(caught.value) == message
+    ]:
+        with subtests.test(ascii((settings, message))):
+            with pytest.raises(FeatxError) as caught:
+                SearchRequest(**settings).validate()
+            assert str(caught.value) == message
 
 
 def test_a_store_of_test_images_goes_with_a_column_of_validation_images():

@@ -6,8 +6,11 @@ import contextlib
 import copy
 import hashlib
 import os
+import threading
 from functools import cached_property
 from pathlib import Path
+from types import EllipsisType
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -22,6 +25,8 @@ from featx.grammar import PROGRAM_FILE, is_weights_file
 from featx.recipe import Recipe
 
 SEED = 0  # of the random weights of weights=None
+# Held while a network is built or traced: seeding and torch's tracer change the state of the process.
+BUILDING = threading.RLock()
 
 
 class Backbone:
@@ -58,10 +63,13 @@ class Backbone:
         *,
         preprocessing: Preprocessing | None = None,
     ) -> None:
+        if not isinstance(preprocessing, Preprocessing | None):
+            raise BackboneError(f"preprocessing is a featx.Preprocessing; got {type(preprocessing).__name__}")
         self._own = network if isinstance(network, nn.Module | ExportedProgram) else None
         self._preprocessing = preprocessing
         self._fetch: bool | None = True
         self._expected_sha256: str | None = None
+        self._built: tuple[nn.Module, Preprocessing, str | None] | None = None
         self.weights: str | None = "its own"
         if isinstance(network, nn.Module):
             self.name = f"module:{type(network).__name__}"
@@ -79,7 +87,9 @@ class Backbone:
             if is_weights_file(self.weights):
                 self.weights = str(Path(str(self.weights)).absolute())
         else:
-            raise BackboneError(f"a backbone is a name, a module or a featx.Backbone; got {type(network).__name__}")
+            raise BackboneError(
+                f"a backbone is a name, a module, an exported program or a featx.Backbone; got {type(network).__name__}"
+            )
 
     @classmethod
     def of_recipe(
@@ -115,13 +125,54 @@ class Backbone:
     def __repr__(self) -> str:
         return f"Backbone({self.name!r}, weights={self.weights!r})"
 
+    def __copy__(self) -> Self:
+        return self  # its network does not change
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # scikit-learn's clone must not copy weights
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A module with its weights; of a network that has a name or a file, only these: it is built again.
+
+        Raises
+        ------
+        BackboneError
+            It is a program in memory.
+        """
+        if isinstance(self._own, ExportedProgram):
+            raise BackboneError(
+                f"{self.name} is a program in memory, which cannot be sent to another process: write it with "
+                "torch.export.save and make the Backbone of the .pt2 file"
+            )
+        state = vars(self) | {"_built": None, "_own": None if self._own is None else self.module}
+        state.pop("weights_sha256", None)
+        return state
+
+    def _changed(self, **attributes: Any) -> Self:
+        """A copy with other attributes, which shares the network if that is built."""
+        other = object.__new__(type(self))
+        vars(other).update(vars(self) | attributes)
+        return other
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is a module or a program of the user's, which a recipe cannot build."""
+        return self.name.startswith(("module:", "export:"))
+
     @property
     def seed(self) -> int | None:
         """The seed of random weights."""
         return SEED if self.weights is None else None
 
-    @cached_property
-    def _built(self) -> tuple[nn.Module, Preprocessing, str | None]:
+    def _network(self) -> tuple[nn.Module, Preprocessing, str | None]:
+        """The module, its preprocessing and the SHA-256 of its weights file, built once."""
+        if self._built is None:
+            with BUILDING:
+                if self._built is None:  # another thread may have built it in the meantime
+                    self._built = self._build()
+        return self._built
+
+    def _build(self) -> tuple[nn.Module, Preprocessing, str | None]:
         if isinstance(self._own, nn.Module):
             assert self._preprocessing is not None
             # a copy: the user's module keeps its mode, and training it later has no effect here
@@ -159,9 +210,7 @@ class Backbone:
         """The same network and preprocessing. Pretrained weights of torchvision and timm, which might have to be
         downloaded, are replaced by random ones.
         """
-        other = copy.copy(self)
-        other._fetch = None
-        return other
+        return self._changed(_fetch=None)
 
     @property
     def has_weights(self) -> bool:
@@ -172,24 +221,28 @@ class Backbone:
     @property
     def module(self) -> nn.Module:
         """The network in eval mode, on the CPU, in float32."""
-        return self._built[0]
+        return self._network()[0]
 
     @property
     def preprocessing(self) -> Preprocessing:
-        return self._built[1]
+        return self._network()[1]
 
     @property
     def weights_file_sha256(self) -> str | None:
         """SHA-256 of the state dict's file; None if the weights are not a file."""
-        return self._built[2]
+        return self._network()[2]
 
     def prepared_by(self, preprocessing: Preprocessing) -> Backbone:
         """The same network with another preprocessing; it is not loaded again."""
         if self.preprocessing == preprocessing:
             return self
-        other = copy.copy(self)
-        other._preprocessing, other._built = preprocessing, (self.module, preprocessing, self.weights_file_sha256)
-        return other
+        return self._changed(
+            _preprocessing=preprocessing, _built=(self.module, preprocessing, self.weights_file_sha256)
+        )
+
+    def with_its_module(self) -> Backbone:
+        """The same network, pickled with its weights, so that another process does not build it again."""
+        return self if self.name.startswith("export:") else self._changed(_own=self.module)
 
     @cached_property
     def weights_sha256(self) -> str:
@@ -205,6 +258,40 @@ class Backbone:
             digest.update(f"{name} {array.dtype} {tuple(array.shape)}\n".encode())
             digest.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
         return digest.hexdigest()
+
+
+def passed_backbone(
+    recipe: Recipe,
+    backbone: str | os.PathLike | nn.Module | ExportedProgram | Backbone | None,
+    weights: str | os.PathLike | EllipsisType | None = ...,
+) -> Backbone | None:
+    """The backbone that a user passes for a recipe; None if the recipe says enough.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    backbone : as in `featx.extract`; a module or a program is prepared as recorded, a name has the recorded weights
+    weights : the weights of the recorded network, or `...` if none were passed
+
+    Raises
+    ------
+    BackboneError
+        This is no backbone, or the network has another name.
+    """
+    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+    if isinstance(backbone, Backbone):
+        return backbone
+    if backbone is None and isinstance(weights, str | os.PathLike) and recipe.backbone.startswith("export:"):
+        backbone = weights
+    if backbone is not None and (not isinstance(backbone, str) or backbone.endswith(PROGRAM_FILE)):
+        return Backbone(backbone, preprocessing=preprocessing)
+    if backbone is not None and (name := canonical(backbone)) != recipe.backbone:
+        raise BackboneError(f"the recorded network is {recipe.backbone}; got {name}")
+    if not isinstance(weights, EllipsisType) and not recipe.backbone.startswith("module:"):
+        return Backbone(recipe.backbone, weights, preprocessing=preprocessing)
+    if backbone is None or is_weights_file(recipe.weights):  # a file is opened only if it is the recorded one
+        return None
+    return Backbone(backbone, recipe.weights, preprocessing=preprocessing)  # named by the user: it may be downloaded
 
 
 def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
@@ -226,14 +313,14 @@ def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
     if known is None and name.startswith("module:"):
         raise UnavailableBackbone(
             f"the features came from a module of yours, {name.removeprefix('module:')}",
-            "hand it back: featx.load(path, backbone=featx.Backbone(module, preprocessing=...))",
+            "pass it: featx.load(path, backbone=featx.Backbone(module, preprocessing=...))",
         )
     if known is None and name.startswith("export:"):
         # a recipe may be untrusted and opening a program can run code, so the user must name the file
         file = f" (it was {weights!r})" if str(weights).endswith(PROGRAM_FILE) else ""
         raise UnavailableBackbone(
             f"the features came from an exported program, {name.removeprefix('export:')}{file}",
-            "hand it over, if you trust it: ",
+            "pass it, if you trust it: ",
             Call("featx.load", "path", Parameter("weights", "FILE.pt2")),
         )
     if known is None and is_weights_file(weights) and not Path(str(weights)).exists():

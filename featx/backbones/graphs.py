@@ -54,18 +54,18 @@ class Graph(Layers):
     ) -> None:
         self.root, self.graph, self._size = root, graph, size
         self.prefix_tokens, self.class_token = prefix
-        self._constants: set[fx.Node] = set()  # weights, and what is made of them alone: transposed ones
+        self.constants: set[fx.Node] = set()  # weights, and what is made of them alone: transposed ones
         for node in graph.nodes:
             sources = node.all_input_nodes
-            if node.op == "get_attr" or (sources and self._constants.issuperset(sources)):
-                self._constants.add(node)
+            if node.op == "get_attr" or (sources and self.constants.issuperset(sources)):
+                self.constants.add(node)
         names = {node: name for node, name in names.items() if node not in traced_again}
         self._pre_logits = self._merged(pre_logits, traced_again) if traced_again else None
         if self._pre_logits and self._pre_logits in traced_again:
             names[self._pre_logits] = unused_name(names.values())
-        self._names = {node: names[node] for node in graph.nodes if node in names}
+        self.names = {node: names[node] for node in graph.nodes if node in names}
         self._ends = {module: names[node] for module, node in ends.items() if node in names}
-        self.nodes: Mapping[str, fx.Node] = {name: node for node, name in self._names.items()}
+        self.nodes: Mapping[str, fx.Node] = {name: node for node, name in self.names.items()}
         self.kinds = {name: self._kind(node) for name, node in self.nodes.items()}
 
     def _merged(self, pre_logits: fx.Node | None, traced_again: Collection[fx.Node]) -> fx.Node | None:
@@ -113,7 +113,7 @@ class Graph(Layers):
 
     def _run(self, images: torch.Tensor, note: Callable[[str, Any], None]) -> None:
         """Run the whole graph; `note` is called with each layer's name and output."""
-        names = self._names
+        names = self.names
 
         class Recorder(fx.Interpreter):
             def run_node(self, n: fx.Node) -> Any:
@@ -141,15 +141,21 @@ class Graph(Layers):
         fold_batch_norms(network)
         return network
 
+    def name_of(self, node: fx.Node) -> str:
+        """The name of the largest module whose output a node computes, or else its own."""
+        own = self.names[node]
+        modules = [module for module in self._modules if self.last(module) == own and module not in self.nodes]
+        return min(modules, key=lambda module: (module.count("."), len(module)), default=own)
+
     def output(self) -> str:
         (output,) = self.graph.find_nodes(op="output")
-        return self._names[output.all_input_nodes[0]]
+        return self.names[output.all_input_nodes[0]]
 
     def penultimate(self) -> str:
         layer = self._before_classifier()
-        if self._pre_logits not in self._names:
+        if self._pre_logits not in self.names:
             return layer
-        pre_logits = self._names[self._pre_logits]
+        pre_logits = self.names[self._pre_logits]
         return layer if self._same_numbers(layer, pre_logits) else pre_logits
 
     def _same_numbers(self, layer: str, other: str) -> bool:
@@ -173,10 +179,10 @@ class Graph(Layers):
         node = self.nodes[self.output()]
         if self.kinds.get(last) == "linear" and self._classifies(self.nodes[last]):
             # the weights of a linear layer may stand before its input: addmm(bias, input, weights)
-            node = next(source for source in self.nodes[last].all_input_nodes if source not in self._constants)
+            node = next(source for source in self.nodes[last].all_input_nodes if source not in self.constants)
         while self._kind(node) == "dropout":
             node = node.all_input_nodes[0]
-        return self._names.get(node, last)  # if the linear layer takes the pixels themselves, it is the network
+        return self.names.get(node, last)  # if the linear layer takes the pixels themselves, it is the network
 
     def _classifies(self, linear: fx.Node) -> bool:
         """Whether a linear layer computes the network's scores.
@@ -201,7 +207,7 @@ class Graph(Layers):
         if node.op == "call_module":
             return kind_of(self.root.get_submodule(str(node.target)))
         kind = _KINDS.get(operation(node), "")
-        weights = [source for source in node.all_input_nodes if source in self._constants]
+        weights = [source for source in node.all_input_nodes if source in self.constants]
         if kind in ("linear", "product"):
             return "linear" if kind == "linear" or any(self._is_1x1(source) for source in weights) else kind
         return kind or ("weights" if weights and node.op == "call_function" else "")

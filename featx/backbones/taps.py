@@ -54,7 +54,9 @@ def resolve_taps(
     aliases: dict[str, str] = {}
     for text, node, node_pool in requests:
         if trace.last(node) not in shapes:
-            raise LayerError(f"layer {node!r} of {backbone.name} gives no tensor; choose one inside or after it")
+            raise LayerError(
+                f"layer {node!r} of {backbone.name} does not give a tensor; choose a layer inside or after it"
+            )
         shape = shapes[trace.last(node)]
         tap = Tap.of(node, node_pool, shape, trace.prefix_tokens, backbone.preprocessing.size, trace.class_token)
         taps.setdefault(tap.name, tap)

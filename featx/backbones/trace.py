@@ -10,6 +10,7 @@ import inspect
 import math
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ import torchvision
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
-from featx.backbones.backbone import Backbone
+from featx.backbones.backbone import BUILDING, Backbone
 from featx.backbones.exported import exported_layers
 from featx.backbones.graphs import Graph
 from featx.backbones.heads import watched_head
@@ -34,6 +35,11 @@ def trace_of(backbone: Backbone) -> Layers:
     BackboneError
         The network does not run on images of its preprocessing's size.
     """
+    with BUILDING:
+        return _trace_of(backbone)
+
+
+def _trace_of(backbone: Backbone) -> Layers:
     module = backbone.module  # outside of `try`: missing weights are no reason to try hooks
     if backbone.name.startswith("export:"):
         return exported_layers(module, backbone.preprocessing.size)
@@ -61,12 +67,20 @@ class _Tracer(NodePathTracer):
         self.traced_again: set[fx.Node] = set()
         self._taken = {name for name, _ in root.named_modules(remove_duplicate=False)}
         self._called: set[str] = set()
+        self._thread = threading.get_ident()
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         # only the images: an optional mask must stay None and not become a symbol
         return root_fn, [self.root, self.create_proxy("placeholder", "images", (), {})]
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:  # torch's tracer sees the modules of all threads
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
         output = super().call_module(m, forward, args, kwargs)
         name = self.path_of_module(m)
         self.ends.pop(name, None)

@@ -17,8 +17,11 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 import featx
+from featx.cli.adapt import adapt
+from featx.cli.compare import compare, models
 from featx.cli.demo import demo
 from featx.cli.extract import extract
+from featx.cli.finetune import finetune
 from featx.cli.interrupts import left_by_interrupt
 from featx.cli.layers import layers
 from featx.cli.predict import predict
@@ -29,7 +32,21 @@ from featx.cli.wording import notes, worded
 from featx.display import printable
 from featx.errors import FeatxError, nearest
 
-_COMMANDS = (extract, info, verify, merge, export, layers, search, predict, demo)  # in the order of `featx --help`
+_COMMANDS = (
+    extract,
+    info,
+    verify,
+    merge,
+    export,
+    models,
+    layers,
+    compare,
+    search,
+    adapt,
+    finetune,
+    predict,
+    demo,
+)  # in the order of `featx --help`
 _STORE_WRITERS = (extract, merge)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,28 +15,26 @@ from featx.progress import preparing, shown
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on Ctrl-C during imports, even if a library swallows it or raises something else."""
+    """End the process on Ctrl-C during imports, while no file is open.
+
+    An exception would not do: libraries swallow it, raise something else, or abort when it reaches their C++ code.
+    """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # the handler is somebody else's
         return
-    interrupted = False
-
-    def note(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
+    before = signal.signal(signal.SIGINT, _end)
     try:
         yield
-    except Exception:
-        if not interrupted:
-            raise
     finally:
         signal.signal(signal.SIGINT, before)
-    if interrupted:
-        raise KeyboardInterrupt
+
+
+def _end(*_: object) -> None:
+    # not through sys.stderr, which may be in the middle of a write
+    shown_again = b"\r\x1b[2K\x1b[?25h" if os.isatty(2) else b""  # the bar's line is cleared, the cursor visible
+    os.write(2, shown_again + b"featx: interrupted\n")
+    os._exit(130)
 
 
 @contextlib.contextmanager

@@ -14,15 +14,18 @@ from featx.errors import FeatxError
 
 def layers(
     backbone: Annotated[str, typer.Argument(help="resnet50, timm:convnext_tiny, bundled:efficientnet_lite0, ...")],
+    boundaries: Annotated[
+        bool, typer.Option("--boundaries", help="List only layers behind which featx finetune can train.")
+    ] = False,
 ) -> None:
     """List every layer of a backbone that can be extracted, with its size. Needs no weights."""
     refuse_file_as_backbone(backbone)
     with loading("loading torch") as on_phase:
         from featx.backbones import Backbone
-        from featx.report import layers_table
+        from featx.report import boundaries_table, layers_table
 
         on_phase(f"building {backbone}")
-        table = layers_table(Backbone(backbone, weights=None))
+        table = (boundaries_table if boundaries else layers_table)(Backbone(backbone, weights=None))
     print_all(table)
 
 

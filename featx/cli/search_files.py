@@ -12,6 +12,8 @@ from featx.errors import FeatxError
 if TYPE_CHECKING:
     from featx.learn import ProtocolResult, Selection
 
+FIGURES = (".png", ".pdf", ".svg")
+
 
 @dataclass(frozen=True)
 class SearchFiles:
@@ -25,21 +27,13 @@ class SearchFiles:
         """Raise FeatxError if a file cannot be written, exists, has another suffix, or is one of `inputs`."""
         chosen = [path for path in (self.output, self.figure, self.results) if path is not None]
         for path in chosen:
-            if path.is_dir() or not path.absolute().parent.is_dir():
-                reason = "it is a folder" if path.is_dir() else "there is no such folder"
-                raise FeatxError(f"cannot write {path}: {reason}")
             if path.resolve() in {file.resolve() for file in inputs}:
                 raise FeatxError(f"{path} is read by this search and would be written over; choose another name")
-            if path.exists():
-                raise FeatxError(f"{path} is there already; choose another name, or remove the file")
         if len({path.resolve() for path in chosen}) < len(chosen):
             raise FeatxError("--output, --figure and --results are files of their own; give them different names")
-        if self.figure is not None and self.figure.suffix.lower() not in (".png", ".pdf", ".svg"):
-            raise FeatxError(f"a figure is a .png, .pdf or .svg file; got {self.figure}")
-        if self.output is not None and self.output.suffix != ".skops":
-            raise FeatxError(f"a model is a .skops file; got {self.output}")
-        if self.results is not None and self.results.suffix not in (".csv", ".json"):
-            raise FeatxError(f"results are a .csv or .json file; got {self.results}")
+        check_file(self.figure, FIGURES, "a figure is a .png, .pdf or .svg file")
+        check_file(self.output, (".skops",), "a model is a .skops file")
+        check_file(self.results, (".csv", ".json"), "results are a .csv or .json file")
 
     def saves_model_of(self, result: Selection | ProtocolResult) -> bool:
         return self.output is not None and result.best_estimator is not None and not result.is_partial
@@ -65,3 +59,15 @@ class SearchFiles:
                 figure.savefig(file, format=self.figure.suffix[1:].lower(), dpi=110)
             lines.append(f"{self.figure}: the picture")
         return lines
+
+
+def check_file(path: Path | None, suffixes: Collection[str], requirement: str) -> None:
+    """Raise FeatxError if a file cannot be written, exists or has another suffix."""
+    if path is None:
+        return
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise FeatxError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'there is no such folder'}")
+    if path.exists():
+        raise FeatxError(f"{path} is there already; choose another name, or remove the file")
+    if path.suffix.lower() not in suffixes:
+        raise FeatxError(f"{requirement}; got {path}")

@@ -18,6 +18,7 @@ _OPTIONS = {
     "n_jobs": "jobs",
     "estimators": "estimator",
     "layers": "layer",
+    "methods": "method",
     "size": "test_size",
     "validation_rows": "validation_value",
 }
@@ -26,12 +27,14 @@ _EXTRACT_OPTIONS = {"like"}
 # what the command line has in place of a call, by its function and the parameters that it names
 _COMMANDS = {
     ("featx.extract",): "featx extract",
+    ("featx.extract", "backbone", "layers"): "featx extract IMAGES {backbone} {layers}",
     ("featx.merge",): "featx merge",
     ("featx.save",): "featx search -o",
     ("featx.load", "weights"): "featx predict {weights}",
     ("HoldOut", "size"): "{size}",
     ("HoldOut", "rows"): "--split-column",
     ("store.align",): "--labels labels.csv",
+    ("target_store.align",): "--target-labels labels.csv",
     ("y.astype",): "--labels with --target numeric",
     ("featx.learn.learning_curves",): "--protocol learning-curve",
     ("featx.learn.select_model",): "no --protocol",

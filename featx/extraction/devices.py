@@ -29,7 +29,7 @@ import torch
 from joblib import wrap_non_picklable_objects
 from PIL import Image, ImageFile
 
-from featx.backbones import Backbone, Preprocessing
+from featx.backbones import Backbone
 from featx.errors import FeatxError
 from featx.forward import Block, decoders, release, stream
 from featx.store import KEPT, Recipe, RowFile, disk_errors
@@ -99,7 +99,7 @@ def spread(
         todo[block.start : block.stop] = False
         yield block
     try:
-        network = _handed_over(recipe, backbone)
+        network = _handed_over(backbone)
     except Exception as error:  # of many types: locks, open files, exported programs
         reason = f"{type(error).__name__}: {error}"
     else:
@@ -139,12 +139,9 @@ def _starts(recipe: Recipe, todo: np.ndarray) -> list[int]:
     return [start for start in range(0, len(todo), size) if todo[start : start + size].any()]
 
 
-def _handed_over(recipe: Recipe, backbone: Backbone) -> bytes:
+def _handed_over(backbone: Backbone) -> bytes:
     """The run's network, pickled with classes that a script or a notebook defines: a new process does not run those."""
-    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
-    if backbone.name.startswith("export:") and str(backbone.weights).endswith(".pt2"):
-        backbone = Backbone(str(backbone.weights), preprocessing=preprocessing)  # to be opened again
-    return pickle.dumps(wrap_non_picklable_objects(backbone, keep_wrapper=False))
+    return pickle.dumps(wrap_non_picklable_objects(backbone.with_its_module(), keep_wrapper=False))
 
 
 @dataclass(frozen=True)

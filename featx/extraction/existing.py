@@ -69,7 +69,7 @@ class ExistingStore:
             differences = _device_differs(stored, self.recipe)
             hint = ("; new images in a store of their own, made with ", Parameter("like", path.name), ", go with these")
         if differences:
-            raise RecipeError(f"{path} was made otherwise: {'; '.join(differences)}", *hint, ". ", *_OTHER)
+            raise RecipeError(f"{path} was made with other settings: {'; '.join(differences)}", *hint, ". ", *_OTHER)
         images = {"gone since": self.gone, "changed": self.changed}
         changes = [f"{how}: {listed(names)}" for how, names in images.items() if names]
         if changes and self.new:
@@ -157,10 +157,10 @@ def refuse_other_names(
         way = ("Go on with ", Parameter("backbone", there.backbone), ", or choose another output")
     if differences and is_begun:
         raise RecipeError(
-            f"an unfinished run towards {output} was begun otherwise: {'; '.join(differences)}. ", *_FINISH
+            f"an unfinished run for {output} was begun with other settings: {'; '.join(differences)}. ", *_FINISH
         )
     if differences:
-        raise RecipeError(f"{output} was made otherwise: {'; '.join(differences)}. ", *way)
+        raise RecipeError(f"{output} was made with other settings: {'; '.join(differences)}. ", *way)
 
 
 def refuse_another_run(output: Path, begun: Unfinished, recipe: Recipe, images: Collection) -> None:
@@ -177,7 +177,7 @@ def refuse_another_run(output: Path, begun: Unfinished, recipe: Recipe, images: 
         differences.append("other labels or columns")
     if differences:
         raise RecipeError(
-            f"an unfinished run towards {output} was begun otherwise: {'; '.join(differences)}. ", *_FINISH
+            f"an unfinished run for {output} was begun with other settings: {'; '.join(differences)}. ", *_FINISH
         )
 
 
@@ -199,7 +199,7 @@ def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> Non
             changed.append(images.ids[i])
     if changed:
         raise StoreError(
-            f"images changed since the unfinished run towards {output} was begun: {listed(changed)}. ", *_FINISH
+            f"images changed since the unfinished run for {output} was begun: {listed(changed)}. ", *_FINISH
         )
 
 

@@ -9,10 +9,19 @@ from typing import Any
 
 import torch
 
-from featx.backbones import COMPILED, Backbone, Preprocessing
-from featx.errors import BackboneError, LayerError, Parameter, RecipeError, UnavailableBackbone, listed
+from featx.backbones import COMPILED, Backbone, Preprocessing, passed_backbone
+from featx.errors import (
+    BackboneError,
+    LayerError,
+    Parameter,
+    RecipeError,
+    StoreError,
+    UnavailableBackbone,
+    as_path,
+    listed,
+)
 from featx.forward import backbone_of
-from featx.grammar import PROGRAM_FILE, is_weights_file
+from featx.grammar import PROGRAM_FILE
 from featx.store import FeatureStore, Recipe
 
 _OF_THE_MACHINE = ("device", "engine")  # choices that may differ from the store's
@@ -40,16 +49,18 @@ class Example:
     """The store that is passed as `like=`.
 
     name : of its file
+    own : the backbone that the store carries, if any
     """
 
     recipe: Recipe
     name: str
+    own: Backbone | None
 
     @classmethod
     def of(cls, like: FeatureStore | str | os.PathLike) -> Example:
         """Open it; raises StoreError if there is no store."""
-        store = like if isinstance(like, FeatureStore) else FeatureStore(like)
-        return cls(store.recipe, store.path.name)
+        store = like if isinstance(like, FeatureStore) else FeatureStore(as_path("like", like, StoreError))
+        return cls(store.recipe, store.path.name, store.backbone)
 
     def backbone(self, backbone: Any, weights: str | os.PathLike | None) -> Backbone:
         """The store's backbone.
@@ -66,33 +77,27 @@ class Example:
         BackboneError
             It has other weights; or it is a module or a program, and the user passed none.
         """
-        recipe, preprocessing = self.recipe, Preprocessing.from_dict(self.recipe.preprocessing)
-        known = None
-        if isinstance(backbone, Backbone):
-            known = backbone
-        elif not isinstance(backbone, str | None) or str(backbone).endswith(PROGRAM_FILE):
-            known = Backbone(backbone, preprocessing=preprocessing)
-        elif weights != "DEFAULT":
-            known = Backbone(recipe.backbone if backbone is None else backbone, weights, preprocessing=preprocessing)
-        elif backbone is not None:
+        recipe = self.recipe
+        if backbone is None and weights == "DEFAULT":
+            backbone = self.own
+        if isinstance(backbone, str) and not backbone.endswith(PROGRAM_FILE):
             if (name := Backbone(backbone, None).name) != recipe.backbone:
                 raise self._otherwise([f"backbone: {recipe.backbone!r} there, {name!r} here"])
-            if not is_weights_file(recipe.weights):  # what the user names may be downloaded; a file may not be opened
-                known = Backbone(backbone, recipe.weights, preprocessing=preprocessing)
+        known = passed_backbone(recipe, backbone, ... if weights == "DEFAULT" else weights)
         try:
             resolved = backbone_of(recipe, known)
         except UnavailableBackbone as error:
             raise BackboneError(
                 f"{self.name}: {error.reason}. Give the backbone or its weights beside ", Parameter("like", ...)
             ) from error
-        return resolved if known is not None else resolved.prepared_by(preprocessing)
+        return resolved if known is not None else resolved.prepared_by(Preprocessing.from_dict(recipe.preprocessing))
 
     def layers(self, layers: str | Sequence[str] | None, pool: str) -> list[str]:
         """Full names of the layers that the user passed; all layers of the store if there are none."""
         if layers is None:
             if pool != "avg":
                 raise LayerError(
-                    Parameter("pool", pool), f" is for layers that are named; {self.name} has pools of its own"
+                    Parameter("pool", pool), f" needs layers: without them, layers and pools are those of {self.name}"
                 )
             return list(self.recipe.layers)
         return [self._full_name(name, pool) for name in ([layers] if isinstance(layers, str) else layers)]
@@ -116,7 +121,9 @@ class Example:
             A choice differs from the store's.
         """
         if missing := [name for name in recipe.layers if name not in self.recipe.taps]:
-            raise LayerError(f"{self.name} does not have {listed(missing)}; choose of {', '.join(self.recipe.layers)}")
+            raise LayerError(
+                f"{self.name} does not have {listed(missing)}; choose among {', '.join(self.recipe.layers)}"
+            )
         recorded = self.recipe.some(recipe.layers)
         if recorded.backbone.startswith("export:") and recipe.backbone.startswith("export:"):
             recipe = replace(recipe, backbone=recorded.backbone)  # named by its file; its fingerprint is the same
@@ -132,6 +139,6 @@ class Example:
 
     def _otherwise(self, differences: Sequence[str]) -> RecipeError:
         return RecipeError(
-            f"{self.name} was made otherwise: {'; '.join(differences)}. Leave out what differs, or ",
+            f"{self.name} was made with other settings: {'; '.join(differences)}. Leave out what differs, or ",
             Parameter("like", ...),
         )

@@ -26,6 +26,7 @@ from featx.errors import (
     RecipeError,
     StoreError,
     UnreadableImagesWarning,
+    as_path,
     listed,
 )
 from featx.extraction.devices import places, spread
@@ -80,8 +81,8 @@ def extract(
     like : FeatureStore or path, optional
         Make the store as this one was made, so that their rows can be used together: with its backbone, weights,
         preprocessing, layers, precision, engine, batch size, threads, storage type, and its device if it is available.
-        Pass none of these beside it, except `layers` to choose some of its layers, and `backbone` if it was a module of
-        yours, an exported program, or weights that have moved.
+        Pass none of these beside it, except `layers` to choose some of its layers, and `backbone` if the store is
+        opened by its path and its backbone was a module of yours or an exported program, or its weights have moved.
     pool : "avg", "max", "gem", "spp", "cls", "tokens", "flatten" or "none"
         How the image plane or the tokens are pooled: mean, maximum, generalised mean, spatial pyramid of maxima, class
         token, mean of the other tokens, everything flattened to one row, or no pooling. With "~512" appended
@@ -230,10 +231,11 @@ def plan(
     --------
     >>> plan("photos/", "photos.h5", layers="stages:flatten").nbytes    # doctest: +SKIP
     """
-    output = Path(output)
+    output = as_path("output", output, StoreError)
     refuse_unwritable(output)
     decoders(workers)  # refuses what is none
     example = None if like is None else Example.of(like)
+    is_object = isinstance(backbone, nn.Module | Backbone)
     if example is None and not isinstance(backbone, Backbone):  # an unknown name is refused before images are looked at
         backbone = Backbone("resnet50" if backbone is None else backbone, weights)
     there = stamp(output)
@@ -297,7 +299,8 @@ def plan(
         if existing is not None:
             existing.refuse_what_is_lost(replace)
             recipe = recipe if begun is not None else existing.grown()
-    return Plan(output, images, recipe, existing, begun, backbone, workers, discard, there, dry_run, *trials)
+    owned = backbone if backbone.is_own or is_object else None
+    return Plan(output, images, recipe, existing, begun, backbone, owned, workers, discard, there, dry_run, *trials)
 
 
 @dataclass
@@ -323,6 +326,7 @@ class Plan:
     _existing: ExistingStore | None = field(repr=False)
     _begun: Unfinished | None = field(repr=False)
     _backbone: Backbone = field(repr=False)
+    _owned: Backbone | None = field(repr=False)  # the backbone, if the user passed the object or a program
     _workers: int | str = field(repr=False)
     _discard: bool = field(repr=False)
     _there: Stamp | None = field(repr=False)
@@ -402,7 +406,7 @@ class Plan:
         if existing is not None and existing.is_all:
             if self._begun is None:
                 discard_unfinished(output)  # a kill between the last two steps leaves a journal
-            return existing.store
+            return self._with_backbone(existing.store)
         with (
             StoreWriter(output, self.recipe, images.ids, images.y, images.columns) as writer,
             _threads(self.recipe.threads),
@@ -429,8 +433,12 @@ class Plan:
                 with contextlib.closing(blocks):  # all processes have ended before the writer closes the file
                     part.write_all(blocks, clock)
             writer.finish()
-        store = FeatureStore(output)
+        store = self._with_backbone(FeatureStore(output))
         _warn(store, len(images.ids))
+        return store
+
+    def _with_backbone(self, store: FeatureStore) -> FeatureStore:
+        store.backbone = self._owned
         return store
 
 
@@ -456,7 +464,7 @@ def _warn(store: FeatureStore, n: int) -> None:
         first = contradictions[0][:2].tolist()
         pair = " and ".join(f"{str(store.ids[row])!r} ({printable(store.y[row])})" for row in first)  # type: ignore[index]
         warnings.warn(
-            f"{len(contradictions):,} images are there several times with different labels, see store.contradictions: "
+            f"{len(contradictions):,} images occur several times with different labels, see store.contradictions: "
             f"{pair}",
             ContradictionWarning,
             stacklevel=4,

@@ -2,7 +2,7 @@
 
 from featx.forward.cache import backbone_of, matrix_of, release
 from featx.forward.passes import Block
-from featx.forward.streaming import as_backbone, check_choices, decoders, measure, resolve_recipe, stream
+from featx.forward.streaming import as_backbone, check_choices, decoders, device_of, measure, resolve_recipe, stream
 from featx.forward.trial import Trial
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "backbone_of",
     "check_choices",
     "decoders",
+    "device_of",
     "matrix_of",
     "measure",
     "release",

@@ -150,7 +150,7 @@ def check_choices(*, device: str, precision: str, engine: str, batch_size: int |
         raise FeatxError(
             Parameter("batch_size"), f" is 'auto' or a whole number of images, 1 or more; got {batch_size!r}"
         )
-    return _device(device)
+    return device_of(device)
 
 
 def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device, measures: bool) -> int:
@@ -219,11 +219,11 @@ def stream(
         The recorded network cannot be had.
     """
     workers = decoders(workers)
-    place = _device(device)
+    place = device_of(device)
     recipe.check()
     if recipe.decoder != DECODER:
         raise RecipeError(
-            f"the recipe's images were decoded by another rule, {recipe.decoder!r}; here it is {DECODER!r}"
+            f"the recipe's images were decoded with {recipe.decoder!r}; this featx decodes with {DECODER!r}"
         )
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     # images that are predicted are not padded to a batch, and no network is compiled for them
@@ -292,10 +292,11 @@ def measure(
     return seconds / len(first)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of "auto", "cpu" or "cuda"; raises FeatxError if there is none."""
     _one_of("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
-        raise FeatxError("device 'cuda' needs a GPU that torch can see; there is none. Use 'auto' or 'cpu'")
+        raise FeatxError("device 'cuda' needs a GPU that torch can use, and there is none; use 'auto' or 'cpu'")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 

@@ -200,7 +200,7 @@ def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, ta
             for number, image in enumerate(images)
         ]
         images, ids = _named(images, ids)
-    elif isinstance(ids, str) or not isinstance(ids, Iterable):
+    elif isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise SourceError(f"ids is a list of one name per image; got {ids!r}")
     y = None if labels is None else as_labels(labels, target, ids)  # type: ignore[arg-type]
     return Collection(images, list(map(str, ids)), y)

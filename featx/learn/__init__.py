@@ -35,6 +35,7 @@ from featx.learn.selection import (
     one_se,
     select_model,
 )
+from featx.naming import publish
 
 __all__ = [
     "Candidate",
@@ -77,5 +78,4 @@ __all__ = [
     "select_model",
 ]
 
-for _name in __all__:
-    globals()[_name].__module__ = __name__  # which saved models name: they don't depend on where a class is defined
+publish([globals()[_name] for _name in __all__], __name__)

@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 # Checks of parameters, in `_parameter_constraints`: constructors would accept anything.
 from sklearn.base import _fit_context as fit_context
-
-# What saved forests and boostings consist of: `check_trees` would not know which files are safe to load.
-from sklearn.ensemble._gb import BaseGradientBoosting
-from sklearn.ensemble._gb import _init_raw_predictions as init_raw_predictions
-from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
-from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
 
 # Methods of linear models: `decision_function`, `predict` and `sparsify` would be missing.
 from sklearn.linear_model._base import LinearClassifierMixin, SparseCoefMixin
@@ -44,7 +41,6 @@ from sklearn.model_selection._validation import (
 
 # libsvm on a kernel matrix: SVC and SVR would have to be fitted by scikit-learn, one at a time.
 from sklearn.svm import _libsvm as libsvm
-from sklearn.tree._tree import Tree
 
 # Rows of X and y of any type: folds of lists and data frames.
 from sklearn.utils import _safe_indexing as safe_indexing
@@ -59,6 +55,13 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_method_params as check_method_params
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 from sklearn.utils.validation import _num_samples as num_samples
+
+if TYPE_CHECKING:
+    from sklearn.ensemble._gb import BaseGradientBoosting
+    from sklearn.ensemble._gb import _init_raw_predictions as init_raw_predictions
+    from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
+    from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
+    from sklearn.tree._tree import Tree
 
 __all__ = [
     "BaseGradientBoosting",
@@ -90,6 +93,23 @@ __all__ = [
     "score_estimator",
     "warn_or_raise_about_fit_failures",
 ]
+
+# What saved forests and boostings consist of: `check_trees` would not know which files are safe to load. Imported when
+# first used, since only saved models need all of sklearn.ensemble.
+_OF_TREES = {
+    "BaseGradientBoosting": "sklearn.ensemble._gb.BaseGradientBoosting",
+    "PREDICTOR_RECORD_DTYPE": "sklearn.ensemble._hist_gradient_boosting.common.PREDICTOR_RECORD_DTYPE",
+    "Tree": "sklearn.tree._tree.Tree",
+    "TreePredictor": "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "init_raw_predictions": "sklearn.ensemble._gb._init_raw_predictions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OF_TREES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, private = _OF_TREES[name].rpartition(".")
+    return getattr(importlib.import_module(module), private)
 
 
 def check_parameters(estimator: object) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from featx.report.adaptations import adaptation_json, adaptation_table
 from featx.report.answers import model_text, selection_text
+from featx.report.comparisons import comparison_figure, comparison_json, comparison_table, similarity_figure
 from featx.report.curves import protocol_figure
 from featx.report.extractions import ExtractionLines, plan_table
 from featx.report.figures import selection_figure
+from featx.report.finetunings import finetuning_json, finetuning_table
 from featx.report.progress import search_progress
 from featx.report.rankings import nested_table, protocol_table, ranking_table
 from featx.report.results import results_csv, results_json
 from featx.report.stores import difference_table, notes_text, store_table, together_text
 from featx.report.tables import (
+    boundaries_table,
     layers_table,
+    models_table,
     predictions_csv,
     predictions_json,
     predictions_table,
@@ -19,9 +24,18 @@ from featx.report.tables import (
 
 __all__ = [
     "ExtractionLines",
+    "adaptation_json",
+    "adaptation_table",
+    "boundaries_table",
+    "comparison_figure",
+    "comparison_json",
+    "comparison_table",
     "difference_table",
+    "finetuning_json",
+    "finetuning_table",
     "layers_table",
     "model_text",
+    "models_table",
     "nested_table",
     "notes_text",
     "plan_table",
@@ -36,6 +50,7 @@ __all__ = [
     "search_progress",
     "selection_figure",
     "selection_text",
+    "similarity_figure",
     "store_table",
     "together_text",
 ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from featx.display import printable_lines
 from featx.errors import readable
 from featx.report.columns import FittedTable
 from featx.report.interchange import csv_text, json_text
@@ -37,6 +38,56 @@ def layers_table(backbone: Backbone) -> FittedTable:
             layer.mark,
             style="bold" if layer.mark else None,
         )
+    return table
+
+
+def boundaries_table(backbone: Backbone) -> FittedTable:
+    """The layers at which a backbone can be split for fine-tuning; see `backbones.Tail`."""
+    from featx.backbones import boundaries
+
+    table = FittedTable(f"{backbone.name}: layers behind which it can be fine-tuned")
+    table.add_names("boundary")
+    table.add_numbers("shape", "stored, an image", "forward saved", "parameters trained")
+    for each in boundaries(backbone):
+        table.add_row(
+            each.name,
+            " x ".join(map(str, each.shape)),
+            readable(4 * math.prod(each.shape)),
+            f"{each.saved:.0%}",
+            f"{each.n_parameters:,}",
+        )
+    table.caption = printable_lines(["extract one with its whole output, layer:none; bytes are of float32"])
+    return table
+
+
+def models_table(pattern: str = "") -> FittedTable:
+    """Pretrained backbones whose name contains the pattern; see `backbones.pretrained`."""
+    from featx.backbones import n_timm, pretrained
+
+    rows = pretrained(pattern)
+    table = FittedTable(spare=("trained for", "px"))
+    table.add_names("backbone", "weights", "trained for")
+    table.add_numbers("parameters", "px", "top-1")
+    table.add_names("")
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.weights,
+            row.task,
+            "" if row.n_parameters is None else f"{row.n_parameters / 1e6:.1f} M",
+            "" if row.size is None else str(row.size),
+            "" if row.accuracy is None else f"{row.accuracy:.3f}",
+            row.state,
+        )
+    notes = ["top-1: published accuracy on ImageNet-1K; empty where the library does not say"]
+    if not rows:
+        notes = [f"there is no pretrained backbone with {pattern!r} in its name"]
+    n = n_timm()
+    if n is None:
+        notes.append("timm has a thousand more: pip install 'featx[timm]'")
+    elif not pattern:
+        notes.append(f"timm has {n:,} more: part of a name, convnext or timm:vit_small for example, finds them")
+    table.caption = printable_lines(notes)
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
@@ -16,15 +17,14 @@ def device_of(device: str) -> torch.device:
     """The device of that name; "auto" is the first GPU, or the CPU if there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
-        raise FeatxError(f"device is 'auto', 'cpu' or 'cuda'; got {device!r}")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise FeatxError(
-            Parameter("device", device),
-            ", and there is no GPU that torch can use; ",
-            Parameter("device", "cpu"),
-            " works everywhere",
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise FeatxError(f"device is 'auto', 'cpu', 'cuda', or 'cuda:1' for the second GPU; got {device!r}")
+    gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    if device not in ("cpu", "cuda", *gpus) or (device == "cuda" and not gpus):
+        has = (
+            f"torch can use {', '.join(map(repr, gpus))} and 'cpu'" if gpus else "torch can use no GPU here, only 'cpu'"
         )
+        raise FeatxError(Parameter("device", device), f" is not available: {has}")
     return torch.device(device)
 
 

@@ -3,6 +3,7 @@
 This room knows nothing of images, networks or scikit-learn.
 """
 
+from featx.naming import publish
 from featx.recipe import Difference, Recipe, collection_digest
 from featx.store.agreement import rounding_note
 from featx.store.blocks import Damage
@@ -40,5 +41,4 @@ __all__ = [
     "written_aside",
 ]
 
-for _class in (FeatureStore, Recipe):
-    _class.__module__ = __name__  # saved models name this module, so they do not depend on where a class is defined
+publish([FeatureStore, Recipe], __name__)

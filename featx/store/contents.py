@@ -84,11 +84,11 @@ class Contents:
         mapped, tree = self.mapped, self.mapped.tree
         labels = ["labels"] if "labels" in tree else []
         if [*tree] != ["layers", "recipe", "images", *labels, "columns", "failures", "nonfinite", "checksums"]:
-            raise hdf5.Malformed("its children")
+            raise hdf5.Malformed("its groups are not those of a store")
         recipe = _array(tree["recipe"])
         inside = mapped.seal.metadata <= recipe.offset <= mapped.seal.structure - recipe.nbytes
         if recipe.shape != (1,) or recipe.dtype[0] != "S" or recipe.nbytes > layout.MOST_RECIPE_BYTES or not inside:
-            raise hdf5.Malformed("the recipe")
+            raise hdf5.Malformed("the recipe is not one text inside the metadata")
         (text,) = self._text(recipe)
         try:
             self.recipe = Recipe.from_json(text)
@@ -98,11 +98,11 @@ class Contents:
             raise hdf5.Malformed("the recipe is not in the form that featx writes")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
         if layout.version_for(tree) != mapped.seal.version:
-            raise hdf5.Malformed("texts of another version")
+            raise hdf5.Malformed("its texts are stored as in another format version")
         folded = {name: _folded(group) for name, group in groups.items()}
         for name, parts in _LAYOUT.items():
             if tuple(folded[name]) != parts:
-                raise hdf5.Malformed(name)
+                raise hdf5.Malformed(f"the datasets of group {name!r} are not those of a store")
         members = [layout.member(name) for name in self.recipe.layers]
         if [*groups["layers"]] != members or [*groups["checksums"]] != members:
             raise hdf5.Malformed("the layers are not the recipe's")
@@ -140,7 +140,7 @@ class Contents:
         for name, text in self._columns.items():
             _expect(text, "S", (n,))
             if layout.member(layout.member_name(name)) != name:
-                raise hdf5.Malformed("a column's name")
+                raise hdf5.Malformed("a column's name is not written as in a store")
         failed, marked = _count(self._failures["id"]), _count(self._nonfinite["row"])
         for text in self._failures.values():
             _expect(text, "S", (failed,))
@@ -152,7 +152,7 @@ class Contents:
             _expect(self._labels["code"], "<i8", (n,))
             _expect(self._labels["classes"], "S", (_count(self._labels["classes"]),))
         elif "labels" in self.mapped.tree:
-            raise hdf5.Malformed("the labels")
+            raise hdf5.Malformed("the labels are neither numbers nor codes of classes")
 
     def _check_values(self) -> None:
         """Check the values of datasets whose places and shapes have been checked."""
@@ -160,7 +160,7 @@ class Contents:
         self.keys = np.array(array(self._images["key"]))
         in_order = np.sort(self.keys)
         if in_order[0] < 0 or in_order[-1] >= 2**53 or (in_order[1:] == in_order[:-1]).any():
-            raise hdf5.Malformed("the keys")
+            raise hdf5.Malformed("the image keys are not distinct numbers from 0 to 2**53")
         groups = (self._images, self._labels, self._columns, self._failures, self._nonfinite)
         for node in (node for group in groups for node in group.values()):
             if isinstance(node, Unpadded):
@@ -173,11 +173,11 @@ class Contents:
             classes = self._pieces(self._labels["classes"])
             _check_indices(array(self._labels["code"]), len(classes))
             if classes != sorted(set(classes)):
-                raise hdf5.Malformed("the classes")
+                raise hdf5.Malformed("the classes are not sorted and distinct")
         ids = self._images["id"]
         pieces = self._pieces(ids) if isinstance(ids, Unpadded) else None
         if not (_all_differ(array(ids)) if pieces is None else len(set(pieces)) == len(pieces)):
-            raise hdf5.Malformed("the ids")
+            raise hdf5.Malformed("two images have the same id")
 
     def datasets(self) -> layout.Metadata:
         """The datasets that `metadata.datasets` returned."""
@@ -286,7 +286,7 @@ def _expect(node: Array | Unpadded, dtype: str, shape: tuple[int, ...]) -> None:
 
 def _check_offsets(offsets: np.ndarray, nbytes: int) -> None:
     if offsets[0] != 0 or offsets[-1] != nbytes or (offsets[1:] < offsets[:-1]).any():
-        raise hdf5.Malformed("the offsets of texts")
+        raise hdf5.Malformed("the offsets of texts are not in order")
 
 
 def _is_ascii(texts: np.ndarray) -> bool:
@@ -304,4 +304,4 @@ def _all_differ(texts: np.ndarray) -> bool:
 
 def _check_indices(values: np.ndarray, n: int) -> None:
     if len(values) and (values.min() < 0 or values.max() >= n):
-        raise hdf5.Malformed("indices out of range")
+        raise hdf5.Malformed("an index is out of range")

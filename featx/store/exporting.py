@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from featx.errors import LayerError, Parameter, StoreError
+from featx.errors import LayerError, Parameter, StoreError, as_path
 from featx.store import files, layout
 from featx.store.compression import check_method, compress, filters_of
 from featx.store.hdf5 import Chunks
@@ -67,7 +67,7 @@ def export(
     --------
     >>> export("photos.h5", "penultimate.npy", ["penultimate"])    # doctest: +SKIP
     """
-    output = Path(output)
+    output = as_path("output", output, StoreError)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     writers = {".npy": _write_npy, ".parquet": _write_parquet, ".h5": _write_store}
     if output.suffix not in writers:

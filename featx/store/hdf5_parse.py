@@ -44,7 +44,7 @@ def parse(
         reader = _Reader(objects, start - base, base)
         tree, root_attributes = reader.root(struct.unpack_from("<Q", superblock, 36)[0])
         if root_attributes != attributes:
-            raise Malformed("the root's attributes")
+            raise Malformed("the root's attributes are not those of a store")
         for node in tree.values():
             for array in [node] if isinstance(node, Array) else node.values():
                 if len(array.shape) > 32 or array.nbytes >= 2**62:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from featx.errors import SourceError, StoreError, listed, nearest
+from featx.errors import SourceError, StoreError, as_path, listed, nearest
 from featx.manifest import as_labels, column, read_manifest
 
 
@@ -23,7 +23,7 @@ def align(
     if isinstance(labels, Mapping):
         table, name = dict(labels), "the mapping"
     else:
-        csv = read_manifest(labels)
+        csv = read_manifest(as_path("labels", labels, SourceError))
         name = str(labels)
         if id_column is None and not {"id", "path"} & csv.keys():
             raise SourceError(

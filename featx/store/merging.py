@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from featx.errors import (
     RecipeError,
     RowsDifferWarning,
     StoreError,
+    as_path,
     count,
     listed,
     warn,
@@ -77,14 +78,16 @@ def merge(
     --------
     >>> merge(["monday.h5", "tuesday.h5"], "week.h5")    # doctest: +SKIP
     """
-    output = Path(output)
+    output = as_path("output", output, StoreError)
+    if isinstance(stores, str | bytes) or not isinstance(stores, Iterable):
+        raise StoreError(f"stores are two or more stores or their paths, in a list; got {type(stores).__name__}")
     opened = [store if isinstance(store, FeatureStore) else FeatureStore(store) for store in stores]
     if len(opened) < 2:
         raise StoreError(f"a merge takes two stores or more, got {len(opened)}")
     if (finished := _finished(opened, output)) is not None:
         if discard or not is_unfinished(output):
             discard_unfinished(output)  # a kill between the last two steps of a merge leaves its journal
-        return finished
+        return _with_backbone(finished, opened)
     refuse_existing(output, replace)
     _refuse_unlike(opened)
     first = opened[0]
@@ -124,7 +127,12 @@ def merge(
         failed = {len(ids) + i: error for i, error in enumerate(failures.values())}
         writer.fail({i: error for i, error in failed.items() if writer.todo[i]})
         writer.finish()
-    return FeatureStore(output)
+    return _with_backbone(FeatureStore(output), opened)
+
+
+def _with_backbone(merged: FeatureStore, stores: Sequence[FeatureStore]) -> FeatureStore:
+    merged.backbone = next((store.backbone for store in stores if store.backbone is not None), None)
+    return merged
 
 
 def merge_refusal(*stores: FeatureStore) -> str:
@@ -151,15 +159,18 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
         where = (f"in {first.path.name}", f"in {other.path.name}")
         if differences := first.recipe.differences(other.recipe, where):
             raise RecipeError(
-                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of one again, "
-                "with ",
+                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of the others "
+                "again with ",
                 Parameter("like", first.path.name),
             )
         if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
             raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
         if first.columns.keys() != other.columns.keys():
             columns = [f"{one.path.name} has {listed(one.columns, 20) or 'none'}" for one in (first, other)]
-            raise StoreError(f"a merge takes stores with the same columns; {', '.join(columns)}: extract one again")
+            raise StoreError(
+                f"a merge takes stores with the same columns; {', '.join(columns)}: extract the others again with the "
+                "columns of one"
+            )
 
 
 def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> None:

@@ -6,12 +6,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featx.errors import KeysError
+from featx.errors import KeysError, StoreError, as_path
 from featx.recipe import Recipe
 from featx.store import layout
 from featx.store.blocks import Blocks
@@ -47,6 +46,9 @@ class FeatureStore:
     digests : (n, 16) uint8, the content digest of each image
     recipe : Recipe, everything that determined the numbers
     identity : 32 hexadecimal digits, the digest of everything but the rows, and so of the rows' checksums
+    backbone : the object that was passed to `featx.extract` as its backbone, if this is the store that it returned
+        New images go through it. It is None if the store was opened by its path or unpickled; set it if it was a module
+        or a program of yours.
 
     Raises
     ------
@@ -59,8 +61,10 @@ class FeatureStore:
     (250, 1280)
     """
 
+    backbone: Any = None  # this room knows nothing of networks: it keeps the object for those who compute features
+
     def __init__(self, path: str | os.PathLike) -> None:
-        self._read(Mapped(Path(path).absolute()))
+        self._read(Mapped(as_path("path", path, StoreError).absolute()))
 
     def _read(self, mapped: Mapped) -> None:
         self.path = mapped.path
@@ -75,8 +79,11 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self._contents.keys)
 
+    def __copy__(self) -> FeatureStore:
+        return self  # it is read-only
+
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureStore:
-        return self  # it is read-only; scikit-learn's clone must not copy layers into memory
+        return self  # scikit-learn's clone must not copy layers into memory
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (str(self.path), self.identity)

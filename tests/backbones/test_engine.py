@@ -108,14 +108,17 @@ def test_a_type_that_is_not_clearly_faster_is_not_used(monkeypatch, small, secon
     assert chosen(found) == SLOW and found.error is None
 
 
-@pytest.mark.parametrize("error, expected", [(0.019, FAST), (0.021, SLOW), (float("nan"), SLOW), (float("inf"), SLOW)])
-@pytest.mark.parametrize("row", [0, 3])
+@pytest.mark.parametrize(
+    "error, row, expected", [(0.019, 0, FAST), (0.021, 0, SLOW), (0.021, 3, SLOW), (float("nan"), 3, SLOW)]
+)
 def test_every_row_of_every_tap_must_be_within_two_percent(monkeypatch, small, error, expected, row):
+    """The first row is in the glance, the fourth only in the whole batch."""
+    monkeypatch.setattr(engine_module, "_GLANCE_ROWS", 2)
     found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: error}, rows=[row])
     assert chosen(found) == expected
 
 
-@pytest.mark.parametrize("empty", SLOTS)
+@pytest.mark.parametrize("empty", [0, 3])
 def test_empty_slots_do_not_count(monkeypatch, small, empty):
     slots = [slot for slot in SLOTS if slot != empty]
     found, _ = choice(monkeypatch, small, {SLOW: 1.0, FAST: 0.1}, {FAST: 0.5}, slots=slots, rows=[empty])
@@ -146,9 +149,11 @@ def test_a_type_that_is_inaccurate_when_compiled_is_not_compiled(monkeypatch, sm
 WAYS = {SLOW: 1.0, FAST: 0.5, COMPILED_FAST: 0.3, COMPILED_SLOW: 0.6}
 
 
-@pytest.mark.parametrize("n_batches", [1, 5, 20, 200])
-@pytest.mark.parametrize("error", [0.0, 0.03])
-@pytest.mark.parametrize("engine", ["auto", EAGER, COMPILED])
+@pytest.mark.parametrize(
+    "n_batches, error, engine",
+    [(1, 0.0, "auto"), (20, 0.0, "auto"), (200, 0.0, "auto"), (200, 0.03, "auto"), (5, 0.03, EAGER), (20, 0.0, EAGER),
+     (1, 0.03, COMPILED), (20, 0.0, COMPILED), (200, 0.03, COMPILED)],
+)  # fmt: skip
 def test_no_candidate_computes_a_batch_twice_and_the_rows_are_those_of_the_chosen_one(
     monkeypatch, small, n_batches, error, engine
 ):
@@ -247,15 +252,25 @@ def test_a_network_that_does_not_run_in_a_fast_type_runs_in_float32(monkeypatch)
         TappedNetwork(made, taps, CPU, "bfloat16")(pixels())
 
 
-def test_the_choice_runs_the_real_networks(monkeypatch, small):
+@pytest.mark.parametrize("fast", ["float32", "bfloat16"])
+def test_the_choice_runs_the_real_networks(monkeypatch, small, fast):
+    timed = engine_module._timed
+
+    def pretended(network, given):
+        seconds = len(given) * (0.01 if network.precision == fast else 0.02)
+        return timed(network, given)[0], seconds, seconds
+
+    monkeypatch.setattr(engine_module, "_timed", pretended)
+    monkeypatch.setattr(engine_module, "_has_bfloat16", lambda: True)
     monkeypatch.setattr(engine_module, "_WORTH_SECONDS", -1.0)
     network = TappedNetwork(*small, CPU, "float32")
     found = choose(network, lambda i: (pixels(seed=i), SLOTS), 20, precision="auto", engine="auto")
-    assert (found.precision, found.error is None) in {("float32", True), ("bfloat16", False)}
-    assert found.error is None or 0 < found.error <= engine_module.TOLERANCE
+    assert chosen(found) == (fast, EAGER) and (found.error is None) == (fast == "float32")
+    if fast == "bfloat16":
+        assert 0 < found.error <= engine_module.TOLERANCE
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kind", ["bfloat16"])
 def test_a_network_in_another_type_or_compiled_equals_the_backbones(small, kind):
     network = TappedNetwork(*small, CPU, "float32")
     before = network(pixels())
@@ -281,7 +296,9 @@ def test_pixels_and_normalised_pixels_give_the_same_rows(small):
         assert torch.equal(values, tapped(SMALL.normalise(pixels()))[name])
 
 
-@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-5), ("bfloat16", 0.02)])
+@pytest.mark.parametrize(
+    "precision, tolerance", [("float32", 1e-5), pytest.param("bfloat16", 0.02, marks=pytest.mark.slow)]
+)
 def test_compiled_is_the_same_function_and_gives_the_same_bytes_each_time(
     small, precision, tolerance, three_threads, capfd
 ):

@@ -9,7 +9,7 @@ import zipfile
 import narrow
 import pytest
 import torch
-from helpers import assert_tells, class_folders, empty_cache, fresh_python, resolved
+from helpers import assert_tells, class_folders, fresh_python, resolved
 from torch import nn
 from torch.export import Dim, ExportedProgram, export
 from torchvision.models import resnet18
@@ -262,7 +262,7 @@ def test_a_program_must_be_passed_and_is_not_opened_for_a_recipe(constants, file
             resolved(made.name, made.weights, made.weights_sha256, SMALL)
         assert_tells(
             error.value,
-            "hand it over, if you trust it: featx.load(path, weights='FILE.pt2')",
+            "pass it, if you trust it: featx.load(path, weights='FILE.pt2')",
             f"(it was {str(named)!r})" if named is file else "",
         )
         assert resolved(made.name, made.weights, made.weights_sha256, SMALL, made) is made
@@ -318,8 +318,7 @@ def test_a_store_like_that_of_a_program_takes_the_program_only_from_the_user(fil
     photos = class_folders(tmp_path / "photos")
     made = Backbone(file, preprocessing=SMALL)
     store = featx.extract(photos, tmp_path / "a.h5", made, layers="conv", device="cpu", progress=False)
-    options = {"like": store, "device": "cpu", "progress": False}
-    empty_cache()
+    options = {"like": store.path, "device": "cpu", "progress": False}
     with pytest.raises(
         BackboneError,
         match=r"a.h5: .* an exported program, net \(it was .*\). Give the backbone or its weights beside like=\.\.\.",
@@ -327,7 +326,6 @@ def test_a_store_like_that_of_a_program_takes_the_program_only_from_the_user(fil
         featx.extract(photos, tmp_path / "b.h5", **options)
     renamed = file.rename(tmp_path / "renamed.pt2")
     for number, handed in enumerate([constants, renamed, str(renamed), Backbone(renamed, preprocessing=SMALL)]):
-        empty_cache()
         again = featx.extract(photos, tmp_path / f"{number}.h5", handed, **options)
         assert store.recipe.differences(again.recipe) == [] and (again["conv"] == store["conv"]).all()
     with pytest.raises(BackboneError, match="the recorded network is export:net with weights sha256"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -81,43 +82,40 @@ def test_flatten_and_none_keep_everything():
         assert torch.equal(pooled(x, "flatten"), x.flatten(1))
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_vectors_are_not_pooled(pool):
+def test_vectors_are_not_pooled():
     x = torch.randn(3, 7)
-    assert torch.equal(pooled(x, pool), x)
+    for pool in POOLS:
+        assert torch.equal(pooled(x, pool), x), pool
 
 
-@pytest.mark.parametrize("pool", POOLS)
-def test_pooled_rows_survive_later_in_place_changes(pool):
-    for form, x in forms(plane()).items():
+def test_pooled_rows_survive_later_in_place_changes():
+    for pool, form in itertools.product(POOLS, ("bchw", "bhwc", "btc")):
         if (pool, form) in {("cls", "bchw"), ("cls", "bhwc"), ("tokens", "bchw")}:
             continue
+        x = forms(plane())[form]
         rows = pooled(x, pool)
         kept = rows.clone()
         x.zero_()
-        assert torch.equal(rows, kept)
+        assert torch.equal(rows, kept), (pool, form)
 
 
-@pytest.mark.parametrize(
-    "pool, output, words",
-    [
+def test_pools_that_do_not_apply_to_a_layer_are_refused(subtests):
+    for pool, output, words in [
         ("mean", (C, 5, 5), ["'mean' is not one of avg, max, gem, spp, cls, tokens, flatten, none"]),
         ("averag", (C, 5, 5), ["close: 'avg'"]),
         ("avg~", (C, 5, 5), ["'avg~'"]),
         ("avg~0", (C, 5, 5), ["'avg~0'"]),
-        ("avg~x", (C, 5, 5), ["'avg~x'"]),
         ("avg~8~8", (C, 5, 5), ["'avg~8~8'"]),
         ("avg ~8", (C, 5, 5), ["'avg ~8'"]),
         ("cls", (C, 5, 5), ["class token", "has none", "'avg'"]),
         ("cls", (25, C), ["class token", "has none"]),  # tokens before the class token is put in front
-        ("tokens", (C, 5, 5), ["mean of tokens", "'avg'"]),
-        ("spp", (24, C), ["24 tokens", "not a square"]),
-    ],
-)
-def test_pools_that_do_not_apply_to_a_layer_are_refused(pool, output, words):
-    with pytest.raises(LayerError) as caught:
-        Tap.of("layer", pool, output, PREFIX)
-    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
+        ("tokens", (C, 5, 5), ["needs tokens", "'avg' is its mean"]),
+        ("spp", (24, C), ["24 tokens", "do not form a square"]),
+    ]:
+        with subtests.test(ascii((pool, output))):
+            with pytest.raises(LayerError) as caught:
+                Tap.of("layer", pool, output, PREFIX)
+            assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), str(caught.value)
 
 
 def test_layouts_follow_from_the_shape():
@@ -125,7 +123,7 @@ def test_layouts_follow_from_the_shape():
     assert {shape: Tap.of("x", "avg", shape).layout for shape in of} == of
 
 
-@pytest.mark.parametrize("size", [(32, 64), (224, 448), (64, 32)])
+@pytest.mark.parametrize("size", [(224, 448), (64, 32)])
 def test_images_that_are_not_square_have_planes_like_them(size):
     tall, wide = 8 * size[0] // 32, 8 * size[1] // 32
     assert Tap.of("x", "avg", (16, tall, wide), size=size).layout == "bchw"
@@ -162,7 +160,7 @@ def test_narrow_rows_are_not_projected():
 
 
 def test_a_projection_that_is_too_large_is_refused_in_one_line():
-    with pytest.raises(LayerError, match="from 802,816 to 100,000 numbers has too many terms to hold"):
+    with pytest.raises(LayerError, match="from 802,816 to 100,000 numbers is too large for memory"):
         Tap.of("layer", "flatten~100000", (64, 112, 112))
     said = Tap.of("layer", "flatten~64", (C, 5, 5)).to_dict() | {"projected": 2**60}
     with pytest.raises(LayerError):

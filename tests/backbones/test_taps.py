@@ -247,9 +247,8 @@ def test_penultimate_and_stages_of_the_families(name, preprocessing, penultimate
     assert_rows_equal(found[penultimate], pooled(entering, penultimate.rpartition(":")[2], (2, 3)))
 
 
-@pytest.mark.parametrize("pool", ["avg", "max", "flatten", "none"])
 @pytest.mark.parametrize("layout, plane", [("bhwc", (1, 2)), ("btc", (1,))])
-def test_channels_last_and_token_layouts_are_pooled_over_their_plane(layout, plane, pool):
+def test_channels_last_and_token_layouts_are_pooled_over_their_plane(layout, plane):
     class Body(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -262,11 +261,12 @@ def test_channels_last_and_token_layouts_are_pooled_over_their_plane(layout, pla
     torch.manual_seed(0)
     made = Backbone(Body(), preprocessing=SMALL)
     pixels = pixels_for(made)
-    (tap,), _ = resolve_taps(made, "mix", pool)
-    assert tap.layout == layout
-    with torch.inference_mode():
-        expected = pooled(made.module(pixels), pool, plane)
-    assert_rows_equal(tapped(made, "mix", pool, pixels)[f"mix:{pool}"], expected)
+    for pool in ("avg", "max", "flatten", "none"):
+        (tap,), _ = resolve_taps(made, "mix", pool)
+        assert tap.layout == layout
+        with torch.inference_mode():
+            expected = pooled(made.module(pixels), pool, plane)
+        assert_rows_equal(tapped(made, "mix", pool, pixels)[f"mix:{pool}"], expected)
 
 
 @pytest.mark.slow
@@ -306,7 +306,7 @@ def test_a_tap_asked_for_twice_is_one(resnet):
 
 @pytest.mark.parametrize(
     "layer, close",
-    [("layer9", "layer4"), ("layr3", "layer3"), ("layer2.0.bn9", "layer2.0.bn1"), ("penultimat", "penultimate")],
+    [("layer9", "layer4"), ("layer2.0.bn9", "layer2.0.bn1"), ("penultimat", "penultimate")],
 )
 def test_a_misspelt_layer_lists_similar_names_and_the_command(resnet, layer, close):
     with pytest.raises(LayerError) as error:

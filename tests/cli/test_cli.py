@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -37,27 +38,34 @@ def _picture(path: Path, level: int, rng: np.random.Generator) -> Path:
     return path
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Two class folders of 15 pictures, which differ in brightness."""
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two class folders of 15 pictures, which differ in brightness, their store and a model; tests work on copies."""
+    folder = tmp_path_factory.mktemp("originals")
     rng = np.random.default_rng(0)
     for name, level in CLASSES.items():
         for i in range(15):
-            _picture(tmp_path / "photos" / name / f"{i:02}.png", level, rng)
-    return tmp_path / "photos"
-
-
-@pytest.fixture
-def store(photos: Path, tmp_path: Path) -> Path:
-    assert _run("extract", photos, "-o", tmp_path / "photos.h5", *PIXELS).exit_code == 0
-    return tmp_path / "photos.h5"
-
-
-@pytest.fixture
-def model(store: Path, tmp_path: Path) -> Path:
-    done = _run("search", store, "-o", tmp_path / "m.skops", "-e", "logistic_regression", "--jobs", 1)
+            _picture(folder / "photos" / name / f"{i:02}.png", level, rng)
+    assert _run("extract", folder / "photos", "-o", folder / "photos.h5", *PIXELS).exit_code == 0
+    words = ["-o", folder / "m.skops", "-e", "logistic_regression", "--jobs", 1]
+    done = _run("search", folder / "photos.h5", *words)
     assert done.exit_code == 0, done.output
-    return tmp_path / "m.skops"
+    return folder
+
+
+@pytest.fixture
+def photos(originals: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(originals / "photos", tmp_path / "photos"))
+
+
+@pytest.fixture
+def store(photos: Path, originals: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(originals / "photos.h5", tmp_path))
+
+
+@pytest.fixture
+def model(originals: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(originals / "m.skops", tmp_path))
 
 
 def _run(*words: object):
@@ -437,19 +445,29 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     return folder, done
 
 
+@pytest.fixture(scope="module")
+def without_option() -> dict[tuple[str, ...], tuple[int, list[str]]]:
+    """What a protocol does with the options that another one needs; filled by the tests."""
+    return {}
+
+
 def test_every_option_of_search_has_a_value_to_try() -> None:
     options = {max(p.opts, key=len) for p in get_command(app).commands["search"].params if p.name != "stores"}  # type: ignore
     assert options - {"--help"} == set(VALUES)
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("option", VALUES)
+@pytest.mark.parametrize("option", [option for option in VALUES if option != "--protocol"])
 def test_every_option_has_an_effect_or_is_refused(
-    searched: tuple[Path, dict[str, Any]], protocol: str, option: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    searched: tuple[Path, dict[str, Any]],
+    without_option: dict[tuple[str, ...], tuple[int, list[str]]],
+    option: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    """With each of the protocols."""
     folder, results = searched
 
-    def run(*words: str) -> tuple[int, list[str]]:
+    def run(protocol: str, *words: str) -> tuple[int, list[str]]:
         """Exit code, and all that it does: calls of the library, what is printed, files written."""
         calls: list[str] = []
         for name, result in results.items():
@@ -469,23 +487,24 @@ def test_every_option_has_an_effect_or_is_refused(
         (tmp_path / "run").rename(tmp_path / f"run{len(list(tmp_path.iterdir()))}")
         return done.exit_code, [*calls, done.output, *files]
 
-    if option == "--protocol":
-        return
     words = VALUES[option].split()
-    rest = words[1:] if VALUES[option] else []
-    code, did = run(option, *words)
-    plain_code, plain = run(*rest)
-    assert plain_code == 0 and len(plain) == 2
     has_none = {
         **dict.fromkeys(GRID_ONLY, PROTOCOLS[1:]),
         "--output": PROTOCOLS[2:],
         "--repeats": ("linear-probe", "knn"),
         "--validation-value": ("grid", "few-shot", "learning-curve"),
     }
-    if protocol in has_none.get(option, ()):
-        assert code == 2 and f"--protocol {protocol} has no {option}; leave it out" in did[0]
-    else:
-        assert code == 0 and did != plain
+    for protocol in PROTOCOLS:
+        code, did = run(protocol, option, *words)
+        if protocol in has_none.get(option, ()):
+            assert code == 2 and f"--protocol {protocol} has no {option}; leave it out" in did[0]
+            continue
+        others = (protocol, *words[1:])
+        if others not in without_option:
+            without_option[others] = run(*others)
+        plain_code, plain = without_option[others]
+        assert plain_code == 0 and len(plain) == 2, protocol
+        assert code == 0 and did != plain, protocol
 
 
 def test_images_are_held_out_in_one_way(searched: tuple[Path, dict[str, Any]]) -> None:
@@ -577,9 +596,10 @@ def test_ctrl_c_before_64_images_leaves_nothing(tmp_path: Path) -> None:
         Image.fromarray(rng.integers(0, 255, (400, 400, 3), np.uint8)).save(picture := io.BytesIO(), "png")
         pictures.append(picture.getvalue())
     (tmp_path / "photos").mkdir()
-    for i in range(300):
+    for i in range(150):
         (tmp_path / "photos" / f"{i}.png").write_bytes(pictures[i % 3])
     words = ["extract", "photos", "-o", "out.h5", "-b", "resnet18", "--weights", "random", "--precision", "float32"]
+    words += ["--engine", "eager"]
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a background job ignores it
     running = subprocess.Popen(
         [sys.executable, "-c", f"{heard}; from featx.cli import main; main()", *words],

@@ -93,10 +93,15 @@ def test_a_search_and_its_model_show_no_name_raw(folder):
     assert {row["image"] for row in csv.DictReader(io.StringIO(done.stdout, newline=""))} == names  # exact in a pipe
 
 
-def test_csv_is_escaped_on_a_terminal_and_quoted_where_it_begins_a_formula(folder, monkeypatch):
-    model = folder / "plain.skops"
+@pytest.fixture(scope="module")
+def model(folder) -> Path:
+    path = folder / "plain.skops"
     search = ["search", folder / f"{RED}.h5", "-e", "nearest_centroid", "--folds", 2, "--test-size", 0, "--jobs", 1]
-    shown(run(*search, "-o", model))
+    shown(run(*search, "-o", path))
+    return path
+
+
+def test_csv_is_escaped_on_a_terminal_and_quoted_where_it_begins_a_formula(folder, model, monkeypatch):
     monkeypatch.chdir(folder / "photos" / CLASSES[0])
     names = [f"{FORMULA}.png", f"{RED}.png", f"{BIDI}.png", f"{LINE}.png"]
     done = run("predict", model, *names, "--csv")
@@ -109,8 +114,7 @@ def test_csv_is_escaped_on_a_terminal_and_quoted_where_it_begins_a_formula(folde
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file names are text")
-def test_a_name_that_is_not_utf_8_is_shown_and_handed_over(folder, tmp_path):
-    model = folder / "plain.skops"
+def test_a_name_that_is_not_utf_8_is_shown_and_handed_over(model, tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
     save_noise(tmp_path / "a.png", seed=1).rename(path)
     shown(run("predict", model, tmp_path))

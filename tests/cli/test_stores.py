@@ -155,7 +155,7 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(tmp_path: Path, 
     assert done.exit_code == 130 and "what is done is kept" in done.stderr
     assert {"photos.h5.partial", "photos.h5.journal"} <= set(left_in(tmp_path))
     assert "is not finished yet" in _refused("info", tmp_path / "photos.h5")
-    assert "begun otherwise" in _refused(*words, "-o", tmp_path / "photos.h5", "--dtype", "float16")
+    assert "begun with other settings" in _refused(*words, "-o", tmp_path / "photos.h5", "--dtype", "float16")
     assert "140 images" in _done(*words, "-o", tmp_path / "photos.h5", "-q")
     _done(*words, "-o", tmp_path / "unbroken.h5", "-q")
     assert (tmp_path / "photos.h5").read_bytes() == (tmp_path / "unbroken.h5").read_bytes()

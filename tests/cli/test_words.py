@@ -81,9 +81,8 @@ def test_words_that_do_not_fit_cost_one_line(folder, monkeypatch, words, expecte
     assert left_in(folder) == before
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def test_a_wrong_path_or_option_is_found_before_torch_is_imported(folder):
+    lines = [
         "predict nothere.skops photos",
         "search nothere.h5",
         "search photos.h5 --labels nothere.csv",
@@ -94,21 +93,22 @@ def test_words_that_do_not_fit_cost_one_line(folder, monkeypatch, words, expecte
         "extract photos -o x.h5 --like nothere.h5",
         "extract photos -o x.h5 --engine fast",
         "layers photos.h5",
-    ],
-)
-def test_a_wrong_path_or_option_is_found_before_torch_is_imported(folder, words):
+    ]
     code = f"""
 import json, os, sys
 from featx.cli import main
 import featx.images, featx.store  # of this checkout
 os.chdir({str(folder)!r})
-sys.argv = ["featx", *{words.split()!r}]
-try:
-    main()
-except SystemExit as end:
-    print(json.dumps([end.code, sorted({{"torch", "sklearn", "torchvision"}} & set(sys.modules))]))
+ends = {{}}
+for line in {lines!r}:
+    sys.argv = ["featx", *line.split()]
+    try:
+        main()
+    except SystemExit as end:
+        ends[line] = [end.code, sorted({{"torch", "sklearn", "torchvision"}} & set(sys.modules))]
+print(json.dumps(ends))
 """
-    assert fresh_python(code) == [2, []]
+    assert fresh_python(code) == dict.fromkeys(lines, [2, []])
 
 
 def test_layers_of_which_a_store_has_all_and_more_are_done_at_once(folder):
@@ -201,6 +201,24 @@ def test_an_interrupt_at_either_end_is_no_traceback(folder, when):
     words = ["info", str(folder / "photos.h5")]
     done = subprocess.run([sys.executable, "-c", code + "main()", *words], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (expected, "")
+
+
+def test_an_interrupt_that_c_code_has_seen_ends_with_130(tmp_path):
+    code = """
+import ctypes
+import featx.cli
+from featx.__main__ import main
+
+def run():
+    ctypes.pythonapi.PyRun_SimpleString(b"raise KeyboardInterrupt")  # Python remembers it until it ends
+    raise SystemExit(130)
+
+featx.cli.main = run
+main()
+"""
+    (tmp_path / "interrupted.py").write_text(code)
+    words = [sys.executable, "-m", "interrupted"]
+    assert subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=60).returncode == 130
 
 
 def test_an_import_that_is_interrupted_ends_with_130(tmp_path):

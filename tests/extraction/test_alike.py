@@ -96,7 +96,7 @@ def test_a_store_grows_on_the_device_on_which_it_was_made(run, train, pretend_cu
     assert run(train.path, range(14), LAYERS, device="auto", labels=labels(14), **UNUSUAL).recipe.device == "cpu"
     options = {"device": "cuda", **UNUSUAL}
     run(train.path, range(14), LAYERS, labels=labels(14), **options)  # nothing is to be computed
-    words = "made otherwise: device: 'cpu' there, 'cuda' here"
+    words = "made with other settings: device: 'cpu' there, 'cuda' here"
     refused(lambda: run(train.path, range(15), LAYERS, labels=labels(15), **options), train.path, words)
 
 
@@ -104,9 +104,8 @@ def test_rows_of_a_device_that_is_not_here_are_kept_and_none_are_mixed_in(run, t
     store = rewritten(train, "gpu.h5", device="cuda")
     options = {"device": "auto", "labels": labels(12), **UNUSUAL}
     assert run(store.path, range(12), LAYERS, **options).identity == store.identity
-    words = (
-        "made otherwise: device: 'cuda' there, 'cpu' here; new images in a store of their own, made with like='gpu.h5'"
-    )
+    words = "made with other settings: device: 'cuda' there, 'cpu' here; new images in a store of their own, "
+    words += "made with like='gpu.h5'"
     refused(lambda: run(store.path, range(12), [*LAYERS, "pooled"], **options), store.path, words)
     options["labels"] = labels(8)
     assert run(store.path, range(8), LAYERS, replace=True, **options).recipe.device == "cuda"
@@ -116,7 +115,7 @@ def test_a_run_that_was_begun_on_a_device_that_is_not_here_is_refused_by_that(tm
     store = run(tmp_path / "whole.h5", range(70), "first")
     with StoreWriter(tmp_path / "a.h5", replace(store.recipe, device="cuda"), store.ids.tolist(), None, {}) as writer:
         copy_rows(writer, store, np.arange(70))  # and it is broken off
-    words = "begun otherwise: device: 'cuda' there, 'cpu' here"
+    words = "begun with other settings: device: 'cuda' there, 'cpu' here"
     refused(lambda: run(tmp_path / "a.h5", range(70), "first", device="auto"), tmp_path / "a.h5", words)
 
 
@@ -135,14 +134,14 @@ def test_the_same_images_give_the_same_file(tmp_path, train, alike, elsewhere):
     assert same_file(alike(tmp_path / "again.h5", range(12)), train)
 
 
-def test_all_that_is_recorded_of_how_it_was_made_is_taken_over(tmp_path, train, alike):
+def test_all_that_is_recorded_of_how_it_was_made_is_taken_over(tmp_path, train, alike, small_network):
     aliases = {"penultimate": "last:none", "second": "second:max"}
     said = rewritten(train, "said.h5", precision_error=0.004, threads=2, aliases=aliases)
-    store = alike(tmp_path / "test.h5", range(12, 20), like=said.path)  # by its path
+    store = alike(tmp_path / "test.h5", range(12, 20), like=said.path, backbone=small_network)  # by its path
     assert said.recipe.differences(store.recipe) == [] and len(store) == 8
     assert (store.recipe.precision_error, store.recipe.threads, store.recipe.aliases) == (0.004, 2, aliases)
     assert torch.get_num_threads() == 1
-    one = alike(tmp_path / "one.h5", range(12, 20), like=said, layers="penultimate")
+    one = alike(tmp_path / "one.h5", range(12, 20), like=said, layers="penultimate", backbone=small_network)
     assert one.layers == ("last:none",) and one.recipe.aliases == {"penultimate": "last:none"}
 
 
@@ -189,12 +188,14 @@ CONTRADICTIONS = [
 def test_what_contradicts_it_is_refused_in_one_line(tmp_path, alike, options, words):
     with pytest.raises(RecipeError) as caught:
         alike(tmp_path / "no.h5", range(3), **options)
-    assert_tells(caught.value, "train.h5 was made otherwise: ", words, "Leave out what differs, or like")
+    assert_tells(caught.value, "train.h5 was made with other settings: ", words, "Leave out what differs, or like")
     assert left_in(tmp_path) == ["train.h5"]
 
 
 def test_a_pool_without_a_layer_and_no_store_at_all_are_refused(tmp_path, alike):
-    with pytest.raises(LayerError, match="pool='max' is for layers that are named; train.h5 has pools of its own"):
+    with pytest.raises(
+        LayerError, match="pool='max' needs layers: without them, layers and pools are those of train.h5"
+    ):
         alike(tmp_path / "no.h5", range(3), pool="max")
     with pytest.raises(StoreError, match="there is no store"):
         alike(tmp_path / "no.h5", range(3), like=tmp_path / "nowhere.h5")
@@ -212,6 +213,7 @@ def test_another_preprocessing_or_decoder_is_another_meaning(tmp_path, alike, sm
 def test_what_depends_on_the_machine_may_differ(tmp_path, train, alike):
     gpu = rewritten(train, "gpu.h5", device="cuda", engine=COMPILED)
     ids = list(map(str, range(3)))
+    gpu.backbone = train.backbone
     plan = featx.plan(pictures(ids), tmp_path / "a.h5", like=gpu, ids=ids)
     assert plan.recipe == replace(gpu.recipe, device="cpu", origin=None, collection=None)
     assert alike(tmp_path / "a.h5", range(3), like=gpu, engine="eager", device="cpu").recipe.device == "cpu"
@@ -220,16 +222,15 @@ def test_what_depends_on_the_machine_may_differ(tmp_path, train, alike):
 # Its network
 
 
-def test_a_module_is_handed_over_beside_it(tmp_path, alike, small_network):
-    empty_cache()
+def test_a_module_is_handed_over_beside_the_path_of_a_store(tmp_path, train, alike, small_network):
     with pytest.raises(BackboneError) as caught:
-        alike(tmp_path / "no.h5", range(3))
+        alike(tmp_path / "no.h5", range(3), like=train.path)
     assert_tells(caught.value, "train.h5", "a module of yours, Sequential. Give the backbone", "beside like")
     other = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 16, 3, 2))
     with pytest.raises(BackboneError, match="the recorded network is module:Sequential with weights sha256"):
         alike(tmp_path / "no.h5", range(3), backbone=other)
     for number, handed in enumerate([small_network, small_network.module]):  # with its preprocessing, or without
-        assert len(alike(tmp_path / f"{number}.h5", range(3), backbone=handed)) == 3
+        assert len(alike(tmp_path / f"{number}.h5", range(3), like=train.path, backbone=handed)) == 3
 
 
 def test_weights_in_a_file_are_found_or_handed_over(tmp_path):
@@ -241,7 +242,7 @@ def test_weights_in_a_file_are_found_or_handed_over(tmp_path):
 
     def again(name, backbone=None, **options):
         empty_cache()
-        known = {"like": train, "progress": False, "device": "cpu"}
+        known = {"like": train.path, "progress": False, "device": "cpu"}
         return featx.extract(pictures(range(3)), tmp_path / name, backbone, **(known | options))
 
     assert same_file(again("a.h5"), train)
@@ -281,7 +282,7 @@ def test_the_command_line_makes_two_stores_that_fit(tmp_path):
     assert told.rstrip().endswith("other be its test store\nthey can be merged") and "batch_size" not in told
     done = run("extract", test, "-o", tmp_path / "no.h5", "--like", tmp_path / "train.h5", "--batch-size", 4)
     assert done.exit_code == 2 and done.stderr == (
-        "featx: train.h5 was made otherwise: batch_size: 5 there, 4 here. Leave out what differs, or --like\n"
+        "featx: train.h5 was made with other settings: batch_size: 5 there, 4 here. Leave out what differs, or --like\n"
     )
     done = run("extract", train, "-o", tmp_path / "train.h5", "-b", "bundled:pixels", "-q")  # all of it is still known
     assert done.exit_code == 0, done.output

@@ -78,8 +78,9 @@ def images() -> list[np.ndarray]:
     return found
 
 
-def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_in_two_to_the_same_bytes(
-    two, images, monkeypatch, capfd, tmp_path
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_to_the_same_bytes(
+    two, images, monkeypatch, capfd, tmp_path, processes
 ):
     output, flag = tmp_path / "a.h5", tmp_path / "flag"
     network = faulty(flag)
@@ -90,12 +91,14 @@ def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_in_two_to_
     refuse_running(output)  # nobody holds the file, though the error is still in our hands
     flag.unlink()
     assert unfinished(output).n_done >= 64
+    monkeypatch.setattr(plans, "places", lambda *_: ["cpu"] * processes)
     found = extract(images, output, network, **OPTIONS)
     monkeypatch.undo()
     assert same_file(found, extract(images, tmp_path / "b.h5", network, **OPTIONS))
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow  # its message is checked below, without a process of Python
 def test_a_process_that_is_killed_is_told_with_its_place_and_the_run_goes_on(
     two, three_threads, images, monkeypatch, tmp_path
 ):
@@ -146,8 +149,8 @@ from featx.cli import main
 from featx.store import writer
 
 plans.places = lambda *_: ["cpu", "cpu"]
-writer._SYNC_SECONDS, write = 0, parts.Part.write
-parts.Part.write = lambda *args: (time.sleep(0.003), write(*args))
+writer._SYNC_SECONDS, write = 0, pending.Part.write
+pending.Part.write = lambda *args: (time.sleep(0.003), write(*args))
 warnings.simplefilter("ignore")
 sys.argv = ["featx", "extract", *sys.argv[1:], "-b", "bundled:pixels", "--batch-size", "1", "--precision", "float32"]
 sys.argv += ["--device", "cpu", "-q"]
@@ -264,17 +267,26 @@ def test_a_network_that_cannot_be_handed_over_runs_in_one_process(two, small_net
     assert same_file(found, extract(pictures(NAMES), tmp_path / "b.h5", small_network, **OPTIONS))
 
 
-def test_a_process_that_does_not_begin_is_told_with_its_last_words(two, small_network, monkeypatch, capfd, tmp_path):
+@pytest.mark.parametrize(
+    "script, words",
+    [
+        ("echo a line >&2; echo no module >&2; exit 3", "exit code 3: no module; what is done"),
+        ("kill -9 $$", r"exit code -9 \(killed; .* run it again to go on"),
+    ],
+)
+def test_a_process_that_does_not_begin_is_told_with_its_last_words(
+    two, small_network, monkeypatch, capfd, tmp_path, script, words
+):
     python = tmp_path / "python"
-    python.write_text("#!/bin/sh\necho a line >&2; echo no module >&2; exit 3")
+    python.write_text(f"#!/bin/sh\n{script}")
     python.chmod(0o755)
     monkeypatch.setattr(devices, "get_executable", lambda: str(python))
-    with pytest.raises(FeatxError, match="process on cpu ended with exit code 3: no module; what is done"):
+    with pytest.raises(FeatxError, match=f"process on cpu ended with {words}"):
         extract(pictures(NAMES), tmp_path / "a.h5", small_network, **OPTIONS)
     assert left_in(tmp_path) == ["python"] and capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 40])
+@pytest.mark.parametrize("count", [1, 3, 40])
 def test_every_batch_with_something_to_do_is_dealt_once_and_whole(small_network, count, tmp_path):
     images = pictures(range(70))
     plan = resolve_recipe(

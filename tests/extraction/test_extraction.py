@@ -90,7 +90,7 @@ def spoil(images: list, positions) -> list:
     return [np.zeros((2, 2), np.float64) if i in positions else image for i, image in enumerate(images)]
 
 
-@pytest.mark.parametrize("bad", [[0], [2], [5, 6], [4, 5, 6, 7], [8], [0, 3, 4, 8]])
+@pytest.mark.parametrize("bad", [[2], [4, 5, 6, 7], [0, 3, 4, 8]])
 def test_a_failure_leaves_no_row_and_changes_no_other(resnet, tmp_path, bad):
     images = [noise(i, 64, 64) for i in range(9)]
     options = {"layers": LAYERS, "batch_size": 4, "labels": [f"class {i % 3}" for i in range(9)]}
@@ -229,9 +229,15 @@ def test_a_table_with_an_unnamed_column_as_pandas_writes_it(tmp_path):
 # Nothing half-written
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), torch.OutOfMemoryError("no memory"), RuntimeError("a fault")])
-@pytest.mark.parametrize("after", [0, 1, 2])
-@pytest.mark.parametrize("progress", [False, True])
+@pytest.mark.parametrize(
+    "error, after, progress",
+    [
+        (KeyboardInterrupt(), 0, True),
+        (torch.OutOfMemoryError("no memory"), 1, False),
+        (RuntimeError("a fault"), 2, False),
+        (RuntimeError("a fault"), 1, True),
+    ],
+)
 def test_an_error_within_the_stream_leaves_nothing(tmp_path, monkeypatch, error, after, progress):
     photos = class_folders(tmp_path / "photos", n=6)
     before, original = left_in(tmp_path), plans.stream
@@ -253,7 +259,7 @@ def test_an_error_within_the_stream_leaves_nothing(tmp_path, monkeypatch, error,
 
 @pytest.mark.parametrize(
     "batch_size, after, kept",  # something is, once 64 images are complete
-    [(4, 0, False), (4, 1, False), (4, 7, False), (4, 17, True), *((64, after, after > 0) for after in range(5))],
+    [(4, 0, False), (4, 7, False), (4, 17, True), (64, 0, False), (64, 1, True), (64, 4, True)],
 )
 def test_a_full_disk_is_one_line_that_says_what_is_kept(tmp_path, monkeypatch, batch_size, after, kept):
     photos = class_folders(tmp_path / "photos", n=40)
@@ -334,13 +340,7 @@ def test_an_image_whose_name_is_not_utf8_is_one_failure(tmp_path, kind):
 
 def test_a_folder_whose_name_is_not_utf8(tmp_path):
     bad = os.fsdecode(b"caf\xe9")
-    whole = class_folders(tmp_path / bad, n=1)  # ids are relative to it: this one may work, or be told
-    before = left_in(tmp_path)
-    try:
-        assert len(extract(whole, tmp_path / "a.h5")) == 2
-    except FeatxError as error:
-        assert_tells(error, "UTF-8", r"caf\udce9")
-        assert left_in(tmp_path) == before
+    refused(tmp_path, SourceError, "UTF-8", r"caf\udce9", source=class_folders(tmp_path / bad, n=1))
 
 
 def test_no_image_that_can_be_read_makes_no_store(tmp_path):

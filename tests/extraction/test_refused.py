@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from helpers import assert_tells, class_folders, save_noise
@@ -113,17 +115,17 @@ OTHERWISE = [
 
 
 @pytest.mark.parametrize("options, words", OTHERWISE)
-@pytest.mark.parametrize("names", [range(5), range(6), range(4)], ids=["same", "more", "gone"])
-def test_another_recipe_is_refused_field_by_field(tmp_path, small_network, run, never, options, words, names):
+def test_another_recipe_is_refused_field_by_field(tmp_path, small_network, run, never, options, words):
+    """With the same images, with more and with fewer; a recipe is not what `replace` is for."""
     store = run(tmp_path / "a.h5", range(5), ["first", "last"])
     never()
     known = {"backbone": small_network, "batch_size": 4, "precision": "float32", "layers": ["first", "last"]}
-    for replace in (False, True):  # a recipe is not what `replace` is for
+    for names, replace in itertools.product((range(5), range(6), range(4)), (False, True)):
 
-        def again(replace=replace):
+        def again(names=names, replace=replace):
             extract(pictures(names), store.path, ids=list(map(str, names)), replace=replace, **(known | options))
 
-        refused(again, store.path, "made otherwise", words, "another output")
+        refused(again, store.path, "made with other settings", words, "another output")
 
 
 def test_all_fields_that_differ_are_named(tmp_path, run):

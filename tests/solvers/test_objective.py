@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 import torch
 from classified import (
-    CLASSES,
-    INTERCEPTS,
-    LOSSES,
-    SHAPES,
     assert_all_same,
     assert_same,
+    cases,
     certificate,
     folds,
     labelled,
@@ -54,11 +51,7 @@ def several(X: np.ndarray, y: np.ndarray, intercept: str | float = FREE) -> list
     return [Problem(l2, s, *m, intercept) for l2 in (3.0, 30.0) for s in (None, folds(len(y), y)[2]) for m in moved]
 
 
-@SHAPES
-@INTERCEPTS
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@cases("shape", "intercept", "loss", "k", dtype=[np.float32, np.float64])
 def test_low_precision_finds_what_exact_passes_find(dtype, k, loss, intercept, shape, low):
     X, y = labelled(shape, k, dtype)
     problems = several(X, y, intercept)
@@ -79,8 +72,7 @@ def test_low_precision_finds_what_exact_passes_find(dtype, k, loss, intercept, s
         assert_allclose(ours.objective, theirs.objective, rtol=1e-5 if dtype is np.float32 else 1e-9)
 
 
-@LOSSES
-@CLASSES
+@cases("loss", "k")
 def test_low_precision_costs_few_passes_more(k, loss, low):
     X, y = labelled((300, 20), k)
     problems = [Problem(l2) for l2 in (1.0, 30.0)]
@@ -91,10 +83,7 @@ def test_low_precision_costs_few_passes_more(k, loss, low):
         assert ours.n_iter <= 2 * theirs.n_iter + 10
 
 
-@INTERCEPTS
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@cases("intercept", "loss", "k", dtype=[np.float32, np.float64])
 def test_a_map_read_in_each_pass_is_as_an_array(dtype, k, loss, intercept, tmp_path: Path):
     """Rows that don't fit in the budget are not kept."""
     X, y = labelled((60, 6), k, dtype)
@@ -113,9 +102,7 @@ def test_a_map_read_in_each_pass_is_as_an_array(dtype, k, loss, intercept, tmp_p
         assert_allclose(ours.objective, theirs.objective, rtol=1e-5 if dtype is np.float32 else 1e-9)
 
 
-@SHAPES
-@LOSSES
-@CLASSES
+@cases("shape", "loss", "k")
 def test_parts_that_the_budget_makes_of_a_batch_are_as_one(k, loss, shape, monkeypatch):
     X, y = labelled(shape, k)
     problems = several(X, y)
@@ -131,8 +118,7 @@ def test_parts_that_the_budget_makes_of_a_batch_are_as_one(k, loss, shape, monke
     assert_all_same(parts, whole, 1e-5)
 
 
-@LOSSES
-@CLASSES
+@cases("loss", "k")
 def test_blocks_of_rows_are_as_one(k, loss, monkeypatch):
     X, y = labelled((700, 5), k)
     problems = several(X, y)
@@ -141,10 +127,7 @@ def test_blocks_of_rows_are_as_one(k, loss, monkeypatch):
     assert_all_same(solved(X, y, problems, loss), whole, 1e-5)
 
 
-@SHAPES
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize("rounding", [False, True], ids=["exact", "low"])
+@cases("shape", "loss", "k", rounding={"exact": False, "low": True})
 def test_the_same_call_gives_the_same_bytes(rounding, k, loss, shape, request, three_threads):
     if rounding:
         request.getfixturevalue("low")
@@ -156,9 +139,7 @@ def test_the_same_call_gives_the_same_bytes(rounding, k, loss, shape, request, t
         assert (one.objective, one.gradient_norm, one.n_iter) == (other.objective, other.gradient_norm, other.n_iter)
 
 
-@SHAPES
-@LOSSES
-@CLASSES
+@cases("shape", "loss", "k")
 def test_what_is_given_may_be_read_only_and_stays_as_it_was(k, loss, shape):
     X, y = labelled(shape, k)
     s, shift, scale = folds(len(y), y)[2], X.mean(axis=0), X.std(axis=0)
@@ -171,11 +152,7 @@ def test_what_is_given_may_be_read_only_and_stays_as_it_was(k, loss, shape):
         assert_array_equal(array, copy)
 
 
-@SHAPES
-@INTERCEPTS
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize("rounding", [False, True], ids=["exact", "low"])
+@cases("shape", "intercept", "loss", "k", rounding={"exact": False, "low": True})
 def test_rows_left_out_of_passes_are_as_rows_without_weight(rounding, k, loss, intercept, shape, request, monkeypatch):
     if rounding:
         request.getfixturevalue("low")
@@ -245,7 +222,7 @@ def test_the_user_s_default_device_and_type_have_no_part(loss):
         assert_array_equal(one.coef, other.coef)
 
 
-@LOSSES
+@cases("loss")
 def test_what_does_not_fit_is_read_in_blocks_however_few_the_problems(loss, monkeypatch):
     X, y = labelled((3000, 1100), 2, np.float32)
     asked, block = [], Columns.block
@@ -254,8 +231,7 @@ def test_what_does_not_fit_is_read_in_blocks_however_few_the_problems(loss, monk
     assert max(asked) * 1100 <= 2**21
 
 
-@LOSSES
-@INTERCEPTS
+@cases("intercept", "loss")
 def test_float32_rows_are_moved_by_the_whole_shift(loss, intercept):
     X, y = labelled((200, 6))
     X = (X + 1e5).astype(np.float32).astype(np.float64)

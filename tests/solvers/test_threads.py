@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from classified import CLASSES, LOSSES, SHAPES, assert_same, labelled, solved
+from classified import assert_same, cases, labelled, solved
 from test_objective import low, several  # noqa: F401
 
 from featx.learn import (
@@ -69,10 +69,7 @@ def test_what_a_share_raises_is_raised(who, three_threads):
     assert torch.get_num_threads() == 3
 
 
-@SHAPES
-@LOSSES
-@CLASSES
-@pytest.mark.parametrize("rounded", [False, True])
+@cases("shape", "loss", "k", rounded=[False, True])
 def test_shared_passes_find_what_one_thread_finds(k, loss, shape, rounded, shared, three_threads, request):
     if rounded:
         request.getfixturevalue("low")

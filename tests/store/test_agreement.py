@@ -24,9 +24,8 @@ def test_there_is_no_note_if_nothing_is_rounded_differently():
     assert note(MADE, MADE) == note(MADE, same) == ""
 
 
-@pytest.mark.parametrize(
-    "changes, words, tolerance",
-    [
+def test_what_differs_is_named_with_a_tolerance(subtests):
+    for changes, words, tolerance in [
         ({"engine": EAGER}, ("engine eager", "engine compiled"), "0.01 %"),
         ({"batch_size": 7}, ("batch_size 7", "batch_size 4"), "0.01 %"),
         ({"threads": 16}, ("threads 16", "threads 2"), "0.01 %"),
@@ -34,14 +33,13 @@ def test_there_is_no_note_if_nothing_is_rounded_differently():
         ({"pass_rows": 2}, ("pass_rows 2", "whole batches in one pass"), "0.01 %"),
         ({"dtype": "float16"}, ("dtype float16", "dtype float32"), "0.05 %"),
         ({"dtype": "float16", "batch_size": 7}, ("dtype float16", "batch_size 4"), "0.06 %"),
-    ],
-)
-def test_what_differs_is_named_with_a_tolerance(changes, words, tolerance):
-    said = note(replace(MADE, **changes), MADE)
-    left, right = said.split("; ")
-    assert left.startswith("test.h5 was made with ") and words[0] in left
-    assert right.startswith("train.h5 with ") and words[1] in right
-    assert said.endswith(f": rows agree within {tolerance} (relative L2)") and "\n" not in said
+    ]:
+        with subtests.test(ascii((changes, words))):
+            said = note(replace(MADE, **changes), MADE)
+            left, right = said.split("; ")
+            assert left.startswith("test.h5 was made with ") and words[0] in left
+            assert right.startswith("train.h5 with ") and words[1] in right
+            assert said.endswith(f": rows agree within {tolerance} (relative L2)") and "\n" not in said
 
 
 def test_the_recorded_error_of_a_faster_type_is_the_tolerance():

@@ -118,9 +118,8 @@ def test_archives_merge_into_a_store(store, tmp_path: Path) -> None:
     assert np.array_equal(merged["layer3"][:-1], store["layer3"])
 
 
-@pytest.mark.parametrize(
-    ("output", "options", "kind", "word"),
-    [
+def test_options_that_do_not_fit_are_refused_and_leave_nothing(store, tmp_path, subtests):
+    for output, options, kind, word in [
         ("x.csv", {}, StoreError, ".parquet"),
         ("there.npy", dict(layers=["layer3"]), StoreError, "is there already"),
         ("no/x.npy", dict(layers=["layer3"]), StoreError, "no folder"),
@@ -135,16 +134,13 @@ def test_archives_merge_into_a_store(store, tmp_path: Path) -> None:
         ("x.h5", dict(compression="lz4"), StoreError, "gzip, zstd"),
         ("x.npy", dict(layers=["layer3"], compression="gzip"), StoreError, "archives"),
         ("x.h5", dict(layers=["layer3"]), StoreError, "always contains every layer"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused_and_leave_nothing(
-    store, tmp_path: Path, output: str, options: dict, kind: type, word: str
-) -> None:
-    (tmp_path / "there.npy").write_bytes(b"user's")
-    with pytest.raises(kind) as caught:
-        export(store, tmp_path / output, **options)
-    assert_tells(caught.value, word)
-    assert left_in(tmp_path) == ["there.npy"] and (tmp_path / "there.npy").read_bytes() == b"user's"
+    ]:
+        with subtests.test(ascii((output, options))):
+            (tmp_path / "there.npy").write_bytes(b"user's")
+            with pytest.raises(kind) as caught:
+                export(store, tmp_path / output, **options)
+            assert_tells(caught.value, word)
+            assert left_in(tmp_path) == ["there.npy"] and (tmp_path / "there.npy").read_bytes() == b"user's"
 
 
 @pytest.mark.parametrize("name", ["rows.npy", "rows.parquet", "archive.h5", "plain.h5"])

@@ -1,4 +1,4 @@
-"""5,000 mutated stores are opened and read in separate processes: each is read, or raises a FeatxError.
+"""2,000 mutated stores are opened and read in separate processes: each is read, or raises a FeatxError.
 
 There is no crash, hang or other exception, no read outside of the file, and little use of memory. See `fuzz_child.py`.
 """
@@ -64,9 +64,9 @@ def assert_reached(found: Counter[str], total: int) -> None:
 
 
 def test_mutated_stores_are_read_or_refused(folder):
-    found = fuzz(folder, [("plain", 1, 2_000), ("texts", 4, 1_000), ("gzip", 2, 1_000), ("zstd", 3, 1_000)])
-    assert_reached(found, 5_000)
-    assert found["pieces: refused, further in"] > 75
+    found = fuzz(folder, [("plain", 1, 800), ("texts", 4, 400), ("gzip", 2, 400), ("zstd", 3, 400)])
+    assert_reached(found, 2_000)
+    assert found["pieces: refused, further in"] > 30
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pytest
 from forged import good_store, refused, tree_of, with_tree, written
 
 from featx.store import hdf5
@@ -115,18 +114,19 @@ OF_OBJECTS: dict[str, tuple[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OF_OBJECTS)
-def test_sealed_objects_that_no_store_has_are_refused(tmp_path, monkeypatch, name):
-    (function, forged), tree = OF_OBJECTS[name], tree_of(GOOD)
-    with monkeypatch.context() as patched:
-        patched.setattr(hdf5, function, forged)
-        content = with_tree(GOOD, tree)
-    assert content != GOOD
-    path = written(tmp_path / "a.h5", content)
-    refused(path, "not a whole")
-    if name in SEEN:  # it is what it is called, and the library would follow it
-        with h5py.File(path) as file:
-            assert SEEN[name](file)
+def test_sealed_objects_that_no_store_has_are_refused(tmp_path, monkeypatch, subtests):
+    for name in OF_OBJECTS:
+        with subtests.test(name):
+            (function, forged), tree = OF_OBJECTS[name], tree_of(GOOD)
+            with monkeypatch.context() as patched:
+                patched.setattr(hdf5, function, forged)
+                content = with_tree(GOOD, tree)
+            assert content != GOOD
+            path = written(tmp_path / "a.h5", content)
+            refused(path, "not a whole")
+            if name in SEEN:  # it is what it is called, and the library would follow it
+                with h5py.File(path) as file:
+                    assert SEEN[name](file)
 
 
 SEEN: dict[str, Callable[[h5py.File], bool]] = {

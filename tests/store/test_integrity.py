@@ -21,7 +21,11 @@ from featx.errors import DamageError, StoreError
 from featx.store import Damage, FeatureStore, layout
 
 N = 150  # 149 rows: blocks of 64, 64 and 21
-FORMS = pytest.mark.parametrize("form, flips", [("plain", 10_000), ("gzip", 2500), ("zstd", 2500)])
+FORMS = pytest.mark.parametrize("form", ["plain", "gzip", "zstd"])
+MANY = [
+    pytest.param(form, flips, marks=pytest.mark.slow)
+    for form, flips in (("plain", 10_000), ("gzip", 2500), ("zstd", 2500))
+]
 
 
 def stored(form: str) -> bytes:
@@ -75,7 +79,7 @@ def assert_told(path: Path, expected: Damage | None, rng: np.random.Generator) -
             assert name != expected.layer and sum(length for _, length in read) == len(store)
 
 
-@FORMS
+@pytest.mark.parametrize("form, flips", [("plain", 3000), ("gzip", 800), ("zstd", 800), *MANY])
 def test_every_flipped_bit_is_found_and_located(tmp_path, form, flips):
     content = stored(form)
     path, rng = written(tmp_path / "a.h5", content), np.random.default_rng(flips)
@@ -96,16 +100,24 @@ def test_every_flipped_bit_is_found_and_located(tmp_path, form, flips):
                     FeatureStore(path)
             os.pwrite(handle, content[at : at + 1], at)
         assert FeatureStore(path).verify() is None and path.read_bytes() == content
-        assert min(met.values()) > (100 if form == "plain" else 20), met
+        assert min(met.values()) > flips / 125, met
     finally:
         os.close(handle)
 
 
 @FORMS
-def test_every_truncated_or_extended_file_is_refused(tmp_path, form, flips):
+def test_every_truncated_or_extended_file_is_refused(tmp_path, form):
     content = stored(form)
     path, rng = tmp_path / "a.h5", np.random.default_rng(1)
-    lengths = [*rng.integers(0, len(content), flips // 6).tolist(), 0, 1, 4095, 4096, 4097, len(content) - 1]
+    lengths = [
+        *rng.integers(0, len(content), 1000 if form == "plain" else 400).tolist(),
+        0,
+        1,
+        4095,
+        4096,
+        4097,
+        len(content) - 1,
+    ]
     path.write_bytes(content)
     for length in sorted(lengths, reverse=True):
         os.truncate(path, length)
@@ -122,7 +134,7 @@ def test_every_truncated_or_extended_file_is_refused(tmp_path, form, flips):
 
 
 @FORMS
-def test_swapped_rows_are_found(tmp_path, form, flips):
+def test_swapped_rows_are_found(tmp_path, form):
     content = stored(form)
     (a, b, first), (c, d, second), *_ = places_of_rows(content)
     swapped = bytearray(content)
@@ -147,7 +159,7 @@ def test_swapped_rows_are_found(tmp_path, form, flips):
 
 
 @FORMS
-def test_damage_in_several_places_is_reported_at_once(tmp_path, form, flips):
+def test_damage_in_several_places_is_reported_at_once(tmp_path, form):
     content = stored(form)
     blocks = places_of_rows(content)
     for chosen, expected in [
@@ -167,7 +179,7 @@ def test_damage_in_several_places_is_reported_at_once(tmp_path, form, flips):
 
 
 @FORMS
-def test_pages_that_a_disk_lost_are_found(tmp_path, form, flips):
+def test_pages_that_a_disk_lost_are_found(tmp_path, form):
     content = stored(form)
     for start in range(0, len(content), layout.PAGE):
         page = content[start : start + layout.PAGE]
@@ -241,9 +253,18 @@ print(json.dumps(outcomes))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
-@pytest.mark.parametrize("form", ["plain", "gzip"])
-@pytest.mark.parametrize("how", ["shortened", "renamed and shortened", "removed and shortened", "copied over"])
-def test_a_file_that_changes_while_open_reads_as_before_or_is_refused(tmp_path, form, how):
+@pytest.mark.parametrize(
+    "how, form",
+    [
+        ("shortened", "plain"),
+        ("shortened", "gzip"),
+        ("renamed and shortened", "plain"),
+        ("removed and shortened", "plain"),
+        ("copied over", "plain"),
+        ("copied over", "gzip"),
+    ],
+)
+def test_a_file_that_changes_while_open_reads_as_before_or_is_refused(tmp_path, how, form):
     """Reading mapped pages behind the end of the file would kill the process."""
     content = stored(form)
     written(tmp_path / "a.h5", content)

@@ -100,7 +100,7 @@ def test_other_recipes_are_refused_field_by_field(tmp_path: Path, change: dict, 
     ]
     with pytest.raises(RecipeError) as caught:
         merge(stores, tmp_path / "m.h5")
-    assert_tells(caught.value, *words, "extract the images of one again, with like='1.h5'")
+    assert_tells(caught.value, *words, "extract the images of the others again with like='1.h5'")
     assert left_in(tmp_path) == ["1.h5", "2.h5"]
 
 

@@ -105,8 +105,9 @@ def test_workers_read_the_same_rows(store, method):
             assert all(same(future.result(60), expected[name]) for future in futures), name
 
 
-@pytest.mark.parametrize("most_bytes", [1, "1M", None])
-@pytest.mark.parametrize("backend", ["loky", "multiprocessing", "threading"])
+@pytest.mark.parametrize(
+    "backend, most_bytes", [("loky", 1), ("loky", "1M"), ("loky", None), ("multiprocessing", 1), ("threading", "1M")]
+)
 @forking
 def test_joblibs_workers_read_the_same_rows(store, backend, most_bytes):
     things = handed_over(store)

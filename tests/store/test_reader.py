@@ -64,19 +64,19 @@ def test_reading_does_not_change_the_file(own_store):
     assert FeatureStore(own_store.path)["penultimate"].shape == (12, 3072)
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda store: store["flaten"],
-        lambda store: store.take([0], "flaten"),
-        lambda store: next(store.blocks("flaten")),
-        lambda store: store.row_bytes("flaten"),
-    ],
-)
-def test_a_layer_that_is_not_stored_is_refused(pixel_store, use):
-    with pytest.raises(LayerError) as caught:
-        use(pixel_store)
-    assert_tells(caught.value, "'flaten'", "close: 'flatten:none'")
+def test_a_layer_that_is_not_stored_is_refused(pixel_store, subtests):
+    for number, use in enumerate(
+        [
+            lambda store: store["flaten"],
+            lambda store: store.take([0], "flaten"),
+            lambda store: next(store.blocks("flaten")),
+            lambda store: store.row_bytes("flaten"),
+        ]
+    ):
+        with subtests.test(str(number)):
+            with pytest.raises(LayerError) as caught:
+                use(pixel_store)
+            assert_tells(caught.value, "'flaten'", "close: 'flatten:none'")
 
 
 def test_rows_finds_each_key_where_it_is(pixel_store):
@@ -87,20 +87,22 @@ def test_rows_finds_each_key_where_it_is(pixel_store):
     assert pixel_store.rows(pixel_store.X.tolist()).tolist() == list(range(12))
 
 
-@pytest.mark.parametrize("foreign", [0, 5, -1, 2**52, 2**62])
-def test_unknown_keys_are_refused(pixel_store, foreign):
-    keys = pixel_store.X[[1, 2, 3]].copy()
-    keys[1] = foreign
-    with pytest.raises(KeysError) as caught:
-        pixel_store.rows(keys)
-    assert_tells(caught.value, "1 of 3 keys", pixel_store.path.name, str(foreign), "store.X")
+def test_unknown_keys_are_refused(pixel_store, subtests):
+    for foreign in [0, 5, -1, 2**52, 2**62]:
+        with subtests.test(ascii(foreign)):
+            keys = pixel_store.X[[1, 2, 3]].copy()
+            keys[1] = foreign
+            with pytest.raises(KeysError) as caught:
+                pixel_store.rows(keys)
+            assert_tells(caught.value, "1 of 3 keys", pixel_store.path.name, str(foreign), "store.X")
 
 
-@pytest.mark.parametrize("of", [lambda X: np.arange(12), lambda X: X + 1, lambda X: X - 1, lambda X: X[:, 0] + 0.5])
-def test_row_numbers_and_keys_that_are_a_little_off_are_refused(pixel_store, of):
-    with pytest.raises(KeysError) as caught:
-        pixel_store.rows(of(pixel_store.X))
-    assert_tells(caught.value, "12 of 12 keys")
+def test_row_numbers_and_keys_that_are_a_little_off_are_refused(pixel_store, subtests):
+    for number, of in enumerate([lambda X: np.arange(12), lambda X: X + 1, lambda X: X - 1, lambda X: X[:, 0] + 0.5]):
+        with subtests.test(str(number)):
+            with pytest.raises(KeysError) as caught:
+                pixel_store.rows(of(pixel_store.X))
+            assert_tells(caught.value, "12 of 12 keys")
 
 
 def test_keys_are_a_copy(pixel_store):
@@ -195,13 +197,14 @@ def test_a_file_that_is_not_a_store_is_refused(tmp_path, pixel_store):
         refused(tmp_path / "bad.h5", "not a featx store", "bad.h5")
 
 
-@pytest.mark.parametrize("mark", [None, "other", b"other", "featx-stor", 3, [1, 2], np.float64(1.5), ["a", "b"]])
-def test_another_programs_hdf5_file_is_refused(tmp_path, mark):
-    with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["x"] = [1, 2, 3]
-        if mark is not None:
-            file.attrs["format"] = mark
-    refused(tmp_path / "other.h5", "not a featx store")
+def test_another_programs_hdf5_file_is_refused(tmp_path, subtests):
+    for mark in [None, "other", b"other", "featx-stor", 3, [1, 2], np.float64(1.5), ["a", "b"]]:
+        with subtests.test(ascii(mark)):
+            with h5py.File(tmp_path / "other.h5", "w") as file:
+                file["x"] = [1, 2, 3]
+                if mark is not None:
+                    file.attrs["format"] = mark
+            refused(tmp_path / "other.h5", "not a featx store")
 
 
 def test_a_store_of_another_version_is_refused(own_store):
@@ -210,11 +213,12 @@ def test_a_store_of_another_version_is_refused(own_store):
     refused(own_store.path, "version 3", "reads 1 and 2", "update")
 
 
-@pytest.mark.parametrize("part", [0.0, 0.001, 0.01, 0.2, 0.5, 0.9, 0.999])
-def test_a_truncated_store_is_refused(own_store, part):
+def test_a_truncated_store_is_refused(own_store, subtests):
     content = own_store.path.read_bytes()
-    own_store.path.write_bytes(content[: int(len(content) * part)])
-    refused(own_store.path, "own.h5")
+    for part in [0.0, 0.001, 0.01, 0.2, 0.5, 0.9, 0.999]:
+        with subtests.test(ascii(part)):
+            own_store.path.write_bytes(content[: int(len(content) * part)])
+            refused(own_store.path, "own.h5")
 
 
 def test_opening_leaves_nothing_beside_the_file(own_store, tmp_path):

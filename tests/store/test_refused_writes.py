@@ -59,15 +59,18 @@ def looked_after(output: Path, whole: bytes, story: str) -> None:
     assert left_in(output.parent) == ["a.h5"], story
 
 
+REFUSALS = [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errno.EROFS, True)]  # lasting or once
+
+
 @pytest.mark.parametrize(
-    "number, lasting",
-    [(errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False), (errno.EROFS, True)],
-    ids=["full once", "full for good", "broken once", "read-only for good"],
+    "refusals", [REFUSALS, *(pytest.param([one], marks=pytest.mark.slow) for one in REFUSALS)], ids=str
 )
-def test_a_disk_error_at_any_step_is_one_line_and_a_rerun_finishes(tmp_path, whole, number, lasting):
-    output, reason = tmp_path / "a.h5", os.strerror(number)
-    names = moments()
-    for moment, name in enumerate(names):
+def test_a_disk_error_at_any_step_is_one_line_and_a_rerun_finishes(tmp_path, whole, refusals):
+    """The kinds of error take turns over the steps; each of them at each step is slow."""
+    output = tmp_path / "a.h5"
+    for moment, name in enumerate(moments()):
+        number, lasting = refusals[(moment + moment // 4) % len(refusals)]
+        reason = os.strerror(number)
         output.write_bytes(OLD)
         caught = spoiled(output, refusing(moment, OSError(number, reason), lasting))
         story = f"moment {moment}, {name}"

@@ -71,9 +71,10 @@ def test_a_cell_over_the_limit_of_csv_is_refused_in_one_line(tmp_path):
         collect(tmp_path / "images.csv")
 
 
-@pytest.mark.parametrize("n, longest", [(1, 10**9), (10**9, 256), (2**12, 257), (4096, 256), (4081, 257), (0, 0)])
-def test_the_form_follows_from_number_and_length(n, longest):
-    assert is_padded(n, longest) == (longest <= 256 or n * longest <= 2**20)
+def test_the_form_follows_from_number_and_length(subtests):
+    for n, longest in [(1, 10**9), (10**9, 256), (2**12, 257), (4096, 256), (4081, 257), (0, 0)]:
+        with subtests.test(ascii((n, longest))):
+            assert is_padded(n, longest) == (longest <= 256 or n * longest <= 2**20)
 
 
 @pytest.mark.parametrize("length", [255, 256, 257])
@@ -232,15 +233,16 @@ FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-@pytest.mark.parametrize("name", FORGED)
-def test_wrong_offsets_are_refused(tmp_path, name):
-    refused(written(tmp_path / "a.h5", changed_values(GOOD, FORGED[name])), "not a whole featx store")
+def test_wrong_offsets_are_refused(tmp_path, subtests):
+    for name in FORGED:
+        with subtests.test(name):
+            refused(written(tmp_path / "a.h5", changed_values(GOOD, FORGED[name])), "not a whole featx store")
 
 
 def test_the_version_is_that_of_the_texts(tmp_path):
     for content, version in ((GOOD, 1), (good_store(), 2)):
         forged = with_tree(content, tree_of(content), version=version)
-        refused(written(tmp_path / "a.h5", forged), "texts of another version")
+        refused(written(tmp_path / "a.h5", forged), "its texts are stored as in another format version")
 
 
 def test_an_unchanged_file_opens(tmp_path):

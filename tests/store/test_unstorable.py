@@ -30,9 +30,8 @@ def _fill(writer: StoreWriter, n: int, bad: tuple[int, ...] = (), value: float =
     writer.fail({i: ImageError("damaged", "cut off") for i in bad})
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
+def test_values_that_cannot_be_read_again_are_refused_at_the_start(tmp_path, subtests):
+    for given, words in [
         (dict(ids=[]), "at least one image"),
         (dict(ids=["a", "b", "a"]), "every id once"),
         (dict(ids=["a", "b\0"]), "null character"),
@@ -43,13 +42,12 @@ def _fill(writer: StoreWriter, n: int, bad: tuple[int, ...] = (), value: float =
         (dict(ids=["a"], columns={str(i): np.array(["1"]) for i in range(10_001)}), "10,000 columns"),
         (dict(ids=["a"], taps={"l:avg": (0,)}), "recipe"),
         (dict(ids=["a"], preprocessing={"mean": float("nan")}), "recipe"),
-    ],
-)
-def test_values_that_cannot_be_read_again_are_refused_at_the_start(tmp_path: Path, given: dict, words: str) -> None:
-    with pytest.raises(StoreError) as caught:
-        _begin(tmp_path / "a.h5", **given)
-    assert_tells(caught.value, words)
-    assert left_in(tmp_path) == []
+    ]:
+        with subtests.test(ascii((given, words))):
+            with pytest.raises(StoreError) as caught:
+                _begin(tmp_path / "a.h5", **given)
+            assert_tells(caught.value, words)
+            assert left_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("bad", [(), (3,), (0, 70, 199)])

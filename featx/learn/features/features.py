@@ -18,10 +18,12 @@ from featx.errors import (
     KeysError,
     RecipeError,
     RowsDifferWarning,
+    UnavailableBackbone,
     UnreadableImages,
     warn,
 )
 from featx.learn.features.inputs import as_images, items_of, keys_of
+from featx.learn.features.rows import FeatureRows, Origin
 from featx.store import FeatureStore, Recipe, rounding_note
 
 
@@ -94,14 +96,15 @@ class _Features(TransformerMixin, BaseEstimator):
         # a calibrated or voting ensemble computes the same matrix once per member
         key = _content_key(self.recipe_, images)
         if key is None:
-            return self._computed(images, device)
-        # two modules of one class with the same weights may compute different things
-        return _forward().matrix_of((self._backbone, key), lambda: self._computed(images, device))
+            matrix = self._computed(images, device)
+        else:  # two modules of one class with the same weights may compute different things
+            matrix = _forward().matrix_of((self.handed_over, key), lambda: self._computed(images, device))
+        return FeatureRows.of(matrix, Origin(self.recipe_, None))
 
     def _computed(self, images: Sequence[Any], device: str) -> np.ndarray:
         matrix = np.empty((0, sum(self._widths.values())), np.float32)
         failures: dict[int, ImageError] = {}
-        for block in _forward().stream(images, self.recipe_, self._backbone, device=device):
+        for block in _forward().stream(images, self.recipe_, self.handed_over, device=device):
             if not len(matrix):  # allocated once the first batch has shown that rows are as wide as recorded
                 matrix = np.empty((len(images), matrix.shape[1]), np.float32)
             if len(block.indices):
@@ -117,15 +120,31 @@ class _Features(TransformerMixin, BaseEstimator):
             )
         return matrix
 
-    def hand_over(self, backbone: Any) -> None:
-        """Compute features of images with this Backbone, the recipe's.
+    @property
+    def handed_over(self) -> Any:
+        """The backbone that was handed over, if any."""
+        return self._backbone
 
-        Copies and pickles do not carry it: they resolve the network that the recipe names.
+    def hand_over(self, backbone: Any) -> None:
+        """Compute features of images with this Backbone, the recipe's; with None, with what the recipe names.
+
+        Copies and pickles carry it.
         """
-        self._backbone = backbone
+        if backbone is not None:
+            self._backbone = backbone
+        elif self._backbone is not None:
+            del self._backbone
 
     def __getstate__(self) -> dict[str, Any]:
+        """The attributes that a model file may hold: all but the network."""
         return {name: value for name, value in super().__getstate__().items() if name != "_backbone"}
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """For copies and pickles, with the network."""
+        make, arguments, state, *rest = super().__reduce_ex__(protocol)
+        if self._backbone is not None:
+            state = state | {"_backbone": self._backbone}
+        return make, arguments, state, *rest
 
 
 def _content_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
@@ -184,7 +203,32 @@ class StoredFeatures(_Features):
             raise FeatxError(f"store is a featx.FeatureStore; got {type(self.store).__name__}")
         recipe = self.store if isinstance(self.store, Recipe) else self.store.recipe
         self._set_recipe(recipe.only(self.layer))
+        if isinstance(self.store, FeatureStore) and self.store.backbone is not None:
+            self.hand_over(self.store.backbone)
+        elif self._backbone is not None and self._backbone.weights_sha256 != recipe.weights_sha256:
+            self.hand_over(None)  # it was of another store
         return self
+
+    @property
+    def handed_over(self) -> Any:
+        if self._backbone is None and isinstance(self.store, FeatureStore):
+            return self.store.backbone
+        return self._backbone
+
+    def _computed(self, images: Sequence[Any], device: str) -> np.ndarray:
+        try:
+            return super()._computed(images, device)
+        except UnavailableBackbone as error:
+            if isinstance(self.store, Recipe):
+                raise
+            how = "set the store's attribute `backbone` to it, a featx.Backbone(..., preprocessing=...)"
+            raise UnavailableBackbone(error.reason, how) from error
+
+    def __sklearn_clone__(self) -> StoredFeatures:
+        clone = super().__sklearn_clone__()
+        if isinstance(self.store, Recipe):  # an open store has the backbone itself, or none is needed
+            clone.hand_over(self._backbone)
+        return clone
 
     def transform(self, X: object) -> np.ndarray:
         """Features of images.
@@ -196,7 +240,7 @@ class StoredFeatures(_Features):
 
         Returns
         -------
-        (n, d), of the store's type for keys, float32 for images
+        (n, d) FeatureRows, an array with an `origin`; of the store's type for keys, float32 for images
 
         Raises
         ------
@@ -218,23 +262,24 @@ class StoredFeatures(_Features):
             return self._through_recipe(as_images(items), self.device)
         if isinstance(self.store, Recipe):
             raise KeysError(
-                "X holds image keys, and this model carries no rows, only the way to compute them; give images, or "
+                "X contains image keys, but this model has no store to read their rows from; pass images, or "
                 "set_params(...__store=featx.FeatureStore(path))"
             )
         recipe = self.store.recipe.only(self.layers_)
         if differences := self.recipe_.other_meaning(recipe):
             raise RecipeError(
-                f"this model was fitted on a store made otherwise: {'; '.join(differences)}; fit it on this store"
+                f"this model was fitted on a store made with other settings: {'; '.join(differences)}; fit it on this "
+                "store"
             )
         if note := rounding_note(recipe, self.recipe_, (self.store.path.name, "the store of fit")):
             warn(note, RowsDifferWarning)
-        rows = self.store.rows(keys_of(items))
+        rows, origin = self.store.rows(keys_of(items)), Origin(recipe, self.store.identity)
         if len(self.layers_) == 1:
-            return self._stored(rows, self.layer_)
+            return FeatureRows.of(self._stored(rows, self.layer_), origin)
         matrix = np.empty((len(rows), self.n_features_out_), self.store.recipe.dtype)
         for name, columns in self._blocks(matrix):  # beside the matrix, the rows of one layer are held at most
             columns[:] = self._stored(rows, name)
-        return matrix
+        return FeatureRows.of(matrix, origin)
 
     def _stored(self, rows: np.ndarray, layer: str) -> np.ndarray:
         """(m, d) rows of one layer; consecutive rows are not copied, so a whole layer stays a memory map."""

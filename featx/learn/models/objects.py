@@ -47,7 +47,7 @@ def refuse_own_methods(model: Any) -> None:
     for held in objects_of(model):
         kind = type(held)
         if own := sorted(str(name) for name in _attributes(held) if _is_defined(kind, str(name))):
-            raise ModelError(f"{kind.__name__} has the methods of its class; got its own {listed(own)}")
+            raise ModelError(f"an attribute of {kind.__name__} replaces a method of its class: {listed(own)}")
 
 
 def _attributes(held: Any) -> dict[str, Any]:

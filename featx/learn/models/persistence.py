@@ -10,7 +10,7 @@ import json
 import os
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 from sklearn.base import BaseEstimator
@@ -18,17 +18,13 @@ from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
-from featx.errors import Call, ModelError, StoreError, listed, readable, warn
+from featx.errors import BackboneError, Call, ModelError, StoreError, as_path, listed, readable, warn
 from featx.grammar import is_weights_file
 from featx.learn import estimators, features, search
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.models.detached import detached
 from featx.learn.models.objects import objects_of
-from featx.learn.models.trees import TREE_TYPES, check_trees
 from featx.store import Recipe, written_aside
-
-if TYPE_CHECKING:
-    from featx.backbones import Backbone
 
 _FORMAT = "featx-model"
 _VERSION = 1
@@ -50,8 +46,10 @@ _FORMER_MODULES = {
 # Beside featx's public estimators and what skops itself trusts (scikit-learn's public estimators, numpy, scipy). All of
 # it is data with methods that only compute; a type is added here after reading what its construction runs.
 _TRUSTED = (
-    *TREE_TYPES,
     "featx.store.Recipe",
+    "featx.transfer.Align",
+    "featx.transfer.FineTuner",
+    "featx.transfer.FineTunerRegressor",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
     "sklearn.metrics._scorer._PassthroughScorer",  # a fitted GridSearchCV
@@ -107,14 +105,18 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     --------
     >>> save(search.best_estimator_, "cats.skops")    # doctest: +SKIP
     """
-    path = Path(path)
+    path = as_path("path", path, ModelError)
     if path.suffix != ".skops":
         raise ModelError(f"a model is a .skops file; got {path}")
     _refuse_unfitted(estimator)
     import skops.io  # seconds to import: it lists every class of scikit-learn
 
+    from featx.learn.models.trees import check_trees  # imports sklearn.ensemble
+
     try:
         copy = detached(estimator)
+        for step in _features_of(copy):
+            step.hand_over(None)
         check_trees(copy)
         model = {"format": _FORMAT, "version": _VERSION, "estimator": copy}
         content = skops.io.dumps(model, compression=ZIP_DEFLATED)
@@ -124,7 +126,9 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
         instead = "use scikit-learn's and featx's own classes, and functions of numpy"
         if any(name.startswith("sklearn.neighbors._") for name in foreign):
             instead = "scikit-learn's neighbours can be saved with algorithm=\"brute\"; so can featx.learn's"
-        raise ModelError(f"{type(estimator).__name__} holds what a model file must not: {listed(foreign)}; {instead}")
+        raise ModelError(
+            f"{type(estimator).__name__} holds types that a model file must not: {listed(foreign)}; {instead}"
+        )
     if not _features_of(copy):
         warn(
             f"{type(estimator).__name__} has no StoredFeatures or ImageFeatures: the saved model predicts rows of "
@@ -154,7 +158,7 @@ def _refuse_unfitted(estimator: Any) -> None:
         raise ModelError(f"{name} with refit=False holds no fitted model: fit it with refit=True, then save it")
 
 
-def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: str | os.PathLike | None = None) -> Any:
+def load(path: str | os.PathLike, *, backbone: Any = None, weights: str | os.PathLike | None = None) -> Any:
     """Load a model that `save` wrote. Nothing in the file is executed: types outside a fixed list are refused.
 
     A model file names the network that it needs; it cannot make featx open, download or import one that you did not
@@ -164,8 +168,9 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     Parameters
     ----------
     path : the model file
-    backbone : Backbone, optional
-        The network, if it is a module of your own or an exported program. It must have the recorded fingerprint.
+    backbone : featx.Backbone, torch.nn.Module, exported program or str, optional
+        The network, if it is a module of your own or an exported program; or the name of the recorded one, whose
+        pretrained weights may then be downloaded. It must have the recorded fingerprint.
     weights : str or path, optional
         The weights of the recorded network: a state dict that has moved, a `.pt2` program, or the name of pretrained
         weights that may be downloaded, "DEFAULT" for example. They must have the recorded fingerprint.
@@ -184,10 +189,12 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
     """
     import skops.io
 
+    from featx.learn.models.trees import check_trees
+
     if backbone is not None and weights is not None:
         raise ModelError("give backbone= or weights=, not both: a backbone has its weights")
 
-    path = Path(path)
+    path = as_path("path", path, ModelError)
     if not path.is_file():
         raise ModelError(f"there is no model file {path}; ", Call("featx.save"), " makes one")
     try:
@@ -231,9 +238,11 @@ def load(path: str | os.PathLike, *, backbone: Backbone | None = None, weights: 
 
 def _trusted() -> tuple[str, ...]:
     """Names of the types that a model file may hold."""
+    from featx.learn.models.trees import TREE_TYPES
+
     public = (getattr(room, name) for room in (estimators, features, search) for name in room.__all__)
     classes = (each for each in public if isinstance(each, type) and issubclass(each, BaseEstimator))
-    return *_TRUSTED, *(f"{each.__module__}.{each.__name__}" for each in classes)
+    return *_TRUSTED, *TREE_TYPES, *(f"{each.__module__}.{each.__name__}" for each in classes)
 
 
 def _with_current_names(content: bytes) -> bytes:
@@ -308,18 +317,29 @@ def _check(estimator: Any) -> None:
             step.backbone = Backbone.of_recipe(*known, preprocessing)  # so fitting it again checks the file, too
 
 
-def _hand_back(estimator: Any, backbone: Backbone | None, weights: str | os.PathLike | None) -> None:
-    from featx.backbones import Backbone, Preprocessing, resolve_backbone
+def _hand_back(estimator: Any, backbone: Any, weights: str | os.PathLike | None) -> None:
+    """Give the features steps the network that the user passed: all that need it, of a model with several networks.
 
-    steps = _features_of(estimator)
-    fitting = [step for step in steps if backbone and step.recipe_.weights_sha256 == backbone.weights_sha256]
+    Raises
+    ------
+    BackboneError
+        No step needs it; or the weights, which are for all steps, are not those of one.
+    """
+    from featx.backbones import Backbone, passed_backbone, resolve_backbone
+
     resolved: dict[str, Backbone] = {}
-    for step in fitting or steps:  # if none fits, the error says which network is needed
-        recipe = step.recipe_
-        if recipe.weights_sha256 not in resolved:
-            known = backbone
-            if known is None and not recipe.backbone.startswith("module:"):
-                network = (weights,) if recipe.backbone.startswith("export:") else (recipe.backbone, weights)
-                known = Backbone(*network, preprocessing=Preprocessing.from_dict(recipe.preprocessing))
+    refusals: list[BackboneError] = []
+    steps = _features_of(estimator)
+    for recipe in {step.recipe_.weights_sha256: step.recipe_ for step in steps}.values():
+        try:
+            known = passed_backbone(recipe, backbone, ... if weights is None else weights)
             resolved[recipe.weights_sha256] = resolve_backbone(recipe, known)
-        step.hand_over(resolved[recipe.weights_sha256])
+        except BackboneError as error:
+            refusals.append(error)
+    if refusals and (weights is not None or not resolved):
+        raise refusals[0]
+    for step in steps:
+        if (network := resolved.get(step.recipe_.weights_sha256)) is not None:
+            step.hand_over(network)
+            if isinstance(step, ImageFeatures):
+                step.backbone = network

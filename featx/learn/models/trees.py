@@ -12,6 +12,10 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+from sklearn.base import is_classifier
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.tree import BaseDecisionTree, DecisionTreeRegressor
 
 from featx.errors import ModelError
 from featx.learn._sklearn import (
@@ -49,7 +53,7 @@ def check_trees(model: Any) -> None:
         owned.update(Same(tree) for tree in _checked_trees(estimator))
     for tree, references in walk.trees.items():
         if owned[tree] != 1 or references != 1:
-            raise ModelError("a decision tree belongs to one estimator; got one that is elsewhere too")
+            raise ModelError("a decision tree belongs to one estimator; got one that is referred to elsewhere too")
 
 
 class _Walk(pickle.Pickler):
@@ -60,9 +64,6 @@ class _Walk(pickle.Pickler):
     """
 
     def __init__(self) -> None:
-        from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-        from sklearn.tree import BaseDecisionTree
-
         super().__init__(_Nowhere(), protocol=5, buffer_callback=lambda _: None)
         self._kinds = (
             BaseDecisionTree,
@@ -89,14 +90,12 @@ class _Nowhere:
 
 def _checked_trees(estimator: Any) -> list[Any]:
     """The trees that an estimator traverses itself; none if it is not fitted."""
-    from sklearn.tree import BaseDecisionTree
-
     fitted, name = vars(estimator), type(estimator).__name__
     if not {"tree_", "estimators_", "_predictors"} & fitted.keys():
         return []
     d = fitted.get("n_features_in_")  # scikit-learn compares X with it only if it is there
     if not isinstance(d, int) or isinstance(d, bool) or d < 1:
-        raise ModelError(f"{name} has a number of features; got {d!r}")
+        raise ModelError(f"n_features_in_ of {name} is a whole number, 1 or more; got {d!r}")
     if isinstance(estimator, BaseDecisionTree):
         _check_tree(estimator.tree_, d)
         return [estimator.tree_]
@@ -108,7 +107,7 @@ def _checked_trees(estimator: Any) -> list[Any]:
 
 def _check_tree(tree: Any, d: int) -> None:
     if type(tree) is not Tree or tree.n_features != d or min(tree.n_outputs, tree.max_n_classes) < 1:
-        raise ModelError(f"a decision tree is a Tree of the {d} features of its estimator, with a number a leaf")
+        raise ModelError(f"a decision tree is a Tree of the {d} features of its estimator, with at least one output")
     inner = tree.children_left != -1
     if not np.array_equal(inner, tree.children_right != -1):
         raise ModelError("a node of a tree has two children or none; got one")
@@ -119,10 +118,6 @@ def _check_tree(tree: Any, d: int) -> None:
 
 def _check_boosting(estimator: Any, d: int) -> None:
     """GradientBoosting: compiled code adds the values of each tree of a stage to a column of its own."""
-    from sklearn.base import is_classifier
-    from sklearn.dummy import DummyClassifier, DummyRegressor
-    from sklearn.tree import DecisionTreeRegressor
-
     name, stages, first = type(estimator).__name__, estimator.estimators_, estimator.init_
     if type(stages) is not np.ndarray or stages.ndim != 2 or not stages.size:
         raise ModelError(f"the trees of {name} are an array of two dimensions; got {type(stages).__name__}")
@@ -150,13 +145,15 @@ def _checked_predictors(estimator: Any, d: int) -> list[Any]:
     if estimator._preprocessor is not None:
         raise ModelError(f"{name} can be saved without categorical features; encode them in a step before it")
     if "_in_fit" in vars(estimator):  # it would not check columns
-        raise ModelError(f"{name} is fitted; got one that is being fitted")
+        raise ModelError(f"{name} must be fitted; got one whose fit has not ended")
     trees = [tree for stage in estimator._predictors for tree in stage]
     for tree in trees:
         if type(tree) is not TreePredictor or type(tree.nodes) is not np.ndarray:
             raise ModelError(f"the trees of {name} are arrays of nodes; got {type(tree).__name__}")
         if tree.nodes.dtype != PREDICTOR_RECORD_DTYPE or tree.nodes.ndim != 1:
-            raise ModelError(f"the nodes of {name} are records in a row; got {tree.nodes.dtype}, {tree.nodes.shape}")
+            raise ModelError(
+                f"the nodes of {name} are an array (n,) of records; got {tree.nodes.dtype}, {tree.nodes.shape}"
+            )
         nodes = tree.nodes = tree.nodes.copy()  # no other object of the file can change this copy
         inner = nodes["is_leaf"] == 0
         if nodes["is_categorical"][inner].any():
@@ -173,12 +170,12 @@ def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray, feature
     """
     n, parents = len(left), np.tile(inner.nonzero()[0], 2)
     if not n:
-        raise ModelError("a tree has a node; got none")
+        raise ModelError("a tree needs at least one node; got none")
     children = np.concatenate([left[inner], right[inner]]).astype(np.int64)
     if not np.array_equal(np.sort(children), np.arange(1, n)) or not (children > parents).all():
-        raise ModelError("each node of a tree but the first is the child of one before it; got others")
+        raise ModelError("each node of a tree but the first is the child of one earlier node; got another structure")
     if not ((feature[inner] >= 0) & (feature[inner] < d)).all():
-        raise ModelError(f"a tree splits on its {d} features; got another")
+        raise ModelError(f"a tree splits on the {d} features of its estimator; got another feature")
     above, depths = np.zeros(n, np.int64), np.ones(n, np.int64)
     above[children], depths[0] = parents, 0
     while above.any():  # doubles the distance towards the root

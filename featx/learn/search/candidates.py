@@ -148,7 +148,8 @@ def _key(value: Any) -> Any:
     if callable(value) and not isinstance(value, BaseEstimator):
         return Same(value)  # clone does not copy it
     if isinstance(value, BaseEstimator) and not hasattr(type(value), "__deepcopy__"):
-        if type(value).__sklearn_clone__ is not BaseEstimator.__sklearn_clone__:
+        is_cloned_as_usual = type(value).__sklearn_clone__ is BaseEstimator.__sklearn_clone__
+        if not is_cloned_as_usual and not isinstance(value, StoredFeatures):  # whose clone keeps the network besides
             return object()
         return type(value), _key(vars(value))
     if isinstance(value, dict):

@@ -17,6 +17,7 @@ from sklearn.utils.parallel import Parallel, delayed
 
 from featx.learn._sklearn import num_samples, sklearn_fit_and_score
 from featx.learn.estimators import Fold, Job, ScoredRows, affine_of, scaler_of
+from featx.learn.features import FeatureRows
 from featx.learn.search.candidates import SearchCandidate, Step
 from featx.learn.search.context import (
     FoldResult,
@@ -205,6 +206,7 @@ class Executor:
         context, (train, _) = self.context, self.context.splits[split]
         y = context.rows(context.y, train)
         params = context.step_params(candidates[0], train)
+        rows = FoldRows(*map(_plain, rows))
         if candidates[0].is_batched:
             n = num_samples(rows.train)
             weights = _weights(candidates[0], params, n)
@@ -326,6 +328,11 @@ class Executor:
 def _transformed(rows: np.ndarray, scaler: Any, parts: list[np.ndarray]) -> Callable[[], tuple[np.ndarray, ...]]:
     """A function that takes these parts of the rows and scales them."""
     return lambda: tuple(rows[part] if scaler is None else scaler.transform(rows[part]) for part in parts)
+
+
+def _plain(rows: Any) -> Any:
+    """Rows without their origin; joblib shares memory for plain arrays only."""
+    return np.asarray(rows) if isinstance(rows, FeatureRows) else rows
 
 
 def _weights(candidate: SearchCandidate, step_params: Mapping[str, Mapping[str, Any]], n: int) -> np.ndarray | None:

@@ -1,6 +1,6 @@
 """Which layer and which estimator: an experiment on stores in, candidates ranked under honest splits out."""
 
-from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
+from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment, labels_of
 from featx.learn.selection.layer_grids import Layers, new_estimator, stored_features
 from featx.learn.selection.one_se_rule import one_se
 from featx.learn.selection.parameters import (
@@ -25,7 +25,7 @@ from featx.learn.selection.results import (
     TrainingSet,
 )
 from featx.learn.selection.selection import select_model
-from featx.learn.selection.splits import Split, cv_splits, hold_out, units
+from featx.learn.selection.splits import Groups, Split, cv_splits, group_numbers, groups_of, hold_out, units
 
 __all__ = [
     "A_FIFTH",
@@ -42,6 +42,7 @@ __all__ = [
     "Point",
     "ProtocolResult",
     "Experiment",
+    "Groups",
     "Selection",
     "Split",
     "Stores",
@@ -53,7 +54,10 @@ __all__ = [
     "counts",
     "define_experiment",
     "cv_splits",
+    "group_numbers",
+    "groups_of",
     "hold_out",
+    "labels_of",
     "new_estimator",
     "one_se",
     "positive_numbers",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import confusion_matrix, mean_absolute_error
@@ -299,12 +300,12 @@ def simplest_within_one_se(candidates: Sequence[Candidate]) -> Candidate:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a search or a protocol; `result` has what was done, with `is_partial`.
+    """Ctrl-C during a search, a protocol or a fine-tuning; `result` has what was done, with `is_partial`.
 
     If the nested part of a search was interrupted, only `nested` of the selection is incomplete: it has fewer scores.
     """
 
-    def __init__(self, result: Selection | ProtocolResult) -> None:
+    def __init__(self, result: Any) -> None:
         super().__init__("interrupted; `result` holds what was done")
         self.result = result
 

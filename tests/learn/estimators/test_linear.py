@@ -8,6 +8,7 @@ import pickle
 import tracemalloc
 import warnings
 from dataclasses import replace
+from itertools import product
 
 import joblib
 import numpy as np
@@ -42,8 +43,8 @@ THEIRS = {
     "RidgeClassifier": sklearn.linear_model.RidgeClassifier(),
     "Ridge": sklearn.linear_model.Ridge(),
 }
+CLASS_WEIGHTS = {"even": None, "balanced": "balanced", "dict": {"ant": 3, "cat": 0.5}}
 all_models = pytest.mark.parametrize("model", OURS, ids=lambda model: type(model).__name__)
-classifiers = pytest.mark.parametrize("model", OURS[:3], ids=lambda model: type(model).__name__)
 
 
 def name_of(model):
@@ -111,15 +112,25 @@ def folds_of(data):
     return [*found, Fit()]
 
 
-@pytest.mark.parametrize("class_weight", [None, "balanced", {"ant": 3, "cat": 0.5}], ids=["even", "balanced", "dict"])
-@all_models
+WEIGHTED = pytest.mark.parametrize(
+    "model, class_weight",
+    [
+        (model, weights)
+        for model, kinds in zip(OURS, [("even", "dict"), ("balanced", "dict"), ("balanced",), ("even",)], strict=True)
+        for weights in kinds
+    ],
+    ids=lambda value: value if isinstance(value, str) else name_of(value),
+)
+
+
+@WEIGHTED
 def test_many_fits_are_single_fits_on_the_rows_that_are_there(model, class_weight, data):
-    X, y = data[0], target_of(model, data)
+    X, y, class_weight = data[0], target_of(model, data), CLASS_WEIGHTS[class_weight]
     fits = []
-    for fit in folds_of(data):
-        for value in (0.01, 10):
-            params = {penalty_of(model): value, "fit_intercept": fit.shift is not None}
-            fits.append(replace(fit, params=params | ({"class_weight": class_weight} if is_classifier(model) else {})))
+    for number, fit in enumerate(folds_of(data)):
+        value = (0.01, 10)[number // 2 % 2]
+        params = {penalty_of(model): value, "fit_intercept": fit.shift is not None}
+        fits.append(replace(fit, params=params | ({"class_weight": class_weight} if is_classifier(model) else {})))
     for fit, fitted in zip(fits, model.fit_many(X, y, fits), strict=True):
         s = np.ones(len(X)) if fit.sample_weight is None else fit.sample_weight
         transformed = (X - (0 if fit.shift is None else fit.shift)) / (1 if fit.scale is None else fit.scale)
@@ -127,11 +138,10 @@ def test_many_fits_are_single_fits_on_the_rows_that_are_there(model, class_weigh
         assert_same_model(fitted, single)
 
 
-@pytest.mark.parametrize("class_weight", [None, "balanced"])
-@all_models
+@WEIGHTED
 def test_folds_are_what_scikit_learn_fits_on_standardised_folds(model, class_weight, data):
     X, y = data[0], target_of(model, data)
-    weighting = {"class_weight": class_weight} if is_classifier(model) else {}
+    weighting = {"class_weight": CLASS_WEIGHTS[class_weight]} if is_classifier(model) else {}
     fits = [
         replace(fit, params={penalty_of(model): value, **weighting})
         for fit in folds_of(data)
@@ -150,17 +160,19 @@ def test_folds_are_what_scikit_learn_fits_on_standardised_folds(model, class_wei
             assert_allclose(fitted.predict(scaled), theirs.predict(scaled))
 
 
-@all_models
-def test_fits_that_stop_alike_go_to_the_solver_in_one_call_and_share_their_arrays(model, data, calls):
-    X, y = data[0], target_of(model, data)
+def test_fits_that_stop_alike_go_to_the_solver_in_one_call_and_share_their_arrays(data, calls):
+    X = data[0]
     folds = [(np.arange(len(X)) % 3 != fold).astype(float) for fold in range(3)]
     shift, scale = X.mean(axis=0), X.std(axis=0)
-    fits = [Fit({penalty_of(model): value}, fold, shift, scale) for value in (0.1, 1) for fold in folds]
-    model.fit_many(X, y, fits)
-    ((_, _, problems, options),) = calls
-    assert [problem.weights for problem in problems] == folds + folds  # the objects themselves: == of arrays is no bool
-    assert all(problem.shift is shift and problem.scale is scale for problem in problems)
-    assert options["device"] == "auto"
+    for model in OURS:
+        fits = [Fit({penalty_of(model): value}, fold, shift, scale) for value in (0.1, 1) for fold in folds]
+        model.fit_many(X, target_of(model, data), fits)
+        ((_, _, problems, options),) = calls
+        # the objects themselves: == of arrays is no bool
+        assert [problem.weights for problem in problems] == folds + folds
+        assert all(problem.shift is shift and problem.scale is scale for problem in problems)
+        assert options["device"] == "auto"
+        calls.clear()
 
 
 def test_fits_that_stop_differently_go_in_calls_of_their_own_and_come_back_in_order(data, calls):
@@ -173,38 +185,41 @@ def test_fits_that_stop_differently_go_in_calls_of_their_own_and_come_back_in_or
     assert max(norms[:3]) < min(norms[3:])
 
 
-@classifiers
-def test_class_weights_are_shared_too(model, data, calls):
+def test_class_weights_are_shared_too(data, calls):
     X, y = data
     fold = np.arange(len(X)) % 3 > 0
-    values = (0.1, 1, 10)
-    model.fit_many(X, y, [Fit({penalty_of(model): value, "class_weight": "balanced"}, fold) for value in values])
-    for _, _, problems, _ in calls:
+    for model in OURS[:3]:
+        values = ({penalty_of(model): value, "class_weight": "balanced"} for value in (0.1, 1, 10))
+        model.fit_many(X, y, [Fit(params, fold) for params in values])
+        ((_, _, problems, _),) = calls
         assert len(problems) == 3 and len({id(problem.weights) for problem in problems}) == 1
+        calls.clear()
 
 
-@classifiers
-def test_class_weights_are_computed_once_a_fit(model, data, monkeypatch):
+def test_class_weights_are_computed_once_a_fit(data, monkeypatch):
     computed = []
     compute = linear.compute_class_weight
     monkeypatch.setattr(
         linear, "compute_class_weight", lambda *args, **options: computed.append(1) or compute(*args, **options)
     )
-    clone(model).set_params(class_weight="balanced").fit(*data)
-    assert computed == [1]
+    for model in OURS[:3]:
+        clone(model).set_params(class_weight="balanced").fit(*data)
+    assert computed == [1] * 3
 
 
-@all_models
-def test_x_and_y_are_checked_once_and_the_model_itself_stays_unfitted(model, data, monkeypatch):
+def test_x_and_y_are_checked_once_and_the_model_itself_stays_unfitted(data, monkeypatch):
     checked = []
     validate_data = linear_model.validate_data
     monkeypatch.setattr(
         linear_model, "validate_data", lambda *args, **options: checked.append(1) or validate_data(*args, **options)
     )
-    fitted = model.fit_many(data[0], target_of(model, data), [Fit({penalty_of(model): value}) for value in (1, 2, 3)])
-    assert len(fitted) == 3 and checked == [1]
-    assert "coef_" not in vars(model) and all(one.n_features_in_ == 5 for one in fitted)
-    assert model.fit_many(data[0], target_of(model, data), []) == []
+    for model in OURS:
+        checked.clear()
+        fits = [Fit({penalty_of(model): value}) for value in (1, 2, 3)]
+        fitted = model.fit_many(data[0], target_of(model, data), fits)
+        assert len(fitted) == 3 and checked == [1]
+        assert "coef_" not in vars(model) and all(one.n_features_in_ == 5 for one in fitted)
+        assert model.fit_many(data[0], target_of(model, data), []) == []
 
 
 def test_a_fit_that_cannot_be_is_refused(data):
@@ -220,49 +235,57 @@ def test_a_fit_that_cannot_be_is_refused(data):
 # rows, weights and classes
 
 
-@classifiers
-def test_a_class_without_weight_is_as_if_absent(model, data):
+def test_a_class_without_weight_is_as_if_absent(data):
     X, y = data
     there = y != "bee"
-    for fitted in (
-        clone(model).fit(X, y, sample_weight=there),
-        clone(model).set_params(class_weight={"bee": 0}).fit(X, y),
-    ):
-        assert_array_equal(fitted.classes_, ["ant", "cat"])
+    for model in OURS[:3]:
         alone = clone(model).fit(X[there], y[there])
-        assert_allclose(fitted.coef_, alone.coef_, rtol=1e-5, atol=1e-7)
-        assert fitted.coef_.shape == alone.coef_.shape
+        for fitted in (
+            clone(model).fit(X, y, sample_weight=there),
+            clone(model).set_params(class_weight={"bee": 0}).fit(X, y),
+        ):
+            assert_array_equal(fitted.classes_, ["ant", "cat"])
+            assert_allclose(fitted.coef_, alone.coef_, rtol=1e-5, atol=1e-7)
+            assert fitted.coef_.shape == alone.coef_.shape
 
 
-@classifiers
-def test_one_class_is_not_enough(model, data):
+def test_one_class_is_not_enough(data):
     X, y = data
-    for labels, weights in ((np.full(90, "bee"), None), (np.full(90, "bee"), np.ones(90)), (y, y == "bee")):
+    sets = (np.full(90, "bee"), None), (np.full(90, "bee"), np.ones(90)), (y, y == "bee")
+    for model, (labels, weights) in product(OURS[:3], sets):
         with pytest.raises(ValueError, match=r"at least 2 classes in the data.*only one class: .*'bee'"):
             clone(model).fit(X, labels, sample_weight=weights)
 
 
-@all_models
-def test_weights_that_are_none_are_refused(model, data):
-    X, y = data[0], target_of(model, data)
-    for weights, words in (
+@pytest.mark.parametrize(
+    "weights, words",
+    [
         (-np.ones(90), "Negative values in data passed to `sample_weight`"),
         (np.full(90, np.nan), "sample_weight contains NaN"),
         (np.zeros(90), "at least one non-zero number"),
         (np.ones(89), "sample_weight.shape"),
-    ):
+    ],
+    ids=["negative", "nan", "zeros", "too few"],
+)
+def test_invalid_weights_are_refused(weights, words, data):
+    for model in OURS:
         with pytest.raises(ValueError, match=words):
-            clone(model).fit(X, y, sample_weight=weights)
+            clone(model).fit(data[0], target_of(model, data), sample_weight=weights)
 
 
-@classifiers
-def test_class_weights_that_are_none_are_refused(model, data):
-    X, y = data
-    with pytest.raises(ValueError, match=r"The classes, \['ant'\], are not in class_weight"):
-        clone(model).set_params(class_weight={"bee": 1, "cat": 1, "dog": 1}).fit(X, y)
-    for weight in (-1, np.nan):
-        with pytest.raises(FeatxError, match="class weights are finite, at least 0 and not all 0"):
-            clone(model).set_params(class_weight={"bee": weight}).fit(X, y)
+@pytest.mark.parametrize(
+    "class_weight, error, words",
+    [
+        ({"bee": 1, "cat": 1, "dog": 1}, ValueError, r"The classes, \['ant'\], are not in class_weight"),
+        ({"bee": -1}, FeatxError, "class weights are finite, at least 0 and not all 0"),
+        ({"bee": np.nan}, FeatxError, "class weights are finite, at least 0 and not all 0"),
+    ],
+    ids=["a class is lacking", "negative", "nan"],
+)
+def test_invalid_class_weights_are_refused(class_weight, error, words, data):
+    for model in OURS[:3]:
+        with pytest.raises(error, match=words):
+            clone(model).set_params(class_weight=class_weight).fit(*data)
 
 
 @all_models
@@ -309,41 +332,40 @@ def test_a_read_only_memory_map_is_used_as_it_is(model, tmp_path, calls, monkeyp
     assert peak_bytes < X.nbytes / 2  # a few numbers a row, of which there are 50
 
 
-@all_models
-def test_float_types_are_kept_as_scikit_learn_keeps_them_and_others_become_float64(model, data):
-    X, y = data[0], target_of(model, data)
-    model = clone(model).set_params(tol=1e-4)
-    for dtype, expected in (("f4", "f4"), ("f8", "f8"), (">f8", "f8"), ("f2", "f8"), ("i4", "f8")):
-        fitted = clone(model).fit(np.asfortranarray(X.astype(dtype)), y)
-        expected = "f8" if isinstance(model, LinearSVC) else expected  # as of liblinear
-        assert fitted.coef_.dtype == fitted.intercept_.dtype == np.dtype(expected)
+@pytest.mark.parametrize(
+    "dtype, expected", [("f4", "f4"), ("f8", "f8"), (">f8", "f8"), ("f2", "f8"), ("i4", "f8")], ids=str
+)
+def test_float_types_are_kept_as_scikit_learn_keeps_them_and_others_become_float64(dtype, expected, data):
+    X = np.asfortranarray(data[0].astype(dtype))
+    for model in OURS:
+        fitted = clone(model).set_params(tol=1e-4).fit(X, target_of(model, data))
+        wanted = np.dtype("f8" if isinstance(model, LinearSVC) else expected)  # as of liblinear
+        assert fitted.coef_.dtype == fitted.intercept_.dtype == wanted
 
 
-@all_models
-def test_sparse_input_is_refused_by_name(model, data):
-    X, y = data[0], target_of(model, data)
-    for container in (sparse.csr_array, sparse.csc_matrix):
+def test_sparse_input_is_refused_by_name(data):
+    for model, container in product(OURS, (sparse.csr_array, sparse.csc_matrix)):
         with pytest.raises(
             FeatxError, match=rf"{name_of(model)} takes dense arrays, and X is sparse.*toarray.*sklearn\."
         ):
-            clone(model).fit(container(X), y)
+            clone(model).fit(container(data[0]), target_of(model, data))
 
 
 # scikit-learn's contract
 
 
-@all_models
-def test_parameters_and_their_defaults_are_scikit_learn_s(model):
-    ours = inspect.signature(type(model)).parameters
-    theirs = dict(inspect.signature(type(THEIRS[name_of(model)])).parameters)
-    for deprecated in ("penalty", "n_jobs") if name_of(model) == "LogisticRegression" else ():
-        assert theirs.pop(deprecated)
-    if name_of(model) == "LogisticRegression":  # as a pass costs little: enough of them to get there
-        theirs["max_iter"] = theirs["max_iter"].replace(default=1000)
-    assert {name: (p.default, p.kind) for name, p in ours.items() if name != "device"} == {
-        name: (p.default, p.kind) for name, p in theirs.items()
-    }
-    assert ours["device"].default == "auto"
+def test_parameters_and_their_defaults_are_scikit_learn_s():
+    for model in OURS:
+        ours = inspect.signature(type(model)).parameters
+        theirs = dict(inspect.signature(type(THEIRS[name_of(model)])).parameters)
+        for deprecated in ("penalty", "n_jobs") if name_of(model) == "LogisticRegression" else ():
+            assert theirs.pop(deprecated)
+        if name_of(model) == "LogisticRegression":  # as a pass costs little: enough of them to get there
+            theirs["max_iter"] = theirs["max_iter"].replace(default=1000)
+        assert {name: (p.default, p.kind) for name, p in ours.items() if name != "device"} == {
+            name: (p.default, p.kind) for name, p in theirs.items()
+        }, model
+        assert ours["device"].default == "auto", model
 
 
 @pytest.mark.parametrize(
@@ -372,10 +394,10 @@ def test_wrong_parameters_are_refused_in_scikit_learn_s_words(model, wrong, data
     assert messages[0] == messages[1]
 
 
-@all_models
-def test_a_wrong_device_is_refused(model, data):
-    with pytest.raises(ValueError, match="'device' parameter of"):
-        clone(model).set_params(device="tpu").fit(data[0], target_of(model, data))
+def test_a_wrong_device_is_refused(data):
+    for model in OURS:
+        with pytest.raises(ValueError, match=f"'device' parameter of {name_of(model)} "):
+            clone(model).set_params(device="tpu").fit(data[0], target_of(model, data))
 
 
 @pytest.mark.parametrize(
@@ -396,15 +418,15 @@ def test_what_is_not_solved_here_is_refused_with_where_to_go(model, wanted, data
     assert wanted in str(refused.value)
 
 
-@all_models
-def test_column_names_are_kept_and_compared(model, data):
-    X, y = data[0], target_of(model, data)
-    table = pd.DataFrame(X, columns=list("abcde"))
-    for fitted in (clone(model).fit(table, y), *model.fit_many(table, y, [Fit(), Fit()])):
-        assert_array_equal(fitted.feature_names_in_, list("abcde"))
-        with pytest.raises(ValueError, match="feature names should match"):
-            fitted.predict(table[list("edcba")])
-    assert not hasattr(clone(model).fit(X, y), "feature_names_in_")
+def test_column_names_are_kept_and_compared(data):
+    table = pd.DataFrame(data[0], columns=list("abcde"))
+    for model in OURS:
+        y = target_of(model, data)
+        for fitted in (clone(model).fit(table, y), *model.fit_many(table, y, [Fit(), Fit()])):
+            assert_array_equal(fitted.feature_names_in_, list("abcde"))
+            with pytest.raises(ValueError, match="feature names should match"):
+                fitted.predict(table[list("edcba")])
+        assert not hasattr(clone(model).fit(data[0], y), "feature_names_in_")
 
 
 @pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or ImageFeatures")
@@ -457,11 +479,11 @@ def test_scikit_learn_s_meta_estimators_take_them(meta, data):
     assert fitted.score(X, y) > 0.55  # of three classes
 
 
-@all_models
-def test_it_shows_itself_in_notebooks(model, data):
-    fitted = clone(model).fit(data[0], target_of(model, data))
-    assert f"{name_of(model)}(" in repr(fitted)
-    assert name_of(model) in fitted._repr_html_() and "coef_" not in repr(fitted)
+def test_they_show_themselves_in_notebooks(data):
+    for model in OURS:
+        fitted = clone(model).fit(data[0], target_of(model, data))
+        assert f"{name_of(model)}(" in repr(fitted)
+        assert name_of(model) in fitted._repr_html_() and "coef_" not in repr(fitted)
 
 
 def test_examples_are_true():

@@ -8,13 +8,13 @@ import sklearn.linear_model
 import sklearn.svm
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
+from pairwise import pairwise
 
 from featx.errors import FeatxError
 from featx.learn import Fit, LinearSVC, LogisticRegression, Ridge, RidgeClassifier
 from featx.solvers import Loss, Problem, solve
 
-CLASSIFIERS = pytest.mark.parametrize("model", [LogisticRegression, LinearSVC])
-DTYPES = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+CLASSIFIERS = [LogisticRegression, LinearSVC]
 
 
 def rows(dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
@@ -22,18 +22,16 @@ def rows(dtype: type = np.float64) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(80, 6)).astype(dtype), rng.integers(0, 4, 80)
 
 
-@DTYPES
-@CLASSIFIERS
-@pytest.mark.parametrize("intercept", [True, False])
-@pytest.mark.parametrize("shape", [(4, 5), (8, 5)])
+@pairwise(
+    shape={"wide": (4, 5), "tall": (8, 5)}, intercept=[True, False], model=CLASSIFIERS, dtype=[np.float32, np.float64]
+)
 def test_rows_that_are_all_alike_have_no_coefficients(shape, intercept, model, dtype):
     X = np.full(shape, float(intercept), dtype)
     fitted = model(fit_intercept=intercept).fit(X, np.arange(len(X)) % 2)
     assert_allclose(fitted.coef_, 0, atol=1e-6)
 
 
-@DTYPES
-@CLASSIFIERS
+@pairwise(model=CLASSIFIERS, dtype=[np.float32, np.float64])
 def test_classes_that_nothing_tells_apart_are_no_cause_for_a_warning(model, dtype):
     X, _ = rows(dtype)
     fitted = model().fit(np.vstack([X, X]), np.repeat([0, 1], len(X)))
@@ -46,7 +44,7 @@ def test_small_columns_are_no_cause_for_a_warning(size):
     assert_allclose(LogisticRegression().fit(X * np.float32(size), y).coef_, 0, atol=size * 100)
 
 
-@CLASSIFIERS
+@pytest.mark.parametrize("model", CLASSIFIERS)
 def test_a_fit_does_not_feel_the_others_of_its_call(model):
     X, y = rows(np.float32)
     _, beside = model().fit_many(X, y, [Fit({"C": 1e-20}), Fit({"C": 1.0})])
@@ -124,14 +122,21 @@ def test_shifts_and_fits_may_be_lists_and_generators():
     assert_array_equal(listed.coef_, array.coef_)
 
 
-@CLASSIFIERS
-@pytest.mark.parametrize("weight", [np.nan, np.inf])
-def test_a_weight_that_is_not_finite_is_refused(weight, model):
-    with pytest.raises(ValueError, match="sample_weight|NaN|infinity"):
-        model().fit(*rows(), sample_weight=weight)
-    with pytest.raises(ValueError, match="sample_weight|NaN|infinity") as error:
-        model().fit(*rows(), sample_weight=np.r_[np.ones(79), weight])
-    assert "\n" not in str(error.value)
+@pytest.mark.parametrize(
+    "weight, words",
+    [
+        (np.nan, "sample_weight must be finite; got nan"),
+        (np.inf, "sample_weight must be finite; got inf"),
+        (np.r_[np.ones(79), np.nan], "Input sample_weight contains NaN"),
+        (np.r_[np.ones(79), np.inf], "Input sample_weight contains infinity"),
+    ],
+    ids=["nan", "inf", "a nan", "an inf"],
+)
+def test_a_weight_that_is_not_finite_is_refused(weight, words):
+    for model in CLASSIFIERS:
+        with pytest.raises(ValueError, match=words) as error:
+            model().fit(*rows(), sample_weight=weight)
+        assert "\n" not in str(error.value)
 
 
 def test_targets_too_large_for_the_type_of_x_are_refused():
@@ -160,12 +165,17 @@ def other_defaults():
     torch.set_default_dtype(torch.float32)
 
 
-@DTYPES
-@pytest.mark.parametrize("shape", [(80, 6), (20, 40)], ids=["tall", "wide"])
 @pytest.mark.parametrize(
-    "model",
-    [LogisticRegression(warm_start=True), LinearSVC(class_weight="balanced"), Ridge(), RidgeClassifier()],
-    ids=lambda model: type(model).__name__,
+    "model, shape, dtype",
+    [
+        (LogisticRegression(warm_start=True), (80, 6), np.float32),
+        (LogisticRegression(warm_start=True), (20, 40), np.float64),
+        (LinearSVC(class_weight="balanced"), (80, 6), np.float64),
+        (LinearSVC(class_weight="balanced"), (20, 40), np.float32),
+        (Ridge(), (80, 6), np.float32),
+        (RidgeClassifier(), (20, 40), np.float64),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_torch_s_default_device_and_type_change_nothing(model, shape, dtype, other_defaults):
     rng = np.random.default_rng(0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import sklearn.linear_model
 from numpy.testing import assert_allclose, assert_array_equal
+from pairwise import pairwise
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, make_classification
 
@@ -30,10 +31,10 @@ def objective(model, X, y, s, C):
     return -s @ chosen + (model.coef_**2).sum() / (2 * C)
 
 
-@pytest.mark.parametrize("C", [1e-4, 1e-2, 1.0, 100.0, 1e4, np.inf])
-@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 5.0, 1: 0.3}], ids=["even", "balanced", "dict"])
-@pytest.mark.parametrize("fit_intercept", [True, False])
-@pytest.mark.parametrize("k", [2, 4])
+CLASS_WEIGHTS = {"even": None, "balanced": "balanced", "dict": {0: 5.0, 1: 0.3}}
+
+
+@pairwise(k=[2, 4], fit_intercept=[True, False], class_weight=CLASS_WEIGHTS, C=[1e-4, 1.0, 1e4, np.inf])
 def test_it_finds_scikit_learn_s_optimum(k, fit_intercept, class_weight, C):
     X, y = rows(k)
     s = np.random.default_rng(k).uniform(0.1, 3, len(y))
@@ -68,8 +69,9 @@ def test_at_the_default_tolerance_the_objective_is_no_worse_than_scikit_learn_s(
         assert objective(ours, X, y, np.ones(120), C) <= objective(theirs, X, y, np.ones(120), C) * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("C", [1e-3, 0.1, 10.0, 1e3])
-@pytest.mark.parametrize("name", ["digits", "iris", "wide"])
+@pytest.mark.parametrize(
+    "name, C", [("digits", 1e-3), ("digits", 10.0), ("iris", 0.1), ("iris", 1e3), ("wide", 1e-3), ("wide", 1e3)]
+)
 def test_it_is_no_worse_on_well_known_rows_and_on_more_columns_than_rows(name, C):
     if name == "wide":
         X, y = make_classification(100, 300, n_informative=150, n_classes=5, random_state=2)
@@ -80,8 +82,7 @@ def test_it_is_no_worse_on_well_known_rows_and_on_more_columns_than_rows(name, C
     assert objective(LogisticRegression(C=C).fit(X, y), X, y, np.ones(len(y)), C) <= best * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("k", [2, 4])
+@pytest.mark.parametrize("k, dtype", [(2, np.float64), (4, np.float32)])
 def test_probabilities_are_scikit_learn_s_and_logarithms_hold_where_these_round_to_zero(k, dtype):
     X, y = rows(k, dtype)
     model = LogisticRegression().fit(X, y)

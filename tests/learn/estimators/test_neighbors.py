@@ -103,7 +103,7 @@ def told_by(model, X, y):
 
 
 WRONG = [
-    *({"p": 0.1, "algorithm": algorithm} for algorithm in ("auto", "brute", "kd_tree", "ball_tree")),
+    *({"p": 0.1, "algorithm": algorithm} for algorithm in ("brute", "kd_tree")),
     {"n_neighbors": 9}, {"n_neighbors": 9, "weights": "distance"}, {"metric": "cosine", "algorithm": "kd_tree"},
     {"metric_params": {"p": 1}}, {"weights": lambda distances: 0 * distances},
     {"algorithm": "none"}, {"leaf_size": 0}, {"p": 0}, {"n_jobs": "all"}, {"metric_params": [1]},

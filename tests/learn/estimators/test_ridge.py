@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import sklearn.linear_model
 from numpy.testing import assert_allclose, assert_array_equal
+from pairwise import pairwise
 from scipy import sparse
 from sklearn.exceptions import DataConversionWarning
 
@@ -30,10 +31,12 @@ def assert_same_attributes(ours, theirs, rtol=1e-7):
     assert isinstance(ours.intercept_, np.ndarray) == isinstance(theirs.intercept_, np.ndarray)
 
 
-@pytest.mark.parametrize("weights", [None, 2.5, S], ids=["even", "number", "array"])
-@pytest.mark.parametrize("alpha", [1e-4, 1.0, 1e4])
-@pytest.mark.parametrize("fit_intercept", [True, False])
-@pytest.mark.parametrize("y", [NUMBERS[:, 0], NUMBERS[:, :1], NUMBERS], ids=["one", "column", "three"])
+@pairwise(
+    y={"one": NUMBERS[:, 0], "column": NUMBERS[:, :1], "three": NUMBERS},
+    fit_intercept=[True, False],
+    alpha=[1e-4, 1.0, 1e4],
+    weights={"even": None, "number": 2.5, "array": S},
+)
 def test_ridge_is_scikit_learn_s(y, fit_intercept, alpha, weights):
     ours = Ridge(alpha, fit_intercept=fit_intercept).fit(X, y, sample_weight=weights)
     theirs = sklearn.linear_model.Ridge(alpha, fit_intercept=fit_intercept, solver="svd")
@@ -99,10 +102,12 @@ def test_float32_stays_float32():
 # the classifier
 
 
-@pytest.mark.parametrize("class_weight", [None, "balanced", {"ant": 3.0, "bee": 0.5}], ids=["even", "balanced", "dict"])
-@pytest.mark.parametrize("weights", [None, S], ids=["even", "array"])
-@pytest.mark.parametrize("fit_intercept", [True, False])
-@pytest.mark.parametrize("rows", [LABELS != "", LABELS != "cat"], ids=["three", "two"])
+@pairwise(
+    rows={"three": LABELS != "", "two": LABELS != "cat"},
+    fit_intercept=[True, False],
+    weights={"even": None, "array": S},
+    class_weight={"even": None, "balanced": "balanced", "dict": {"ant": 3.0, "bee": 0.5}},
+)
 def test_the_classifier_is_scikit_learn_s(rows, fit_intercept, weights, class_weight):
     parameters = {"alpha": 0.7, "fit_intercept": fit_intercept, "class_weight": class_weight}
     s = None if weights is None else weights[rows]
@@ -114,8 +119,7 @@ def test_the_classifier_is_scikit_learn_s(rows, fit_intercept, weights, class_we
     assert_array_equal(ours.predict(X), theirs.predict(X))
 
 
-@pytest.mark.parametrize("class_weight", [None, "balanced"])
-@pytest.mark.parametrize("y", [MANY_LABELS, MANY_LABELS[:, :2]], ids=["three", "two"])
+@pytest.mark.parametrize("y, class_weight", [(MANY_LABELS, None), (MANY_LABELS[:, :2], "balanced")])
 def test_several_labels_a_row(y, class_weight):
     ours = RidgeClassifier(class_weight=class_weight).fit(X, y, sample_weight=S)
     theirs = sklearn.linear_model.RidgeClassifier(class_weight=class_weight).fit(X, y, sample_weight=S)

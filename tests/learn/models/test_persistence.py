@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +37,6 @@ from featx.store import Recipe
 from featx.store.files import written_aside
 
 SMALL = Preprocessing((32, 32), 32)
-ROOT = str(Path(featx.__file__).parent.parent)
 COLOURS = {"blue": (40, 60, 200), "green": (50, 180, 60), "red": (190, 50, 40)}
 
 
@@ -99,16 +96,9 @@ def message(error: pytest.ExceptionInfo) -> str:
 
 MODELS = {
     "logistic regression": lambda store: pipeline(store),
-    "svc": lambda store: pipeline(store, SVC()),
-    "linear svc": lambda store: pipeline(store, LinearSVC(C=0.01)),
     "calibrated inside": lambda store: pipeline(store, CalibratedClassifierCV(LinearSVC(C=0.01), cv=3)),
     "calibrated outside": lambda store: CalibratedClassifierCV(
         make_pipeline(StoredFeatures(store, "penultimate", device="cpu"), StandardScaler(), SVC()), cv=3
-    ).fit(store.X, store.y),
-    "grid search": lambda store: GridSearchCV(
-        make_pipeline(StoredFeatures(store, device="cpu"), StandardScaler(), SVC()),
-        {"storedfeatures__layer": list(store.layers)},
-        cv=3,
     ).fit(store.X, store.y),
     "union of layers": lambda store: make_pipeline(
         FeatureUnion([(name[-3:], StoredFeatures(store, name, device="cpu")) for name in store.layers]), SVC()
@@ -222,7 +212,7 @@ def test_several_layers_keep_their_order(store, new, tmp_path):
 def test_a_loaded_model_takes_no_keys_and_says_what_it_takes(store, tmp_path):
     save(pipeline(store), tmp_path / "model.skops")
     loaded = load(tmp_path / "model.skops")
-    with pytest.raises(KeysError, match="this model carries no rows.*; give images, or") as error:
+    with pytest.raises(KeysError, match="this model has no store to read their rows from; pass images, or") as error:
         loaded.predict(store.X)
     assert "set_params(" in message(error)
 
@@ -274,19 +264,67 @@ def own_model(root, tmp_path):
     return model, tmp_path / "own.skops"
 
 
-def test_a_module_of_ones_own_works_in_the_process_that_made_it(own_model, new):
-    model, path = own_model
-    np.testing.assert_array_equal(load(path).predict(new), model.predict(new))
-
-
 def test_a_module_of_ones_own_is_handed_back(own_model, new):
     model, path = own_model
     expected = model.decision_function(new)
-    empty_cache()
     loaded = load(path)
-    with pytest.raises(BackboneError, match=r"came from a module of yours, Sequential; hand it back: featx\.load"):
+    with pytest.raises(BackboneError, match=r"came from a module of yours, Sequential; pass it: featx\.load"):
         loaded.predict(new)
     np.testing.assert_allclose(load(path, backbone=own_net()).decision_function(new), expected, rtol=1e-6)
+
+
+def test_a_bare_module_is_prepared_as_recorded(own_model, new):
+    model, path = own_model
+    loaded = load(path, backbone=own_net().module)
+    np.testing.assert_allclose(loaded.decision_function(new), model.decision_function(new), rtol=1e-6)
+
+
+def test_the_name_of_the_recorded_network_stands_for_it(store, new, tmp_path):
+    model = pipeline(store)
+    save(model, tmp_path / "named.skops")
+    for name in ("squeezenet1_1", "torchvision:squeezenet1_1"):
+        loaded = load(tmp_path / "named.skops", backbone=name)
+        np.testing.assert_array_equal(loaded.decision_function(new), model.decision_function(new))
+        assert loaded[0]._backbone.weights is None  # the recorded ones
+
+
+WRONG_NETWORKS = [
+    ("resnet18", r"the recorded network is torchvision:squeezenet1_1; got torchvision:resnet18"),
+    ("resnet1", r"there is no backbone 'resnet1'; close: "),
+    (3, r"a backbone is a name, a module, an exported program or a featx\.Backbone; got int"),
+    (nn.Linear(3, 2), r"the recorded network is torchvision:squeezenet1_1 with weights sha256 .*; got module:Linear"),
+]
+
+
+@pytest.mark.parametrize("wrong, text", WRONG_NETWORKS)
+def test_what_is_not_the_recorded_network_is_refused_in_a_line(store, tmp_path, wrong, text):
+    save(pipeline(store), tmp_path / "named.skops")
+    with pytest.raises(BackboneError, match=text) as error:
+        load(tmp_path / "named.skops", backbone=wrong)
+    message(error)
+
+
+def test_of_several_networks_the_one_that_is_passed_is_taken(store, own_model, new, tmp_path):
+    own = featx.FeatureStore(tmp_path / "own.h5")
+    model = make_pipeline(
+        FeatureUnion([("a", StoredFeatures(store, "penultimate")), ("b", StoredFeatures(own))]), LogisticRegression()
+    ).fit(store.X, store.y)
+    save(model, tmp_path / "both.skops")
+    model[0].transformer_list[1][1].store.backbone = own_net()
+    np.testing.assert_allclose(
+        load(tmp_path / "both.skops", backbone=own_net().module).decision_function(new),
+        model.decision_function(new),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("wrong", [3, None, b"x", ["a.skops"]])
+def test_a_path_of_another_type_is_refused_in_a_line(store, wrong):
+    words = f"^path is a path; got {type(wrong).__name__}$"
+    with pytest.raises(ModelError, match=words):
+        load(wrong)
+    with pytest.raises(ModelError, match=words):
+        save(pipeline(store), wrong)
 
 
 @pytest.mark.parametrize("wrong", [lambda: own_net(seed=1), network])
@@ -378,7 +416,7 @@ def test_a_name_with_another_suffix_is_refused(store, tmp_path):
 
 def test_a_lambda_is_refused_when_saved(store, tmp_path):
     model = make_pipeline(StoredFeatures(store, "penultimate"), FunctionTransformer(lambda X: X)).fit(store.X)
-    with pytest.raises(ModelError, match="Pipeline cannot be saved|must not") as error:
+    with pytest.raises(ModelError, match="Pipeline cannot be saved: AttributeError: Can't pickle local") as error:
         save(model, tmp_path / "model.skops")
     message(error)
     assert not list(tmp_path.iterdir())
@@ -451,7 +489,7 @@ def test_a_shape_that_the_network_does_not_give_is_refused_in_a_line(store, new,
     model = pipeline(store, layer="features.3:max")
     taps = {"features.3:max": {**model[0].recipe_.taps["features.3:max"], "shape": [2**27]}}
     path = forged(model, tmp_path / "forged.skops", taps=taps, aliases={})
-    with pytest.raises(BackboneError, match=r"gives rows of \(\d+,\), and the recipe says \(134217728,\)") as error:
+    with pytest.raises(BackboneError, match=r"gives rows of shape \(\d+,\); the recipe says \(134217728,\)") as error:
         load(path).predict(new)
     message(error)
 
@@ -484,17 +522,18 @@ def test_what_an_object_says_of_itself_hides_nothing_from_the_checks(store, tmp_
         with zipfile.ZipFile(io.BytesIO(content)) as archive, zipfile.ZipFile(tmp_path / "a.skops", "w") as written:
             for entry in archive.namelist():
                 written.writestr(entry, archive.read(entry).replace(b'"hides"', b'"' + name + b'"'))
-        with pytest.raises(ModelError, match=f"has the methods of its class; got its own '{name.decode()}'") as error:
+        with pytest.raises(ModelError, match=f"replaces a method of its class: '{name.decode()}'") as error:
             load(tmp_path / "a.skops")
         message(error)
 
 
-def test_a_small_file_does_not_inflate_to_gigabytes(store, tmp_path):
+def test_a_small_file_does_not_inflate_to_gigabytes(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(persistence, "_MOST_INFLATED", 2**24)
     model = load(save(pipeline(store), tmp_path / "model.skops"))
-    model.padding = np.zeros(2**26)
+    model.padding = np.zeros(2**22)
     content = skops.io.dumps({"format": "featx-model", "version": 1, "estimator": model}, compression=ZIP_DEFLATED)
     (tmp_path / "bomb.skops").write_bytes(content)
-    with pytest.raises(ModelError, match="bomb.skops is refused: its .* would inflate to 537 MB") as error:
+    with pytest.raises(ModelError, match="bomb.skops is refused: its .* would inflate to 33.7 MB") as error:
         load(tmp_path / "bomb.skops")
     message(error)
 
@@ -560,20 +599,20 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(store, tmp_path, mo
     assert list(tmp_path.iterdir()) == [path] and load(path)
 
 
+@pytest.mark.filterwarnings("ignore:.* multi-threaded, use of fork")  # of Python 3.12
 def test_what_a_killed_save_left_is_gone_after_the_next(store, tmp_path):
-    path = tmp_path / "model.skops"
-    code = """
-import os, sys
-from sklearn.linear_model import Ridge
-import featx
-os.fsync = lambda _: os._exit(7)  # as a kill there
-featx.save(Ridge().fit([[1.0], [2.0]], [1, 2]), sys.argv[1])
-"""
+    path, model = tmp_path / "model.skops", pipeline(store)
     for _ in range(2):
-        done = subprocess.run([sys.executable, "-c", code, path], env=os.environ | {"PYTHONPATH": ROOT})
-        assert done.returncode == 7
+        process = os.fork()
+        if process == 0:
+            os.fsync = lambda _: os._exit(7)  # as a kill there
+            try:
+                save(model, path)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7
         assert [left.name for left in tmp_path.iterdir()] == ["model.skops.writing"]
-    save(pipeline(store), path)
+    save(model, path)
     assert list(tmp_path.iterdir()) == [path] and load(path)
 
 

@@ -41,13 +41,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* has no StoredFeatures or Imag
 
 MODELS = {
     "tree": tree.DecisionTreeClassifier(random_state=0),
-    "best first": tree.DecisionTreeClassifier(max_leaf_nodes=4, random_state=0),
-    "pruned": tree.DecisionTreeClassifier(ccp_alpha=0.02, random_state=0),
-    "stump": tree.DecisionTreeRegressor(max_depth=1),
     "one leaf": tree.DecisionTreeRegressor(min_samples_split=200),
     "extra tree": tree.ExtraTreeRegressor(random_state=0),
     "forest": ensemble.RandomForestClassifier(**FEW),
-    "extra trees": ensemble.ExtraTreesRegressor(**FEW),
     "bagging": ensemble.BaggingClassifier(max_features=2, **FEW),
     "ada boost": ensemble.AdaBoostClassifier(**FEW),
     "isolation": ensemble.IsolationForest(**FEW),

@@ -228,8 +228,7 @@ def test_groups_stay_whole_in_every_part(store):
             FeatxError,
             r"give holdout=HoldOut\(size=0.2\), or another share above 0",
         ),
-        (knn_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, r"take learning curves \(featx.learn.learning_curves\)"),
-        (few_shot, {"y": np.linspace(0, 1, 300)}, FeatxError, "or the grid"),
+        (few_shot, {"y": np.linspace(0, 1, 300)}, FeatxError, r"curves \(featx.learn.learning_curves\) or the grid"),
         (few_shot, {"random_state": -1}, FeatxError, "the seed .* got -1"),
         (knn_probe, {"y": "spilt"}, StoreError, "a.h5 has no column 'spilt'; close: 'split'"),
         (linear_probe, {"C": [0.0]}, FeatxError, "C is a list of one or more positive numbers"),
@@ -251,7 +250,6 @@ def test_groups_stay_whole_in_every_part(store):
         (few_shot, {"repeats": 0}, FeatxError, "repeats is an integer, 1 or more; got 0"),
         (learning_curves, {"sizes": [2]}, FeatxError, "from one for each of the 3 classes to all 240"),
         (learning_curves, {"sizes": [241]}, FeatxError, "to all 240"),
-        (learning_curves, {"repeats": 0}, FeatxError, "repeats is an integer, 1 or more; got 0"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_a_line(store, protocol, options, error, text):

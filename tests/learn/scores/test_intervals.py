@@ -11,6 +11,8 @@ from featx.learn.scores.intervals import (
     drawn_interval,
     held_out_interval,
     mean_interval,
+    paired_drawn_interval,
+    paired_interval,
     splits_interval,
     standard_error,
     wilson,
@@ -45,12 +47,13 @@ def test_equal_accuracies_have_wilsons_width_and_other_equal_scores_no_interval(
     assert np.isnan(cv_interval([1.0], 80, 20, 0, 1, n_images=20)).all()
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_an_accuracys_interval_holds_both_that_of_the_splits_and_that_of_the_images(seed):
-    scores = np.random.default_rng(seed).uniform(0.6, [0.62, 0.9][seed % 2], 5)
-    both = cv_interval(scores, 80, 20, 0, 1, n_images=100)
-    splits, images = cv_interval(scores, 80, 20, 0, 1), wilson(scores.mean(), 100)
-    assert both == (min(splits.low, images.low), max(splits.high, images.high))
+@pytest.mark.parametrize("largest", [0.62, 0.9], ids=["alike", "spread"])
+def test_an_accuracys_interval_holds_both_that_of_the_splits_and_that_of_the_images(largest):
+    for seed in range(3):
+        scores = np.random.default_rng(seed).uniform(0.6, largest, 5)
+        both = cv_interval(scores, 80, 20, 0, 1, n_images=100)
+        splits, images = cv_interval(scores, 80, 20, 0, 1), wilson(scores.mean(), 100)
+        assert both == (min(splits.low, images.low), max(splits.high, images.high))
 
 
 def test_intervals_of_accuracies_near_one_hold_the_truth():
@@ -139,8 +142,10 @@ def world(rng: np.random.Generator, n: int, draws: int, spread: float, alike: bo
     return truth, luck < 1 / (1 + np.exp(-ease - skill[:, None]))
 
 
-@pytest.mark.parametrize("alike", [True, False], ids=["alike", "not alike"])
-@pytest.mark.parametrize("n, draws, spread", [(60, 5, 0.1), (60, 5, 0.6), (400, 3, 0.6), (100, 10, 0.0)])
+@pytest.mark.parametrize(
+    "n, draws, spread, alike",
+    [(60, 5, 0.1, True), (60, 5, 0.6, True), (400, 3, 0.6, True), (100, 10, 0.0, True), (60, 5, 0.6, False)],
+)
 def test_intervals_over_draws_hold_the_truth_of_fresh_images_and_fresh_draws(n, draws, spread, alike):
     rng = np.random.default_rng(0)
     held, over_draws_alone = 0, 0
@@ -187,6 +192,23 @@ def test_images_that_go_together_say_less_over_draws_too():
     assert grouped.high - grouped.low > 1.5 * (alone.high - alone.low)
 
 
+@pytest.mark.parametrize("name", ["accuracy", "f1_macro"])
+def test_a_difference_over_draws_is_paired_and_turns_around(name):
+    rng, metric = np.random.default_rng(5), METRICS[name]
+    y = rng.integers(3, size=120)
+    first = np.where(rng.random(120) < 0.6, y, 0)
+    better = [np.where(rng.random(120) < share, y, first) for share in (0.3, 0.4, 0.5)]
+    low, high = paired_drawn_interval(metric, y, first, better)
+    difference = np.mean([metric.score(y, one) for one in better]) - metric.score(y, first)
+    assert 0 < low < difference < high
+    apart = [drawn_interval(metric, y, models) for models in ([first], better)]
+    assert high - low < sum(interval.high - interval.low for interval in apart)
+    assert paired_drawn_interval(metric, y, first, [first] * 3) == pytest.approx((0, 0), abs=1e-12)
+    assert paired_drawn_interval(metric, y, first, better[:1]) == paired_interval(metric, y, first, better[0])
+    groups = np.arange(120) // 40
+    assert np.isnan(paired_drawn_interval(metric, y, first, better, groups).low)
+
+
 # --- one standard error ---
 
 
@@ -195,16 +217,16 @@ def test_the_standard_error_is_of_the_mean():
     assert standard_error(scores) == pytest.approx(stats.sem(scores)) and standard_error([0.5]) == 0
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_the_order_of_candidates_does_not_decide_who_is_near(seed):
-    rng = np.random.default_rng(seed)
-    scores = rng.integers(10, 14, size=(30, 4)) / 20  # many equal means of unequal spread
-    means = scores.mean(axis=1)
-    near = within_one_se(means, scores)
-    order = rng.permutation(30)
-    assert (within_one_se(means[order], scores[order]) == near[order]).all() and near[means == means.max()].all()
-    lowest = max(means.max() - stats.sem(row) for row in scores[means == means.max()])
-    assert near[means >= lowest].all() and not near[means < means.max() - 0.2].any()
+def test_the_order_of_candidates_does_not_decide_who_is_near():
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        scores = rng.integers(10, 14, size=(30, 4)) / 20  # many equal means of unequal spread
+        means = scores.mean(axis=1)
+        near = within_one_se(means, scores)
+        order = rng.permutation(30)
+        assert (within_one_se(means[order], scores[order]) == near[order]).all() and near[means == means.max()].all()
+        lowest = max(means.max() - stats.sem(row) for row in scores[means == means.max()])
+        assert near[means >= lowest].all() and not near[means < means.max() - 0.2].any()
 
 
 def test_rounding_does_not_part_equal_means():

@@ -5,7 +5,8 @@ Estimators, the steps before them, splitters, scorers, weights, failures: any tw
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -174,6 +175,44 @@ LEVELS = {
     "train_score": ("without", "with"),
     "failing": ("none", "nan", "0"),
 }
+# Levels that take one path through a search; any two paths meet in the quick test, where their levels take turns.
+PATHS = {
+    "steps": {
+        "none": ["no steps"],
+        "scaler": ["standard", "minmax", "maxabs", "robust"],
+        "transformer": ["pca", "columns", "user's", "union"],
+        "normalizer": ["normalizer", "normalizer, standard"],
+        "passthrough": ["passthrough"],
+        "searched": ["searched step"],
+    },
+    "estimator": {
+        "linear": ["LogisticRegression", "LinearSVC", "Ridge", "RidgeClassifier"],
+        "kernel": ["SVC"],
+        "neighbours": ["KNeighborsClassifier"],
+        "centroid": ["NearestCentroid"],
+        "perceptron": ["MLPClassifier"],
+        "theirs": ["theirs: LogisticRegression", "theirs: SVC", "theirs: forest", "theirs: dummy"],
+    },
+    "splitter": {
+        "partition": ["stratified", "groups", "repeated"],
+        "subset": ["time", "shuffled"],
+        **{name: [name] for name in ("masks", "overlapping", "lacking")},
+    },
+    "scorer": {
+        "metric": ["None", "named", "made"],
+        "metrics": ["several", "made dict"],
+        **{name: [name] for name in ("float", "dict", "probabilities")},
+    },
+    **{name: {level: [level] for level in LEVELS[name]} for name in ("weights", "train_score", "failing")},
+}
+
+
+def _cases() -> Iterator[dict[str, str]]:
+    turns = {name: {path: cycle(levels) for path, levels in paths.items()} for name, paths in PATHS.items()}
+    for case in covering({name: list(paths) for name, paths in PATHS.items()}):
+        yield {name: next(turns[name][path]) for name, path in case.items()}
+
+
 UNWEIGHTED = (KNeighborsClassifier, NearestCentroid)
 
 
@@ -206,8 +245,28 @@ def _case(case: dict[str, str]) -> tuple[GridSearchCV, dict[str, Any]]:
     ), fit_params
 
 
-@pytest.mark.parametrize("case", list(covering(LEVELS)), ids=lambda case: " | ".join(case.values()))
-def test_any_two_meet(case):
+def _name(case: dict[str, str]) -> str:
+    return " | ".join(case.values())
+
+
+@pytest.mark.parametrize("case", list(_cases()), ids=_name)
+def test_any_two_paths_meet(case):
+    _assert_as_scikit_learn(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", list(covering(LEVELS)), ids=_name)
+def test_any_two_levels_meet(case):
+    _assert_as_scikit_learn(case)
+
+
+def test_every_level_has_a_path_and_a_quick_case():
+    cases = list(_cases())
+    for name, levels in LEVELS.items():
+        assert {case[name] for case in cases} == set(levels), name
+
+
+def _assert_as_scikit_learn(case: dict[str, str]) -> None:
     search, fit_params = _case(case)
     y = Y + X[:, 0] if case["estimator"] == "Ridge" and case["splitter"] != "stratified" else Y
     if case["splitter"] == "masks":  # what can be read once is made once for each

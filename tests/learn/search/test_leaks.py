@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -38,10 +40,14 @@ SPLITTERS = {
 LOGISTIC = LogisticRegression(tol=1e-6)
 
 
-@pytest.fixture(autouse=True)
-def _nothing_recorded():
+def _forget() -> None:
     Recorded.lists.clear()
     CountedClassifier.raises.clear()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_recorded():
+    _forget()
 
 
 UNSHARED = pytest.mark.filterwarnings("ignore:.*candidates could not share their work")
@@ -51,23 +57,29 @@ def _folds(cv: Any) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(cv.split(X, Y, GROUPS if isinstance(cv, GroupKFold) else None))
 
 
-@pytest.mark.parametrize("cv", SPLITTERS.values(), ids=SPLITTERS)
 @pytest.mark.parametrize(
-    ("steps", "final", "grid"),
+    ("steps", "final", "grid", "splitters"),
     [
-        ([RowsSeen("a")], LOGISTIC, {"final__C": [0.1, 1.0, 10.0]}),
+        ([RowsSeen("a")], LOGISTIC, {"final__C": [0.1, 1.0, 10.0]}, SPLITTERS),
         (
             [RowsSeen("a", True), RowsSeen("b")],
             LOGISTIC,
             {"final__C": [0.1, 1.0], "final__fit_intercept": [True, False]},
+            ["groups", "overlapping"],
         ),
-        ([RowsSeen("a", True), PCA(3, random_state=0)], LOGISTIC, {"final__C": [0.1, 1.0, 10.0]}),
-        ([RowsSeen("a", True)], CountedClassifier("last"), {"final__power": [0.5, 1.0, 2.0]}),
-        ([RowsSeen("a", True), StandardScaler()], Ridge(), {"final__alpha": [0.5, 1.0, 2.0]}),
+        ([RowsSeen("a", True), PCA(3, random_state=0)], LOGISTIC, {"final__C": [0.1, 1.0, 10.0]}, ["stratified"]),
+        ([RowsSeen("a", True)], CountedClassifier("last"), {"final__power": [0.5, 1.0, 2.0]}, SPLITTERS),
+        ([RowsSeen("a", True), StandardScaler()], Ridge(), {"final__alpha": [0.5, 1.0, 2.0]}, ["time", "overlapping"]),
     ],
     ids=["one step", "two steps", "a known step", "a user's estimator", "a scaler after it"],
 )
-def test_no_fit_sees_a_held_out_row_and_what_is_shared_is_fitted_once_a_fold(steps, final, grid, cv):
+def test_no_fit_sees_a_held_out_row_and_what_is_shared_is_fitted_once_a_fold(steps, final, grid, splitters):
+    for splitter in splitters:
+        _forget()
+        _assert_fits(steps, final, grid, SPLITTERS[splitter])
+
+
+def _assert_fits(steps: Any, final: Any, grid: Any, cv: Any) -> None:
     pipe = Pipeline([*((f"step{i}", step) for i, step in enumerate(steps)), ("final", final)])
     groups = {"groups": GROUPS} if isinstance(cv, GroupKFold) else {}
     search = GridSearchCV(pipe, grid, cv=cv, refit=False, error_score="raise").fit(X, Y, **groups)
@@ -128,55 +140,57 @@ BEFORE = {
     "pca": [PCA(3, random_state=0)],
     "normalizer": [Normalizer()],
 }
-MODELS = pytest.mark.parametrize(
-    ("final", "parameter", "about"),
-    [
-        pytest.param(LogisticRegression(**TIGHT), "C", _coefficients, id="LogisticRegression"),
-        pytest.param(LinearSVC(**TIGHT), "C", _coefficients, id="LinearSVC"),
-        pytest.param(RidgeClassifier(), "alpha", _coefficients, id="RidgeClassifier"),
-        pytest.param(SVC(), "C", _decisions, id="SVC"),
-        pytest.param(KNeighborsClassifier(), "n_neighbors", _decisions, id="KNeighborsClassifier"),
-        pytest.param(NearestCentroid(), "metric", _decisions, id="NearestCentroid"),
-        pytest.param(
-            MLPClassifier((4,), tol=0.1, n_iter_no_change=2, early_stopping=True, random_state=0),
-            "alpha",
-            _decisions,
-            id="MLPClassifier",
-        ),
-    ],
-)
+LINEAR = {
+    "LogisticRegression": (LogisticRegression(**TIGHT), "C", _coefficients),
+    "LinearSVC": (LinearSVC(**TIGHT), "C", _coefficients),
+    "RidgeClassifier": (RidgeClassifier(), "alpha", _coefficients),
+}
+OTHERS = {
+    "SVC": (SVC(), "C", _decisions),
+    "KNeighborsClassifier": (KNeighborsClassifier(), "n_neighbors", _decisions),
+    "NearestCentroid": (NearestCentroid(), "metric", _decisions),
+    "MLPClassifier": (
+        MLPClassifier((4,), tol=0.1, n_iter_no_change=2, early_stopping=True, random_state=0),
+        "alpha",
+        _decisions,
+    ),
+}
+MODELS = LINEAR | OTHERS
 
 
-def _models(final: Any, parameter: str, about: Any, before: Any, folds: Any, rows: np.ndarray, y: np.ndarray) -> Any:
-    """What `about` says of the model of each candidate, in the order of fits of the first fold."""
+def models_after(steps: Iterable[str]) -> Any:
+    """Parametrise by steps and models: after each step one linear model and one that is none, in turn."""
+    turns = (cycle(LINEAR), cycle(OTHERS))
+    return pytest.mark.parametrize(("before", "name"), [(step, next(turn)) for step in steps for turn in turns])
+
+
+def _models(name: str, before: str, folds: Any, rows: np.ndarray, y: np.ndarray) -> Any:
+    """What describes the model of each candidate in the first fold: its coefficients, or its decisions."""
+    final, parameter, about = MODELS[name]
     values: list[Any] = {"n_neighbors": [1, 3], "metric": ["euclidean", "cosine"]}.get(parameter, [0.1, 0.3])
     keeper = Keeper(parameter, about, len(folds[0][1]))
-    pipe = make_pipeline(*before, final)
+    pipe = make_pipeline(*BEFORE[before], final)
     grid = {f"{pipe.steps[-1][0]}__{parameter}": values}
     GridSearchCV(pipe, grid, cv=folds, scoring=keeper, refit=False, error_score="raise").fit(rows, y)
     assert set(keeper.kept) == set(values), "a model a candidate"
     return [keeper.kept[value] for value in values]
 
 
-@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
-@MODELS
-def test_held_out_rows_and_labels_change_nothing_of_their_folds_model(final, parameter, about, before):
+@models_after(BEFORE)
+def test_held_out_rows_and_labels_change_nothing_of_their_folds_model(before, name):
     """The held-out rows of the only fold made large, and their labels others; models are those of before."""
     train, test = np.arange(0, N, 2), np.arange(1, N, 2)
     poisoned, labels = ROWS.copy(), Y.copy()
     poisoned[test] = np.random.default_rng(0).normal(size=(len(test), 5)) * 1e6
     labels[test] = 1
-    clean = _models(final, parameter, about, before, [(train, test)], ROWS, Y)
-    for found, wanted in zip(
-        _models(final, parameter, about, before, [(train, test)], poisoned, labels), clean, strict=True
-    ):
+    clean = _models(name, before, [(train, test)], ROWS, Y)
+    for found, wanted in zip(_models(name, before, [(train, test)], poisoned, labels), clean, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("before", [[], [StandardScaler()]], ids=["none", "standard"])
-@MODELS
+@models_after(["standard", "none", "standard"])
 @UNSHARED
-def test_nor_where_another_fold_trains_on_them_or_they_are_not_finite(final, parameter, about, before):
+def test_nor_where_another_fold_trains_on_them_or_they_are_not_finite(before, name):
     """To the precision of a solver: another fold goes into its order of work, or everything goes to scikit-learn."""
     train, test = np.arange(0, N, 3), np.setdiff1d(np.arange(N), np.arange(0, N, 3))
     other, labels = ROWS.copy(), Y.copy()
@@ -184,7 +198,7 @@ def test_nor_where_another_fold_trains_on_them_or_they_are_not_finite(final, par
     labels[test] = labels[test][::-1]
     missing = ROWS.copy()
     missing[test] = np.nan
-    clean = _models(final, parameter, about, before, [(train, test)], ROWS, Y)
+    clean = _models(name, before, [(train, test)], ROWS, Y)
     for folds, rows in (([(train, test), (test, train)], other), ([(train, test)], missing)):
-        for found, wanted in zip(_models(final, parameter, about, before, folds, rows, labels), clean, strict=True):
+        for found, wanted in zip(_models(name, before, folds, rows, labels), clean, strict=True):
             np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())

@@ -91,7 +91,7 @@ def test_equal_candidates_are_told_apart_by_the_mean_and_then_by_their_place():
     assert one_se(results(({"a": 1}, NEAR), ({"a": 2}, BEST))) == 1
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(3))
 def test_times_decide_nothing_and_nothing_worse_than_one_standard_error_is_taken(seed):
     rng = np.random.default_rng(seed)
     estimators = [LogisticRegression(), RandomForestClassifier(), KNeighborsClassifier()]
@@ -172,7 +172,7 @@ def test_of_a_plain_matrix_they_are_known_too():
     assert np.isnan(told_by(GridSearchCV(RandomForestClassifier(5), {"max_depth": [2]}), X, y)).all()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_a_search_over_layers_chooses_what_select_model_does(tmp_path, seed):
     """The same rule: fewest features, simplest estimator, strongest penalty; with a PCA, its components."""
     store = separable_store(tmp_path / "a.h5", 90, noise={f"l{i}:avg": 1.0 for i in range(3)}, seed=seed)

@@ -318,19 +318,17 @@ def test_the_default_grid_is_searched_whole(pixels):
     }
 
 
-@pytest.mark.parametrize("spec", ESTIMATORS.values(), ids=ESTIMATORS)
-def test_the_catalogue_names_parameters_of_its_estimators(spec):
-    ordered = {*spec.simpler_if_small, *spec.simpler_if_large}
-    assert ordered | {*spec.settings, *spec.unit_settings} <= new_estimator(spec).get_params().keys()
-    assert not spec.parameter or spec.parameter in ordered
+def test_the_catalogue_names_parameters_of_its_estimators():
+    for name, spec in ESTIMATORS.items():
+        ordered = {*spec.simpler_if_small, *spec.simpler_if_large}
+        assert ordered | {*spec.settings, *spec.unit_settings} <= new_estimator(spec).get_params().keys(), name
+        assert not spec.parameter or spec.parameter in ordered, name
 
 
 def test_every_mean_has_an_interval_around_it(store, selection):
     for c in selection.candidates:
         assert 0 <= c.interval.low <= c.mean <= c.interval.high <= 1
-    assert selection.held_out_interval.low < selection.held_out < selection.held_out_interval.high or (
-        selection.held_out == 1
-    )
+    assert selection.held_out_interval.low < selection.held_out < selection.held_out_interval.high
 
 
 # --- what is refused ---
@@ -359,21 +357,13 @@ def test_a_hold_out_of_another_type_or_range_is_refused_when_it_is_made(options,
 @pytest.mark.parametrize(
     "options, error, text",
     [
-        ({"estimators": ["logistic_regresion"]}, FeatxError, "close: 'logistic_regression'"),
         ({"estimators": []}, FeatxError, "estimators is one or more of nearest_centroid, ridge_classifier"),
         ({"param_grid": {"random_forest": [1]}}, FeatxError, "param_grid: there is no estimator 'random_forest'"),
-        (
-            {"param_grid": {"rbf_svm": []}},
-            FeatxError,
-            r"C of rbf_svm \(param_grid\) is a list of one or more positive numb",
-        ),
         ({"param_grid": {"rbf_svm": [0.0]}}, FeatxError, r"C of rbf_svm \(param_grid\) is .* numbers; got \[0.0\]"),
-        ({"layers": ["featurs.3"]}, LayerError, "layer 'featurs.3' is not stored; close: 'features.3:max'"),
         ({"holdout": HoldOut(0.01)}, FeatxError, "holding out 1% of 60 images"),
         ({"folds": 30}, FeatxError, "30-fold cross-validation needs 30 training images of each class; 'dark' has 16"),
         ({"folds": 1}, FeatxError, "folds is an integer, 2 or more; got 1"),
         ({"holdout": HoldOut(rows=np.ones(60, bool))}, FeatxError, "must be some of the images, not all and not none"),
-        ({"holdout": HoldOut(rows=np.zeros(60, bool))}, FeatxError, "must be some of the images, not all and not none"),
         ({"holdout": HoldOut(rows=np.arange(60) < 5), "y": ["a"] * 59}, StoreError, "has 60, got 59"),
         ({"holdout": HoldOut(rows=np.arange(59) < 5)}, FeatxError, r"\(rows=...\) is True or .* the 60 images; got 59"),
         ({"y": ["one"] * 60}, FeatxError, "at least two classes are needed.*only 'one'"),

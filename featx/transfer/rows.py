@@ -1,0 +1,137 @@
+"""Where a training reads its minibatches: rows of a stored layer, or images that are decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from featx.backbones import INPUT, Preprocessing
+from featx.errors import ImageError, KeysError, LayerError, StoreError, UnreadableImages
+from featx.forward import decoders
+from featx.images import decode
+from featx.learn.features import StoredFeatures, as_images, items_of, keys_of
+from featx.store import FeatureStore
+
+Rows = Callable[[np.ndarray], Tensor]  # positions (b,) -> rows (b, ...) in memory of their own
+_SMALLEST_CROP = 0.35  # share of the picture's area
+
+
+def stored_rows(features: StoredFeatures, X: Any) -> tuple[Rows, np.ndarray]:
+    """The rows of keys in a store, and their positions there.
+
+    Raises
+    ------
+    LayerError
+        The layer is stored pooled.
+    KeysError
+        X holds images, or a key that is not of this store.
+    StoreError
+        There is no store; while reading, a row is infinite or NaN.
+    """
+    store, layer = features.store, features.layer_
+    if not isinstance(store, FeatureStore):
+        raise StoreError("a loaded model carries no rows to train on; set_params(store=featx.FeatureStore(path))")
+    tap = features.recipe_.taps[features.layers_[0]]
+    if len(features.layers_) > 1 or (tap["pool"] != "none" and tap["layout"] != "bd"):
+        raise LayerError(
+            f"{store.path.name} holds {layer!r}, and fine-tuning needs the layer's whole output: extract "
+            f"'{tap['node']}:none'"
+        )
+    items = items_of(X)
+    if isinstance(items, list):
+        raise KeysError("fine-tuning starts from stored rows: X holds keys, store.X for example; got images")
+    positions = store.rows(keys_of(items))
+
+    def rows(where: np.ndarray) -> Tensor:
+        values = torch.from_numpy(store.take(positions[where], layer)).float()
+        if not values.isfinite().all():
+            raise StoreError(
+                f"{store.path.name} has rows of {layer!r} that are infinite or NaN: extract it with dtype float32"
+            )
+        return channels_last(values)
+
+    return rows, positions
+
+
+def transformed_rows(features: StoredFeatures, X: Any) -> tuple[Rows, int]:
+    """The rows of keys or of images, which go through the network up to the layer; and their number."""
+    items = items_of(X)
+    shape = features.recipe_.taps[features.layer_]["shape"]
+
+    def rows(where: np.ndarray) -> Tensor:
+        part = items[where] if isinstance(items, np.ndarray) else [items[i] for i in where]
+        values = np.array(features.transform(part), np.float32)  # a copy: keys give a read-only map of the file
+        return channels_last(torch.from_numpy(values).reshape(-1, *shape))
+
+    return rows, len(items)
+
+
+def images_of(features: StoredFeatures, X: Any) -> Sequence[Any]:
+    """The images of keys, which are the files that the store was made of, or the images themselves.
+
+    Raises
+    ------
+    KeysError
+        There is no store, or it was not made of files.
+    """
+    items = items_of(X)
+    if isinstance(items, list):
+        return as_images(items)
+    store = features.store
+    origin = store.recipe.origin if isinstance(store, FeatureStore) else None
+    if not isinstance(store, FeatureStore) or origin is None:
+        raise KeysError(f"boundary={INPUT!r} needs images, and the store does not know their files: give images as X")
+    return [Path(origin) / name for name in store.ids[store.rows(keys_of(items))]]
+
+
+def image_rows(images: Sequence[Any], preprocessing: Preprocessing, generator: torch.Generator | None = None) -> Rows:
+    """Images as the network's input.
+
+    Parameters
+    ----------
+    images : n paths, PIL images or uint8 arrays
+    preprocessing : Preprocessing
+    generator : torch.Generator, optional
+        For random crops, of 35 to 100 % of the area, resized to the network's input and flipped half of the time; by
+        default the crop of the preprocessing.
+    """
+    threads = ThreadPoolExecutor(decoders("auto"))
+    scale = (_SMALLEST_CROP, 1.0)
+    random_crop = v2.RandomResizedCrop(preprocessing.size, scale, antialias=True)
+
+    def cropped(picture: Image.Image) -> Tensor:
+        pixels = functional.pil_to_tensor(picture)
+        return v2.RandomHorizontalFlip()(random_crop(pixels)).permute(1, 2, 0)
+
+    def rows(where: np.ndarray) -> Tensor:
+        pictures = list(threads.map(lambda i: _decoded(images, i), where.tolist()))
+        if generator is None:
+            pixels = [torch.from_numpy(np.array(preprocessing(picture))) for picture in pictures]
+        else:
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
+                torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+                pixels = [cropped(picture) for picture in pictures]
+        return preprocessing.normalise(torch.stack(pixels))
+
+    return rows
+
+
+def _decoded(images: Sequence[Any], position: int) -> Image.Image:
+    try:
+        return decode(images[position])[0]
+    except ImageError as error:
+        name = images[position] if isinstance(images[position], str | Path) else type(images[position]).__name__
+        raise UnreadableImages(f"image {position} ({name}) cannot be read: {error}", {position: error}) from error
+
+
+def channels_last(rows: Tensor) -> Tensor:
+    return rows.contiguous(memory_format=torch.channels_last) if rows.ndim == 4 else rows
