@@ -77,6 +77,14 @@ ESTIMATORS: dict[str, EstimatorSpec] = {
         is_default=False,
     ),
     "rbf_svm": EstimatorSpec("SVC", "C", (0.1, 1.0, 10.0), simpler_if_small=("C", "gamma")),
+    "mlp": EstimatorSpec(
+        "MLPClassifier",
+        "alpha",
+        (1e-4, 1e-2, 1.0, 10.0),
+        {"max_iter": 1000, "random_state": 0},
+        simpler_if_large=("alpha",),
+        is_default=False,
+    ),
     "ridge": EstimatorSpec(
         "Ridge", "alpha", (1.0, 1e1, 1e2, 1e3, 1e4, 1e5), simpler_if_large=("alpha",), is_numeric=True
     ),

@@ -20,6 +20,8 @@ from featx.learn import (
     KNeighborsClassifier,
     LinearSVC,
     LogisticRegression,
+    MLPClassifier,
+    MLPRegressor,
     NearestCentroid,
     Ridge,
     RidgeClassifier,
@@ -48,6 +50,8 @@ ESTIMATORS: dict[str, BaseEstimator] = {
     "centroid": NearestCentroid(),
     "centroid-shrunk": NearestCentroid(shrink_threshold=0.2, priors="empirical"),
     "centroid-cosine": NearestCentroid(metric="cosine"),
+    "mlp": MLPClassifier((7, 5), tol=0.1, n_iter_no_change=2, random_state=0),
+    "mlp-regressor": MLPRegressor(hidden_layer_sizes=7, solver="sgd", tol=0.1, n_iter_no_change=2, random_state=0),
 }
 
 
@@ -87,6 +91,7 @@ GRIDS = {
     "knn-cosine": {"n_neighbors": [1, 4]},
     "svc-rbf": {"C": [0.1, 1.0], "gamma": ["scale", 0.1]},
     "centroid": {"shrink_threshold": [None, 0.2]},
+    "mlp": {"alpha": [1e-4, 10.0], "learning_rate_init": [1e-3, 1e-2]},
 }
 
 

@@ -8,7 +8,15 @@ import torch
 from classified import assert_same, cases, labelled, solved
 from test_objective import low, several  # noqa: F401
 
-from featx.learn import SVC, GridSearchCV, KNeighborsClassifier, LogisticRegression, NearestCentroid, Ridge
+from featx.learn import (
+    SVC,
+    GridSearchCV,
+    KNeighborsClassifier,
+    LogisticRegression,
+    MLPClassifier,
+    NearestCentroid,
+    Ridge,
+)
 from featx.solvers import lbfgs, objective, threads
 from featx.solvers.threads import Team, threads_for
 
@@ -88,7 +96,16 @@ def test_a_small_solve_runs_in_one_thread(three_threads, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "estimator", [LogisticRegression(), Ridge(), SVC(), KNeighborsClassifier(), NearestCentroid()], ids=repr
+    "estimator",
+    [
+        LogisticRegression(),
+        Ridge(),
+        SVC(),
+        KNeighborsClassifier(),
+        NearestCentroid(),
+        MLPClassifier((3,), tol=0.5, n_iter_no_change=1, random_state=0),
+    ],
+    ids=repr,
 )
 def test_a_search_gives_the_number_back(estimator, three_threads):
     X, y = labelled((60, 6), 2)

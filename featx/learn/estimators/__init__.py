@@ -1,4 +1,5 @@
-"""scikit-learn's estimators on the batched solvers: linear models, support vector machines, neighbours, centroids.
+"""scikit-learn's estimators on the batched solvers: linear models, support vector machines, neighbours, centroids,
+multilayer perceptrons.
 
 Matrices and labels in, fitted estimators out. `batched` is the contract by which a search fits many of them at once.
 Knows nothing of stores, searches or images.
@@ -9,6 +10,7 @@ from featx.learn.estimators.centroid import NearestCentroid
 from featx.learn.estimators.fits import Fit
 from featx.learn.estimators.linear_svc import LinearSVC
 from featx.learn.estimators.logistic import LogisticRegression
+from featx.learn.estimators.mlp import MLPClassifier, MLPRegressor
 from featx.learn.estimators.neighbors import KNeighborsClassifier
 from featx.learn.estimators.ridge import Ridge, RidgeClassifier
 from featx.learn.estimators.svm import SVC, SVR
@@ -23,6 +25,8 @@ __all__ = [
     "KNeighborsClassifier",
     "LinearSVC",
     "LogisticRegression",
+    "MLPClassifier",
+    "MLPRegressor",
     "NearestCentroid",
     "Ridge",
     "RidgeClassifier",

@@ -144,6 +144,7 @@ class Executor:
             steps = fitted if affine is None else {**fitted, affine.name: scalers[split]}
             times = Times(fit_seconds + scaler_seconds[split] + seconds)
             self._score(candidate, split, model, view, steps, folds[split], times)
+            jobs[number] = jobs[number]._replace(estimator=None)  # a fitted network is large
 
     def _descend(
         self,
@@ -214,6 +215,7 @@ class Executor:
             for number, model, seconds, view in type(candidates[0].final).fit_each(rows.train, y, jobs):
                 own = times._replace(fit=times.fit + seconds)
                 self._score(candidates[number], split, model, view, fitted, fold, own)
+                jobs[number] = jobs[number]._replace(estimator=None)
             return
         outcomes = Parallel(n_jobs=context.n_jobs, pre_dispatch=context.pre_dispatch, return_as="generator")(
             delayed(fit_and_score)(

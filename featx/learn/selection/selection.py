@@ -73,7 +73,7 @@ def select_model(
         By default all stored layers.
     estimators : a key of ESTIMATORS or several, optional
         By default "logistic_regression", "linear_svm" and "rbf_svm"; for regression "ridge" and "svr". Others are
-        "nearest_centroid", "ridge_classifier" and "knn".
+        "nearest_centroid", "ridge_classifier", "knn" and "mlp".
     param_grid : {estimator: values}, optional
         Values of the estimator's parameter (C, alpha or n_neighbors) in place of the default grid; for estimators that
         are searched.

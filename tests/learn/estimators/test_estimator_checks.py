@@ -11,6 +11,8 @@ from featx.learn import (
     KNeighborsClassifier,
     LinearSVC,
     LogisticRegression,
+    MLPClassifier,
+    MLPRegressor,
     NearestCentroid,
     Ridge,
     RidgeClassifier,
@@ -27,10 +29,13 @@ ESTIMATORS = [
     SVR(),
     KNeighborsClassifier(),
     NearestCentroid(),
+    MLPClassifier(),
+    MLPRegressor(),
 ]
 
 
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_ has at least 1 zero")  # of the checks' own rows
+@pytest.mark.filterwarnings("ignore:MLP.* did not converge:sklearn.exceptions.ConvergenceWarning")  # in few epochs
 @parametrize_with_checks(ESTIMATORS)
 def test_scikit_learn_s_check(estimator, check):
     if "sample_weight_equivalence" in check.func.__name__ and hasattr(estimator, "tol"):

@@ -109,6 +109,9 @@ MODELS = {
         {"storedfeatures__layer": store.layers, "logisticregression__C": [0.1, 1.0]},
         cv=3,
     ).fit(store.X, store.y),
+    "our perceptron": lambda store: pipeline(
+        store, learn.MLPClassifier((4,), tol=0.5, n_iter_no_change=1, random_state=0)
+    ),
     "our halving search": lambda store: learn.HalvingGridSearchCV(
         make_pipeline(StoredFeatures(store, "penultimate", device="cpu"), learn.SVC()),
         {"svc__C": [0.1, 1.0]},

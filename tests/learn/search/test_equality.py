@@ -38,6 +38,7 @@ from featx.learn import (
     KNeighborsClassifier,
     LinearSVC,
     LogisticRegression,
+    MLPClassifier,
     NearestCentroid,
     Ridge,
     RidgeClassifier,
@@ -93,6 +94,7 @@ ESTIMATORS: dict[str, tuple[Any, str, list[Any], Any]] = {
     "SVC": (SVC(tol=1e-8), "C", [0.1, 2.0], -1.0),
     "KNeighborsClassifier": (KNeighborsClassifier(), "n_neighbors", [1, 7], -1),
     "NearestCentroid": (NearestCentroid(), "metric", ["euclidean", "cosine"], "none such"),
+    "MLPClassifier": (MLPClassifier((4,), tol=0.5, n_iter_no_change=2, random_state=0), "alpha", [1e-4, 30.0], -1.0),
     "theirs: LogisticRegression": (sklearn.linear_model.LogisticRegression(), "C", [0.01, 1.0], -1.0),
     "theirs: SVC": (sklearn.svm.SVC(), "C", [0.1, 2.0], -1.0),
     "theirs: forest": (RandomForestClassifier(2, max_depth=3, random_state=0), "max_depth", [1, 3], -1),
@@ -188,6 +190,7 @@ PATHS = {
         "kernel": ["SVC"],
         "neighbours": ["KNeighborsClassifier"],
         "centroid": ["NearestCentroid"],
+        "perceptron": ["MLPClassifier"],
         "theirs": ["theirs: LogisticRegression", "theirs: SVC", "theirs: forest", "theirs: dummy"],
     },
     "splitter": {

@@ -21,6 +21,7 @@ from featx.learn import (
     KNeighborsClassifier,
     LinearSVC,
     LogisticRegression,
+    MLPClassifier,
     NearestCentroid,
     Ridge,
     RidgeClassifier,
@@ -148,6 +149,11 @@ OTHERS = {
     "SVC": (SVC(), "C", _decisions),
     "KNeighborsClassifier": (KNeighborsClassifier(), "n_neighbors", _decisions),
     "NearestCentroid": (NearestCentroid(), "metric", _decisions),
+    "MLPClassifier": (
+        MLPClassifier((4,), tol=0.1, n_iter_no_change=2, early_stopping=True, random_state=0),
+        "alpha",
+        _decisions,
+    ),
 }
 MODELS = LINEAR | OTHERS
 
