@@ -50,7 +50,7 @@ class _Features(TransformerMixin, BaseEstimator):
     def _set_recipe(self, recipe: Recipe) -> None:
         self.recipe_ = recipe
         self.n_features_in_ = 1
-        self.n_features_out_ = sum(self._widths.values())
+        self.n_features_out_ = sum(self.widths_.values())
 
     @property
     def layers_(self) -> tuple[str, ...]:
@@ -63,7 +63,8 @@ class _Features(TransformerMixin, BaseEstimator):
         return "+".join(self.layers_)
 
     @property
-    def _widths(self) -> dict[str, int]:
+    def widths_(self) -> dict[str, int]:
+        """{full name: number of columns} of the layers."""
         return {name: math.prod(tap["shape"]) for name, tap in self.recipe_.taps.items()}
 
     @property
@@ -82,12 +83,12 @@ class _Features(TransformerMixin, BaseEstimator):
         (d,) object array of str
         """
         check_is_fitted(self, "recipe_")
-        return np.array([f"{name}_{i}" for name, width in self._widths.items() for i in range(width)], dtype=object)
+        return np.array([f"{name}_{i}" for name, width in self.widths_.items() for i in range(width)], dtype=object)
 
     def _blocks(self, matrix: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Every layer with its own columns of a matrix, (n, its width)."""
         start = 0
-        for name, width in self._widths.items():
+        for name, width in self.widths_.items():
             yield name, matrix[:, start : start + width]
             start += width
 
@@ -102,7 +103,7 @@ class _Features(TransformerMixin, BaseEstimator):
         return FeatureRows.of(matrix, Origin(self.recipe_, None))
 
     def _computed(self, images: Sequence[Any], device: str) -> np.ndarray:
-        matrix = np.empty((0, sum(self._widths.values())), np.float32)
+        matrix = np.empty((0, sum(self.widths_.values())), np.float32)
         failures: dict[int, ImageError] = {}
         for block in _forward().stream(images, self.recipe_, self.handed_over, device=device):
             if not len(matrix):  # allocated once the first batch has shown that rows are as wide as recorded

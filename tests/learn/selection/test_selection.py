@@ -229,6 +229,32 @@ def test_a_path_is_no_store(given):
     message(error)
 
 
+def test_of_all_layers_the_strongest_features_of_the_training_images_are_chosen(store, tmp_path):
+    result = select_model(store, layers="all", **quick("logistic_regression"))
+    widths = [np.prod(store[layer].shape[1:]) for layer in store.layers]
+    assert {(c.layer, c.d, c.complexity[0]) for c in result.candidates} == {("all", sum(widths), max(widths))}
+    training = ~np.isin(store.X[:, 0], result.test.X[:, 0])
+    X, y = StoredFeatures(store, list(store.layers)).fit().transform(store.X)[training], store.y[training]
+    best = dict.fromkeys(C["logistic_regression"], ())
+    for fit, test in StratifiedKFold(3, shuffle=True, random_state=0).split(X, y):
+        scaled = StandardScaler().fit(X[fit]).transform(X)
+        weights = LogisticRegression(tol=1e-8, max_iter=10_000).fit(scaled[fit], y[fit]).coef_
+        strongest = np.argsort(-np.linalg.norm(weights, axis=0))[: max(widths)]
+        for value in best:
+            model = LogisticRegression(C=value, tol=1e-8, max_iter=10_000).fit(scaled[fit][:, strongest], y[fit])
+            best[value] += (model.score(scaled[test][:, strongest], y[test]),)
+    assert {c.value: pytest.approx(c.scores) for c in result.candidates} == best
+    loaded = featx.load(featx.save(result.best_estimator, tmp_path / "all.skops"))
+    loaded[0].set_params(store=store).fit()
+    assert (loaded.predict(store.X) == result.best_estimator.predict(store.X)).all()
+
+
+def test_all_layers_at_once_compete_with_each_layer_of_each_store_and_come_last(store, pixels):
+    result = select_model([store, pixels], layers=["all", "penultimate"], **quick("logistic_regression"))
+    assert {c.layer for c in result.candidates} == {"all", store.layers[-1], *pixels.layers}
+    assert {c.backbone for c in result.candidates if c.layer == "all"} == {"torchvision:squeezenet1_1", "bundled:pixels"}
+
+
 def test_one_layer_and_one_estimator_need_no_list(pixels, store):
     one, listed = (
         select_model(store, layers=layers, **quick("linear_svm") | {"estimators": estimators})
