@@ -301,13 +301,13 @@ def stored_features(
 def _layer_names(layers: object) -> list[str | list[str]]:
     """Names, and lists of names for layers side by side."""
     names = [layers] if isinstance(layers, str) else sequence(layers)
-    side_by_side = [name if isinstance(name, str) else sequence(name) for name in names or ()]
+    side_by_side = [[name] if isinstance(name, str) else sequence(name) or [] for name in names or ()]
     if not side_by_side or not all(name and all(isinstance(part, str) for part in name) for name in side_by_side):
         raise FeatxError(
             Parameter("layers"),
             f" is one or more names, or lists of names for layers side by side; got {brief(layers)}",
         )
-    return [name[0] if isinstance(name, list) and len(name) == 1 else name for name in side_by_side]
+    return [name[0] if len(name) == 1 else name for name in side_by_side]
 
 
 def _refuse_nonfinite(store: FeatureStore, features: StoredFeatures) -> None:

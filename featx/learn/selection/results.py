@@ -44,8 +44,8 @@ class Candidate:
     fit_seconds : float
         Mean time of a fit.
     complexity : tuple of float
-        Ordered, simplest first: (number of features of the estimator, place of the estimator in `ESTIMATORS`, value of the
-        parameter from the strongest regularization on).
+        Ordered, simplest first: (number of features that the estimator is fitted on, its place in `ESTIMATORS`, value
+        of the parameter from the strongest regularization on).
     mae : float or None
         Mean absolute error over the splits, for regression.
     """
