@@ -336,7 +336,7 @@ def _test_note(features: StoredFeatures, store: FeatureStore, test_store: Featur
         differences = features.recipe_.other_meaning(recipe, where)
     if differences:
         raise RecipeError(
-            f"the test store was made otherwise: {'; '.join(differences)}; extract its images with ",
+            f"the test store was made with other settings: {'; '.join(differences)}; extract its images with ",
             Parameter("like", trained_on),
         )
     return rounding_note(recipe, features.recipe_, (name, trained_on))

@@ -180,7 +180,7 @@ def test_a_store_of_its_own_is_held_out(root, store):
 
 def test_a_test_store_made_otherwise_is_refused(root, store):
     other = extracted(root, "later", "otherwise.h5", network(mean=(0.1, 0.2, 0.3)), ["features.3:max", "penultimate"])
-    with pytest.raises(StoreError, match="the test store was made otherwise: preprocessing") as error:
+    with pytest.raises(StoreError, match="the test store was made with other settings: preprocessing") as error:
         select_model(store, holdout=HoldOut(store=other), **quick("logistic_regression"))
     message(error)
 
