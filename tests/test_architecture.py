@@ -14,7 +14,18 @@ from helpers import fresh_python
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-LOW = {"catalogue", "display", "errors", "grammar", "manifest", "naming", "progress", "recipe"}
+LOW = {
+    "catalogue",
+    "display",
+    "errors",
+    "grammar",
+    "manifest",
+    "naming",
+    "prediction",
+    "progress",
+    "recipe",
+    "resizing",
+}
 MIDDLE = {"images", "backbones", "store", "solvers"}
 LEFT = {"forward", "extraction"}
 SHARED = {"learn._sklearn", "learn.identity"}
@@ -26,8 +37,10 @@ MAY_IMPORT = {
     "grammar": set(),
     "manifest": {"errors"},
     "naming": set(),
+    "prediction": set(),
     "progress": {"display", "errors"},
     "recipe": {"errors", "grammar"},
+    "resizing": {"errors", "grammar"},
     "request": {"catalogue", "errors", "store", "learn"},
     "_torch": set(),
     **{room: LOW | {"_torch"} for room in MIDDLE},
@@ -43,8 +56,9 @@ MAY_IMPORT = {
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN | {"naming"},  # the public list
     "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
+    "deploy": LOW | MIDDLE - {"solvers"} | {"forward", "learn.features", "learn.models"},
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer"},
-    "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report", "transfer"},
+    "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report", "transfer", "deploy"},
     "__main__": {"cli"},
 }
 LEFT_SIDE = LOW | MIDDLE | LEFT | {"_torch"}
@@ -173,6 +187,11 @@ print(json.dumps([seconds, sorted({"torch", "sklearn", "h5py", "numpy", "PIL"} &
 )
 def test_learning_and_reading_a_store_do_not_load_torch(first):
     assert fresh_python(f"{first}\nimport sys\nprint(int('torch' in sys.modules))") == 0
+
+
+def test_predicting_with_an_exported_model_loads_neither_torch_nor_scikit_learn():
+    code = "import sys, featx.report\nfrom featx.deploy import predict_onnx\n"
+    assert fresh_python(f"{code}print(sum(name in sys.modules for name in ('torch', 'sklearn', 'scipy')))") == 0
 
 
 def test_learning_does_not_load_ensembles_of_trees():

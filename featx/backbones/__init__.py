@@ -7,7 +7,7 @@ from featx.backbones.available import Pretrained, n_timm, pretrained
 from featx.backbones.backbone import BUILDING, Backbone, passed_backbone, resolve_backbone
 from featx.backbones.engine import Choice, choose
 from featx.backbones.network import COMPILED, EAGER, TappedNetwork
-from featx.backbones.pools import POOLS, Tap
+from featx.backbones.pools import POOLS, Pool, Tap
 from featx.backbones.preprocessing import Preprocessing
 from featx.backbones.tails import INPUT, Boundary, Tail, boundaries
 from featx.backbones.taps import describe, resolve_taps
@@ -22,6 +22,7 @@ __all__ = [
     "Backbone",
     "Boundary",
     "Choice",
+    "Pool",
     "Preprocessing",
     "Pretrained",
     "Tail",

@@ -12,12 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from featx.errors import BackboneError, ImageError
-from featx.grammar import INTERPOLATIONS, check_preprocessing
-
-# torchvision's names; its two nearest are Pillow's one
-_FILTERS = {name: Image.Resampling[name.removesuffix("-exact").upper()] for name in INTERPOLATIONS}
-_MOST_RESIZED_PIXELS = 2**28
+from featx.errors import BackboneError
+from featx.grammar import check_preprocessing
+from featx.resizing import resized_and_cropped
 
 
 @dataclass(frozen=True)
@@ -62,25 +59,7 @@ class Preprocessing:
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """RGB picture -> (h, w, 3) uint8, pixel for pixel as torchvision's transforms."""
-        wide, tall = self._resized(*picture.size)
-        if wide * tall > _MOST_RESIZED_PIXELS:  # a strip of 1 x 20,000 pixels
-            raise ImageError("too-large", f"resized it would have {wide:,} x {tall:,} pixels; the limit is 268 million")
-        height, width = self.crop
-        left, top = _offset(wide, width), _offset(tall, height)
-        # Pillow directly: torchvision's functions take 10 % longer. Rows and columns outside of the crop are resized
-        # too, since the whole size determines which of the two Pillow resizes first, and so how it rounds
-        resized = picture.resize((wide, tall), _FILTERS[self.interpolation])
-        return np.asarray(
-            resized.crop((left, top, left + width, top + height))
-        )  # pictures that are too small get a black border
-
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) before the crop; the longer edge is rounded down, as in torchvision and timm."""
-        if not isinstance(self.resize, int):
-            return self.resize[1], self.resize[0]
-        if width <= height:
-            return self.resize, int(self.resize * height / width)
-        return int(self.resize * width / height), self.resize
+        return resized_and_cropped(picture, self.resize, self.crop, self.interpolation)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """(b, h, w, 3) uint8 -> (b, 3, h, w) float32, channels last in memory."""
@@ -116,8 +95,3 @@ class Preprocessing:
         squash = config["crop_mode"] == "squash" or scaled[0] != scaled[1]
         resize = scaled if squash else scaled[0]
         return cls((height, width), resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"]))
-
-
-def _offset(side: int, crop: int) -> int:
-    """Where the crop begins; negative if it is larger than the picture."""
-    return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)

@@ -20,6 +20,7 @@ import featx
 from featx.cli.adapt import adapt
 from featx.cli.compare import compare, models
 from featx.cli.demo import demo
+from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.finetune import finetune
 from featx.cli.interrupts import left_by_interrupt
@@ -27,7 +28,7 @@ from featx.cli.layers import layers
 from featx.cli.predict import predict
 from featx.cli.printing import print_error
 from featx.cli.search import search
-from featx.cli.stores import export, info, merge, verify
+from featx.cli.stores import info, merge, verify
 from featx.cli.wording import notes, worded
 from featx.display import printable
 from featx.errors import FeatxError, nearest

@@ -1,7 +1,8 @@
-"""`featx predict`: a saved model on new images."""
+"""`featx predict`: a saved or exported model on new images."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +12,15 @@ from featx.cli.interrupts import loading
 from featx.cli.printing import print_all, print_data, print_error
 from featx.display import console
 from featx.errors import FeatxError, ModelError, count, nearest
+from featx.prediction import Prediction
 
 _FORMAT = "Output format"
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model that featx search or featx.save made.")],
+    model: Annotated[
+        Path, typer.Argument(help="A model that featx search or featx.save made, or a .onnx file of featx export.")
+    ],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     weights: Annotated[
         str | None,
@@ -45,14 +49,12 @@ def predict(
     if model.is_dir():
         raise ModelError(f"{model} is a folder, and the model comes first: featx predict MODEL IMAGES")
     if not model.exists():
-        siblings = [path.name for path in model.parent.glob("*.skops")]
+        siblings = [path.name for ending in ("skops", "onnx") for path in model.parent.glob(f"*.{ending}")]
         raise ModelError(f"there is no model file {model}{nearest(model.name, siblings)}; featx search -o makes one")
     paths = files(images)
-    with loading("loading scikit-learn and torch"):
-        from featx.learn import load, predict_images
-        from featx.report import predictions_csv, predictions_json, predictions_table
+    rows = _predictions(model, paths, weights)
+    from featx.report import predictions_csv, predictions_json, predictions_table
 
-        rows = predict_images(load(model, weights=weights), paths)
     bar = console(stderr=True)
     predictions = list(track(rows, "predicting", len(paths), console=bar, transient=True, disable=not bar.is_terminal))
     if as_json or as_csv:
@@ -63,3 +65,17 @@ def predict(
     if unreadable:
         print_error(f"{unreadable:,} of {count(len(predictions), 'image')} cannot be read")
     return 1 if unreadable else 0
+
+
+def _predictions(model: Path, images: Sequence[Path], weights: str | None) -> Iterator[Prediction]:
+    """By onnxruntime, which starts at once, or by torch and scikit-learn."""
+    if model.suffix.lower() == ".onnx":
+        if weights is not None:
+            raise FeatxError("a .onnx file holds its weights; leave out --weights")
+        from featx.deploy import predict_onnx
+
+        return predict_onnx(model, images)
+    with loading("loading scikit-learn and torch"):
+        from featx.learn import load, predict_images
+
+        return predict_images(load(model, weights=weights), images)

@@ -1,19 +1,17 @@
-"""`featx info`, `verify`, `merge` and `export`: commands on stores that need no network."""
+"""`featx info`, `verify` and `merge`: commands on stores that need no network."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from featx.cli.printing import print_all, print_error, print_line
 from featx.cli.wording import worded
-from featx.errors import FeatxError, count, readable
-
-Compression = Literal["gzip", "zstd", "none"]
+from featx.errors import FeatxError, count
 
 
 def info(
@@ -67,24 +65,3 @@ def merge(
     was_finished = before is not None and os.path.samestat(before, output.stat())
     finished = ", was finished already" if was_finished else ""
     print_line(f"{output}: {count(len(merged), 'image')} of {len(stores)} stores{finished}")
-
-
-def export(
-    store: Annotated[Path, typer.Argument(help="A store that featx extract made.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help=".npy (one layer), .parquet, or .h5 (a compressed archive).")
-    ],
-    layer: Annotated[
-        list[str] | None, typer.Option("--layer", "-l", help="Export only this layer; may be repeated.")
-    ] = None,
-    compression: Annotated[
-        Compression | None,
-        typer.Option(help="Compression of an archive; 'none' turns it into a store again.", show_default="gzip"),
-    ] = None,
-    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing file.")] = False,
-) -> None:
-    """Write a store's layers as .npy or Parquet, or the whole store as a compressed archive."""
-    from featx.store import export as export_store
-
-    written = export_store(store, output, layer or None, compression=compression, replace=replace)
-    print_line(f"{written}: {readable(written.stat().st_size)}")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from featx.display import printable_lines
 from featx.errors import readable
+from featx.prediction import Prediction
 from featx.report.columns import FittedTable
 from featx.report.interchange import csv_text, json_text
 
 if TYPE_CHECKING:  # each table needs one of these, and none should wait for the others' torch or scikit-learn
     from featx.backbones import Backbone
-    from featx.learn import Prediction
 
 
 def layers_table(backbone: Backbone) -> FittedTable:
@@ -118,6 +118,4 @@ def predictions_json(predictions: Iterable[Prediction]) -> str:
 
 def predictions_csv(predictions: Iterable[Prediction]) -> str:
     """CSV with a header line, the fields of Prediction; `interchange.csv_text` says how texts are written."""
-    from featx.learn import Prediction
-
     return csv_text([Prediction._fields, *predictions])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import fields
 from functools import partial
 from numbers import Integral, Real
@@ -216,6 +216,13 @@ class _FineTuner(BaseEstimator):
         else:
             rows, n = transformed_rows(features, X)
         return np.concatenate([part.numpy() for part in outputs_of(self._network, rows, np.arange(n))])
+
+    def fitted_network(self) -> Network:
+        """A copy of the tail and the head with the fitted weights, on the CPU: rows of the boundary -> scores."""
+        check_is_fitted(self, "weights_")
+        if self._network is None:
+            self._network = self._loaded()
+        return deepcopy(self._network).cpu().requires_grad_(False)
 
     def _loaded(self) -> Network:
         """The network, with the fitted weights; raises ModelError if they are not of this network."""

@@ -109,7 +109,7 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     path = as_path("path", path, ModelError)
     if path.suffix != ".skops":
         raise ModelError(f"a model is a .skops file; got {path}")
-    _refuse_unfitted(estimator)
+    refuse_unfitted(estimator)
     import skops.io  # seconds to import: it lists every class of scikit-learn
 
     from featx.learn.models.trees import check_trees  # imports sklearn.ensemble
@@ -144,7 +144,7 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     return path
 
 
-def _refuse_unfitted(estimator: Any) -> None:
+def refuse_unfitted(estimator: Any) -> None:
     name = type(estimator).__name__
     try:
         # of a pipeline, scikit-learn checks the last step only

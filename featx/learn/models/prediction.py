@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from featx.errors import FeatxError, ModelError, UnreadableImages
 from featx.learn.features import as_images
 from featx.learn.models.persistence import recipes
+from featx.prediction import Prediction
 
 _CHUNK = 256  # images per call: results are shown after each, and an unreadable image makes one run twice
-
-
-class Prediction(NamedTuple):
-    """The prediction for one image.
-
-    image : its path, or its position
-    label : class name, or the value that a regressor predicts; None if the image cannot be read
-    confidence : highest probability, or highest decision score if the model has no probabilities; None for regressors
-    kind : "probability" or "score", the meaning of `confidence`; "value" for regressors, "" if the image cannot be read
-    error : why the image cannot be read, or ""
-    """
-
-    image: str
-    label: str | float | None
-    confidence: float | None
-    kind: str
-    error: str
 
 
 def predict_images(model: Any, images: Sequence[Any]) -> Iterator[Prediction]:

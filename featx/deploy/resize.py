@@ -1,0 +1,123 @@
+"""Pillow's resizing and featx's crop of one uint8 image of any size, as a torch module that is exact to the bit.
+
+Pillow resizes one axis, rounds to uint8, and resizes the other. A pass is a product with weights of 22 bits,
+
+    y_i = clip((sum_j k_ij x_j + 2^21) div 2^22),    k_ij = round(2^22 w_ij / sum_j w_ij),    w_ij = f((j - c_i) / s)
+
+with the centres c_i = (i + 1/2) in/out - 1/2 and s = max(1, in/out). All of it is exact in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from featx.backbones import Preprocessing
+from featx.errors import ModelError
+
+_BITS = 2.0**22
+
+
+def _box(x: Tensor) -> Tensor:
+    return ((x > -0.5) & (x <= 0.5)).double()
+
+
+def _bilinear(x: Tensor) -> Tensor:
+    return (1 - x.abs()).clamp_min(0)
+
+
+def _bicubic(x: Tensor) -> Tensor:
+    x, a = x.abs(), -0.5
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    return torch.where(x < 1, near, torch.where(x < 2, (((x - 5) * x + 8) * x - 4) * a, 0.0))
+
+
+def _hamming(x: Tensor) -> Tensor:
+    x = x.abs()
+    angle = torch.where(x == 0, 1.0, x) * math.pi
+    inside = angle.sin() / angle * (0.54 + 0.46 * angle.cos())
+    return torch.where(x == 0, 1.0, torch.where(x >= 1, 0.0, inside))
+
+
+def _sinc(x: Tensor) -> Tensor:
+    angle = torch.where(x == 0, 1.0, x) * math.pi
+    return torch.where(x == 0, 1.0, angle.sin() / angle)
+
+
+def _lanczos(x: Tensor) -> Tensor:
+    return torch.where((x >= -3) & (x < 3), _sinc(x) * _sinc(x / 3), 0.0)
+
+
+# Half the width of each filter, and the filter.
+_FILTERS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "box": (0.5, _box),
+    "bilinear": (1.0, _bilinear),
+    "hamming": (1.0, _hamming),
+    "bicubic": (2.0, _bicubic),
+    "lanczos": (3.0, _lanczos),
+}
+
+
+class ResizedAndCropped(nn.Module):
+    """uint8 image (h, w, 3) -> pixels (1, *crop, 3) uint8; see `featx.resizing`."""
+
+    def __init__(self, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        if preprocessing.interpolation not in _FILTERS:
+            raise ModelError(
+                f"input 'image' resizes by one of {', '.join(_FILTERS)}; this model's images are resized by "
+                f"{preprocessing.interpolation!r}: export it with input='pixels'"
+            )
+        self.resize, self.crop = preprocessing.resize, preprocessing.crop
+        self.support, self.filter = _FILTERS[preprocessing.interpolation]
+
+    def forward(self, image: Tensor) -> Tensor:
+        columns, rows = torch.arange(image.shape[1]), torch.arange(image.shape[0])
+        width, height = columns[-1] + 1, rows[-1] + 1
+        wide, tall = self._resized(width, height)
+        across = self._weights(columns, width, wide, self.crop[1])  # (crop width, w)
+        down = self._weights(rows, height, tall, self.crop[0])  # (crop height, h)
+        channels = image.permute(2, 0, 1).double()  # (3, h, w)
+        # as Pillow 13 orders its passes
+        is_tall = (height > tall) & (height - tall > 2 * (width - wide))
+        pixels = torch.cond(is_tall, _down_first, _across_first, (channels, across, down))
+        return pixels.permute(1, 2, 0)[None].to(torch.uint8)
+
+    def _resized(self, width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
+        """(width, height) before the crop; see `featx.resizing.resized_size`."""
+        if not isinstance(self.resize, int):
+            return torch.tensor(self.resize[1]), torch.tensor(self.resize[0])
+        shorter = torch.minimum(width, height)
+        return self.resize * width // shorter, self.resize * height // shorter
+
+    def _weights(self, positions: Tensor, length: Tensor, resized: Tensor, crop: int) -> Tensor:
+        """(crop, length) float64 whole numbers k_ij of the rows inside the crop; 0 outside of the picture."""
+        excess = resized - crop
+        offset = torch.where(excess >= 0, (excess.double() / 2).round().long(), -(-excess // 2))
+        i = torch.arange(crop)[:, None] + offset
+        step = length.double() / resized.double()
+        stretch = step.clamp_min(1.0)
+        centres = (i.double() + 0.5) * step
+        first = (centres - self.support * stretch + 0.5).trunc().clamp_min(0)
+        last = (centres + self.support * stretch + 0.5).trunc()
+        j = positions.double()
+        w = self.filter((j - centres + 0.5) * (1 / stretch))
+        w = torch.where((j >= first) & (j < last) & (i >= 0) & (i < resized), w, 0.0)
+        total = w.sum(1, keepdim=True)
+        k = w / torch.where(total == 0, 1.0, total) * _BITS
+        return (k + torch.where(k < 0, -0.5, 0.5)).trunc()
+
+
+def _across_first(channels: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    return _rounded(down @ _rounded(channels @ across.T))
+
+
+def _down_first(channels: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    return _rounded(_rounded(down @ channels) @ across.T)
+
+
+def _rounded(sums: Tensor) -> Tensor:
+    return ((sums + _BITS / 2) / _BITS).floor().clamp(0, 255)
