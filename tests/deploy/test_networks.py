@@ -85,14 +85,14 @@ def test_features_in_the_members_of_an_ensemble_and_in_unions_share_one_network(
 
 
 @pytest.mark.parametrize("boundary", ["act", "input"])
-def test_a_fine_tuned_network_is_one_with_its_front(store, boundary, tmp_path):
+def test_a_fine_tuned_network_is_one_with_its_front(store, boundary):
     tuner = FineTuner(store, boundary, epochs=1, lr=0.01, batch_size=8, device="cpu").fit(store.X, store.y)
     assert_agrees(tuner)
     if boundary == "input":
         with pytest.raises(ModelError, match="reads images: export it with input='pixels'"):
             Program(tuner, "rows")
     else:
-        assert export(tuner, tmp_path / "m.pt2", input="rows").agreement.difference < 2e-5
+        assert Program(tuner, "rows").d == 6 * 15 * 19
 
 
 def test_a_fine_tuned_regression(store):
