@@ -191,6 +191,12 @@ def search(
     figure: Annotated[
         Path | None, typer.Option(help="Draw the result into this .png, .pdf or .svg.", rich_help_panel=_OUTPUT)
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a report: a .html page that needs no network, or Markdown (.md).", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(help="Number of rows of the table.", rich_help_panel=_OUTPUT)] = 12,
 ) -> int:
     """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
@@ -200,7 +206,7 @@ def search(
     """
     from featx.store import FeatureStore
 
-    files = SearchFiles(output, results, figure)
+    files = SearchFiles(output, results, figure, report)
     files.check([path for path in (*stores, labels, test_store) if path is not None])
     if top < 1:
         raise FeatxError(f"--top is 1 or more; got {top}")

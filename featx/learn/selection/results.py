@@ -126,6 +126,10 @@ class TrainingSet:
         Number of images with the same content as another one; they were kept on one side of each split.
     n_groups : int or None
         Number of groups that were never split between training and test; None if no groups were given.
+    X : (n, 1) int64 array or None
+        Keys.
+    y : (n,) array or None
+        Labels.
     """
 
     stores: list[FeatureStore]
@@ -134,6 +138,8 @@ class TrainingSet:
     chance: float
     n_duplicates: int = 0
     n_groups: int | None = None
+    X: np.ndarray | None = None
+    y: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -176,6 +182,8 @@ class TestSet:
         Group numbers.
     store : FeatureStore or None
         The store of X, if it is not one of the searched stores.
+    probabilities : (m, k) array or None
+        In the order of the classes; None if the estimator has none.
     """
 
     __test__ = False  # or pytest would collect it
@@ -187,6 +195,7 @@ class TestSet:
     confidence: np.ndarray | None = None
     groups: np.ndarray | None = None
     store: FeatureStore | None = None
+    probabilities: np.ndarray | None = None
 
 
 @dataclass(frozen=True, repr=False)

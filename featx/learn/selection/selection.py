@@ -172,6 +172,8 @@ def select_model(
         chance=experiment.chance(metric),
         n_duplicates=experiment.n_duplicates,
         n_groups=experiment.n_groups,
+        X=experiment.X,
+        y=experiment.y,
     )
     settings = SearchSettings(folds, repeats, metric.name, steps_text(steps, grids))
 
@@ -292,11 +294,12 @@ def _test_set(fitted: Pipeline, experiment: Experiment, metric: Metric) -> TestS
     scored = experiment.reading_test(fitted)
     matrix, last = scored[:-1].transform(experiment.X_test), scored[-1]
     confidence = None
+    probabilities = last.predict_proba(matrix) if hasattr(last, "predict_proba") else None
     if hasattr(last, "decision_function"):
         scores = last.decision_function(matrix)  # (m, k), or (m,) for two classes
         confidence = np.abs(scores) if scores.ndim == 1 else scores.max(axis=1)
-    elif hasattr(last, "predict_proba"):
-        confidence = last.predict_proba(matrix).max(axis=1)
+    elif probabilities is not None:
+        confidence = probabilities.max(axis=1)
     return TestSet(
         X=experiment.X_test,
         y=experiment.y_test,
@@ -305,6 +308,7 @@ def _test_set(fitted: Pipeline, experiment: Experiment, metric: Metric) -> TestS
         confidence=confidence,
         groups=experiment.test_groups,
         store=experiment.test_store,
+        probabilities=probabilities,
     )
 
 
