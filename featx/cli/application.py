@@ -26,6 +26,7 @@ from featx.cli.interrupts import left_by_interrupt
 from featx.cli.layers import layers
 from featx.cli.predict import predict
 from featx.cli.printing import print_error
+from featx.cli.report import report
 from featx.cli.search import search
 from featx.cli.stores import export, info, merge, verify
 from featx.cli.wording import notes, worded
@@ -42,6 +43,7 @@ _COMMANDS = (
     layers,
     compare,
     search,
+    report,
     adapt,
     finetune,
     predict,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from featx.learn import ProtocolResult, Selection
 
 FIGURES = (".png", ".pdf", ".svg")
+REPORTS = (".html", ".md"), "a report is a .html or .md file"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class SearchFiles:
         check_file(self.figure, FIGURES, "a figure is a .png, .pdf or .svg file")
         check_file(self.output, (".skops",), "a model is a .skops file")
         check_file(self.results, (".csv", ".json"), "results are a .csv or .json file")
-        check_file(self.report, (".html", ".md"), "a report is a .html or .md file")
+        check_file(self.report, *REPORTS)
 
     def saves_model_of(self, result: Selection | ProtocolResult) -> bool:
         return self.output is not None and result.best_estimator is not None and not result.is_partial
@@ -52,7 +53,7 @@ class SearchFiles:
 
         lines = []
         if self.output is not None and self.saves_model_of(result):
-            save(result.best_estimator, self.output)
+            save(result if isinstance(result, Selection) else result.best_estimator, self.output)
             lines.append(f"{self.output}: {model_text(result)}; featx predict {self.output} IMAGES... uses it")
         if self.results is not None:
             text = results_csv(result) if self.results.suffix == ".csv" else results_json(result)

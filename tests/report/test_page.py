@@ -16,8 +16,9 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 import featx
-from featx.errors import FeatxError
-from featx.learn import HoldOut, Selection, few_shot, select_model
+from featx.errors import FeatxError, KeysError, ModelError
+from featx.learn import HoldOut, Selection, few_shot, load_selection, select_model
+from featx.learn.models.records import record_of, selection_of
 from featx.report import html
 from featx.report.page import growth, heldout, maps, verdict
 from featx.report.page.images import images_of, thumbnails
@@ -246,3 +247,46 @@ def test_wrong_names_are_refused_and_errors_name_the_file(selection, tmp_path):
         html(selection, tmp_path / "nowhere" / "a.html")
     assert list(tmp_path.iterdir()) == []
     assert isinstance(html(selection, str(tmp_path / "a.md")), Path)
+
+
+def test_a_saved_selection_has_the_same_report_later(selection, store, tmp_path):
+    path = featx.save(selection, tmp_path / "model.skops")
+    again = load_selection(path, store)
+    assert again.candidates == selection.candidates and again.chosen == selection.chosen
+    assert again.settings == selection.settings and again.held_out == selection.held_out
+    for part, names in (("training", ("X", "y", "classes", "chance", "n")), ("test", ("X", "y", "predicted"))):
+        for name in names:
+            np.testing.assert_array_equal(*(getattr(getattr(each, part), name) for each in (again, selection)))
+    assert html(again, tmp_path / "a.html").read_text() == html(selection, tmp_path / "b.html").read_text()
+
+
+def test_a_selection_of_other_stores_or_of_none_is_refused(selection, store, tmp_path):
+    path = featx.save(selection, tmp_path / "model.skops")
+    plain = featx.save(selection.best_estimator, tmp_path / "plain.skops")
+    with pytest.raises(ModelError, match="does not say how its model was chosen"):
+        load_selection(plain, store)
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    other = featx.extract([tmp_path / "other.png"], tmp_path / "o.h5", "bundled:pixels", labels=["a"], progress=False)
+    with pytest.raises(KeysError):
+        load_selection(path, other)
+    with pytest.raises(ModelError, match="interrupted"):
+        featx.save(replace(selection, best_estimator=None), tmp_path / "none.skops")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda said: said.pop("candidates"),
+        lambda said: said.update(chosen=10**6),
+        lambda said: said["settings"].update(scoring="evil"),
+        lambda said: said["candidates"][0].update(extra=1),
+        lambda said: said["training"].update(keys="x"),
+        lambda said: said["test"].update(groups=["a"]),
+    ],
+)
+def test_a_damaged_record_is_refused_in_a_line(selection, store, damage):
+    said = json.loads(record_of(selection))
+    damage(said)
+    with pytest.raises(ModelError, match="record of its search is damaged") as error:
+        selection_of(json.dumps(said), selection.best_estimator, store, None)
+    assert "\n" not in str(error.value)

@@ -1,11 +1,12 @@
 """Fitted estimators as files, and what they predict of images."""
 
-from featx.learn.models.persistence import load, save
+from featx.learn.models.persistence import load, load_selection, save
 from featx.learn.models.prediction import Prediction, predict_images
 
 __all__ = [
     "Prediction",
     "load",
+    "load_selection",
     "predict_images",
     "save",
 ]

@@ -24,7 +24,7 @@ from featx.learn.selection.results import (
     TestSet,
     TrainingSet,
 )
-from featx.learn.selection.selection import select_model
+from featx.learn.selection.selection import predicted_test_set, select_model
 from featx.learn.selection.splits import Groups, Split, cv_splits, group_numbers, groups_of, hold_out, units
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "new_estimator",
     "one_se",
     "positive_numbers",
+    "predicted_test_set",
     "select_model",
     "stored_features",
     "units",

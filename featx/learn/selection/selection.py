@@ -33,6 +33,7 @@ from featx.learn.selection.results import (
 )
 from featx.learn.selection.splits import Groups, Split, cv_splits
 from featx.progress import SearchClock, SearchProgress
+from featx.store import FeatureStore
 
 Results = list[tuple[Candidate, Pipeline]]  # candidates with their unfitted pipelines
 
@@ -291,8 +292,20 @@ def _test_set(fitted: Pipeline, experiment: Experiment, metric: Metric) -> TestS
     """Predictions for the held-out images, the only time that they are used."""
     if experiment.X_test is None or experiment.y_test is None:
         return None
-    scored = experiment.reading_test(fitted)
-    matrix, last = scored[:-1].transform(experiment.X_test), scored[-1]
+    held_out = experiment.X_test, experiment.y_test, experiment.test_groups, experiment.test_store
+    return predicted_test_set(experiment.reading_test(fitted), metric, *held_out)
+
+
+def predicted_test_set(
+    scored: Pipeline,
+    metric: Metric,
+    X: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray | None,
+    store: FeatureStore | None,
+) -> TestSet:
+    """The held-out images with the predictions of a fitted pipeline that reads them; see `TestSet`."""
+    matrix, last = scored[:-1].transform(X), scored[-1]
     confidence = None
     probabilities = last.predict_proba(matrix) if hasattr(last, "predict_proba") else None
     if hasattr(last, "decision_function"):
@@ -301,13 +314,13 @@ def _test_set(fitted: Pipeline, experiment: Experiment, metric: Metric) -> TestS
     elif probabilities is not None:
         confidence = probabilities.max(axis=1)
     return TestSet(
-        X=experiment.X_test,
-        y=experiment.y_test,
+        X=X,
+        y=y,
         predicted=last.predict(matrix),
         decisions=decisions_of(last, matrix) if metric.is_ranked else None,
         confidence=confidence,
-        groups=experiment.test_groups,
-        store=experiment.test_store,
+        groups=groups,
+        store=store,
         probabilities=probabilities,
     )
 

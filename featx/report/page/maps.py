@@ -75,6 +75,6 @@ def map_section(selection: Selection, images: Images) -> Section:
     test = f"{images.n_test:,} held-out" if images.n_test else "no held-out"
     text = (
         f"{selection.chosen.layer} of {test} and {len(images) - images.n_test:,} training images, as the estimator "
-        "sees them. Images that are close look alike to the network. Distances between far groups of t-SNE mean nothing."
+        "sees them. Images that are close look alike to the network. In t-SNE, distances between groups mean nothing."
     )
     return Section("map", "A map of the images", [Text(text), Html(_HTML)])

@@ -140,7 +140,8 @@ def images_button(positions: Sequence[int], title: str, text: str) -> str:
     if not len(positions):
         return ""
     listed, title = " ".join(map(str, positions)), text_html(title)
-    return f'<button type="button" data-images="{listed}" data-title="{title}" aria-label="{text}: {title}">{text}</button>'
+    shows = f'data-images="{listed}" data-title="{title}" aria-label="{text}: {title}"'
+    return f'<button type="button" {shows}>{text}</button>'
 
 
 def markdown_of(title: str, sections: Sequence[Section]) -> str:
