@@ -22,8 +22,14 @@ Kind = Literal["meaning", "rounding", "recorded"]
 class Difference(NamedTuple):
     """A field in which two recipes differ.
 
-    first, second : its values in the first and the second recipe
-    kind : what the difference changes, see `FieldRule`
+    Attributes
+    ----------
+    name : str
+        The field, or a part of it: "preprocessing.resize".
+    first, second : object
+        Its values in the first and the second recipe; None if a recipe lacks it.
+    kind : "meaning", "rounding" or "recorded"
+        What the difference changes; see `FieldRule`.
     """
 
     field: str
@@ -44,13 +50,14 @@ class FieldRule:
     check : callable
         Refuses values that featx does not write, see `featx.grammar`.
     is_optional : bool
-        It is not written if it has its default, which it also has in a file without it.
+        Whether a file without the field means its default, which is therefore not written.
     is_followed : bool
-        A continued run adopts it and a merge joins it, so a difference is no reason to refuse them.
+        Whether a difference is accepted by a continued run, which adopts the value, and by a merge, which joins the
+        values.
     join : callable(first, second)
-        Its value where rows of two recipes are stored together; by default the first one's.
+        Returns the value for a store with rows of two recipes; by default the first one's.
     show : callable(value)
-        What messages show of it.
+        Returns what messages show of a value.
     none_text : str
         What None stands for, in the words of a message.
     """

@@ -48,7 +48,7 @@ class ProtocolSpec:
     function : str
         The function of featx.learn that runs it.
     lacks : sequence of str
-        Parameters of a SearchRequest that it does not have.
+        Parameters of a SearchRequest that this function does not have.
     """
 
     function: str
@@ -79,11 +79,11 @@ class SearchRequest:
     label_column : str, optional
         The column of labels in that file, or else in the first store.
     target : "class" or "numeric", optional
-        What those labels are.
+        Whether these labels are class names or numbers.
     split_column : str, optional
         The column of the first store that says which images are held out.
     test_value, validation_value : str, optional
-        Its value for the images to test on, "test" by default, and for those to choose parameters on.
+        The values of that column for test images, by default "test", and for the images on which parameters are chosen.
     test_store : path, optional
         A store of images to test on.
     layers, estimators, l2, power, pca, scoring, one_se, nested
@@ -168,7 +168,7 @@ class SearchRequest:
         Raises
         ------
         FeatxError
-            A column, a value of it, the file of labels or the test store is not there or does not fit.
+            A column or a value of it, the file of labels or the test store is missing or does not fit.
         """
         from featx.store import FeatureStore
 
@@ -214,7 +214,7 @@ class SearchRequest:
         Raises
         ------
         FeatxError
-            As of `arguments`.
+            As in `arguments`.
         """
         return _with_holdout(self.arguments(store))
 
@@ -238,7 +238,7 @@ class SearchRequest:
 
 
 def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:
-    """`arguments` with a HoldOut in place of what it is made of."""
+    """`arguments` with one HoldOut in place of the parameters that it is made from."""
     from featx.learn import HoldOut
 
     options = dict(arguments)

@@ -27,10 +27,20 @@ _GATHERED = 2**24  # maximum size of a projection's temporary tensor, in numbers
 class Tap:
     """A layer and how it is pooled.
 
-    layout : of the layer's output, "bchw", "bhwc" (Swin), "btc" (tokens) or "bd"
-    shape : of one image's row, after pooling and projection
-    prefix : number of leading tokens of a "btc" layer that are not patches of the image: class token, then registers
-    projected : length of a row before projection, or None
+    Attributes
+    ----------
+    node : str
+        The layer.
+    pool : str
+        See `Pool`; with "~512", a random projection to 512 numbers follows.
+    layout : "bchw", "bhwc" (Swin), "btc" (tokens) or "bd"
+        Dimensions of the layer's output: batch, channels, height, width, tokens, features.
+    shape : tuple of int
+        Shape of one image's row, after pooling and projection.
+    prefix : int
+        Number of leading tokens of a "btc" layer that are not patches of the image: class token, then registers.
+    projected : int or None
+        Length of a row before projection.
     """
 
     node: str
@@ -105,7 +115,7 @@ class Tap:
         return cls(node, kind, layout, (int(width),), prefix, d)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a recipe."""
+        """The tap as a dict of JSON values, as a recipe contains it."""
         values: dict[str, Any] = {"node": self.node, "pool": self.pool, "layout": self.layout}
         values["shape"] = list(self.shape)
         if self.prefix:

@@ -89,7 +89,7 @@ class Preprocessing:
         return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a recipe."""
+        """The preprocessing as a dict of JSON values, as a recipe contains it."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod

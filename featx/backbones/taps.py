@@ -70,9 +70,14 @@ def resolve_taps(
 class Layer(NamedTuple):
     """A layer that can be tapped.
 
-    depth : in the tree of modules, 0 at the top
-    shape : of the output for one image
-    pooled : number of features after "avg" or "max"
+    Attributes
+    ----------
+    depth : int
+        Depth in the tree of modules, 0 at the top.
+    shape : tuple of int or None
+        Shape of its output for one image.
+    pooled : int or None
+        Number of features after "avg" or "max".
     mark : "stage", "penultimate" or ""
     """
 

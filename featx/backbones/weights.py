@@ -35,7 +35,7 @@ class Allowance(TorchFunctionMode):
     Raises
     ------
     BackboneError
-        The tensors take more; this is `refusal`.
+        The tensors would take more memory; the exception is `refusal`.
     """
 
     def __init__(self, nbytes: int, refusal: BackboneError) -> None:
@@ -54,7 +54,7 @@ class Allowance(TorchFunctionMode):
 
 
 def random_allowance(name: str) -> Allowance:
-    """Memory limit of a network with random weights that a recipe names, and not the user."""
+    """Memory limit of a network with random weights that is named by a recipe, not by the user."""
     return Allowance(
         MOST_RANDOM_BYTES,
         UnavailableBackbone(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def selection_text(result: Selection | ProtocolResult) -> str:
-    """The result in a few lines: first the score by which the model was chosen, then the unbiased ones."""
+    """The result in a few lines: first the score by which the model was chosen, then the unbiased scores."""
     from featx.learn.selection import Selection
 
     return printable_lines(_search_lines(result) if isinstance(result, Selection) else _protocol_lines(result))

@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 1.0
 
 
 def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
-    """What a run will compute, the bytes of each layer and of all, and the estimated time.
+    """A table of a plan: its layers, the bytes of each and of all, and the estimated time.
 
     Parameters
     ----------
@@ -67,7 +67,8 @@ class ExtractionLines:
     Parameters
     ----------
     plan : Plan
-    write : takes a line
+    write : callable(str)
+        Called with each line.
     """
 
     def __init__(self, plan: Plan, write: Callable[[str], Any]) -> None:

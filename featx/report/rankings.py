@@ -20,7 +20,8 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
 
     Parameters
     ----------
-    most : rows
+    most : int
+        Maximum number of rows.
     """
     scoring, chosen = selection.settings.scoring, selection.chosen
     best: dict[tuple[str, str, str], Candidate] = {}
@@ -101,7 +102,8 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
 
     Parameters
     ----------
-    most : rows
+    most : int
+        Maximum number of rows.
     """
     backbones = backbone_names(curve.backbone for curve in result.curves)
     several = len(backbones) > 1

@@ -91,7 +91,7 @@ class Iterate:
     preconditioner : (b, k, D) the diagonal of M
     gap, bound : (b,) an estimate and an upper bound of the value's distance from the minimum; the bound is 0 if unused
     gain : (b,) decrease of the value in the last step
-    norm : (b,) as of `Stopping`
+    norm : (b,) as in `Stopping`
     """
 
     U: Tensor

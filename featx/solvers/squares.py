@@ -245,7 +245,7 @@ def _wide(rows: Rows) -> Iterator[tuple[int, Minimiser]]:
 
 @dataclass(frozen=True)
 class _Dual:
-    """The solution of a problem as V (n, k), W = V^T A, with level and reference as of `Minimiser`."""
+    """The solution of a problem as V (n, k), W = V^T A, with level and reference as in `Minimiser`."""
 
     number: int
     V: Tensor

@@ -114,7 +114,7 @@ _SEAL = re.compile(
 
 
 def attributes(version: int) -> dict[str, bytes | int]:
-    """The attributes of the root."""
+    """The attributes of the root group."""
     return {**ATTRIBUTES, "version": version}
 
 

@@ -60,7 +60,7 @@ class StoreWriter:
     todo : (n,) bool, the images that are neither written nor failures yet
     digests : (n, 16) uint8, content digests of the images that are written
     failures : {position: ImageError}
-    rows : RowFile, with which other processes may write rows; `write` then takes their names as `in_file`
+    rows : RowFile, with which other processes may write rows; `write` then gets the names of their layers as `in_file`
 
     Raises
     ------
@@ -70,8 +70,8 @@ class StoreWriter:
 
     Notes
     -----
-    A context manager. If it is left before `finish`, the run is unfinished, and a writer with the same arguments
-    continues it. If no group of 64 images was complete, there is nothing to continue, and no file is left.
+    The writer is a context manager. If it is left before `finish`, the run is unfinished, and a writer with the same
+    arguments continues it. If no group of 64 images was complete, there is nothing to continue, and no file is left.
     """
 
     def __init__(

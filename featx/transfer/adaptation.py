@@ -192,7 +192,7 @@ def adapt(
         A store has no labels, or numbers; the source has one class, or lacks a class of the target; images or groups
         are in both stores; there are too few images.
     LayerError, RecipeError
-        As of `Align`.
+        As in `Align`.
 
     Warns
     -----

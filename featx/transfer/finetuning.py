@@ -466,14 +466,14 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
     Parameters
     ----------
     store, boundary, head, epochs, lr, optimizer, batch_size, weight_decay, layer_decay, warmup, max_norm, mixup
-        As of `FineTuner`.
+        As in `FineTuner`.
     augment, early_stopping, validation_fraction, n_iter_no_change, groups, device, random_state, checkpoint, progress
-        As of `FineTuner`; the score is R^2.
+        As in `FineTuner`; the score is R^2.
 
     Attributes
     ----------
     features_, weights_, history_, best_epoch_, n_iter_
-        As of `FineTuner`.
+        As in `FineTuner`.
     mean_, scale_ : float, of y
     """
 
@@ -540,12 +540,12 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
         Raises
         ------
         LayerError, KeysError, BackboneError, StoreError
-            As of `FineTuner.fit`.
+            As in `FineTuner.fit`.
 
         Warns
         -----
         ConvergenceWarning
-            As of `FineTuner.fit`.
+            As in `FineTuner.fit`.
         """
         y = column_or_1d(y).astype(np.float64)
         assert_all_finite(y, input_name="y")

@@ -91,8 +91,8 @@ def finetune(
 
     Parameters
     ----------
-    store, boundary : as of `FineTuner`
-    y, holdout, groups, allow_duplicates, random_state : as of `featx.learn.select_model`
+    store, boundary : as in `FineTuner`
+    y, holdout, groups, allow_duplicates, random_state : as in `featx.learn.select_model`
         `groups` is a column of the store.
     progress : bool or callable(featx.TrainingProgress)
     **options : further parameters of `FineTuner`, or of `FineTunerRegressor` if labels are floats
@@ -104,7 +104,7 @@ def finetune(
     Raises
     ------
     FeatxError
-        No image is held out, or as of `FineTuner.fit`.
+        No image is held out, or as in `FineTuner.fit`.
     Interrupted
         A KeyboardInterrupt after the first epoch; its `result` is of the best epoch so far.
     """

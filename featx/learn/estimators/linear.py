@@ -47,7 +47,8 @@ class LinearEstimator(LinearModel):
         Raises
         ------
         ValueError
-            X or y is invalid, or y has fewer than two classes. FeatxError if scikit-learn's class supports the input.
+            X or y is invalid, or y has fewer than two classes. The error is a FeatxError if scikit-learn's class
+            supports the input.
 
         Warns
         -----

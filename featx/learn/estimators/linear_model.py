@@ -82,7 +82,7 @@ class LinearModel(BaseEstimator):
         """The penalty in the sum form of `Problem`."""
 
     def _constant(self) -> float | None:
-        """The value of the constant column whose penalised coefficient is the intercept; None if it is free."""
+        """Value of the constant column whose penalised coefficient is the intercept; None if it is not penalised."""
         return None
 
     def _start(self, d: int, targets: Targets, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:

@@ -194,7 +194,8 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
-        """Fit many: the neighbours of a fold's held-out rows are searched once, for the largest `n_neighbors`.
+        """Fit the jobs of a search; neighbours of held-out rows are searched once a fold, for the largest
+        `n_neighbors`.
 
         See `estimators.batched`.
         """
@@ -319,7 +320,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     kneighbors_graph = SklearnKNeighborsClassifier.kneighbors_graph
 
     def predict(self, X: Any) -> np.ndarray:
-        """The label with most votes; of several, the first in `classes_`.
+        """The label with most votes; ties go to the first in `classes_`.
 
         Parameters
         ----------

@@ -11,10 +11,10 @@ from featx.store import Recipe
 
 
 class Origin(NamedTuple):
-    """Where rows are from.
+    """The layers and the store of rows.
 
-    recipe : of their layers, in the order of the columns
-    store : identity of the store, or None if they were computed of images
+    recipe : recipe of the layers, in the order of the columns
+    store : identity of the store, or None if the rows were computed from images
     """
 
     recipe: Recipe

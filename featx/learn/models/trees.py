@@ -89,7 +89,7 @@ class _Nowhere:
 
 
 def _checked_trees(estimator: Any) -> list[Any]:
-    """The trees that an estimator traverses itself; none if it is not fitted."""
+    """Check an estimator's own trees and return them; none if it is not fitted, or if they belong to nested estimators."""
     fitted, name = vars(estimator), type(estimator).__name__
     if not {"tree_", "estimators_", "_predictors"} & fitted.keys():
         return []

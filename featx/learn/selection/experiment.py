@@ -34,7 +34,7 @@ _SEEDS = 2**31  # each repeat adds one, and scikit-learn takes seeds below 2**32
 
 @dataclass(frozen=True, eq=False)
 class HoldOut:
-    """Images that the search never sees, on which its choice is scored; give one of three.
+    """Held-out images, on which the choice of a search is scored; exactly one parameter is passed.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class HoldOut:
     Raises
     ------
     FeatxError
-        Not exactly one is given, or it has another type or range.
+        Not exactly one parameter is passed, or its value has another type or is out of range.
     """
 
     size: float | None = None

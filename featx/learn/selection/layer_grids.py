@@ -192,7 +192,7 @@ def checked_steps(steps: object) -> list[Any]:
 
 
 def _step_names(steps: Sequence[Any]) -> list[str]:
-    """Names as of make_pipeline, except for those that a pipeline has for something else."""
+    """Names as in make_pipeline, except for those that a pipeline has for something else."""
     taken = {"features", "scaler", "estimator", *Pipeline([("estimator", None)]).get_params(deep=False)}
     names = [re.sub("__+", "_", type(step).__name__.lower()) for step in steps]
     return [

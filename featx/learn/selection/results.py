@@ -73,7 +73,8 @@ class Candidate:
 class Nested:
     """Nested cross-validation: the whole search, repeated inside the training part of every outer split.
 
-    Its mean is what the procedure "search, take the winner" is worth; no choice has flattered it.
+    Its mean estimates the score of the whole procedure, search and choice of the winner, without the bias of the
+    choice.
 
     Attributes
     ----------
@@ -196,7 +197,7 @@ class Selection:
     Attributes
     ----------
     candidates : list of Candidate
-        Best first; of equal ones the simpler.
+        Best first; the simpler one first if means are equal.
     chosen : Candidate
         The candidate that was fitted: the best, or with `one_se` the simplest within one standard error of it.
     best_estimator : Pipeline or None

@@ -329,5 +329,5 @@ def _deal(strata: np.ndarray, groups: np.ndarray, shares: np.ndarray, generator:
 
 
 def _least(cost: np.ndarray, size: np.ndarray) -> int:
-    """The fold of least cost; of equal ones the emptier."""
+    """The fold of least cost; ties go to the fold with fewer images."""
     return int(np.lexsort((size, np.round(cost, 12)))[0])
