@@ -221,7 +221,7 @@ def warn(message: str, category: type[Warning]) -> None:
 def as_path(name: str, value: object, error: type[FeatxError]) -> Path:
     """The value of a parameter as a path; raises `error` if it is neither a str nor a path."""
     if not isinstance(value, str | os.PathLike):
-        raise error(Parameter(name), f" is a path; got {type(value).__name__}")
+        raise error(Parameter(name), f" must be a path; got {type(value).__name__}")
     return Path(value)
 
 

@@ -111,9 +111,9 @@ class Recipe:
     precision : "float32", "bfloat16" or "float16"
     precision_error : largest relative L2 error of a row of the first batch, if precision "auto" chose a fast type
     batch_size : images per forward pass
-    dtype : of the stored rows
+    dtype : number type of the stored rows
     device : "cpu" or "cuda"
-    threads : of the forward pass
+    threads : number of threads of the forward pass
     versions : {library: version}
     origin : the folder that ids are relative to, or None
     collection : digest of the run's ids, labels and columns, in order; None if no store was made

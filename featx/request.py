@@ -133,7 +133,7 @@ class SearchRequest:
                     f"there is no estimator {name!r}{nearest(name, ESTIMATORS)}; choose {', '.join(ESTIMATORS)}"
                 )
         if self.n_jobs == 0:
-            raise FeatxError(Parameter("n_jobs"), " is 1 or more, or -1 for one a core; got 0")
+            raise FeatxError(Parameter("n_jobs"), " is 1 or more, or -1 for one per core; got 0")
         if unused := [name for name in PROTOCOLS[self.protocol].lacks if self._is_set(name)]:
             them = "it" if len(unused) == 1 else "them"
             raise FeatxError(
@@ -147,14 +147,14 @@ class SearchRequest:
         if self.labels is None and self.label_column is None and self.target is not None:
             raise FeatxError(
                 Parameter("target"),
-                " says what the labels of ",
+                " describes the labels of ",
                 *_joined(["labels", "label_column"], " or "),
-                " are; give one of them",
+                "; give one of them",
             )
         if self.test_store is not None and self.labels is None and self.target == "numeric":
             raise FeatxError(
                 Parameter("label_column"),
-                " reads numbers of the searched store only; give both stores labels by extracting",
+                " gives the searched store numeric labels, but not the test store; extract both stores with labels",
             )
 
     def arguments(self, store: FeatureStore) -> dict[str, Any]:
@@ -249,7 +249,7 @@ def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:
 def _refuse_several_hold_outs(names: Sequence[str]) -> None:
     """Raise FeatxError if more than one parameter says which images are held out."""
     if len(names) > 1:
-        raise FeatxError("images are held out in one way; got ", *_joined(names, " and "))
+        raise FeatxError("only one parameter may say which images are held out; got ", *_joined(names, " and "))
 
 
 def _joined(names: Sequence[str], separator: str) -> list[Part]:

@@ -1,4 +1,4 @@
-"""The pretrained networks that can be had: their sizes, published accuracy, and whether they are on this disk."""
+"""The pretrained networks that are available: their sizes, published accuracy, and whether they are on this disk."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def _is_plane(places: int, size: tuple[int, int]) -> bool:
 
 
 class Pool(nn.Module):
-    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32, or float64 of float64.
+    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32; float64 stays float64.
 
     "avg", "max" : over the plane, or over all tokens
     "gem" : generalised mean, (mean x^3)^(1/3) of x clamped at 1e-6 (Radenovic et al. 2018, "Fine-tuning CNN image
@@ -199,7 +199,7 @@ class Pool(nn.Module):
         raise AssertionError(f"pool {self._pool!r} has no implementation")
 
     def _plane(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, c, h, w)"""
+        """The output as an image plane (b, c, h, w)."""
         if self._layout == "bhwc":
             return x.permute(0, 3, 1, 2)
         if self._layout == "btc":

@@ -25,8 +25,10 @@ def resolve_taps(
     ----------
     backbone : Backbone
     layers : names of nodes, "penultimate", "stages", each alone or as "node:pool"
-    pool : for names without a pool
-    trace : of the backbone, if it exists already
+    pool : str
+        Pool of layers that are named without one.
+    trace : Layers, optional
+        Layers of the backbone from `trace_of`, if they exist already.
 
     Returns
     -------

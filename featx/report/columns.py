@@ -125,7 +125,7 @@ def _is_name(column: Column) -> bool:
 
 
 def _longest(column: Column, heads: re.Pattern[str], breaks: re.Pattern[str]) -> int:
-    """Width of a column when its header and cells wrap wherever they may."""
+    """Minimum width of a column, if its header and cells wrap at every allowed place."""
     lines = _broken(str(column.header), 0, heads).split("\n")
     for cell in column.cells:
         lines += _broken(str(cell), 0, breaks).split("\n")

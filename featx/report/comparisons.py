@@ -115,7 +115,7 @@ def comparison_figure(comparison: Comparison, similarity: Similarity | None = No
     ----------
     comparison : Comparison
     similarity : Similarity, optional
-        Drawn as a heat map beside it.
+        Drawn as a heat map in a further panel.
     title : above everything
 
     Returns

@@ -51,7 +51,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
     if table.row_count < len(ranked):
         notes.append(f"and {len(ranked) - table.row_count:,} more layers and estimators")
     if selection.is_partial:
-        notes.append("interrupted: this is what was done until then")
+        notes.append("interrupted: results are incomplete")
     if chosen != selection.best:
         notes.append(f"* chosen, being the simplest within one standard error of the best: {named(chosen)}")
     else:
@@ -132,7 +132,7 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
     if len(result.curves) > most:
         notes.append(f"and {len(result.curves) - most:,} more layers")
     if result.is_partial:
-        notes.append("interrupted: this is what was done until then")
+        notes.append("interrupted: results are incomplete")
     if saved is not None:
         notes.append("* the model to save, fitted on training and validation images")
     table.caption = printable_lines(notes) or None

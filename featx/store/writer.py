@@ -239,7 +239,7 @@ class StoreWriter:
                 self._sync_if_due()
 
     def _kept(self) -> str:
-        """Which work the disk keeps, as text for a message."""
+        """Text for a message: which rows of the run are kept on the disk."""
         with contextlib.suppress(OSError):
             self._sync()
         is_renamed = not files.is_at(self._partial, self._file)

@@ -56,12 +56,12 @@ class Fold:
 
     @property
     def columns(self) -> int | None:
-        """Equal for folds with the same columns: None where they are X's, else the number of the fold."""
+        """A key that is equal for folds with the same columns: None for those of X itself, else the fold's number."""
         return None if self.shift is None and self.scale is None else self.number
 
     @property
     def matrices(self) -> tuple[Any, ...]:
-        """What fitted models will be scored on; none if they are not."""
+        """The matrices on which fitted models will be scored; none if they are not scored."""
         return () if self.scored is None else self.scored.matrices
 
 

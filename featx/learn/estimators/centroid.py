@@ -244,7 +244,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
             return sizes / sizes.sum() if self.priors == "empirical" else np.full(len(sizes), 1 / len(sizes))
         prior = np.asarray(self.priors, np.float64)
         if prior.shape != sizes.shape:
-            raise ValueError(f"priors has a number for each of {len(sizes)} classes; got shape {prior.shape}")
+            raise ValueError(f"priors must have one number for each of {len(sizes)} classes; got shape {prior.shape}")
         if (prior < 0).any():
             raise ValueError("priors must be non-negative")
         return prior / prior.sum()

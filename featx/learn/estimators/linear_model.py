@@ -1,4 +1,4 @@
-"""What a linear model tells the solvers: its checked data, the terms of its problem, and what it keeps of a solution.
+"""How a linear model becomes a problem of the solvers, and its attributes follow from the solution.
 
 `fits` reads it, `linear` has the estimators' `fit`, and `logistic`, `linear_svc` and `ridge` fill it in.
 """

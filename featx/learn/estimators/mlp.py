@@ -308,7 +308,7 @@ class MLPClassifier(ClassifierMixin, _MLP):
 
     - No solver="lbfgs", `warm_start`, `partial_fit` or `verbose`; X must be dense.
     - A KeyboardInterrupt is raised, and leaves the estimator unfitted.
-    - `dropout`, `precision`, `device`; `fit` takes `groups`.
+    - There are `dropout`, `precision` and `device`; `fit` takes `groups`.
     - Rows of weight 0 are left out before minibatches are made; weights must not be negative.
     - Training stops as soon as the loss is not finite.
     - A search trains candidates of a fold together, with common minibatches and one product with all first layers, if
@@ -499,7 +499,7 @@ class MLPRegressor(MultiOutputMixin, RegressorMixin, _MLP):
 
     - No solver="lbfgs", loss="poisson", `warm_start`, `partial_fit` or `verbose`; X must be dense.
     - A KeyboardInterrupt is raised, and leaves the estimator unfitted.
-    - `dropout`, `precision`, `device`; `fit` takes `groups`.
+    - There are `dropout`, `precision` and `device`; `fit` takes `groups`.
     - Rows of weight 0 are left out before minibatches are made; weights must not be negative.
     - Training stops as soon as the loss is not finite.
     - A search trains candidates of a fold together, with common minibatches and one product with all first layers, if

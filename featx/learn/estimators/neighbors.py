@@ -51,7 +51,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     algorithm, leaf_size, n_jobs : as in scikit-learn
         Accepted for compatibility, no effect.
     p : float, above 0
-        Power of metric="minkowski"; no effect with another metric, which warns if that has another p.
+        Power of metric="minkowski". Other metrics ignore it, with a warning if their own p differs.
     metric : "minkowski", "euclidean", "l2", "manhattan", "l1", "cityblock", "chebyshev" or "cosine"
         Cosine: 1 - x.a / (|x| |a|), or 1 if a row is 0.
     metric_params : dict, optional
@@ -183,7 +183,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         if metric != "minkowski":
             return metric, {}
         if p is None or not p > 0:
-            raise ValueError(f"p of the Minkowski metric is a number above 0; got {p!r}")
+            raise ValueError(f"p of the Minkowski metric must be a number above 0; got {p!r}")
         if p < 1 and algorithm != "brute":
             raise ValueError(
                 f'algorithm="{algorithm}" does not support 0 < p < 1 for the Minkowski metric. To resolve this problem '

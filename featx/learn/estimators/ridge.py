@@ -143,7 +143,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
         if len(alpha) not in (1, t):
             raise FeatxError(f"Number of targets and number of penalties do not correspond: {len(alpha)} != {t}")
         if not (alpha >= 0).all():
-            raise FeatxError(f"every alpha is at least 0; got {alpha[~(alpha >= 0)][0]:g}")
+            raise FeatxError(f"every alpha must be at least 0; got {alpha[~(alpha >= 0)][0]:g}")
         return float(alpha[0]) if len(alpha) == 1 else alpha
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:

@@ -149,7 +149,7 @@ class _Features(TransformerMixin, BaseEstimator):
 
 
 def _content_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
-    """Equal for the same recipe and contents; None if an image cannot be read."""
+    """A key of the recipe and the images' contents; None if an image cannot be read."""
     from featx.images import content_digest
 
     try:

@@ -55,7 +55,7 @@ class SearchCandidate:
 
     @property
     def kind(self) -> Any:
-        """Equal for candidates whose last estimators one call fits: of one class, with the same metadata requests."""
+        """A key that is equal if one call can fit the last estimators: same class, same metadata requests."""
         return type(self.final), self.final_name, repr(getattr(self.final, "_metadata_request", None))
 
     def without_sharing(self, reason: str) -> SearchCandidate:

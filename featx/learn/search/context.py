@@ -69,7 +69,7 @@ class SearchContext:
         return by_step
 
     def scoring_sets(self, split: int, matrices: Sequence[Any]) -> list[ScoringSet]:
-        """What a candidate is scored on: the held-out rows, and the training rows if `return_train_score`.
+        """The rows on which a candidate is scored: held-out rows, and training rows if `return_train_score`.
 
         matrices : the rows of each as the last estimator takes them; not used where scorers must see X itself
         """

@@ -36,7 +36,7 @@ class Candidate:
         "C", "alpha" or "n_neighbors"; "" if the estimator has none.
     value : float or None
     mean, std : float
-        Of the score over the splits.
+        Mean and standard deviation of the score over the splits.
     interval : Interval
         95 % confidence interval of the mean (`splits_interval`).
     scores : tuple of float
@@ -144,7 +144,7 @@ class SearchSettings:
     Attributes
     ----------
     folds, repeats : int
-        Of the cross-validation.
+        Numbers of folds and of repetitions of the cross-validation.
     scoring : str
         A key of `METRICS`.
     steps : tuple of str

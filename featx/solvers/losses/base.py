@@ -1,4 +1,4 @@
-"""What the iterative solvers ask of a loss of class labels.
+"""The interface of a loss of class labels for the iterative solvers.
 
 Shapes: z (B, k, m) scores of a block of m rows, y (m,) class numbers, s (B, m) row weights. k is 1 for two classes and
 for one class against the rest; the column's own class is then `positive` (B,).
