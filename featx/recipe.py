@@ -161,12 +161,14 @@ class Recipe:
         return type(self), astuple(self)
 
     def to_json(self) -> str:
+        """The recipe as one line of JSON; `from_json` reads it."""
         values = asdict(self)
         omitted = [name for name, default in _OPTIONAL.items() if values[name] == default]
         return json.dumps({name: value for name, value in values.items() if name not in omitted}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
+        """Parse the text of `to_json`; raises StoreError if it is damaged."""
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)

@@ -126,6 +126,7 @@ class Tap:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Tap:
+        """The inverse of `to_dict`."""
         optional = values.get("prefix", 0), values.get("projected")
         return cls(values["node"], values["pool"], values["layout"], tuple(values["shape"]), *optional)
 

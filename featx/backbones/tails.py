@@ -109,6 +109,7 @@ class Tail(nn.Module):
         self._check(trace, backbone, node, end)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the boundary (b, *shape) -> rows of the penultimate layer (b, d)."""
         return self.pool(self.network(rows))
 
     def _check(self, trace: Graph, backbone: Backbone, node: fx.Node, end: fx.Node) -> None:

@@ -100,7 +100,7 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
         if file.endswith(".safetensors"):
             state = safetensors.torch.load(content)
         elif _is_deflated(content):
-            raise ValueError("a few bytes could expand to any size")
+            raise ValueError("its tensors are larger than the file")
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and safetensors errors of many types

@@ -75,6 +75,7 @@ class ExtractionLines:
         self._plan, self._write, self._written_at = plan, write, float("-inf")
 
     def plan(self, seconds: float | None) -> None:
+        """Write the line of the plan."""
         plan, recipe = self._plan, self._plan.recipe
         self._write_event(
             "plan",
@@ -105,6 +106,7 @@ class ExtractionLines:
             )
 
     def result(self, store: FeatureStore) -> None:
+        """Write the last line, with the result."""
         self._write_event(
             "done",
             output=str(store.path),

@@ -92,6 +92,7 @@ def models_table(pattern: str = "") -> FittedTable:
 
 
 def predictions_table(predictions: Iterable[Prediction]) -> FittedTable:
+    """A table of predictions, one row per image."""
     rows = list(predictions)
     kinds = {row.kind for row in rows} - {""}
     table = FittedTable()
