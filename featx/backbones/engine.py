@@ -79,7 +79,7 @@ def choose(
     ----------
     network : eager, in float32 or in the requested precision
     batch : called with 0 or 1: (pixels (b, h, w, 3) uint8 on the device, slots that contain an image)
-    n_batches : number of batches of the run
+    n_batches : of the run
     precision : "float32", "bfloat16", "float16", or "auto": bfloat16, or on a GPU also float16, if every row of every
         tap is within `TOLERANCE` of float32, a pass is faster, and so is the run including the trial
     engine : EAGER, COMPILED or "auto"

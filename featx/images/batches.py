@@ -29,18 +29,12 @@ _BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of b slots; a slot holds one image or, if it cannot be read, is empty.
+    """b slots, each for one image of a run or empty.
 
-    Attributes
-    ----------
-    start : int
-        Position in the run of the first slot's image.
-    pixels : (b, h, w, 3) uint8
-        Empty slots are zero; their rows must not be used.
-    digests : {slot: 16 bytes}
-        Content digest of each image that was read.
+    pixels : (b, h, w, 3) uint8; empty slots are zero, and their rows must not be used
+    start : position in the run of the first slot's image
+    digests : {slot: 16 bytes}, the content digest of each image that was read
     failures : {slot: ImageError}
-        Why the other images cannot be read.
     """
 
     start: int

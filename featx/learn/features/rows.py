@@ -11,10 +11,10 @@ from featx.store import Recipe
 
 
 class Origin(NamedTuple):
-    """The layers and the store of rows.
+    """Where rows are from.
 
-    recipe : recipe of the layers, in the order of the columns
-    store : identity of the store, or None if the rows were computed from images
+    recipe : of their layers, in the order of the columns
+    store : identity of the store, or None if they were computed of images
     """
 
     recipe: Recipe
