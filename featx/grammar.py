@@ -1,8 +1,8 @@
 """The values that fields of a recipe may have: a closed grammar over plain values.
 
 A recipe decides what is built, read and allocated, and may come from an untrusted file. So it is checked when a file is
-opened and again before a network is built; a ValueError names the field, the requirement and the value. Which check a
-field has is said in `featx.recipe`. This module knows no network and opens no file.
+opened and again before a network is built; a ValueError names the field, the requirement and the value. `featx.recipe`
+assigns the checks to the fields. This module knows no network and opens no file.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def is_weights_file(weights: str | None) -> bool:
 
 
 def line(most: int) -> Check:
-    """A line of text of at most so many characters."""
+    """Check that a value is a line of text of at most `most` characters."""
     return lambda field, value, recipe: _require(_is_text(value, most), field, "a line of text", value)
 
 
 def lines(most: int) -> Check:
-    """A mapping of names to lines of text."""
+    """Check that a value maps names to lines of text of at most `most` characters."""
     return lambda field, value, recipe: _check_texts(field, value, most)
 
 
@@ -223,7 +223,7 @@ def _is_text(value: object, most: int) -> bool:
 
 
 def _is_users(backbone: object) -> bool:
-    """Whether it names a network that only the user has: a module or an exported program."""
+    """Whether a backbone's name is that of the user's own module or exported program."""
     source, _, name = backbone.partition(":") if type(backbone) is str else ("", "", "")
     return source in ("module", "export") and _is_text(name, 200) and "/" not in name
 

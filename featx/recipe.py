@@ -22,8 +22,14 @@ Kind = Literal["meaning", "rounding", "recorded"]
 class Difference(NamedTuple):
     """A field in which two recipes differ.
 
-    first, second : its values in the first and the second recipe
-    kind : what the difference changes, see `FieldRule`
+    Attributes
+    ----------
+    name : str
+        The field, or a part of it: "preprocessing.resize".
+    first, second : object
+        Its values in the first and the second recipe; None if a recipe lacks it.
+    kind : "meaning", "rounding" or "recorded"
+        What the difference changes; see `FieldRule`.
     """
 
     field: str
@@ -44,13 +50,14 @@ class FieldRule:
     check : callable
         Refuses values that featx does not write, see `featx.grammar`.
     is_optional : bool
-        It is not written if it has its default, which it also has in a file without it.
+        Whether a file without the field means its default, which is therefore not written.
     is_followed : bool
-        A continued run adopts it and a merge joins it, so a difference is no reason to refuse them.
+        Whether a difference is accepted by a continued run, which adopts the value, and by a merge, which joins the
+        values.
     join : callable(first, second)
-        Its value where rows of two recipes are stored together; by default the first one's.
+        Returns the value for a store with rows of two recipes; by default the first one's.
     show : callable(value)
-        What messages show of it.
+        Returns what messages show of a value.
     none_text : str
         What None stands for, in the words of a message.
     """
@@ -104,9 +111,9 @@ class Recipe:
     precision : "float32", "bfloat16" or "float16"
     precision_error : largest relative L2 error of a row of the first batch, if precision "auto" chose a fast type
     batch_size : images per forward pass
-    dtype : of the stored rows
+    dtype : number type of the stored rows
     device : "cpu" or "cuda"
-    threads : of the forward pass
+    threads : number of threads of the forward pass
     versions : {library: version}
     origin : the folder that ids are relative to, or None
     collection : digest of the run's ids, labels and columns, in order; None if no store was made
@@ -154,12 +161,14 @@ class Recipe:
         return type(self), astuple(self)
 
     def to_json(self) -> str:
+        """The recipe as one line of JSON; `from_json` reads it."""
         values = asdict(self)
         omitted = [name for name, default in _OPTIONAL.items() if values[name] == default]
         return json.dumps({name: value for name, value in values.items() if name not in omitted}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
+        """Parse the text of `to_json`; raises StoreError if it is damaged."""
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)

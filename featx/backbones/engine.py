@@ -36,9 +36,15 @@ FirstBatches = Callable[[int], tuple[torch.Tensor, Sequence[int]]]
 class Choice:
     """How a network will run.
 
-    error : largest relative L2 distance of a row from float32, if a fast type was chosen
-    batch_seconds : measured time of a forward pass
-    rows : this network's rows of the first batch, and of the second if that was computed too
+    Attributes
+    ----------
+    network : TappedNetwork
+    error : float or None
+        Largest relative L2 distance of a row from float32, if a fast type was chosen.
+    batch_seconds : float
+        Measured time of a forward pass.
+    rows : list
+        This network's rows of the first batch, and of the second if that was computed too.
     """
 
     network: TappedNetwork
@@ -118,8 +124,8 @@ def choose(
 class _Candidate:
     """A candidate: a network and its results on the first batches.
 
-    seconds : of the last pass; on a CPU the CPU time of the calling thread, which has a share in every operation and
-        hardly depends on other work on the machine
+    seconds : time of the last pass; on a CPU the CPU time of the calling thread, which has a share in every operation
+        and hardly depends on other work on the machine
     wall_seconds : wall time of the last pass
     """
 

@@ -28,12 +28,18 @@ class TappedNetwork:
     Parameters
     ----------
     backbone : Backbone
-    taps : the taps to compute; the network is cut after the deepest of them
-    device : of the computation
-    precision : "float32", "bfloat16" or "float16"; pooling is float32 in all of them
-    engine : EAGER, or COMPILED by inductor with frozen weights, for the number of images of the first call
-    preprocessing : by default the backbone's; its size, mean and standard deviation are used
-    trace : of the backbone, if it exists already; it is consumed
+    taps : sequence of Tap
+        The network is cut after the deepest of them.
+    device : str
+        Device on which the network runs.
+    precision : "float32", "bfloat16" or "float16"
+        Number type of the network; pooling is always float32.
+    engine : EAGER or COMPILED
+        COMPILED is by inductor with frozen weights, for the number of images of the first call.
+    preprocessing : Preprocessing, optional
+        Its size, mean and standard deviation are used; by default the backbone's.
+    trace : Layers, optional
+        Layers of the backbone from `trace_of`, if they exist already; the network takes them over.
 
     Raises
     ------
@@ -65,7 +71,7 @@ class TappedNetwork:
         self._wrapped(engine)
 
     def in_type(self, precision: str) -> TappedNetwork:
-        """The same network, eager, with weights of its own in another number type."""
+        """An eager copy of the network in another number type; the two share no weights."""
         backbone, taps, preprocessing = self._made_of
         if not isinstance(self._network, fx.GraphModule):  # hooks belong to the network for which they were made
             return TappedNetwork(backbone, taps, self._device, precision, preprocessing=preprocessing)

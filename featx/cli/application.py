@@ -1,4 +1,4 @@
-"""The Typer application: its commands, their exit codes, and one line for whatever does not fit.
+"""The Typer application: its commands and their exit codes; an error is one line.
 
 Exit codes: 0 done; 1 done, but some images could not be read; 2 something is missing or does not fit; 130 interrupted.
 """

@@ -26,7 +26,7 @@ The same on your own folder of class folders:
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("featx-demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for the files that the demo writes.")] = Path("featx-demo"),
 ) -> None:
     """Find defects in 2,000 pictures of textile: extract, search, draw, save. Offline; about two minutes."""
     from featx.extraction import extract

@@ -123,7 +123,8 @@ def search(
     validation_value: Annotated[
         str | None,
         typer.Option(
-            help="Its value for the images on which linear-probe and knn choose C or k.", rich_help_panel=_HELD_OUT
+            help="The value of that column for images on which linear-probe and knn choose C or k.",
+            rich_help_panel=_HELD_OUT,
         ),
     ] = None,
     test_store: Annotated[
@@ -173,7 +174,7 @@ def search(
     ] = 0,
     jobs: Annotated[
         int | None,
-        typer.Option(help="Number of processes.", show_default="-1: one a core", rich_help_panel=_VALIDATION),
+        typer.Option(help="Number of processes.", show_default="-1: one per core", rich_help_panel=_VALIDATION),
     ] = None,
     output: Annotated[
         Path | None,
@@ -256,7 +257,7 @@ def search(
     if is_whole:
         return 0
     not_saved = "" if output is None or files.saves_model_of(result) else f", and {output} was not written"
-    print_error(f"interrupted; this is what was done until then{not_saved}")
+    print_error(f"interrupted; results are incomplete{not_saved}")
     return 130
 
 

@@ -394,7 +394,7 @@ class Plan:
         return self._run(progress)
 
     def _run(self, progress: bool | Callable[[Progress], None]) -> FeatureStore:
-        """One call below both `run` and `extract`, so that warnings name the line that called either."""
+        """Run the plan; `run` and `extract` both call this, so that warnings name the line that called them."""
         output, images, existing = self.output, self.images, self._existing
         if self.is_dry:
             raise StoreError(
@@ -473,7 +473,7 @@ def _warn(store: FeatureStore, n: int) -> None:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """As many threads of the forward pass as were recorded: they decide the last bits of the numbers."""
+    """A context with the recorded number of threads of the forward pass, which decides the last bits of the numbers."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -69,7 +69,7 @@ def network_of(recipe: Recipe, place: torch.device, backbone: Backbone | None = 
     Raises
     ------
     BackboneError
-        `backbone` is not the recorded one, or the recorded one cannot be had.
+        `backbone` is not the recorded one, or the recorded one is not available.
     """
     with threads_for(0):  # small work: beside other processes several threads would wait for each other
         known = backbone_of(recipe, backbone)

@@ -216,7 +216,7 @@ def stream(
     Raises
     ------
     BackboneError
-        The recorded network cannot be had.
+        The recorded network is not available.
     """
     workers = decoders(workers)
     place = device_of(device)
@@ -281,7 +281,7 @@ def measure(
     Raises
     ------
     BackboneError
-        The recorded network cannot be had.
+        The recorded network is not available.
     """
     first = images[: recipe.batch_size]
     for _ in range(2):

@@ -1,6 +1,6 @@
-"""The scikit-learn face: image keys (or new images) in, matrices, estimators, searches and saved models out.
+"""The scikit-learn interface: features of image keys or new images, estimators, searches and saved models.
 
-It decodes no images and loads no network, except to compute features of new images, through `forward`.
+This room decodes no images and loads no network, except to compute features of new images, through `forward`.
 """
 
 from featx.learn.estimators import (

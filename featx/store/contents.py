@@ -249,7 +249,7 @@ def _array(node: object) -> Array:
 
 
 def _folded(group: Mapping[str, Array]) -> dict[str, Array | Unpadded]:
-    """A group's datasets; the two of texts with offsets become one."""
+    """A group's datasets; the two datasets of texts, bytes and offsets, become one."""
     datasets: dict[str, Array | Unpadded] = {}
     for name, array in group.items():
         base = name.removesuffix(layout.OFFSETS)

@@ -61,7 +61,7 @@ def export(
     StoreError
         The output exists, cannot be written or has another suffix, or a package is not installed.
     DamageError
-        A row is not as it was written.
+        A row does not match its checksum.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def _layer_names(store: FeatureStore, layers: object) -> list[str]:
 
 
 class _Same(Exception):
-    """The output has the same bytes already."""
+    """Raised when the output already has the same bytes."""
 
 
 def _may_be_same(output: Path, store: FeatureStore, layers: list[str]) -> bool:

@@ -75,8 +75,8 @@ def end_of(layers: Mapping[str, Array]) -> int:
 class Seal:
     """The content of the file's first page, which is written last.
 
-    size : of the whole file, in bytes
-    version : of the format
+    size : size of the whole file, in bytes
+    version : version of the format
     metadata : offset of the metadata
     structure : offset of HDF5's objects
     identity : XXH3 (128 bits) of bytes 4,096 to 8,191 and `metadata` to `size`: of everything but the rows, and so of
@@ -114,7 +114,7 @@ _SEAL = re.compile(
 
 
 def attributes(version: int) -> dict[str, bytes | int]:
-    """The attributes of the root."""
+    """The attributes of the root group."""
     return {**ATTRIBUTES, "version": version}
 
 
@@ -141,8 +141,8 @@ def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, by
 
     Returns
     -------
-    superblock_page : to write at 4,096
-    rest : to write at `seal.metadata`; the file ends with it
+    superblock_page : bytes to write at 4,096
+    rest : bytes to write at `seal.metadata`, to the end of the file
     seal : Seal
     """
     start = end_of(layers)

@@ -110,8 +110,8 @@ class Align(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         FeatxError
-            X is not of StoredFeatures, or of the target store; there are fewer than two images of a domain; rows
-            contain NaN or inf.
+            X does not come from StoredFeatures, or comes from the target store; there are fewer than two images of a
+            domain; rows contain NaN or inf.
         LayerError
             The target store does not have a layer.
         RecipeError

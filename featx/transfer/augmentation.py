@@ -49,7 +49,7 @@ def contrast(rows: Tensor, *, places: Places, generator: torch.Generator) -> Ten
 
     References
     ----------
-    As of `brightness` ("contrast c2FroFA").
+    As in `brightness` ("contrast c2FroFA").
     """
     mean = rows.mean(places, keepdim=True)
     return mean + (rows - mean) * _uniform(mean, _CONTRAST, 2 - _CONTRAST, generator)

@@ -247,7 +247,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
         are read and decoded in each epoch.
     head : "probe", "zeros" or "random"
         The linear layer before training. "probe" is logistic regression on standardised features of the untouched
-        tail, its C chosen by cross-validation: LP-FT, which keeps what the network knows of other domains.
+        tail, its C chosen by cross-validation: LP-FT, which changes pretrained features less.
     epochs : int, default 10
         0 for the probe alone.
     lr : float, default 1e-4
@@ -256,7 +256,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
         "sgd" with Nesterov momentum 0.9.
     batch_size : int, default 32
     weight_decay : float, default 0.05
-        Not of norms and biases.
+        Not applied to normalisation layers and biases.
     layer_decay : float, in (0, 1], default 1.0
         The rate of each part of the tail is this times the rate of the part after it.
     warmup : float, in [0, 1), default 0.1
@@ -272,7 +272,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
     early_stopping : bool, default False
         Hold out a part of the images, and keep the epoch that scores best on them.
     validation_fraction : float, in (0, 1), default 0.1
-        That part: of each class, and whole groups.
+        Share of the images to hold out: stratified, and by whole groups.
     n_iter_no_change : int, default 5
         Stop after so many epochs without a better score.
     groups : str, optional
@@ -389,7 +389,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
         KeysError
             A key is not of this store.
         BackboneError
-            The recorded network cannot be had.
+            The recorded network is not available.
         StoreError
             Rows of the boundary are infinite or NaN.
 
@@ -466,14 +466,14 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
     Parameters
     ----------
     store, boundary, head, epochs, lr, optimizer, batch_size, weight_decay, layer_decay, warmup, max_norm, mixup
-        As of `FineTuner`.
+        As in `FineTuner`.
     augment, early_stopping, validation_fraction, n_iter_no_change, groups, device, random_state, checkpoint, progress
-        As of `FineTuner`; the score is R^2.
+        As in `FineTuner`; the score is R^2.
 
     Attributes
     ----------
     features_, weights_, history_, best_epoch_, n_iter_
-        As of `FineTuner`.
+        As in `FineTuner`.
     mean_, scale_ : float, of y
     """
 
@@ -540,12 +540,12 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
         Raises
         ------
         LayerError, KeysError, BackboneError, StoreError
-            As of `FineTuner.fit`.
+            As in `FineTuner.fit`.
 
         Warns
         -----
         ConvergenceWarning
-            As of `FineTuner.fit`.
+            As in `FineTuner.fit`.
         """
         y = column_or_1d(y).astype(np.float64)
         assert_all_finite(y, input_name="y")

@@ -129,7 +129,7 @@ class Network(nn.Module):
 
 
 def _copied(value: Tensor) -> Tensor:
-    """On the CPU, in the order of its dimensions, as safetensors needs it."""
+    """A contiguous copy on the CPU, as safetensors requires."""
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 

@@ -98,7 +98,7 @@ def test_folder_to_predictions(photos: Path, store: Path, model: Path) -> None:
 def test_search_prints_a_held_out_score_and_saves_what_it_scored(store: Path, tmp_path: Path) -> None:
     done = _run("search", store, "-o", tmp_path / "m.skops", "--figure", tmp_path / "m.png", "--jobs", 1)
     assert done.exit_code == 0, done.output
-    assert "held out: 1.000" in done.stdout and "on 6 images" in done.stdout and "flattered" in done.stdout
+    assert "held out: 1.000" in done.stdout and "on 6 images" in done.stdout and "biased upwards" in done.stdout
     assert all(name in done.stdout for name in ("logistic_regression", "linear_svm", "rbf_svm"))
     with Image.open(tmp_path / "m.png") as picture:
         assert picture.width > 1000
@@ -511,7 +511,9 @@ def test_images_are_held_out_in_one_way(searched: tuple[Path, dict[str, Any]]) -
     folder, _ = searched
     ways = [("--test-size", "0.4"), ("--split-column", "split"), ("--test-store", folder / "other.h5")]
     for one, other in itertools.combinations(ways, 2):
-        assert f"one way; got {one[0]} and {other[0]}" in _refused("search", folder / "all.h5", *one, *other)
+        assert f"which images are held out; got {one[0]} and {other[0]}" in _refused(
+            "search", folder / "all.h5", *one, *other
+        )
     for name in ("--test-value", "--validation-value"):
         words = ["--protocol", "knn", name, "val"]
         assert f"{name} is a value of --split-column" in _refused("search", folder / "all.h5", *words)
@@ -519,7 +521,9 @@ def test_images_are_held_out_in_one_way(searched: tuple[Path, dict[str, Any]]) -
     done = _run("search", folder / "all.h5", "--protocol", "knn", *by_column)
     assert done.exit_code == 0 and "46 training, 14 validation and 2 test images" in done.stdout
     numbers = ["--label-column", "age", "--target", "numeric", "--test-store", folder / "other.h5"]
-    assert "numbers of the searched store only" in _refused("search", folder / "all.h5", *numbers)
+    assert "gives the searched store numeric labels, but not the test store" in _refused(
+        "search", folder / "all.h5", *numbers
+    )
 
 
 def test_files_are_written_though_nobody_reads_what_is_printed(

@@ -123,13 +123,13 @@ class _Features(TransformerMixin, BaseEstimator):
 
     @property
     def handed_over(self) -> Any:
-        """The backbone that was handed over, if any."""
+        """The backbone set by `hand_over`, or None."""
         return self._backbone
 
     def hand_over(self, backbone: Any) -> None:
-        """Compute features of images with this Backbone, the recipe's; with None, with what the recipe names.
+        """Set the Backbone that computes features of images; None for the one that the recipe names.
 
-        Copies and pickles carry it.
+        Copies and pickles keep it.
         """
         if backbone is not None:
             self._backbone = backbone
@@ -149,7 +149,7 @@ class _Features(TransformerMixin, BaseEstimator):
 
 
 def _content_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
-    """Equal for the same recipe and contents; None if an image cannot be read."""
+    """A key of the recipe and the images' contents; None if an image cannot be read."""
     from featx.images import content_digest
 
     try:
@@ -303,7 +303,8 @@ class ImageFeatures(_Features):
 
     Attributes
     ----------
-    layer_ : str, full name of the layer; layers_ : tuple of it
+    layer_ : str, full name of the layer
+    layers_ : (layer_,)
     recipe_ : Recipe
     n_features_out_ : int, d
 

@@ -1,4 +1,4 @@
-"""Fitted estimators as files, and what they predict of images."""
+"""Save and load fitted estimators, and predict images with them."""
 
 from featx.learn.models.persistence import load, load_selection, save
 from featx.learn.models.prediction import Prediction, predict_images

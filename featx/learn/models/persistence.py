@@ -331,7 +331,7 @@ def _refuse_bomb(content: bytes, path: Path) -> None:
     with ZipFile(io.BytesIO(content)) as archive:
         nbytes = sum(entry.file_size for entry in archive.infolist())
     if nbytes > max(_MOST_INFLATED, _MOST_RATIO * len(content)):
-        raise ModelError(f"{path} is refused: its {readable(len(content))} would inflate to {readable(nbytes)}")
+        raise ModelError(f"{path} is refused: its {readable(len(content))} would decompress to {readable(nbytes)}")
 
 
 def recipes(estimator: Any) -> list[Recipe]:

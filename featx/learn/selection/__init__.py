@@ -1,4 +1,4 @@
-"""Which layer and which estimator: an experiment on stores in, candidates ranked under honest splits out."""
+"""Choice of layer and estimator by cross-validation, and its score on held-out images."""
 
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment, labels_of
 from featx.learn.selection.layer_grids import Layers, new_estimator, stored_features

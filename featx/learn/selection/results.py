@@ -36,7 +36,7 @@ class Candidate:
         "C", "alpha" or "n_neighbors"; "" if the estimator has none.
     value : float or None
     mean, std : float
-        Of the score over the splits.
+        Mean and standard deviation of the score over the splits.
     interval : Interval
         95 % confidence interval of the mean (`splits_interval`).
     scores : tuple of float
@@ -73,7 +73,8 @@ class Candidate:
 class Nested:
     """Nested cross-validation: the whole search, repeated inside the training part of every outer split.
 
-    Its mean is what the procedure "search, take the winner" is worth; no choice has flattered it.
+    Its mean estimates the score of the whole procedure, search and choice of the winner, without the bias of the
+    choice.
 
     Attributes
     ----------
@@ -149,7 +150,7 @@ class SearchSettings:
     Attributes
     ----------
     folds, repeats : int
-        Of the cross-validation.
+        Numbers of folds and of repetitions of the cross-validation.
     scoring : str
         A key of `METRICS`.
     steps : tuple of str
@@ -205,7 +206,7 @@ class Selection:
     Attributes
     ----------
     candidates : list of Candidate
-        Best first; of equal ones the simpler.
+        Best first; the simpler one first if means are equal.
     chosen : Candidate
         The candidate that was fitted: the best, or with `one_se` the simplest within one standard error of it.
     best_estimator : Pipeline or None

@@ -210,7 +210,7 @@ def select_model(
 
 
 def ranked(results: Results) -> list[Candidate]:
-    """Best first; of equal ones the simpler."""
+    """Best first; the simpler one first if means are equal."""
     return sorted((candidate for candidate, _ in results), key=lambda each: (-each.mean, each.complexity))
 
 
