@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from featx.backbones import INPUT, Preprocessing
 from featx.errors import ImageError, KeysError, LayerError, StoreError, UnreadableImages
 from featx.forward import decoders
-from featx.images import decode
+from featx.images import content_digest, decode
 from featx.learn.features import StoredFeatures, as_images, items_of, keys_of
 from featx.store import FeatureStore
 
@@ -81,16 +81,32 @@ def images_of(features: StoredFeatures, X: Any) -> Sequence[Any]:
     Raises
     ------
     KeysError
-        There is no store, or it was not made of files.
+        There is no store, or it was not made of files; those of a list of paths must not have changed.
     """
     items = items_of(X)
     if isinstance(items, list):
         return as_images(items)
     store = features.store
-    origin = store.recipe.origin if isinstance(store, FeatureStore) else None
-    if not isinstance(store, FeatureStore) or origin is None:
-        raise KeysError(f"boundary={INPUT!r} needs images, and the store does not know their files: give images as X")
-    return [Path(origin) / name for name in store.ids[store.rows(keys_of(items))]]
+    if not isinstance(store, FeatureStore):
+        raise KeysError(f"boundary={INPUT!r} needs images, and a loaded model has no store of their keys: give images")
+    positions, origin = store.rows(keys_of(items)), store.recipe.origin
+    files = [Path(origin or "", name) for name in store.ids[positions]]
+    if origin is None:  # ids may be names of anything
+        digests = map(bytes, store.digests[positions])
+        if n := sum(not _has(file, digest) for file, digest in zip(files, digests, strict=True)):
+            raise KeysError(
+                f"boundary={INPUT!r} reads image files, and {n:,} of {len(files):,} images of {store.path.name} are "
+                "not files of their names, or have changed; give images as X"
+            )
+    return files
+
+
+def _has(file: Path, digest: bytes) -> bool:
+    """Whether there is a file with this content."""
+    try:
+        return content_digest(file) == digest
+    except ImageError:
+        return False
 
 
 def image_rows(images: Sequence[Any], preprocessing: Preprocessing, generator: torch.Generator | None = None) -> Rows:

@@ -271,6 +271,20 @@ def test_the_input_is_a_boundary(store, folder):
     assert cropped[0].weights_ == cropped[1].weights_ != tuned.weights_
 
 
+def test_the_input_of_a_store_of_paths_is_their_files(folder, tmp_path):
+    files = sorted(folder.rglob("*.png"))[::4]
+    labels = [file.parent.name for file in files]
+    options = {"labels": labels, "device": "cpu", "progress": False}
+    store = featx.extract(files, tmp_path / "paths.h5", network(), **options)
+    tuned = FineTuner(store, "input", epochs=1, **QUICK).fit(store.X, store.y)
+    of_images = FineTuner(store, "input", epochs=1, **QUICK).fit(files, labels)
+    assert tuned.weights_ == of_images.weights_
+    arrays = [np.array(Image.open(file)) for file in files]
+    others = featx.extract(arrays, tmp_path / "arrays.h5", network(), ids=list(map(str, files)), **options)
+    with pytest.raises(KeysError, match="9 of 9 images of arrays.h5 are not files of their names, or have "):
+        FineTuner(others, "input", **QUICK).fit(others.X, others.y)  # files of these names hold something else
+
+
 def test_bad_input(store, folder, tmp_path):
     def refused(kind, match, boundary="layer3", X=store.X, y=store.y, of=store, **options):
         with pytest.raises(kind, match=match):
