@@ -217,13 +217,33 @@ class _FineTuner(BaseEstimator):
             rows, n = transformed_rows(features, X)
         return np.concatenate([part.numpy() for part in outputs_of(self._network, rows, np.arange(n))])
 
-    def _loaded(self) -> Network:
-        """The network, with the fitted weights; raises ModelError if they are not of this network."""
-        network = _network_of(self.features_, self.boundary, self._n_outputs, self.device)
+    def check_loaded(self) -> None:
+        """Check the weights of a model that was loaded from a file, without building its network.
+
+        Raises
+        ------
+        ModelError
+            They are not a safetensors file of float32 numbers, or have no head with a row for each class.
+        """
+        if not hasattr(self, "weights_"):
+            return
+        weights, k = self._weights(), self._n_outputs
+        others = [name for name, value in weights.items() if value.dtype != torch.float32]
+        shapes = [tuple(weights[name].shape) if name in weights else () for name in ("head.weight", "head.bias")]
+        if others or len(shapes[0]) != 2 or shapes[0][0] != k or shapes[1] != (k,):
+            needed = f"needed are float32 numbers and a head of {k} rows; got {shapes[0]} and {shapes[1]}"
+            raise ModelError(f"the weights of {type(self).__name__} are not those of its network: {needed}")
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The fitted weights, by name; raises ModelError if they are damaged."""
         try:
-            weights = safetensors.torch.load(self.weights_)
+            return safetensors.torch.load(self.weights_)
         except (safetensors.SafetensorError, TypeError) as error:
             raise ModelError(f"the weights of {type(self).__name__} are damaged: {error}") from error
+
+    def _loaded(self) -> Network:
+        """The network, with the fitted weights; raises ModelError if they are not of this network."""
+        network, weights = _network_of(self.features_, self.boundary, self._n_outputs, self.device), self._weights()
         wanted = {name: (tuple(value.shape), value.dtype) for name, value in network.named_parameters()}
         if others := {*wanted.items()} ^ {(name, (tuple(value.shape), value.dtype)) for name, value in weights.items()}:
             name = min(name for name, _ in others)
