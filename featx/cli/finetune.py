@@ -45,7 +45,7 @@ def finetune(
         float, typer.Option(help="Parameter of the Beta distribution; 0 for none.", rich_help_panel=_TRAINING)
     ] = 0.0,
     augment: Annotated[
-        Literal["brightness", "contrast", "crop"] | None,
+        Literal["brightness", "contrast", "posterize", "crop"] | None,
         typer.Option(
             help="Random changes of the rows; crop only with --boundary input.",
             show_default="none",

@@ -21,6 +21,7 @@ from featx.errors import FeatxError, KeysError, LayerError, ModelError, StoreErr
 from featx.images import decode
 from featx.learn import GridSearchCV
 from featx.transfer import FineTuner, FineTunerRegressor
+from featx.transfer.augmentation import posterize
 
 QUICK = {"batch_size": 8, "device": "cpu"}
 
@@ -120,6 +121,21 @@ def test_two_fits_give_equal_weights_and_another_seed_does_not(store):
     first, second = (FineTuner(store, "layer4.0", **options).fit(store.X, store.y) for _ in range(2))
     assert first.weights_ == second.weights_
     assert FineTuner(store, "layer4.0", random_state=1, **options).fit(store.X, store.y).weights_ != first.weights_
+
+
+def test_posterized_channels_have_a_few_levels_of_their_range():
+    rows = torch.randn(40, 6, 9, 9, generator=torch.Generator().manual_seed(0))
+    rows[:, 5] = 3.0
+    changed = posterize(rows, places=(2, 3), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(changed[:, 5], rows[:, 5])  # a constant channel stays
+    low, high = rows.amin((2, 3), keepdim=True), rows.amax((2, 3), keepdim=True)
+    before, after = (((each - low) / (high - low).clamp_min(1e-9) * 255)[:, :5] for each in (rows, changed))
+    drawn = set()
+    for numbers, levels in zip(before.flatten(0, 1).floor().int(), after.flatten(0, 1).round().int(), strict=True):
+        bits = min(bits for bits in range(1, 9) if not (levels % 2 ** (8 - bits)).any())
+        assert torch.equal(levels, numbers // 2 ** (8 - bits) * 2 ** (8 - bits))
+        drawn.add(bits)
+    assert drawn == set(range(1, 9))
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
