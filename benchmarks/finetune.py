@@ -5,8 +5,8 @@
 FOLDER has class folders; "textile" is the demo's pictures, nominal against defect. The network is EfficientNet-Lite0.
 
 loss : both sides train for two epochs from the same weights in the same order of images, the loop on pixels in memory
-    with the front frozen (evaluated in each step, no gradients), AdamW, batches of 32, float32; the largest difference
-    of a minibatch's loss is printed
+    with the front frozen (evaluated in each step, no gradients), AdamW, batches of 32, float32 stored and computed; the
+    largest difference of an epoch's mean loss is printed
 epoch : seconds of an epoch from each boundary, of the loop that trains everything, on decoded pixels in memory, and of
     featx's boundary "input", which decodes in each epoch, as the loop then does too; in turns, medians of three
 accuracy : on a fifth of the images, of the probe, the tuned networks and everything trained, with the time to each
@@ -90,8 +90,8 @@ def decoded(paths: list[Path]) -> Any:
     )
 
 
-def pictures(folder: str, n: int) -> tuple[list[Path], list[str]]:
-    """About n images, each class in proportion, and their labels."""
+def pictures(folder: str, n: int, output: Path) -> Path:
+    """A folder of class folders with n of the images, drawn at random."""
     if folder == "textile":
         import conformal_clip_data
 
@@ -101,8 +101,11 @@ def pictures(folder: str, n: int) -> tuple[list[Path], list[str]]:
     else:
         images = collect(Path(folder))
         labels = [str(name) for name in images.y]
-    chosen = np.random.default_rng(0).permutation(len(labels))[:n]
-    return [Path(images.images[i]) for i in sorted(chosen)], [labels[i] for i in sorted(chosen)]
+    for i in np.random.default_rng(0).permutation(len(labels))[:n]:
+        image = Path(images.images[i]).resolve()
+        (output / labels[i]).mkdir(parents=True, exist_ok=True)
+        (output / labels[i] / f"{i}{image.suffix}").symlink_to(image)
+    return output
 
 
 def epoch_seconds(tuner: FineTuner, X: Any, y: Any) -> float:
@@ -124,13 +127,22 @@ def main() -> None:
 
 
 def run(folder: str, arguments: argparse.Namespace, temporary: Path) -> None:
-    paths, y = pictures(folder, arguments.images)
+    images = pictures(folder, arguments.images, temporary / "images")
     layers = [f"{boundary}:none" for boundary in arguments.boundaries]
     start = time.monotonic()
-    store = featx.extract(paths, temporary / "maps.h5", NAME, layers, labels=y, precision="float32", engine="eager",
-                          progress=False)  # fmt: skip
+    store = featx.extract(
+        images,
+        temporary / "maps.h5",
+        NAME,
+        layers,
+        precision="float32",
+        dtype="float32",
+        engine="eager",
+        progress=False,
+    )
     extraction = time.monotonic() - start
-    codes = torch.from_numpy(np.unique(y, return_inverse=True)[1])
+    paths = [images / name for name in store.ids]
+    codes = torch.from_numpy(np.unique(store.y, return_inverse=True)[1])
     options: dict[str, Any] = {"warmup": 0.0, "lr": LR, "batch_size": BATCH, "head": "probe"}
     fast, slow = in_memory(paths), decoded(paths)
     print(f"\n{folder}: {len(paths):,} images, {len(store.classes)} classes; extraction {extraction:.1f} s")
@@ -138,7 +150,7 @@ def run(folder: str, arguments: argparse.Namespace, temporary: Path) -> None:
     boundary = arguments.boundaries[0]
     start_tuner = FineTuner(store, boundary, epochs=0, **options).fit(store.X, store.y)
     tuned = FineTuner(store, boundary, epochs=2, **options).fit(store.X, store.y)
-    loop = Loop(start_tuner, boundary, len(y), 2)
+    loop = Loop(start_tuner, boundary, len(paths), 2)
     means = [float(np.mean(loop.epoch(fast, codes))) for _ in range(2)]
     print(f"loss: featx {tuned.history_['loss'][1:]}, loop {means}, largest difference of an epoch's mean "
           f"{np.abs(tuned.history_['loss'][1:] - means).max():.1e}")  # fmt: skip
@@ -149,7 +161,7 @@ def run(folder: str, arguments: argparse.Namespace, temporary: Path) -> None:
             tuner = FineTuner(store, boundary, **(options | {"head": "zeros"}))
             seconds.setdefault(boundary, []).append(epoch_seconds(tuner, store.X, store.y))
         for name, pixels in (("loop, pixels in memory", fast), ("loop, decoding", slow)):
-            loop = Loop(start_tuner, None, len(y), 1)
+            loop = Loop(start_tuner, None, len(paths), 1)
             began = time.monotonic()
             loop.epoch(pixels, codes)
             seconds.setdefault(name, []).append(time.monotonic() - began)

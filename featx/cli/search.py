@@ -34,8 +34,9 @@ def search(
         typer.Option(
             "--layer",
             "-l",
-            help="Search only this layer; 'a+b' is two layers side by side; may be repeated.",
-            show_default="all",
+            help="Search only this layer; 'a+b' is two layers side by side, and 'all' the strongest features of all "
+            "layers; may be repeated.",
+            show_default="each stored layer",
             rich_help_panel=_CANDIDATES,
         ),
     ] = None,

@@ -211,7 +211,7 @@ def check_target(target_store: FeatureStore, recipe: Recipe, view: str = "mean")
         differences = recipe.other_meaning(target, where)
     if differences:
         raise RecipeError(
-            f"the target was made otherwise: {'; '.join(differences)}; extract its images with ",
+            f"the target was made with other settings: {'; '.join(differences)}; extract its images with ",
             Parameter("like", "SOURCE.h5"),
         )
     return rounding_note(target, recipe, (name, "the source"))

@@ -52,7 +52,7 @@ class _Features(TransformerMixin, BaseEstimator):
     def _set_recipe(self, recipe: Recipe) -> None:
         self.recipe_ = recipe
         self.n_features_in_ = 1
-        self.n_features_out_ = sum(self._widths.values())
+        self.n_features_out_ = sum(self.widths_.values())
 
     @property
     def layers_(self) -> tuple[str, ...]:
@@ -65,7 +65,8 @@ class _Features(TransformerMixin, BaseEstimator):
         return "+".join(self.layers_)
 
     @property
-    def _widths(self) -> dict[str, int]:
+    def widths_(self) -> dict[str, int]:
+        """{full name: number of columns} of the layers."""
         return {name: math.prod(tap["shape"]) for name, tap in self.recipe_.view_taps.items()}
 
     @property
@@ -84,12 +85,12 @@ class _Features(TransformerMixin, BaseEstimator):
         (d,) object array of str
         """
         check_is_fitted(self, "recipe_")
-        return np.array([f"{name}_{i}" for name, width in self._widths.items() for i in range(width)], dtype=object)
+        return np.array([f"{name}_{i}" for name, width in self.widths_.items() for i in range(width)], dtype=object)
 
     def _blocks(self, matrix: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """Every layer with its own columns of a matrix, (..., its width)."""
         start = 0
-        for name, width in self._widths.items():
+        for name, width in self.widths_.items():
             yield name, matrix[..., start : start + width]
             start += width
 
@@ -110,7 +111,7 @@ class _Features(TransformerMixin, BaseEstimator):
 
     def _computed(self, images: Sequence[Any], device: str, each_view: bool) -> np.ndarray:
         n_views = self.recipe_.n_views
-        matrix = np.empty((0, n_views if each_view else 1, sum(self._widths.values())), np.float32)
+        matrix = np.empty((0, n_views if each_view else 1, sum(self.widths_.values())), np.float32)
         failures: dict[int, ImageError] = {}
         for block in _forward().stream(images, self.recipe_, self.handed_over, device=device):
             if not len(matrix):  # allocated once the first batch has shown that rows are as wide as recorded
@@ -343,7 +344,7 @@ class StoredFeatures(_Features):
         layer stays a memory map."""
         assert isinstance(self.store, FeatureStore)
         if self.recipe_.views is not None:
-            matrix = np.empty((len(rows), self._widths[layer]), self.store.recipe.dtype)
+            matrix = np.empty((len(rows), self.widths_[layer]), self.store.recipe.dtype)
             size = max(1, _PART_BYTES // self.store.row_bytes(layer))
             for start in range(0, len(rows), size):
                 part = slice(start, start + size)
@@ -357,7 +358,7 @@ class StoredFeatures(_Features):
         """(m, v, d) rows of each view of one layer."""
         assert isinstance(self.store, FeatureStore)
         stored, views = self.store.recipe.views or [], self.recipe_.views or []
-        taken = self.store.take(rows, layer).reshape(len(rows), len(stored), self._widths[layer])
+        taken = self.store.take(rows, layer).reshape(len(rows), len(stored), self.widths_[layer])
         return taken if views == stored else taken[:, [stored.index(view) for view in views]]
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from joblib.parallel import get_active_backend
 from sklearn.base import clone
 from sklearn.utils.parallel import Parallel, delayed
 
@@ -217,7 +218,7 @@ class Executor:
                 self._score(candidates[number], split, model, view, fitted, fold, own)
                 jobs[number] = jobs[number]._replace(estimator=None)
             return
-        outcomes = Parallel(n_jobs=context.n_jobs, pre_dispatch=context.pre_dispatch, return_as="generator")(
+        outcomes = _parallel(context)(
             delayed(fit_and_score)(
                 clone(candidate.final),
                 rows.train,
@@ -286,7 +287,7 @@ class Executor:
             for split in range(n_splits)
             if (index, split) not in self.results
         ]
-        results = Parallel(n_jobs=context.n_jobs, pre_dispatch=context.pre_dispatch, return_as="generator")(
+        results = _parallel(context)(
             delayed(sklearn_fit_and_score)(
                 clone(context.base),
                 context.X,
@@ -323,6 +324,14 @@ class Executor:
                 RuntimeWarning,
                 stacklevel=4,
             )
+
+
+def _parallel(context: SearchContext) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """joblib's Parallel, which gives results as they come if the user's backend can."""
+    backend, _ = get_active_backend()
+    return_as = "generator" if backend.supports_return_generator else "list"
+    parallel = Parallel(n_jobs=context.n_jobs, pre_dispatch=context.pre_dispatch, return_as=return_as)
+    return lambda tasks: iter(parallel(tasks))
 
 
 def _transformed(rows: np.ndarray, scaler: Any, parts: list[np.ndarray]) -> Callable[[], tuple[np.ndarray, ...]]:

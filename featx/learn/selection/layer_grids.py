@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import OneToOneFeatureMixin, clone
 from sklearn.decomposition import PCA, FactorAnalysis, FastICA, IncrementalPCA, TruncatedSVD
+from sklearn.feature_selection import SelectFromModel
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
@@ -28,6 +29,7 @@ from featx.store import FeatureStore, rounding_note
 # decompositions that need no fewer columns and rows than components
 _DECOMPOSITIONS = (PCA, IncrementalPCA, TruncatedSVD, FastICA, FactorAnalysis)
 Layers = str | Sequence[str | Sequence[str]] | None
+ALL = "all"  # all layers of a store side by side
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,10 +38,12 @@ class LayerGrid:
 
     pipeline : the steps, with an estimator that the grid replaces
     estimators : (name, estimator, values of its parameter)
+    layer : full name, full names joined by "+", or "all"
     """
 
     pipeline: Pipeline
     estimators: tuple[tuple[str, Any, tuple[Any, ...]], ...]
+    layer: str
 
     @property
     def features(self) -> StoredFeatures:
@@ -47,7 +51,7 @@ class LayerGrid:
 
     @property
     def n_features(self) -> int:
-        """Number of features that the estimator is fitted on, as far as `n_components` of a step tells."""
+        """Number of features that the estimator is fitted on, as far as `n_components` or `max_features` tells."""
         widths = [_n_components(step) for _, step in self.pipeline.steps[1:-2]]
         return next((width for width in reversed(widths) if width), self.features.n_features_out_)
 
@@ -80,7 +84,7 @@ class LayerGrid:
             scores = tuple(float(results[f"split{split}_test_score"][i]) for split in range(len(splits)))
             candidate = Candidate(
                 backbone=self.features.recipe_.backbone,
-                layer=self.features.layer_,
+                layer=self.layer,
                 d=self.features.n_features_out_,
                 estimator=name,
                 parameter=spec.parameter,
@@ -125,12 +129,41 @@ def layer_grids(
     is_numeric = y.dtype.kind == "f"
     chosen = _chosen_estimators(is_numeric, estimators, param_grid, y, min(map(len, trains)))
     grids = []
-    for features in stored_features(stores, layers, test_store):
-        between = zip(_step_names(steps), _limited(steps, features, X, y, trains), strict=True)
+    for features, layer in _features_of_grids(stores, layers, test_store):
+        every = [*([_strongest_features(features, is_numeric)] if layer == ALL else []), *steps]
+        between = zip(_step_names(every), _limited(every, features, X, y, trains), strict=True)
         final = [("scaler", StandardScaler()), ("estimator", clone(chosen[0][1]))]
         pipeline = Pipeline([("features", features), *between, *final])
-        grids.append(LayerGrid(pipeline, chosen))
+        grids.append(LayerGrid(pipeline, chosen, layer))
     return grids
+
+
+def _features_of_grids(
+    stores: Sequence[FeatureStore], layers: Layers, test_store: FeatureStore | None
+) -> list[tuple[StoredFeatures, str]]:
+    """The features of each grid, with the name of their layer; "all" comes last."""
+    names = None if layers is None else _layer_names(layers)
+    if names is None or ALL not in names:
+        return [(features, features.layer_) for features in stored_features(stores, names, test_store)]
+    others = [name for name in names if name != ALL]
+    single = stored_features(stores, others, test_store) if others else []
+    every = [each for store in stores for each in stored_features([store], [list(store.layers)], test_store)]
+    return [*((features, features.layer_) for features in single), *((features, ALL) for features in every)]
+
+
+def _strongest_features(features: StoredFeatures, is_numeric: bool) -> SelectFromModel:
+    """Choose as many features of all layers as the widest layer has, by the weights of a linear model of them all.
+
+    The score of feature j is ``||W_j||_2``, the norm of its weights over the classes; features are standardised.
+    """
+    estimator = classes.Ridge() if is_numeric else classes.LogisticRegression()
+    return SelectFromModel(
+        Pipeline([("scaler", StandardScaler()), ("estimator", estimator)]),
+        max_features=max(features.widths_.values()),
+        threshold=-np.inf,
+        norm_order=2,
+        importance_getter="named_steps.estimator.coef_",
+    )
 
 
 def checked_steps(steps: object) -> list[Any]:
@@ -194,9 +227,9 @@ def _fewest_columns(pipeline: Pipeline, X: np.ndarray, y: np.ndarray, trains: Se
 
 
 def _n_components(step: Any) -> int:
-    """The number of components that a transformer keeps; 0 if it has none, or does not say."""
-    n_components = getattr(step, "n_components", None)
-    return int(n_components) if isinstance(n_components, Integral) else 0
+    """The number of components or features that a transformer keeps; 0 if it does not say."""
+    n_kept = getattr(step, "max_features" if isinstance(step, SelectFromModel) else "n_components", None)
+    return int(n_kept) if isinstance(n_kept, Integral) else 0
 
 
 def steps_text(steps: Sequence[Any], grids: Sequence[LayerGrid]) -> tuple[str, ...]:
@@ -210,7 +243,7 @@ def steps_text(steps: Sequence[Any], grids: Sequence[LayerGrid]) -> tuple[str, .
         else:
             is_pca = type(step) is PCA and _n_components(step)
             text = f"pca {step.n_components}" if is_pca else " ".join(repr(step).split())
-            widths = [_n_components(grid.pipeline.steps[1 + number][1]) for grid in grids]
+            widths = [_n_components(grid.pipeline.steps[number - len(steps) - 2][1]) for grid in grids]
             few, many = min(widths), max(widths)
             kept = f"{few:,}" if few == many else f"{few:,} to {many:,}"
             words.append(text + (f" ({kept} kept, all there are)" if few < _n_components(step) else ""))
@@ -268,13 +301,13 @@ def stored_features(
 def _layer_names(layers: object) -> list[str | list[str]]:
     """Names, and lists of names for layers side by side."""
     names = [layers] if isinstance(layers, str) else sequence(layers)
-    side_by_side = [name if isinstance(name, str) else sequence(name) for name in names or ()]
+    side_by_side = [[name] if isinstance(name, str) else sequence(name) or [] for name in names or ()]
     if not side_by_side or not all(name and all(isinstance(part, str) for part in name) for name in side_by_side):
         raise FeatxError(
             Parameter("layers"),
             f" is one or more names, or lists of names for layers side by side; got {brief(layers)}",
         )
-    return side_by_side  # type: ignore[return-value]
+    return [name[0] if len(name) == 1 else name for name in side_by_side]
 
 
 def _refuse_nonfinite(store: FeatureStore, features: StoredFeatures) -> None:
@@ -303,7 +336,7 @@ def _test_note(features: StoredFeatures, store: FeatureStore, test_store: Featur
         differences = features.recipe_.other_meaning(recipe, where)
     if differences:
         raise RecipeError(
-            f"the test store was made otherwise: {'; '.join(differences)}; extract its images with ",
+            f"the test store was made with other settings: {'; '.join(differences)}; extract its images with ",
             Parameter("like", trained_on),
         )
     return rounding_note(recipe, features.recipe_, (name, trained_on))

@@ -27,8 +27,9 @@ class Candidate:
     Attributes
     ----------
     backbone, layer : str
+        Full name of the layer; "all" if features of all layers were chosen.
     d : int
-        Number of features of the layer, before a PCA.
+        Number of features of the layer, before a choice of features or a PCA.
     estimator : str
         A key of `ESTIMATORS`.
     parameter : str
@@ -43,8 +44,8 @@ class Candidate:
     fit_seconds : float
         Mean time of a fit.
     complexity : tuple of float
-        Ordered, simplest first: (number of features after a PCA, place of the estimator in `ESTIMATORS`, value of the
-        parameter from the strongest regularization on).
+        Ordered, simplest first: (number of features that the estimator is fitted on, its place in `ESTIMATORS`, value
+        of the parameter from the strongest regularization on).
     mae : float or None
         Mean absolute error over the splits, for regression.
     """

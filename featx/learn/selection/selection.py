@@ -70,7 +70,9 @@ def select_model(
         By default the first store's labels. The cells of a column are class names; numbers to predict are
         `store.columns["age"].astype(float)`.
     layers : a name, or sequence of names, or of lists of names for layers side by side, optional
-        By default all stored layers.
+        By default each stored layer. "all" puts the layers of a store side by side and chooses, in each fold, as many
+        features as the widest layer has: those with the largest weights in a linear model of all of them, after
+        Head2Toe [1]_. ``["all", *store.layers]`` compares it with each layer.
     estimators : a key of ESTIMATORS or several, optional
         By default "logistic_regression", "linear_svm" and "rbf_svm"; for regression "ridge" and "svr". Others are
         "nearest_centroid", "ridge_classifier", "knn" and "mlp".
@@ -123,6 +125,11 @@ def select_model(
     RowsDifferWarning
         Rows of the test store are rounded differently: it was made with another engine, precision, batch size, device,
         number of threads or storage type.
+
+    References
+    ----------
+    .. [1] Evci et al., "Head2Toe: Utilizing Intermediate Representations for Better Transfer Learning", ICML 2022. It
+       takes a group lasso; here the norm of a feature's weights over the classes ranks it, in an L2-regularized model.
     """
     steps = checked_steps(steps)
     check_integer("folds", folds, 2)

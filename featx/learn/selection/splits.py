@@ -202,12 +202,13 @@ def hold_out(
             return np.sort(train), np.sort(test)
     of_each, has = _rarest(labels, names, counts)
     noun = "images" if groups is None else groups.noun
+    change = "" if counts.min() < 2 else f"hold out {'more' if share < 0.5 else 'fewer'}, or "
     advice = (
         () if is_validation else (", or hold none out: ", Parameter("holdout", Call("HoldOut", Parameter("size", 0))))
     )
     raise FeatxError(
         f"holding out {share:.0%} of {len(rows):,} images needs two or more {noun}{of_each}, and one on both sides; "
-        f"{has}: add images",
+        f"{has}: {change}add images",
         *advice,
         *_if_numbers(labels),
     )

@@ -115,7 +115,9 @@ def test_another_meaning_is_refused_before_anything_is_fitted(train, made, monke
     test = made(**(OTHERWISE["all"] | {field: ELSEWHERE[field]}))
     with pytest.raises(StoreError) as caught:
         run(train, holdout=HoldOut(store=test))
-    assert_tells(caught.value, "the test store was made otherwise", f"{field}", "in train.h5", "in test.h5", "like=")
+    assert_tells(
+        caught.value, "the test store was made with other settings", f"{field}", "in train.h5", "in test.h5", "like="
+    )
     assert "engine" not in str(caught.value)
 
 

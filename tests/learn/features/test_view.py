@@ -132,7 +132,9 @@ def test_searches_compare_and_average_views(store, plain, small_network, tmp_pat
     options = {"estimators": "logistic_regression", "folds": 2, "allow_duplicates": True, "layers": "last"}
     found = select_model(store, holdout=HoldOut(store=test), **options)
     assert found.test.predicted.tolist() == found.best_estimator.predict(store.X[:6]).tolist()
-    with pytest.raises(RecipeError, match=r"the test store was made otherwise: views: \[.* in a.h5, None in plain.h5"):
+    with pytest.raises(
+        RecipeError, match=r"the test store was made with other settings: views: \[.* in a.h5, None in plain.h5"
+    ):
         select_model(store, holdout=HoldOut(store=plain), **options)
     chosen = {"storedfeatures__view": ["mean", "flip"]}
     pipe = make_pipeline(StoredFeatures(store, "last"), LogisticRegression())

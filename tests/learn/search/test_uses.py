@@ -7,6 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import sklearn
@@ -24,9 +25,11 @@ from sklearn.decomposition import PCA
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import accuracy_score, make_scorer
 from sklearn.model_selection import KFold, StratifiedKFold, StratifiedShuffleSplit, cross_val_score, cross_validate
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import MinMaxScaler, Normalizer, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 import featx
 from featx.learn import (
@@ -46,6 +49,7 @@ CS = [0.01, 1.0]
 LOGISTIC = LogisticRegression(**TIGHT)
 SCALED = make_pipeline(StandardScaler(), LOGISTIC)
 GRID = {"logisticregression__C": CS}
+TREE = DecisionTreeClassifier(random_state=0)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +131,21 @@ def test_two_processes(model):
     else:
         grid = GRID
     assert_same(GridSearchCV(model, grid, cv=3, n_jobs=2, pre_dispatch="1*n_jobs"), X, Y)
+
+
+@pytest.mark.filterwarnings("ignore:.* multi-threaded, use of fork")  # of Python 3.12
+@pytest.mark.parametrize("backend", ["multiprocessing", "threading"])  # the first gives no results as they come
+@pytest.mark.parametrize(
+    "model, parameter",
+    [
+        (make_pipeline(StandardScaler(), TREE), "decisiontreeclassifier__max_depth"),
+        (OneVsRestClassifier(TREE), "estimator__max_depth"),
+    ],
+    ids=["shared steps", "fallback"],
+)
+def test_any_backend_of_joblib(backend, model, parameter):
+    with joblib.parallel_config(backend):
+        assert_same(GridSearchCV(model, {parameter: [1, 2]}, cv=2, n_jobs=2), X, Y)
 
 
 @pytest.mark.filterwarnings("ignore:The estimator .* does not support callbacks")

@@ -180,7 +180,7 @@ def test_a_store_of_its_own_is_held_out(root, store):
 
 def test_a_test_store_made_otherwise_is_refused(root, store):
     other = extracted(root, "later", "otherwise.h5", network(mean=(0.1, 0.2, 0.3)), ["features.3:max", "penultimate"])
-    with pytest.raises(StoreError, match="the test store was made otherwise: preprocessing") as error:
+    with pytest.raises(StoreError, match="the test store was made with other settings: preprocessing") as error:
         select_model(store, holdout=HoldOut(store=other), **quick("logistic_regression"))
     message(error)
 
@@ -227,6 +227,33 @@ def test_a_path_is_no_store(given):
     with pytest.raises(FeatxError, match=r"got .*'a\.h5'.*; featx.FeatureStore\(path\) opens one") as error:
         select_model(given, **QUICK)
     message(error)
+
+
+def test_of_all_layers_the_strongest_features_of_the_training_images_are_chosen(store, tmp_path):
+    result = select_model(store, layers="all", **quick("logistic_regression"))
+    widths = [np.prod(store[layer].shape[1:]) for layer in store.layers]
+    assert {(c.layer, c.d, c.complexity[0]) for c in result.candidates} == {("all", sum(widths), max(widths))}
+    training = ~np.isin(store.X[:, 0], result.test.X[:, 0])
+    X, y = StoredFeatures(store, list(store.layers)).fit().transform(store.X)[training], store.y[training]
+    best = dict.fromkeys(C["logistic_regression"], ())
+    for fit, test in StratifiedKFold(3, shuffle=True, random_state=0).split(X, y):
+        scaled = StandardScaler().fit(X[fit]).transform(X)
+        weights = LogisticRegression(tol=1e-8, max_iter=10_000).fit(scaled[fit], y[fit]).coef_
+        strongest = np.argsort(-np.linalg.norm(weights, axis=0))[: max(widths)]
+        for value in best:
+            model = LogisticRegression(C=value, tol=1e-8, max_iter=10_000).fit(scaled[fit][:, strongest], y[fit])
+            best[value] += (model.score(scaled[test][:, strongest], y[test]),)
+    assert {c.value: pytest.approx(c.scores) for c in result.candidates} == best
+    loaded = featx.load(featx.save(result.best_estimator, tmp_path / "all.skops"))
+    loaded[0].set_params(store=store).fit()
+    assert (loaded.predict(store.X) == result.best_estimator.predict(store.X)).all()
+
+
+def test_all_layers_at_once_compete_with_each_layer_of_each_store_and_come_last(store, pixels):
+    result = select_model([store, pixels], layers=["all", "penultimate"], **quick("logistic_regression"))
+    assert {c.layer for c in result.candidates} == {"all", store.layers[-1], *pixels.layers}
+    backbones = [c.backbone for c in result.candidates if c.layer == "all"]
+    assert sorted(set(backbones)) == ["bundled:pixels", "torchvision:squeezenet1_1"]
 
 
 def test_one_layer_and_one_estimator_need_no_list(pixels, store):

@@ -188,6 +188,12 @@ def test_a_class_that_cannot_be_on_both_sides_is_refused(numbers):
         hold_out(labels, tied, 0.34, 0)
 
 
+@pytest.mark.parametrize("share, advice", [(0.01, "more"), (0.99, "fewer")])
+def test_a_share_that_leaves_a_side_without_a_class_is_to_be_changed(share, advice):
+    with pytest.raises(FeatxError, match=f"'a' has 20: hold out {advice}, or add images"):
+        hold_out(np.repeat(["a", "b", "c"], [20, 30, 50]), None, share, 0)
+
+
 def test_a_choice_that_parts_twins_or_groups_is_refused(tmp_path):
     store = separable_store(tmp_path / "a.h5", 6, contents=np.array([0, 1, 2, 3, 4, 0]))
     first = np.arange(6) < 3
