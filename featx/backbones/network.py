@@ -92,8 +92,15 @@ class TappedNetwork:
         return self
 
     def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """uint8 pixels (b, h, w, 3), or normalised floats (b, 3, h, w) -> {tap name: (b, *shape) float32}."""
+        """uint8 pixels (b, h, w, 3), or normalised floats (b, 3, h, w) -> {tap name: (b, *shape) float32}.
+
+        With v views of each image, (b, v, h, w, 3) -> (b, v, *shape): one pass for each view, so that memory, compiled
+        code and numbers are those of b images.
+        """
         pixels = pixels.to(self._device, non_blocking=True)
+        if pixels.ndim == 5:
+            passes = [self(view.contiguous()) for view in pixels.unbind(1)]
+            return {tap.name: torch.stack([rows[tap.name] for rows in passes], 1) for tap in self._taps}
         with torch.no_grad() if self.engine == COMPILED else torch.inference_mode(), _exact(self._device):
             try:
                 if pixels.is_floating_point():

@@ -5,15 +5,17 @@ Resizing and cropping take a picture to uint8 pixels; the arithmetic is done on 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from featx.errors import BackboneError, ImageError
-from featx.grammar import INTERPOLATIONS, check_preprocessing
+from featx.errors import BackboneError, FeatxError, ImageError, Parameter, listed
+from featx.grammar import INTERPOLATIONS, VIEWS, check_preprocessing
 
 # torchvision's names; its two nearest are Pillow's one
 _FILTERS = {name: Image.Resampling[name.removesuffix("-exact").upper()] for name in INTERPOLATIONS}
@@ -62,17 +64,34 @@ class Preprocessing:
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """RGB picture -> (h, w, 3) uint8, pixel for pixel as torchvision's transforms."""
+        return self.views(picture, ("center",))[0]
+
+    def for_views(self, views: Sequence[str] | None) -> tuple[Callable[[Image.Image], np.ndarray], tuple[int, ...]]:
+        """The function that prepares a picture, and the shape of its result without channels: (h, w), or (v, h, w)."""
+        if views is None:
+            return self, self.size
+        return partial(self.views, views=views), (len(views), *self.size)
+
+    def views(self, picture: Image.Image, views: Sequence[str]) -> np.ndarray:
+        """RGB picture -> (v, h, w, 3) uint8, of one resized picture.
+
+        "center" is the crop of `__call__`; "top-left" and the other corners are crops of the same size, as those of
+        torchvision's `FiveCrop`; "flip", "top-left-flip" ... are their horizontal mirror images.
+        """
         wide, tall = self._resized(*picture.size)
         if wide * tall > _MOST_RESIZED_PIXELS:  # a strip of 1 x 20,000 pixels
             raise ImageError("too-large", f"resized it would have {wide:,} x {tall:,} pixels; the limit is 268 million")
         height, width = self.crop
-        left, top = _offset(wide, width), _offset(tall, height)
         # Pillow directly: torchvision's functions take 10 % longer. Rows and columns outside of the crop are resized
         # too, since the whole size determines which of the two Pillow resizes first, and so how it rounds
         resized = picture.resize((wide, tall), _FILTERS[self.interpolation])
-        return np.asarray(
-            resized.crop((left, top, left + width, top + height))
-        )  # pictures that are too small get a black border
+        pixels = []
+        for view in views:
+            left, top = _offset(view, "left", "right", wide, width), _offset(view, "top", "bottom", tall, height)
+            # pictures that are too small get a black border
+            crop = np.asarray(resized.crop((left, top, left + width, top + height)))
+            pixels.append(crop[:, ::-1] if view.endswith("flip") else crop)
+        return np.stack(pixels)
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) before the crop; the longer edge is rounded down, as in torchvision and timm."""
@@ -119,6 +138,34 @@ class Preprocessing:
         return cls((height, width), resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"]))
 
 
-def _offset(side: int, crop: int) -> int:
-    """Where the crop begins; negative if it is larger than the picture."""
+def expand_views(views: str | Sequence[str] | None) -> list[str] | None:
+    """Names of views, each once: "crop:N" stands for the first N of the four corners and their mirror images.
+
+    Raises
+    ------
+    FeatxError
+        A view is unknown or there twice, or there is none.
+    """
+    if views is None:
+        return None
+    corners, names = VIEWS[2:], [views] if isinstance(views, str) else views
+    numbered = {f"crop:{n}": corners[:n] for n in range(1, len(corners) + 1)}
+    expanded: list[str] = []
+    for name in names if isinstance(names, Sequence) else [names]:
+        if not isinstance(name, str) or name not in (*VIEWS, *numbered):
+            raise FeatxError(
+                Parameter("views"),
+                f" are center, flip, crop:1 to crop:{len(corners)}, {', '.join(corners)}; got {name!r}",
+            )
+        expanded += numbered.get(name, [name])
+    if not expanded or len(set(expanded)) < len(expanded):
+        raise FeatxError(Parameter("views"), f" are different, and one or more; got {listed(expanded, 20) or 'none'}")
+    return expanded
+
+
+def _offset(view: str, first: str, last: str, side: int, crop: int) -> int:
+    """Where a view begins: at one of two ends if its name has it, or else in the centre; negative if the picture is
+    smaller than the crop."""
+    if first in view or last in view:
+        return 0 if first in view else side - crop
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)

@@ -58,6 +58,14 @@ def extract(
             rich_help_panel=_NETWORK,
         ),
     ] = "avg",
+    view: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep several views of each image: center, flip, crop:N with N from 1 to 8; repeated.",
+            show_default="center alone",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(help="A weights name, a .safetensors or .pth file, or 'random'.", rich_help_panel=_NETWORK),
@@ -164,6 +172,7 @@ def extract(
             layer or None,
             like=example,
             pool=pool,
+            views=view or None,
             weights=None if weights == "random" else weights,
             device=device,
             precision=precision,

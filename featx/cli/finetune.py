@@ -59,7 +59,7 @@ def finetune(
         typer.Option(help="Parameter of the Beta distribution of mixup; 0 for no mixup.", rich_help_panel=_TRAINING),
     ] = 0.0,
     augment: Annotated[
-        Literal["brightness", "contrast", "crop"] | None,
+        Literal["brightness", "contrast", "posterize", "crop"] | None,
         typer.Option(
             help="Random changes of the rows; crop only with --boundary input.",
             show_default="none",

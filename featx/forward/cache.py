@@ -83,7 +83,7 @@ def network_of(recipe: Recipe, place: torch.device, backbone: Backbone | None = 
 
 
 def _built(backbone: Backbone, recipe: Recipe, place: torch.device) -> TappedNetwork:
-    taps = [Tap.from_dict(tap) for tap in recipe.taps.values()]
+    taps = [Tap.from_dict(tap) for tap in recipe.view_taps.values()]
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     return TappedNetwork(backbone, taps, place, recipe.precision, recipe.engine, preprocessing)
 

@@ -31,7 +31,10 @@ _RECIPE_ROWS: dict[str, dict[str, Callable[[Any], str]]] = {
     "backbone": {"backbone": str, "weights": "weights {}".format},
     "weights' sha256": {"weights_sha256": str},
     "its file's sha256": {"weights_file_sha256": _unless_none("{}")},
-    "preprocessing": {"preprocessing": _pairs},
+    "preprocessing": {
+        "preprocessing": _pairs,
+        "views": lambda views: "" if views is None else f"views {', '.join(views)}",
+    },
     "decoding": {"decoder": str},
     "computed": {
         "precision": str,

@@ -189,7 +189,8 @@ def _write_store(file: BinaryIO, output: Path, store: FeatureStore, layers: list
             filters = filters_of(array.dtype)[compression]
             chunks = Chunks(layout.block_rows(array.row_bytes), filters, tuple(extents))
             placed[name] = changed(array, offset=0, chunks=chunks)
-    page, rest, seal = layout.assemble(placed, {**store._contents.datasets(), "checksums": checksums})
+    metadata = {**store._contents.datasets(), "checksums": checksums}
+    page, rest, seal = layout.assemble(placed, metadata, store.recipe.views)
     files.pwrite(handle, page, layout.PAGE)
     files.pwrite(handle, rest, seal.metadata)
     os.ftruncate(handle, seal.size)

@@ -138,6 +138,8 @@ class FeatureStore:
     def __getitem__(self, layer: str) -> np.ndarray:
         """A layer as a read-only memory map, (n, d) or, for pool "none", (n, ...); an archive's is an array in memory.
 
+        With v views of each image it is (n, v, d) or (n, v, ...).
+
         Raises
         ------
         LayerError

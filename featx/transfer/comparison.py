@@ -105,7 +105,7 @@ class ComparedBackbone:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row of the best layer."""
-        return self.layers[0].d * np.dtype(self.store.recipe.dtype).itemsize
+        return self.layers[0].d * self.store.recipe.n_views * np.dtype(self.store.recipe.dtype).itemsize
 
 
 @dataclass(frozen=True, eq=False, repr=False)

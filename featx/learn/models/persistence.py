@@ -195,7 +195,7 @@ def load(path: str | os.PathLike, *, backbone: Any = None, weights: str | os.Pat
     ------
     ModelError
         There is no such file, it is not a featx model, or it holds types outside the list, a recipe that featx does not
-        write, or decision trees that are not safe to use.
+        write, decision trees that are not safe to use, or weights that do not fit its classes.
     BackboneError
         `backbone` or `weights` are not the recorded ones.
     """
@@ -282,7 +282,7 @@ def _read(path: str | os.PathLike) -> dict[str, Any]:
         raise ModelError(f"{path} is damaged: {_in_a_line(error)}") from error
     try:
         _check(estimator)
-    except (StoreError, TypeError, AttributeError) as error:
+    except (StoreError, ModelError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is refused: {error}") from error
     return model
 
@@ -347,7 +347,8 @@ def _features_of(estimator: Any) -> list[StoredFeatures | ImageFeatures]:
 
 
 def _check(estimator: Any) -> None:
-    """Raise StoreError unless featx could have written all recipes of a loaded estimator; drop what names files.
+    """Raise StoreError or ModelError unless featx could have written all recipes and weights of a loaded estimator;
+    drop what names files.
 
     skops sets attributes without calling constructors, so only the attributes themselves are checked.
     """
@@ -358,6 +359,8 @@ def _check(estimator: Any) -> None:
             for name in _PATHS:
                 if getattr(held, name, None) is not None:
                     setattr(held, name, None)
+            if hasattr(held, "check_loaded"):
+                held.check_loaded()
     for step in _features_of(estimator):
         recipe = step.recipe_
         if not isinstance(recipe, Recipe) or not isinstance(getattr(step, "store", recipe), Recipe):
