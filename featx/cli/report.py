@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from featx.cli.interrupts import loading
+from featx.cli.interrupts import loading, working
 from featx.cli.printing import print_all
 from featx.cli.search_files import REPORTS, check_file
 from featx.errors import FeatxError
@@ -36,6 +36,7 @@ def report(
     with loading("loading scikit-learn"):
         from featx.learn import load_selection
         from featx.report import html
-    html(load_selection(model, opened, test), output)
+    with working("writing the report"):
+        html(load_selection(model, opened, test), output)
     print_all(f"{output}: the report")
     return 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featx.cli.interrupts import working
 from featx.errors import FeatxError
 
 if TYPE_CHECKING:
@@ -66,7 +67,8 @@ class SearchFiles:
                 figure.savefig(file, format=self.figure.suffix[1:].lower(), dpi=110)
             lines.append(f"{self.figure}: the picture")
         if self.report is not None:
-            html(result, self.report, command=shlex.join(["featx", *sys.argv[1:]]))
+            with working("writing the report"):
+                html(result, self.report, command=shlex.join(["featx", *sys.argv[1:]]))
             lines.append(f"{self.report}: the report")
         return lines
 

@@ -106,6 +106,23 @@ def test_search_prints_a_held_out_score_and_saves_what_it_scored(store: Path, tm
     assert list(opened.classes_) == list(CLASSES)
 
 
+def test_the_report_of_a_search_is_written_with_it_or_later(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["featx", "search", "a b.h5"])
+    now, later = tmp_path / "now.md", tmp_path / "later.md"
+    words = ["--estimator", "knn", "--layer", "penultimate", "--jobs", 1]
+    done = _run("search", store, *words, "-o", tmp_path / "m.skops", "--report", now)
+    assert done.exit_code == 0 and f"{now}: the report" in done.stdout, done.output
+    done = _run("report", tmp_path / "m.skops", "--store", store, "-o", later)
+    assert done.exit_code == 0, done.output
+    with_command, without = now.read_text(), later.read_text()
+    assert "## The result" in without and without.partition("## How")[0] == with_command.partition("## How")[0]
+    assert "featx search 'a b.h5'" in with_command and "a b.h5" not in without
+    assert "later.md is there already" in _refused("report", tmp_path / "m.skops", "--store", store, "-o", later)
+    assert "--store photos.h5" in _refused("report", tmp_path / "m.skops", "-o", tmp_path / "r.md")
+
+
 def test_unreadable_images_are_listed_and_end_in_exit_code_1(photos: Path, model: Path, tmp_path: Path) -> None:
     (photos / "dark" / "broken.jpg").write_text("not a picture")
     done = _run("extract", photos, "-o", tmp_path / "again.h5", *PIXELS)
@@ -341,7 +358,7 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("option", ["--output", "--figure", "--results"])
+@pytest.mark.parametrize("option", ["--output", "--figure", "--results", "--report"])
 def test_search_writes_over_nothing_that_it_reads(store: Path, option: str) -> None:
     before = store.read_bytes()
     assert "would be written over" in _refused(
@@ -360,7 +377,9 @@ def test_search_replaces_no_model_and_says_so_before_it_searches(
     assert (tmp_path / "m.skops").read_bytes() == b"an hour's work"
 
 
-@pytest.mark.parametrize("option, name", [("--results", "r.csv"), ("--results", "r.json"), ("--figure", "f.PDF")])
+@pytest.mark.parametrize(
+    "option, name", [("--results", "r.csv"), ("--results", "r.json"), ("--figure", "f.PDF"), ("--report", "r.html")]
+)
 def test_what_search_writes_is_whole_or_as_it_was(
     searched: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str
 ) -> None:
@@ -411,6 +430,7 @@ VALUES = {  # of every option a value that is not its default, and the options t
     "--jobs": "1",
     "--results": "r.csv",
     "--figure": "f.png",
+    "--report": "f.md",
     "--top": "1",
 }
 GRID_ONLY = ("--estimator", "--l2", "--power", "--pca", "--scoring", "--one-se", "--nested", "--folds", "--jobs")
@@ -479,7 +499,7 @@ def test_every_option_has_an_effect_or_is_refused(
 
             monkeypatch.setattr(featx.learn, name, answer)
         (tmp_path / "run").mkdir()
-        written = {name: str(tmp_path / "run" / name) for name in ("m.skops", "r.csv", "f.png")}
+        written = {name: str(tmp_path / "run" / name) for name in ("m.skops", "r.csv", "f.png", "f.md")}
         read = {name: str(folder / name) for name in ("labels.csv", "other.h5")}
         all_words = [(written | read).get(word, word) for word in words]
         done = _run("search", folder / "all.h5", "--protocol", protocol, *all_words)
