@@ -1,6 +1,6 @@
 """featx: features once, answers in seconds.
 
-Images go once through a pretrained CNN, activations are kept in one HDF5 file, scikit-learn does the rest.
+Images pass once through a pretrained CNN, whose activations are kept in one HDF5 file; scikit-learn does the rest.
 """
 
 from __future__ import annotations

@@ -46,17 +46,17 @@ def bound_sympy(expression: Any, ranges: Any) -> Any:
 
 
 def unlimited_compilations() -> contextlib.AbstractContextManager:
-    """Networks that were compiled before do not count against torch's limit."""
+    """A context in which compiled networks are not limited in number by torch."""
     return torch._dynamo.config.patch(recompile_limit=2**20, accumulated_recompile_limit=2**20)
 
 
 def linear_pointwise(A: torch.Tensor, B: torch.Tensor) -> torch.Tensor | None:
-    """A B^T by oneDNN, (m, d), (n, d) float32 -> (m, n); None if this torch cannot."""
+    """A B^T (m, n) by oneDNN, of float32 (m, d) and (n, d); None if this version of torch cannot compute it."""
     return torch.ops.mkldnn._linear_pointwise(A, B, None, "none", [], "") if _HAS_LINEAR else None
 
 
 def import_without_compiler(name: str) -> ModuleType:
-    """Import torchvision or timm; raises ImportError where there is none."""
+    """Import torchvision or timm; raises ImportError if it is not installed."""
     with _stand_in(), _late_decorator():
         return importlib.import_module(name)
 

@@ -46,7 +46,7 @@ class EstimatorSpec:
     is_default: bool = True
 
     def complexity(self, value: float | None) -> float:
-        """Orders values of the parameter, the strongest regularization first."""
+        """Sort key of a value of the parameter; the strongest regularization comes first."""
         if value is None:
             return 0.0
         return -float(value) if self.parameter in self.simpler_if_large else float(value)

@@ -72,7 +72,7 @@ Part = str | Parameter | Call
 
 
 class Message(Exception):
-    """Base of errors and warnings whose message is written by whoever shows it; see `FeatxError`.
+    """Base of errors and warnings whose message Python and the command line word differently; see `FeatxError`.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Message(Exception):
         super().__init__(self.render())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies and pickles set what is held, as constructors take other arguments than `args`."""
+        """Copies and pickles restore the attributes, since constructors take other arguments than `args`."""
         return copyreg.__newobj__, (type(self),), {**vars(self), "args": self.args}  # type: ignore[attr-defined]
 
     def render(self, write: Callable[[Parameter | Call], str] = str) -> str:
@@ -99,12 +99,12 @@ class Message(Exception):
 
 
 class FeatxError(Message, ValueError):
-    """Base of all errors that featx raises about what it was given.
+    """Base of all errors that a user of featx can cause.
 
     Parameters
     ----------
     *parts : str, Parameter or Call
-        The message, one part after the other; mostly it is a single text.
+        The parts of the message, in order; usually it is a single text.
 
     Examples
     --------
@@ -114,7 +114,7 @@ class FeatxError(Message, ValueError):
 
 
 class SourceError(FeatxError):
-    """The images to work on: a folder, a list, a manifest, its labels."""
+    """The images cannot be used: their folder, list or manifest, or their labels."""
 
 
 class ImageError(FeatxError):
@@ -126,7 +126,7 @@ class ImageError(FeatxError):
         One word of a fixed list: "missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type",
         "changed".
     reason : str
-        The same in words; never another library's text, which may change from run to run.
+        The reason in words; never another library's text, which may change from run to run.
     """
 
     def __init__(self, code: str, reason: str) -> None:
@@ -135,7 +135,7 @@ class ImageError(FeatxError):
 
 
 class UnreadableImages(FeatxError):
-    """Images handed to a transformer that cannot be used; `failures` maps their positions to ImageError."""
+    """A transformer cannot read some of its images; `failures` maps their positions to ImageErrors."""
 
     def __init__(self, message: str, failures: dict[int, ImageError]) -> None:
         super().__init__(message)
@@ -147,14 +147,14 @@ class BackboneError(FeatxError):
 
 
 class UnavailableBackbone(BackboneError):
-    """A network that a recipe names and that the user has to hand over.
+    """The network of a recipe cannot be loaded by featx; the user has to pass it.
 
     Parameters
     ----------
     reason : str
-        Why featx does not take it by itself.
+        Why featx cannot load it.
     *how : str, Parameter or Call
-        How the network of a saved model is handed over.
+        How to pass the network of a saved model.
     """
 
     def __init__(self, reason: str, *how: Part) -> None:
@@ -175,7 +175,7 @@ class RecipeError(StoreError):
 
 
 class DamageError(StoreError):
-    """Bytes of a store are not those that were written; `damages` lists them as (layer, start, stop) in rows."""
+    """Bytes of a store do not match their checksums; `damages` lists them as (layer, first row, last row + 1)."""
 
     def __init__(self, message: str, damages: list) -> None:
         super().__init__(message)
@@ -195,7 +195,7 @@ class ContradictionWarning(UserWarning):
 
 
 class ProgramWarning(UserWarning):
-    """A file that is about to be opened is a program, which can run code of its author."""
+    """A file that is about to be opened is a program, which can run its author's code."""
 
 
 class RowsDifferWarning(Message, UserWarning):
@@ -219,9 +219,9 @@ def warn(message: str, category: type[Warning]) -> None:
 
 
 def as_path(name: str, value: object, error: type[FeatxError]) -> Path:
-    """The value of a parameter as a path; raises the error if it is neither a str nor a path."""
+    """The value of a parameter as a path; raises `error` if it is neither a str nor a path."""
     if not isinstance(value, str | os.PathLike):
-        raise error(Parameter(name), f" is a path; got {type(value).__name__}")
+        raise error(Parameter(name), f" must be a path; got {type(value).__name__}")
     return Path(value)
 
 

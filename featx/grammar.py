@@ -1,8 +1,8 @@
 """The values that fields of a recipe may have: a closed grammar over plain values.
 
 A recipe decides what is built, read and allocated, and may come from an untrusted file. So it is checked when a file is
-opened and again before a network is built; a ValueError names the field, the requirement and the value. Which check a
-field has is said in `featx.recipe`. This module knows no network and opens no file.
+opened and again before a network is built; a ValueError names the field, the requirement and the value. `featx.recipe`
+assigns the checks to the fields. This module knows no network and opens no file.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ INTERPOLATIONS = ("nearest", "nearest-exact", "box", "bilinear", "hamming", "bic
 NUMBER_TYPES = ("float32", "bfloat16", "float16")
 POOLS = ("avg", "max", "gem", "spp", "cls", "tokens", "flatten", "none")
 PROJECTION_SEED = 0
+_CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
+VIEWS = ("center", "flip", *_CORNERS, *(f"{corner}-flip" for corner in _CORNERS))
 PROGRAM_FILE = ".pt2"
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -45,12 +47,12 @@ def is_weights_file(weights: str | None) -> bool:
 
 
 def line(most: int) -> Check:
-    """A line of text of at most so many characters."""
+    """Check that a value is a line of text of at most `most` characters."""
     return lambda field, value, recipe: _require(_is_text(value, most), field, "a line of text", value)
 
 
 def lines(most: int) -> Check:
-    """A mapping of names to lines of text."""
+    """Check that a value maps names to lines of text of at most `most` characters."""
     return lambda field, value, recipe: _check_texts(field, value, most)
 
 
@@ -90,8 +92,9 @@ def check_weights_file_sha256(field: str, value: Any, recipe: Any) -> None:
 
 def check_taps(field: str, value: Any, recipe: Any) -> None:
     _require(type(value) is dict and 0 < len(value) <= _MOST_TAPS, field, "one layer or more", value)
+    check_views("views", recipe.views, recipe)  # they decide the shapes
     for name, tap in value.items():
-        _check_tap(name, tap)
+        _check_tap(name, tap, recipe.views)
 
 
 def check_aliases(field: str, value: Any, recipe: Any) -> None:
@@ -111,7 +114,7 @@ def check_precision_error(field: str, value: Any, recipe: Any) -> None:
 def check_batch_size(field: str, value: Any, recipe: Any) -> None:
     _whole(field, value, 1, MOST_BATCH)
     height, width = recipe.preprocessing["crop"]
-    pixels = value * height * width
+    pixels = value * height * width * len(recipe.views or (None,))
     needed = f"at most {MOST_BATCH_PIXELS:,} pixels per batch"
     _require(pixels <= MOST_BATCH_PIXELS, f"{field} x crop", needed, pixels)
 
@@ -127,6 +130,12 @@ def check_collection(field: str, value: Any, recipe: Any) -> None:
 def check_pass_rows(field: str, value: Any, recipe: Any) -> None:
     if value is not None:
         _whole(field, value, 1, recipe.batch_size - 1)
+
+
+def check_views(field: str, value: Any, recipe: Any) -> None:
+    fits = type(value) is list and len(value) > 0 and all(type(view) is str and view in VIEWS for view in value)
+    needed = f"different views of {', '.join(VIEWS)}, or null"
+    _require(value is None or (fits and len(set(value)) == len(value)), field, needed, value)
 
 
 def check_preprocessing_field(field: str, value: Any, recipe: Any) -> None:
@@ -152,7 +161,7 @@ def check_preprocessing(values: Mapping[str, Any]) -> None:
         _require(fits, field, f"three numbers from {least:g} to 1e+06, one per channel", channels)
 
 
-def _check_tap(name: object, tap: object) -> None:
+def _check_tap(name: object, tap: object, views: list[str] | None) -> None:
     required, optional = {"node", "pool", "layout", "shape"}, {"prefix", "projected", "seed"}
     fits = _is_text(name, 2000) and type(tap) is dict and required <= tap.keys() <= required | optional
     _require(fits, "taps", "names of layers, each with node, pool, layout and shape", {name: tap})
@@ -162,8 +171,11 @@ def _check_tap(name: object, tap: object) -> None:
     _require(_is_text(node, 1000), "node", "the name of a layer", node)
     _one_of("pool", pool, POOLS)
     _one_of("layout", layout, tuple(_DIMENSIONS))
-    fits = _is_list(shape) and 1 <= len(shape) <= 3 and all(_is_whole(size, 1, MOST_ROW) for size in shape)
+    fits = _is_list(shape) and 1 <= len(shape) <= 4 and all(_is_whole(size, 1, MOST_ROW) for size in shape)
     _require(fits and math.prod(shape) <= MOST_ROW, "shape", f"sizes of a row of up to {MOST_ROW:,} numbers", shape)
+    if views is not None:
+        _require(shape[0] == len(views), "shape", f"of {len(views)} views and their sizes", shape)
+        shape = shape[1:]
     dimensions = _DIMENSIONS[layout] if pool == "none" and projected is None else 1
     _require(len(shape) == dimensions, "shape", f"{dimensions} sizes for {layout} and pool {pool}", shape)
     prefix = tap.get("prefix", 0)
@@ -223,7 +235,7 @@ def _is_text(value: object, most: int) -> bool:
 
 
 def _is_users(backbone: object) -> bool:
-    """Whether it names a network that only the user has: a module or an exported program."""
+    """Whether a backbone's name is that of the user's own module or exported program."""
     source, _, name = backbone.partition(":") if type(backbone) is str else ("", "", "")
     return source in ("module", "export") and _is_text(name, 200) and "/" not in name
 

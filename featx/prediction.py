@@ -8,11 +8,18 @@ from typing import NamedTuple
 class Prediction(NamedTuple):
     """The prediction for one image.
 
-    image : its path, or its position
-    label : class name, or the value that a regressor predicts; None if the image cannot be read
-    confidence : highest probability, or highest decision score if the model has no probabilities; None for regressors
-    kind : "probability" or "score", the meaning of `confidence`; "value" for regressors, "" if the image cannot be read
-    error : why the image cannot be read, or ""
+    Attributes
+    ----------
+    image : str
+        Path of the image, or its position.
+    label : str, float or None
+        Class name, or the value that a regressor predicts; None if the image cannot be read.
+    confidence : float or None
+        Highest probability, or highest decision score if the model has no probabilities; None for regressors.
+    kind : "probability", "score", "value" or ""
+        Meaning of `confidence`; "value" for regressors, "" if the image cannot be read.
+    error : str
+        Why the image cannot be read, or "".
     """
 
     image: str

@@ -22,8 +22,14 @@ Kind = Literal["meaning", "rounding", "recorded"]
 class Difference(NamedTuple):
     """A field in which two recipes differ.
 
-    first, second : its values in the first and the second recipe
-    kind : what the difference changes, see `FieldRule`
+    Attributes
+    ----------
+    name : str
+        The field, or a part of it: "preprocessing.resize".
+    first, second : object
+        Its values in the first and the second recipe; None if a recipe lacks it.
+    kind : "meaning", "rounding" or "recorded"
+        What the difference changes; see `FieldRule`.
     """
 
     field: str
@@ -44,13 +50,14 @@ class FieldRule:
     check : callable
         Refuses values that featx does not write, see `featx.grammar`.
     is_optional : bool
-        It is not written if it has its default, which it also has in a file without it.
+        Whether a file without the field means its default, which is therefore not written.
     is_followed : bool
-        A continued run adopts it and a merge joins it, so a difference is no reason to refuse them.
+        Whether a difference is accepted by a continued run, which adopts the value, and by a merge, which joins the
+        values.
     join : callable(first, second)
-        Its value where rows of two recipes are stored together; by default the first one's.
+        Returns the value for a store with rows of two recipes; by default the first one's.
     show : callable(value)
-        What messages show of it.
+        Returns what messages show of a value.
     none_text : str
         What None stands for, in the words of a message.
     """
@@ -104,15 +111,16 @@ class Recipe:
     precision : "float32", "bfloat16" or "float16"
     precision_error : largest relative L2 error of a row of the first batch, if precision "auto" chose a fast type
     batch_size : images per forward pass
-    dtype : of the stored rows
+    dtype : number type of the stored rows
     device : "cpu" or "cuda"
-    threads : of the forward pass
+    threads : number of threads of the forward pass
     versions : {library: version}
     origin : the folder that ids are relative to, or None
     collection : digest of the run's ids, labels and columns, in order; None if no store was made
     pass_rows : the smallest number of images in a forward pass, if a GPU's memory was too small for a whole batch;
         else None
     weights_file_sha256 : of the bytes of the file that `weights` names; None if it names no file
+    views : the views of each image, along the first axis of a row's shape; None if rows are of the image alone
     """
 
     backbone: str = field(metadata=_rule("meaning", grammar.check_backbone))
@@ -148,18 +156,21 @@ class Recipe:
     weights_file_sha256: str | None = field(
         default=None, metadata=_rule("recorded", grammar.check_weights_file_sha256, is_optional=True)
     )
+    views: list[str] | None = field(default=None, metadata=_rule("meaning", grammar.check_views, is_optional=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # plain constructor arguments, which skops can write and read without trusting any state
         return type(self), astuple(self)
 
     def to_json(self) -> str:
+        """The recipe as one line of JSON; `from_json` reads it."""
         values = asdict(self)
         omitted = [name for name, default in _OPTIONAL.items() if values[name] == default]
         return json.dumps({name: value for name, value in values.items() if name not in omitted}, ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
+        """Parse the text of `to_json`; raises StoreError if it is damaged."""
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)
@@ -185,6 +196,33 @@ class Recipe:
     def layers(self) -> tuple[str, ...]:
         """Names of the taps, "node:pool", in the order of extraction."""
         return tuple(self.taps)
+
+    @property
+    def n_views(self) -> int:
+        """Number of views of an image: 1 if there is no axis of views."""
+        return 1 if self.views is None else len(self.views)
+
+    @property
+    def view_taps(self) -> dict[str, dict[str, Any]]:
+        """The taps with the shape of one view."""
+        if self.views is None:
+            return self.taps
+        return {name: {**tap, "shape": tap["shape"][1:]} for name, tap in self.taps.items()}
+
+    def of_view(self, view: str) -> Recipe:
+        """The recipe of one view, with an axis of length 1; or, for "mean", of all of them: this recipe.
+
+        Raises
+        ------
+        LayerError
+            There is no such view. Rows of a store without views are of the view "center".
+        """
+        stored = self.views or ["center"]
+        if view == "mean" or (self.views is None and view in stored):
+            return self
+        if view not in stored:
+            raise LayerError(f"view {view!r} is not stored{nearest(str(view), stored)}. There are: {', '.join(stored)}")
+        return replace(self, views=[view], taps=with_views(self.view_taps, [view]))
 
     def layer(self, name: str | None) -> str:
         """The full name of a layer: "layer3" -> "layer3:avg", "penultimate" -> the layer that it stands for.
@@ -245,10 +283,11 @@ class Recipe:
     def compare(self, other: Recipe) -> Iterator[Difference]:
         """Every field in which two recipes differ; the order of layers does not count.
 
-        Nested fields are compared one by one, "preprocessing.resize"; a value that one recipe lacks is None.
+        Nested fields are compared one by one, "preprocessing.resize"; a value that one recipe lacks is None. Shapes of
+        taps are compared without the axis of views.
         """
         for name, rule in _RULES.items():
-            first, second = getattr(self, name), getattr(other, name)
+            first, second = (getattr(one, "view_taps" if name == "taps" else name) for one in (self, other))
             if isinstance(first, dict):
                 for key in dict.fromkeys([*first, *second]):
                     if first.get(key) != second.get(key):
@@ -296,6 +335,13 @@ class Recipe:
 
 _RULES: dict[str, FieldRule] = {one.name: one.metadata["rule"] for one in fields(Recipe)}
 _OPTIONAL = {one.name: one.default for one in fields(Recipe) if _RULES[one.name].is_optional}
+
+
+def with_views(taps: Mapping[str, dict[str, Any]], views: Sequence[str] | None) -> dict[str, dict[str, Any]]:
+    """Taps with the axis of views before the shape of one view."""
+    if views is None:
+        return dict(taps)
+    return {name: {**tap, "shape": [len(views), *tap["shape"]]} for name, tap in taps.items()}
 
 
 def _refuse_constant(name: str) -> None:

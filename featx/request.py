@@ -48,7 +48,7 @@ class ProtocolSpec:
     function : str
         The function of featx.learn that runs it.
     lacks : sequence of str
-        Parameters of a SearchRequest that it does not have.
+        Parameters of a SearchRequest that this function does not have.
     """
 
     function: str
@@ -79,11 +79,11 @@ class SearchRequest:
     label_column : str, optional
         The column of labels in that file, or else in the first store.
     target : "class" or "numeric", optional
-        What those labels are.
+        Whether these labels are class names or numbers.
     split_column : str, optional
         The column of the first store that says which images are held out.
     test_value, validation_value : str, optional
-        Its value for the images to test on, "test" by default, and for those to choose parameters on.
+        The values of that column for test images, by default "test", and for the images on which parameters are chosen.
     test_store : path, optional
         A store of images to test on.
     layers, estimators, l2, power, pca, scoring, one_se, nested
@@ -133,7 +133,7 @@ class SearchRequest:
                     f"there is no estimator {name!r}{nearest(name, ESTIMATORS)}; choose {', '.join(ESTIMATORS)}"
                 )
         if self.n_jobs == 0:
-            raise FeatxError(Parameter("n_jobs"), " is 1 or more, or -1 for one a core; got 0")
+            raise FeatxError(Parameter("n_jobs"), " is 1 or more, or -1 for one per core; got 0")
         if unused := [name for name in PROTOCOLS[self.protocol].lacks if self._is_set(name)]:
             them = "it" if len(unused) == 1 else "them"
             raise FeatxError(
@@ -147,14 +147,14 @@ class SearchRequest:
         if self.labels is None and self.label_column is None and self.target is not None:
             raise FeatxError(
                 Parameter("target"),
-                " says what the labels of ",
+                " describes the labels of ",
                 *_joined(["labels", "label_column"], " or "),
-                " are; give one of them",
+                "; give one of them",
             )
         if self.test_store is not None and self.labels is None and self.target == "numeric":
             raise FeatxError(
                 Parameter("label_column"),
-                " reads numbers of the searched store only; give both stores labels by extracting",
+                " gives the searched store numeric labels, but not the test store; extract both stores with labels",
             )
 
     def arguments(self, store: FeatureStore) -> dict[str, Any]:
@@ -168,7 +168,7 @@ class SearchRequest:
         Raises
         ------
         FeatxError
-            A column, a value of it, the file of labels or the test store is not there or does not fit.
+            A column or a value of it, the file of labels or the test store is missing or does not fit.
         """
         from featx.store import FeatureStore
 
@@ -214,7 +214,7 @@ class SearchRequest:
         Raises
         ------
         FeatxError
-            As of `arguments`.
+            As in `arguments`.
         """
         return _with_holdout(self.arguments(store))
 
@@ -238,7 +238,7 @@ class SearchRequest:
 
 
 def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:
-    """`arguments` with a HoldOut in place of what it is made of."""
+    """`arguments` with one HoldOut in place of the parameters that it is made from."""
     from featx.learn import HoldOut
 
     options = dict(arguments)
@@ -249,7 +249,7 @@ def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:
 def _refuse_several_hold_outs(names: Sequence[str]) -> None:
     """Raise FeatxError if more than one parameter says which images are held out."""
     if len(names) > 1:
-        raise FeatxError("images are held out in one way; got ", *_joined(names, " and "))
+        raise FeatxError("only one parameter may say which images are held out; got ", *_joined(names, " and "))
 
 
 def _joined(names: Sequence[str], separator: str) -> list[Part]:

@@ -5,6 +5,8 @@ The recipe says how. It needs NumPy and Pillow alone, so an exported model predi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -17,20 +19,27 @@ _MOST_PIXELS = 2**28
 
 
 def resized_and_cropped(
-    picture: Image.Image, resize: int | tuple[int, int], crop: tuple[int, int], interpolation: str
+    picture: Image.Image,
+    resize: int | tuple[int, int],
+    crop: tuple[int, int],
+    interpolation: str,
+    views: Sequence[str] = ("center",),
 ) -> np.ndarray:
-    """RGB picture -> (*crop, 3) uint8; see `featx.Preprocessing`, whose fields the parameters are."""
+    """RGB picture -> (v, *crop, 3) uint8; see `featx.Preprocessing`, whose fields and views the parameters are."""
     wide, tall = resized_size(*picture.size, resize)
     if wide * tall > _MOST_PIXELS:  # a strip of 1 x 20,000 pixels
         raise ImageError("too-large", f"resized it would have {wide:,} x {tall:,} pixels; the limit is 268 million")
     height, width = crop
-    left, top = _offset(wide, width), _offset(tall, height)
     # Pillow directly: torchvision's functions take 10 % longer. Rows and columns outside of the crop are resized
     # too, since the whole size determines which of the two Pillow resizes first, and so how it rounds
     resized = picture.resize((wide, tall), _FILTERS[interpolation])
-    return np.asarray(
-        resized.crop((left, top, left + width, top + height))
-    )  # pictures that are too small get a black border
+    pixels = []
+    for view in views:
+        left, top = _offset(view, "left", "right", wide, width), _offset(view, "top", "bottom", tall, height)
+        # pictures that are too small get a black border
+        cropped = np.asarray(resized.crop((left, top, left + width, top + height)))
+        pixels.append(cropped[:, ::-1] if view.endswith("flip") else cropped)
+    return np.stack(pixels)
 
 
 def resized_size(width: int, height: int, resize: int | tuple[int, int]) -> tuple[int, int]:
@@ -42,6 +51,9 @@ def resized_size(width: int, height: int, resize: int | tuple[int, int]) -> tupl
     return int(resize * width / height), resize
 
 
-def _offset(side: int, crop: int) -> int:
-    """Where the crop begins; negative if it is larger than the picture."""
+def _offset(view: str, first: str, last: str, side: int, crop: int) -> int:
+    """Where a view begins: at one of two ends if its name has it, or else in the centre; negative if the picture is
+    smaller than the crop."""
+    if first in view or last in view:
+        return 0 if first in view else side - crop
     return round((side - crop) / 2) if side >= crop else -((crop - side) // 2)

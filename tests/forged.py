@@ -7,7 +7,7 @@ import os
 import struct
 import tempfile
 import tracemalloc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
@@ -124,12 +124,17 @@ def values_of(content: bytes) -> dict[str, Any]:
     }
 
 
-def with_values(content: bytes, metadata: Mapping[str, Any], layers: Mapping[str, hdf5.Array] | None = None) -> bytes:
+def with_values(
+    content: bytes,
+    metadata: Mapping[str, Any],
+    layers: Mapping[str, hdf5.Array] | None = None,
+    views: Sequence[str] | None = None,
+) -> bytes:
     """The same rows with other metadata, every dataset of it in its right place."""
     seal = seal_of(content)
     if layers is None:
         layers = {layout.member_name(name): array for name, array in tree_of(content)["layers"].items()}
-    page, rest, new = layout.assemble(layers, metadata)
+    page, rest, new = layout.assemble(layers, metadata, views)
     rows = content[layout.FIRST_LAYER : seal.metadata]
     return new.to_bytes() + page + rows[: new.metadata - layout.FIRST_LAYER] + rest
 

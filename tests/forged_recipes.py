@@ -23,6 +23,7 @@ HOSTILE: list[Any] = [
     "torchvision:evil", "bundled:evil", "bundled:pixels", "hf-hub:evil/x", "http://127.0.0.1:9/evil.pth",
     "file:///FOLDER/evil.pth", "DEFAULT", "IMAGENET1K_V1", "0" * 64, "f" * 32, [], [1], [32, 32], [10**6, 1],
     [1, 10**9], [0.5, 0.5, 0.5], [0, 0, 0], [1e-40] * 3, ["x"], [[1]], [1] * 100, {}, {"x": 1}, {"a": {"b": {}}},
+    "center", "flip", "mean", "crop:4", ["center"], ["flip", "center"], ["flip", "flip"], ["top-left", "center"],
 ]  # fmt: skip
 
 
@@ -75,7 +76,7 @@ def _other_layer(recipe: dict[str, Any], draw: random.Random) -> dict[str, Any]:
     )
     tap["pool"] = draw.choice(["avg", "max", "gem", "spp", "tokens", "flatten", "none", tap["pool"]])
     tap["layout"] = draw.choice(["bchw", "bhwc", "btc", "bd", tap["layout"]])
-    tap["shape"] = draw.choice([tap["shape"], [1], [64], [2**20], [3, 32, 32], [2, 3]])
+    tap["shape"] = draw.choice([tap["shape"], [1], [64], [2**20], [3, 32, 32], [2, 3], [2, 3, 32, 32]])
     if draw.random() < 0.3:
         tap["prefix"] = draw.choice([0, 1, 5, 1000])
     width = f"~{tap['shape'][0]}" if "projected" in tap else ""
@@ -97,4 +98,5 @@ def _places(value: Any, path: list[str | int]) -> Any:
 
 def with_recipe(content: bytes, text: str) -> bytes:
     """A store with another recipe, behind the identity and the seal that go with it."""
-    return with_values(content, values_of(content) | {"recipe": np.array([text.encode()])})
+    views = [] if '"views"' in text else None  # decide the format version
+    return with_values(content, values_of(content) | {"recipe": np.array([text.encode()])}, views=views)

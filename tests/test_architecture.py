@@ -51,7 +51,7 @@ MAY_IMPORT = {
     "learn.features": LOW | {"store", "forward", "images"},
     "learn.scores": LOW,
     "learn.search": LOW | SHARED | {"store", "solvers", "learn.features", "learn.estimators"},
-    "learn.models": LOW | SHARED | {"store", "backbones", "learn.features", "learn.estimators", "learn.search"},
+    "learn.models": LOW | SHARED | {"store", "backbones"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | LEARN - {"learn.models"},
     "learn": LEARN | {"naming"},  # the public list

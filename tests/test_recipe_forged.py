@@ -29,13 +29,16 @@ torch.set_num_threads(1)
 warnings.simplefilter("error")
 os.chdir(FOLDER)
 pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
-store = featx.extract(pixels, "good.h5", BACKBONE, LAYERS, weights=WEIGHTS, labels=["ant", "bee"] * 6, progress=False,
-                      device="cpu", batch_size=4)
-good = make_pipeline(StoredFeatures(store), NearestCentroid()).fit(store.X, store.y)
-save(good, "good.skops")
-new = [*pixels[:3]]
-expected = load("good.skops").predict(new).tolist()
-content, texts = Path("good.h5").read_bytes(), (store.recipe.to_json(), good[0].recipe_.to_json())
+new, made = [*pixels[:3]], []
+for views in (None, ["center", "flip"]):
+    name = "views" if views else "good"
+    store = featx.extract(pixels, name + ".h5", BACKBONE, LAYERS, weights=WEIGHTS, labels=["ant", "bee"] * 6,
+                          progress=False, device="cpu", batch_size=4, views=views)
+    good = make_pipeline(StoredFeatures(store), NearestCentroid()).fit(store.X, store.y)
+    save(good, name + ".skops")
+    expected = load(name + ".skops").predict(new).tolist()
+    texts = store.recipe.to_json(), good[0].recipe_.to_json()
+    made.append((Path(name + ".h5").read_bytes(), texts, good, expected))
 evil_files(Path(FOLDER))
 
 libraries = tuple({os.path.realpath(path) for path in [*sys.path, *sysconfig.get_paths().values(), *featx.__path__]
@@ -71,6 +74,7 @@ def answer(path):
 
 wrong, counts, recorded = [], {"refused": 0, "same": 0, "other": 0}, set(RECORDED)
 for number in range(FIRST, FIRST + TRIES):
+    content, texts, good, expected = made[number // 2 % 2]
     where, forged = forge(json.loads(texts[number % 2]), number)
     seen.clear()
     for path in ("forged.h5", "forged.skops")[number % 2 :][:1]:

@@ -41,10 +41,13 @@ def test_what_does_not_fit_is_refused_in_pythons_words(subtests):
         ({"protocol": "few-shot", "l2": True, "folds": 3}, "protocol='few-shot' has no l2, folds; leave them out"),
         ({"validation_value": "val", "split_column": "split"}, "protocol='grid' has no validation_value; leave it out"),
         ({"folds": 1}, "folds is 2 or more; got 1"),
-        ({"n_jobs": 0}, "n_jobs is 1 or more, or -1 for one a core; got 0"),
-        ({"test_size": 0.2, "split_column": "split"}, "images are held out in one way; got test_size and split_column"),
+        ({"n_jobs": 0}, "n_jobs is 1 or more, or -1 for one per core; got 0"),
+        (
+            {"test_size": 0.2, "split_column": "split"},
+            "only one parameter may say which images are held out; got test_size and split_column",
+        ),
         ({"test_value": "test"}, "test_value is a value of split_column; give that too"),
-        ({"target": "numeric"}, "target says what the labels of labels or label_column are; give one of them"),
+        ({"target": "numeric"}, "target describes the labels of labels or label_column; give one of them"),
     ]:
         with subtests.test(ascii((settings, message))):
             with pytest.raises(FeatxError) as caught:
@@ -55,7 +58,7 @@ def test_what_does_not_fit_is_refused_in_pythons_words(subtests):
 def test_a_store_of_test_images_goes_with_a_column_of_validation_images():
     both = {"split_column": "split", "test_store": Path("test.h5")}
     SearchRequest(protocol="knn", validation_value="val", **both).validate()
-    with pytest.raises(FeatxError, match="one way; got split_column and test_store"):
+    with pytest.raises(FeatxError, match="which images are held out; got split_column and test_store"):
         SearchRequest(protocol="knn", validation_value="val", test_value="test", **both).validate()
 
 

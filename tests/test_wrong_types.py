@@ -11,8 +11,8 @@ from featx.errors import BackboneError, LayerError, SourceError, StoreError
 IMAGES = [noise(0), noise(1)]
 
 CALLS = {
-    "extract's output": (lambda store: featx.extract(IMAGES, 3), StoreError, "output is a path; got int"),
-    "extract's like": (lambda store: featx.extract(IMAGES, "o.h5", like=3), StoreError, "like is a path; got int"),
+    "extract's output": (lambda store: featx.extract(IMAGES, 3), StoreError, "output must be a path; got int"),
+    "extract's like": (lambda store: featx.extract(IMAGES, "o.h5", like=3), StoreError, "like must be a path; got int"),
     "extract's source": (lambda store: featx.extract(3, "o.h5"), SourceError, "a list or an array; got int"),
     "extract's backbone": (lambda store: featx.extract(IMAGES, "o.h5", 3), BackboneError, "a backbone is a name"),
     "extract's ids": (
@@ -26,13 +26,13 @@ CALLS = {
         BackboneError,
         "preprocessing is a featx.Preprocessing; got int",
     ),
-    "FeatureStore's path": (lambda store: featx.FeatureStore(None), StoreError, "path is a path; got NoneType"),
+    "FeatureStore's path": (lambda store: featx.FeatureStore(None), StoreError, "path must be a path; got NoneType"),
     "a layer": (lambda store: store[["penultimate"]], LayerError, "a layer is a name, such as '.*'; got list"),
-    "align's labels": (lambda store: store.align(3), SourceError, "labels is a path; got int"),
-    "export's output": (lambda store: featx.export(store, None), StoreError, "output is a path; got NoneType"),
-    "export's store": (lambda store: featx.export(3, "a.npy"), StoreError, "path is a path; got int"),
+    "align's labels": (lambda store: store.align(3), SourceError, "labels must be a path; got int"),
+    "export's output": (lambda store: featx.export(store, None), StoreError, "output must be a path; got NoneType"),
+    "export's store": (lambda store: featx.export(3, "a.npy"), StoreError, "path must be a path; got int"),
     "merge's stores": (lambda store: featx.merge("a.h5", "b.h5"), StoreError, "two or more stores .* got str"),
-    "merge's output": (lambda store: featx.merge([store, store], 3), StoreError, "output is a path; got int"),
+    "merge's output": (lambda store: featx.merge([store, store], 3), StoreError, "output must be a path; got int"),
 }
 
 

@@ -8,7 +8,7 @@ from featx.backbones.backbone import BUILDING, Backbone, passed_backbone, resolv
 from featx.backbones.engine import Choice, choose
 from featx.backbones.network import COMPILED, EAGER, TappedNetwork
 from featx.backbones.pools import POOLS, Pool, Tap
-from featx.backbones.preprocessing import Preprocessing
+from featx.backbones.preprocessing import Preprocessing, expand_views
 from featx.backbones.tails import INPUT, Boundary, Tail, boundaries
 from featx.backbones.taps import describe, resolve_taps
 from featx.backbones.trace import trace_of
@@ -31,6 +31,7 @@ __all__ = [
     "boundaries",
     "choose",
     "describe",
+    "expand_views",
     "n_timm",
     "passed_backbone",
     "pretrained",

@@ -1,4 +1,4 @@
-"""The pretrained networks that can be had: their sizes, published accuracy, and whether they are on this disk."""
+"""The pretrained networks that are available: their sizes, published accuracy, and whether they are on this disk."""
 
 from __future__ import annotations
 
@@ -13,13 +13,22 @@ from featx.backbones.sources import BUNDLED, checkpoints, import_timm, missing_f
 class Pretrained:
     """A network with its weights.
 
-    name : as `Backbone` takes it
-    weights : the name of the weights; "" if there is nothing to choose
-    task : what they were trained for
-    n_parameters : number of parameters, or None where the library does not say
-    size : height and width of its images, or None
-    accuracy : published top-1 accuracy on ImageNet-1K, from 0 to 1, or None
-    state : "on disk", "to download", or what must be installed
+    Attributes
+    ----------
+    name : str
+        The name that `Backbone` takes.
+    weights : str
+        The name of the weights; "" if the network has none.
+    task : str
+        The data that they were trained on.
+    n_parameters : int or None
+        None if the library does not state it.
+    size : int or None
+        Height and width of its input in pixels.
+    accuracy : float or None
+        Published top-1 accuracy on ImageNet-1K, from 0 to 1.
+    state : str
+        "on disk", "to download", or which package must be installed.
     """
 
     name: str
@@ -34,8 +43,16 @@ class Pretrained:
 def pretrained(pattern: str = "") -> list[Pretrained]:
     """Pretrained networks whose name contains the pattern.
 
-    Without a pattern, those of featx's extras and torchvision's default weights; timm has a thousand more, which
-    a pattern finds, "timm:" all of them.
+    Without a pattern these are the bundled networks and torchvision's with their default weights. timm's, more than a
+    thousand, are listed only if they match a pattern; "timm:" matches all of them.
+
+    Parameters
+    ----------
+    pattern : str
+
+    Returns
+    -------
+    list of Pretrained
     """
     rows = [row for row in _bundled() if pattern in row.name]
     rows += [row for row in _torchvision(is_all=bool(pattern)) if pattern in row.name]

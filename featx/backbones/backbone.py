@@ -97,9 +97,9 @@ class Backbone:
     ) -> Backbone:
         """The network that a recipe names, built with care since the recipe may be untrusted.
 
-        Only names in a library's own list are built, nothing is downloaded, a weights file is parsed only if it has the
-        recorded SHA-256, and a network is refused that is far larger than its file, or has more random weights than
-        `MOST_RANDOM_BYTES`.
+        Only names in a library's own list are built, nothing is downloaded, and a weights file is parsed only if it has
+        the recorded SHA-256. A network that is far larger than its file, or has more random weights than
+        `MOST_RANDOM_BYTES`, is refused.
         """
         source, _, model = name.partition(":")
         if source not in SOURCES or canonical(name) != name:
@@ -132,12 +132,14 @@ class Backbone:
         return self  # scikit-learn's clone must not copy weights
 
     def __getstate__(self) -> dict[str, Any]:
-        """A module with its weights; of a network that has a name or a file, only these: it is built again.
+        """A user's module is pickled with its weights.
+
+        Of a network with a name or a file only these are pickled, and it is built again.
 
         Raises
         ------
         BackboneError
-            It is a program in memory.
+            The network is a program in memory.
         """
         if isinstance(self._own, ExportedProgram):
             raise BackboneError(
@@ -156,7 +158,7 @@ class Backbone:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is a module or a program of the user's, which a recipe cannot build."""
+        """Whether the network is the user's own module or program, which cannot be built from a recipe."""
         return self.name.startswith(("module:", "export:"))
 
     @property
@@ -233,7 +235,7 @@ class Backbone:
         return self._network()[2]
 
     def prepared_by(self, preprocessing: Preprocessing) -> Backbone:
-        """The same network with another preprocessing; it is not loaded again."""
+        """A Backbone with the same module and another preprocessing."""
         if self.preprocessing == preprocessing:
             return self
         return self._changed(
@@ -241,7 +243,7 @@ class Backbone:
         )
 
     def with_its_module(self) -> Backbone:
-        """The same network, pickled with its weights, so that another process does not build it again."""
+        """A Backbone that is pickled with its module and weights, so that another process does not build it again."""
         return self if self.name.startswith("export:") else self._changed(_own=self.module)
 
     @cached_property
@@ -265,7 +267,7 @@ def passed_backbone(
     backbone: str | os.PathLike | nn.Module | ExportedProgram | Backbone | None,
     weights: str | os.PathLike | EllipsisType | None = ...,
 ) -> Backbone | None:
-    """The backbone that a user passes for a recipe; None if the recipe says enough.
+    """The backbone that a user passes for a recipe; None if it can be built from the recipe alone.
 
     Parameters
     ----------
@@ -276,7 +278,7 @@ def passed_backbone(
     Raises
     ------
     BackboneError
-        This is no backbone, or the network has another name.
+        `backbone` is no network, or not the recorded one.
     """
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     if isinstance(backbone, Backbone):

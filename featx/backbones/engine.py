@@ -36,9 +36,15 @@ FirstBatches = Callable[[int], tuple[torch.Tensor, Sequence[int]]]
 class Choice:
     """How a network will run.
 
-    error : largest relative L2 distance of a row from float32, if a fast type was chosen
-    batch_seconds : measured time of a forward pass
-    rows : this network's rows of the first batch, and of the second if that was computed too
+    Attributes
+    ----------
+    network : TappedNetwork
+    error : float or None
+        Largest relative L2 distance of a row from float32, if a fast type was chosen.
+    batch_seconds : float
+        Measured time of a forward pass.
+    rows : list
+        This network's rows of the first batch, and of the second if that was computed too.
     """
 
     network: TappedNetwork
@@ -72,7 +78,7 @@ def choose(
     Parameters
     ----------
     network : eager, in float32 or in the requested precision
-    batch : called with 0 or 1: (pixels (b, h, w, 3) uint8 on the device, slots that contain an image)
+    batch : called with 0 or 1: (pixels uint8 on the device, as the network takes them, slots that contain an image)
     n_batches : of the run
     precision : "float32", "bfloat16", "float16", or "auto": bfloat16, or on a GPU also float16, if every row of every
         tap is within `TOLERANCE` of float32, a pass is faster, and so is the run including the trial
@@ -85,6 +91,7 @@ def choose(
         `engine` is COMPILED, and the network cannot be compiled on this machine.
     """
     pixels, slots = batch(0)
+    n_views = _n_views(pixels)
     exact = best = _try(network, batch, warming=pixels.is_cuda)
     error = None
     if precision == "auto" and n_batches * exact.seconds > _WORTH_SECONDS:
@@ -95,7 +102,7 @@ def choose(
             fast = _fast(fast_type, exact, batch)
             if fast is None:
                 continue
-            fast_error = _row_error(fast.rows[0], exact.rows[0], slots)
+            fast_error = _row_error(fast.rows[0], exact.rows[0], slots, n_views)
             pays = exact.seconds >= _MIN_SPEEDUP * fast.seconds
             if fast_error <= TOLERANCE and pays and n_batches * fast.seconds <= (n_batches - 1) * exact.seconds:
                 best, error = fast, fast_error
@@ -105,7 +112,7 @@ def choose(
         on_phase("compiling")
         compiled = _compiled(best, batch, engine)
         if compiled is not None:
-            compiled_error = _row_error(compiled.rows[0], exact.rows[0], slots)
+            compiled_error = _row_error(compiled.rows[0], exact.rows[0], slots, n_views)
             close = compiled_error <= (EXACT_TOLERANCE if compiled.network.precision == "float32" else TOLERANCE)
             if close and compiled.seconds <= best.seconds or engine == COMPILED and (close or best is exact):
                 best, error = compiled, None if best is exact else compiled_error
@@ -118,8 +125,8 @@ def choose(
 class _Candidate:
     """A candidate: a network and its results on the first batches.
 
-    seconds : of the last pass; on a CPU the CPU time of the calling thread, which has a share in every operation and
-        hardly depends on other work on the machine
+    seconds : time of the last pass; on a CPU the CPU time of the calling thread, which has a share in every operation
+        and hardly depends on other work on the machine
     wall_seconds : wall time of the last pass
     """
 
@@ -158,7 +165,8 @@ def _fast(precision: str, exact: _Candidate, batch: FirstBatches) -> _Candidate 
     except (RuntimeError, BackboneError) as refusal:  # from a network that creates float32 tensors itself
         _log.info("not in %s: %s", precision, refusal)
         return None
-    if _row_error(glance, {name: rows[few] for name, rows in exact.rows[0].items()}, list(range(len(few)))) > TOLERANCE:
+    exact_rows = {name: rows[few] for name, rows in exact.rows[0].items()}
+    if _row_error(glance, exact_rows, list(range(len(few))), _n_views(pixels)) > TOLERANCE:
         return None
     if seconds * len(pixels) / len(few) > _HOPELESS * exact.seconds:
         return None
@@ -182,11 +190,16 @@ def _has_bfloat16() -> bool:
     return any(has for name, has in capabilities.items() if name.endswith("bf16"))
 
 
-def _row_error(got: RowsOf, true: RowsOf, slots: Sequence[int]) -> float:
-    """max over taps and slots of |got - true| / |true|, the relative L2 distance of a row; infinite if that is NaN."""
+def _n_views(pixels: torch.Tensor) -> int:
+    return pixels.shape[1] if pixels.ndim == 5 else 1
+
+
+def _row_error(got: RowsOf, true: RowsOf, slots: Sequence[int], n_views: int = 1) -> float:
+    """max over taps, slots and views of |got - true| / |true|, the relative L2 distance; infinite if that is NaN."""
     largest = 0.0
     for name, values in true.items():
-        norms = values[slots].flatten(1).norm(dim=1)  # (b,)
-        distances = (got[name] - values)[slots].flatten(1).norm(dim=1)
+        n_rows = len(slots) * n_views
+        norms = values[slots].reshape(n_rows, -1).norm(dim=1)
+        distances = (got[name] - values)[slots].reshape(n_rows, -1).norm(dim=1)
         largest = max(largest, float((distances / norms.clamp_min(1e-30)).nan_to_num(nan=torch.inf).max()))
     return largest

@@ -211,14 +211,14 @@ def _on_output(parts: Mapping[str, nn.Module], layer: str, call: Callable[[Any],
 
 
 class _Stop(BaseException):
-    """All layers have run. It is no Exception, so that a network's own `except` does not catch it."""
+    """Raised when all layers have run; no subclass of Exception, so that a network's own `except` cannot catch it."""
 
 
 class _Watched(nn.Module):
     """A network whose forward returns the pooled outputs of some layers.
 
     fixed : whether the layers that run are independent of the pixels' values. If so, the network stops after the
-        deepest of them; if not, it runs to the end, where alone it is known that no layer is run twice.
+        deepest of them; if not, it runs to the end, since a layer might run twice.
     """
 
     def __init__(

@@ -191,5 +191,5 @@ def one_image(output: Any) -> tuple[int, ...] | None:
 
 
 def noise(size: tuple[int, int]) -> torch.Tensor:
-    """Two random images, on which different layers give different numbers; on black ones all may be zero."""
+    """Two random images, for which different layers have different outputs; for black images all might be zero."""
     return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))

@@ -28,12 +28,18 @@ class TappedNetwork:
     Parameters
     ----------
     backbone : Backbone
-    taps : the taps to compute; the network is cut after the deepest of them
-    device : of the computation
-    precision : "float32", "bfloat16" or "float16"; pooling is float32 in all of them
-    engine : EAGER, or COMPILED by inductor with frozen weights, for the number of images of the first call
-    preprocessing : by default the backbone's; its size, mean and standard deviation are used
-    trace : of the backbone, if it exists already; it is consumed
+    taps : sequence of Tap
+        The network is cut after the deepest of them.
+    device : str
+        Device on which the network runs.
+    precision : "float32", "bfloat16" or "float16"
+        Number type of the network; pooling is always float32.
+    engine : EAGER or COMPILED
+        COMPILED is by inductor with frozen weights, for the number of images of the first call.
+    preprocessing : Preprocessing, optional
+        Its size, mean and standard deviation are used; by default the backbone's.
+    trace : Layers, optional
+        Layers of the backbone from `trace_of`, if they exist already; the network takes them over.
 
     Raises
     ------
@@ -65,7 +71,7 @@ class TappedNetwork:
         self._wrapped(engine)
 
     def in_type(self, precision: str) -> TappedNetwork:
-        """The same network, eager, with weights of its own in another number type."""
+        """An eager copy of the network in another number type; the two share no weights."""
         backbone, taps, preprocessing = self._made_of
         if not isinstance(self._network, fx.GraphModule):  # hooks belong to the network for which they were made
             return TappedNetwork(backbone, taps, self._device, precision, preprocessing=preprocessing)
@@ -86,8 +92,15 @@ class TappedNetwork:
         return self
 
     def __call__(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """uint8 pixels (b, h, w, 3), or normalised floats (b, 3, h, w) -> {tap name: (b, *shape) float32}."""
+        """uint8 pixels (b, h, w, 3), or normalised floats (b, 3, h, w) -> {tap name: (b, *shape) float32}.
+
+        With v views of each image, (b, v, h, w, 3) -> (b, v, *shape): one pass for each view, so that memory, compiled
+        code and numbers are those of b images.
+        """
         pixels = pixels.to(self._device, non_blocking=True)
+        if pixels.ndim == 5:
+            passes = [self(view.contiguous()) for view in pixels.unbind(1)]
+            return {tap.name: torch.stack([rows[tap.name] for rows in passes], 1) for tap in self._taps}
         with torch.no_grad() if self.engine == COMPILED else torch.inference_mode(), _exact(self._device):
             try:
                 if pixels.is_floating_point():

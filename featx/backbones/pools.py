@@ -27,10 +27,20 @@ _GATHERED = 2**24  # maximum size of a projection's temporary tensor, in numbers
 class Tap:
     """A layer and how it is pooled.
 
-    layout : of the layer's output, "bchw", "bhwc" (Swin), "btc" (tokens) or "bd"
-    shape : of one image's row, after pooling and projection
-    prefix : number of leading tokens of a "btc" layer that are not patches of the image: class token, then registers
-    projected : length of a row before projection, or None
+    Attributes
+    ----------
+    node : str
+        The layer.
+    pool : str
+        See `Pool`; with "~512", a random projection to 512 numbers follows.
+    layout : "bchw", "bhwc" (Swin), "btc" (tokens) or "bd"
+        Dimensions of the layer's output: batch, channels, height, width, tokens, features.
+    shape : tuple of int
+        Shape of one image's row, after pooling and projection.
+    prefix : int
+        Number of leading tokens of a "btc" layer that are not patches of the image: class token, then registers.
+    projected : int or None
+        Length of a row before projection.
     """
 
     node: str
@@ -105,7 +115,7 @@ class Tap:
         return cls(node, kind, layout, (int(width),), prefix, d)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a recipe."""
+        """The tap as a dict of JSON values, as a recipe contains it."""
         values: dict[str, Any] = {"node": self.node, "pool": self.pool, "layout": self.layout}
         values["shape"] = list(self.shape)
         if self.prefix:
@@ -116,6 +126,7 @@ class Tap:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Tap:
+        """The inverse of `to_dict`."""
         optional = values.get("prefix", 0), values.get("projected")
         return cls(values["node"], values["pool"], values["layout"], tuple(values["shape"]), *optional)
 
@@ -132,7 +143,7 @@ def _is_plane(places: int, size: tuple[int, int]) -> bool:
 
 
 class Pool(nn.Module):
-    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32, or float64 of float64.
+    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32; float64 stays float64.
 
     "avg", "max" : over the plane, or over all tokens
     "gem" : generalised mean, (mean x^3)^(1/3) of x clamped at 1e-6 (Radenovic et al. 2018, "Fine-tuning CNN image
@@ -189,7 +200,7 @@ class Pool(nn.Module):
         raise AssertionError(f"pool {self._pool!r} has no implementation")
 
     def _plane(self, x: torch.Tensor) -> torch.Tensor:
-        """(b, c, h, w)"""
+        """The output as an image plane (b, c, h, w)."""
         if self._layout == "bhwc":
             return x.permute(0, 3, 1, 2)
         if self._layout == "btc":

@@ -5,15 +5,17 @@ Resizing and cropping take a picture to uint8 pixels; the arithmetic is done on 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from featx.errors import BackboneError
-from featx.grammar import check_preprocessing
+from featx.errors import BackboneError, FeatxError, Parameter, listed
+from featx.grammar import VIEWS, check_preprocessing
 from featx.resizing import resized_and_cropped
 
 
@@ -59,7 +61,21 @@ class Preprocessing:
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
         """RGB picture -> (h, w, 3) uint8, pixel for pixel as torchvision's transforms."""
-        return resized_and_cropped(picture, self.resize, self.crop, self.interpolation)
+        return self.views(picture, ("center",))[0]
+
+    def for_views(self, views: Sequence[str] | None) -> tuple[Callable[[Image.Image], np.ndarray], tuple[int, ...]]:
+        """The function that prepares a picture, and the shape of its result without channels: (h, w), or (v, h, w)."""
+        if views is None:
+            return self, self.size
+        return partial(self.views, views=views), (len(views), *self.size)
+
+    def views(self, picture: Image.Image, views: Sequence[str]) -> np.ndarray:
+        """RGB picture -> (v, h, w, 3) uint8, of one resized picture.
+
+        "center" is the crop of `__call__`; "top-left" and the other corners are crops of the same size, as those of
+        torchvision's `FiveCrop`; "flip", "top-left-flip" ... are their horizontal mirror images.
+        """
+        return resized_and_cropped(picture, self.resize, self.crop, self.interpolation, views)
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """(b, h, w, 3) uint8 -> (b, 3, h, w) float32, channels last in memory."""
@@ -68,11 +84,12 @@ class Preprocessing:
         return pixels.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a recipe."""
+        """The preprocessing as a dict of JSON values, as a recipe contains it."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`."""
         tuples: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**tuples)
 
@@ -95,3 +112,28 @@ class Preprocessing:
         squash = config["crop_mode"] == "squash" or scaled[0] != scaled[1]
         resize = scaled if squash else scaled[0]
         return cls((height, width), resize, config["interpolation"], tuple(config["mean"]), tuple(config["std"]))
+
+
+def expand_views(views: str | Sequence[str] | None) -> list[str] | None:
+    """Names of views, each once: "crop:N" stands for the first N of the four corners and their mirror images.
+
+    Raises
+    ------
+    FeatxError
+        A view is unknown or there twice, or there is none.
+    """
+    if views is None:
+        return None
+    corners, names = VIEWS[2:], [views] if isinstance(views, str) else views
+    numbered = {f"crop:{n}": corners[:n] for n in range(1, len(corners) + 1)}
+    expanded: list[str] = []
+    for name in names if isinstance(names, Sequence) else [names]:
+        if not isinstance(name, str) or name not in (*VIEWS, *numbered):
+            raise FeatxError(
+                Parameter("views"),
+                f" are center, flip, crop:1 to crop:{len(corners)}, {', '.join(corners)}; got {name!r}",
+            )
+        expanded += numbered.get(name, [name])
+    if not expanded or len(set(expanded)) < len(expanded):
+        raise FeatxError(Parameter("views"), f" are different, and one or more; got {listed(expanded, 20) or 'none'}")
+    return expanded

@@ -24,10 +24,15 @@ INPUT = "input"
 class Boundary(NamedTuple):
     """A layer at which a network can be split.
 
-    name : of the layer
-    shape : of its output for one image
-    n_parameters : number of parameters in the tail behind it
-    saved : share of the network's floating-point operations that come before it, from 0 to 1
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+        Shape of its output for one image.
+    n_parameters : int
+        Number of parameters in the tail behind it.
+    saved : float
+        Share of the network's floating-point operations that come before it, from 0 to 1.
     """
 
     name: str
@@ -50,8 +55,10 @@ class Tail(nn.Module):
     Attributes
     ----------
     boundary : str
-    shape : of a row of the boundary
+    shape : tuple of int
+        Shape of a row of the boundary.
     d : int
+        Length of a row of the penultimate layer.
     depths : {name of a parameter: its depth}
         0 for the parameters of the first part. A part ends at a layer that could be a boundary too and holds at least
         one convolution or linear layer.
@@ -102,12 +109,13 @@ class Tail(nn.Module):
         self._check(trace, backbone, node, end)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows of the boundary (b, *shape) -> rows of the penultimate layer (b, d)."""
         return self.pool(self.network(rows))
 
     def _check(self, trace: Graph, backbone: Backbone, node: fx.Node, end: fx.Node) -> None:
         """Raise LayerError unless front and tail together compute what the network computes.
 
-        An operation in front of the boundary that changes a later layer's input in place would prevent it.
+        They differ if an operation before the boundary changes a later layer's input in place.
         """
         kept: dict[fx.Node, torch.Tensor] = {}
 
@@ -159,7 +167,7 @@ def _graph(trace: Layers, backbone: Backbone) -> Graph:
 
 
 def _splits(trace: Graph) -> set[fx.Node]:
-    """The nodes with a tensor per image that all paths from the images to the penultimate layer lead through."""
+    """The nodes with a tensor per image through which all paths from the images to the penultimate layer lead."""
     shapes = trace.shapes()
     end = trace.nodes[trace.last(trace.penultimate())]
     splits, live = set(), set()

@@ -25,8 +25,10 @@ def resolve_taps(
     ----------
     backbone : Backbone
     layers : names of nodes, "penultimate", "stages", each alone or as "node:pool"
-    pool : for names without a pool
-    trace : of the backbone, if it exists already
+    pool : str
+        Pool of layers that are named without one.
+    trace : Layers, optional
+        Layers of the backbone from `trace_of`, if they exist already.
 
     Returns
     -------
@@ -70,9 +72,14 @@ def resolve_taps(
 class Layer(NamedTuple):
     """A layer that can be tapped.
 
-    depth : in the tree of modules, 0 at the top
-    shape : of the output for one image
-    pooled : number of features after "avg" or "max"
+    Attributes
+    ----------
+    depth : int
+        Depth in the tree of modules, 0 at the top.
+    shape : tuple of int or None
+        Shape of its output for one image.
+    pooled : int or None
+        Number of features after "avg" or "max".
     mark : "stage", "penultimate" or ""
     """
 

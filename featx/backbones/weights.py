@@ -35,7 +35,7 @@ class Allowance(TorchFunctionMode):
     Raises
     ------
     BackboneError
-        The tensors take more; this is `refusal`.
+        The tensors would take more memory; the exception is `refusal`.
     """
 
     def __init__(self, nbytes: int, refusal: BackboneError) -> None:
@@ -54,7 +54,7 @@ class Allowance(TorchFunctionMode):
 
 
 def random_allowance(name: str) -> Allowance:
-    """Memory limit of a network with random weights that a recipe names, and not the user."""
+    """Memory limit of a network with random weights that is named by a recipe, not by the user."""
     return Allowance(
         MOST_RANDOM_BYTES,
         UnavailableBackbone(
@@ -100,7 +100,7 @@ def read_state(file: str, expected_sha256: str | None = None) -> tuple[dict[str,
         if file.endswith(".safetensors"):
             state = safetensors.torch.load(content)
         elif _is_deflated(content):
-            raise ValueError("a few bytes could expand to any size")
+            raise ValueError("its tensors are larger than the file")
         else:
             state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and safetensors errors of many types

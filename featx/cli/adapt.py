@@ -47,7 +47,7 @@ def adapt(
             rich_help_panel=_WAYS,
         ),
     ] = None,
-    draws: Annotated[int, typer.Option(help="Random draws of these images.", rich_help_panel=_WAYS)] = 10,
+    draws: Annotated[int, typer.Option(help="Number of random draws of these images.", rich_help_panel=_WAYS)] = 10,
     labels: Annotated[
         Path | None,
         typer.Option(help="A CSV file of the source's labels (columns: id, label).", rich_help_panel=_LABELS),
@@ -71,7 +71,7 @@ def adapt(
         bool,
         typer.Option(
             "--allow-duplicates",
-            help="Let images of the same content be split, and be in both stores.",
+            help="Allow images of the same content on both sides of a split, and in both stores.",
             rich_help_panel=_SCORING,
         ),
     ] = False,

@@ -1,4 +1,4 @@
-"""The Typer application: its commands, their exit codes, and one line for whatever does not fit.
+"""The Typer application: its commands and their exit codes; an error is one line.
 
 Exit codes: 0 done; 1 done, but some images could not be read; 2 something is missing or does not fit; 130 interrupted.
 """
@@ -27,6 +27,7 @@ from featx.cli.interrupts import left_by_interrupt
 from featx.cli.layers import layers
 from featx.cli.predict import predict
 from featx.cli.printing import print_error
+from featx.cli.report import report
 from featx.cli.search import search
 from featx.cli.stores import info, merge, verify
 from featx.cli.wording import notes, worded
@@ -43,6 +44,7 @@ _COMMANDS = (
     layers,
     compare,
     search,
+    report,
     adapt,
     finetune,
     predict,

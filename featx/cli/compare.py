@@ -64,14 +64,14 @@ def compare(
         typer.Option(help="log_me, h_score or n_leep as further columns; may be repeated.", rich_help_panel=_SCORING),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the sample and the folds.", rich_help_panel=_SCORING)] = 0,
-    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Where the networks run.")] = "auto",
+    device: Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device on which the networks run.")] = "auto",
     folder: Annotated[
-        Path, typer.Option(help="Where the stores of the sample are kept.", rich_help_panel=_OUTPUT)
+        Path, typer.Option(help="Folder in which the stores of the sample are kept.", rich_help_panel=_OUTPUT)
     ] = Path("compared"),
     figure: Annotated[
         Path | None,
         typer.Option(
-            help="Draw score against time, all layers, and how alike they are: .png, .pdf or .svg.",
+            help="Draw score against time, all layers, and their similarity: .png, .pdf or .svg.",
             rich_help_panel=_OUTPUT,
         ),
     ] = None,

@@ -8,9 +8,11 @@ from typing import Annotated
 
 import typer
 
+from featx.cli.interrupts import working
 from featx.cli.printing import print_all
 from featx.errors import FeatxError
 
+_TITLE = "Which layer sees defects in textile?"
 _INTRODUCTION = """\
 2,000 pictures of woven textile, 250 x 250 px: 1,000 nominal, 500 with a local defect (a thread or two), 500 with a
 global one (the weave has changed). Made and published by Megahed et al. (2025) in the package conformal-clip-data.
@@ -26,12 +28,12 @@ The same on your own folder of class folders:
 
 
 def demo(
-    folder: Annotated[Path, typer.Option(help="The folder to write into.")] = Path("featx-demo"),
+    folder: Annotated[Path, typer.Option(help="Folder for the files that the demo writes.")] = Path("featx-demo"),
 ) -> None:
     """Find defects in 2,000 pictures of textile: extract, search, draw, save. Offline; about two minutes."""
     from featx.extraction import extract
     from featx.learn import save, select_model
-    from featx.report import ranking_table, search_progress, selection_figure, selection_text
+    from featx.report import html, ranking_table, search_progress, selection_figure, selection_text
 
     try:
         import conformal_clip_data
@@ -58,10 +60,13 @@ def demo(
             [store, pixels], estimators=["logistic_regression", "rbf_svm"], on_progress=on_progress
         )
     save(selection.best_estimator, folder / "textile.skops")
-    selection_figure(selection, "Which layer sees defects in textile?").savefig(folder / "textile.png", dpi=110)
+    selection_figure(selection, _TITLE).savefig(folder / "textile.png", dpi=110)
+    with working("writing the report"):
+        html(selection, folder / "textile.html", title=_TITLE, command="featx demo")
 
     print_all(ranking_table(selection), selection_text(selection), "")
     print_all(f"In {time.perf_counter() - start:.0f} s. The files are in {folder.absolute()}:")
     print_all("  textile.h5     features of every stage", "  pixels.h5      the raw pixels, the baseline")
-    print_all("  textile.skops  the best model, fitted", "  textile.png    the picture: look at it", "")
+    print_all("  textile.skops  the best model, fitted", "  textile.png    the picture: look at it")
+    print_all("  textile.html   the report: open it in a browser", "")
     print_all(_NEXT)

@@ -10,6 +10,7 @@ import typer
 from featx.cli.interrupts import loading
 from featx.cli.printing import print_line
 from featx.errors import FeatxError, count, readable
+from featx.progress import preparing, shown
 
 Compression = Literal["gzip", "zstd", "none"]
 PROGRAMS = (".onnx", ".pt2")
@@ -94,18 +95,19 @@ def _export_model(
     from featx.images import files
 
     images = files(check) if check else None
-    with loading("loading scikit-learn and torch") as on_phase:
+    with loading("loading scikit-learn and torch"):
         from featx.deploy import export as export_model
         from featx.learn import load
 
         model = load(source, weights=weights)
-        on_phase("exporting and comparing")
+    with shown(True) as show:
+        preparing(show)("exporting and comparing")
         exported = export_model(model, output, input=input, check=images, replace=replace)
     agreement = exported.agreement
     same = "" if agreement.of == "values" else "all labels are equal, "
     print_line(f"{output}: {readable(output.stat().st_size)}, {exported.input} -> {', '.join(exported.outputs)}")
     print_line(
-        f"compared with {source} on {count(agreement.n, 'image')}"
+        f"compared with {source} on {count(agreement.n, agreement.on)}"
         f"{' of random numbers' if agreement.is_seeded else ''}: {same}{agreement.of} within {agreement.difference:.1e}"
     )
     if agreement.precision != "float32":

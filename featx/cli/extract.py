@@ -58,6 +58,14 @@ def extract(
             rich_help_panel=_NETWORK,
         ),
     ] = "avg",
+    view: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Keep several views of each image: center, flip, crop:N with N from 1 to 8; repeated.",
+            show_default="center alone",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
     weights: Annotated[
         str,
         typer.Option(help="A weights name, a .safetensors or .pth file, or 'random'.", rich_help_panel=_NETWORK),
@@ -82,7 +90,8 @@ def extract(
         typer.Option(help="Whether labels are class names or numbers.", rich_help_panel=_LABELS),
     ] = "class",
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network runs.", rich_help_panel=_COMPUTING)
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Device on which the network runs.", rich_help_panel=_COMPUTING),
     ] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
@@ -93,10 +102,10 @@ def extract(
         typer.Option(help="Whether the network is compiled.", rich_help_panel=_COMPUTING),
     ] = "auto",
     batch_size: Annotated[
-        str, typer.Option(help="Images a forward pass.", metavar="NUMBER", rich_help_panel=_COMPUTING)
+        str, typer.Option(help="Images per forward pass.", metavar="NUMBER", rich_help_panel=_COMPUTING)
     ] = "auto",
     workers: Annotated[
-        str, typer.Option(help="Threads that decode.", metavar="NUMBER", rich_help_panel=_COMPUTING)
+        str, typer.Option(help="Number of threads that decode images.", metavar="NUMBER", rich_help_panel=_COMPUTING)
     ] = "auto",
     dtype: Annotated[
         Literal["float32", "float16"] | None,
@@ -163,6 +172,7 @@ def extract(
             layer or None,
             like=example,
             pool=pool,
+            views=view or None,
             weights=None if weights == "random" else weights,
             device=device,
             precision=precision,

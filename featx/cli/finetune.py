@@ -22,30 +22,44 @@ def finetune(
         typer.Option(
             "--boundary",
             "-b",
-            help="The stored layer behind which is trained, or input: everything, from the images. "
+            help="The stored layer behind which the network is trained; 'input' trains all of it, from the images. "
             "featx layers --boundaries lists them.",
         ),
     ],
     head: Annotated[
         Literal["probe", "zeros", "random"],
-        typer.Option(help="The last layer before training: the linear probe, or not.", rich_help_panel=_TRAINING),
+        typer.Option(
+            help="Initial weights of the last layer: those of the linear probe, zeros or random.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = "probe",
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.", rich_help_panel=_TRAINING)] = 10,
+    epochs: Annotated[
+        int, typer.Option(help="Number of passes over the training images.", rich_help_panel=_TRAINING)
+    ] = 10,
     lr: Annotated[float, typer.Option(help="Largest learning rate.", rich_help_panel=_TRAINING)] = 1e-4,
     optimizer: Annotated[
         Literal["adamw", "sgd"], typer.Option(help="AdamW, or SGD with momentum 0.9.", rich_help_panel=_TRAINING)
     ] = "adamw",
-    batch_size: Annotated[int, typer.Option(help="Images of a minibatch.", rich_help_panel=_TRAINING)] = 32,
-    weight_decay: Annotated[float, typer.Option(help="Not of norms and biases.", rich_help_panel=_TRAINING)] = 0.05,
+    batch_size: Annotated[int, typer.Option(help="Images per minibatch.", rich_help_panel=_TRAINING)] = 32,
+    weight_decay: Annotated[
+        float,
+        typer.Option(help="Weight decay; not applied to normalisation layers and biases.", rich_help_panel=_TRAINING),
+    ] = 0.05,
     layer_decay: Annotated[
-        float, typer.Option(help="Factor of the rate from each part to the one before it.", rich_help_panel=_TRAINING)
+        float,
+        typer.Option(
+            help="Learning rate of each part of the network, relative to the part behind it.", rich_help_panel=_TRAINING
+        ),
     ] = 1.0,
-    label_smoothing: Annotated[float, typer.Option(help="From 0 to below 1.", rich_help_panel=_TRAINING)] = 0.0,
+    label_smoothing: Annotated[
+        float, typer.Option(help="Label smoothing, from 0 to below 1.", rich_help_panel=_TRAINING)
+    ] = 0.0,
     mixup: Annotated[
-        float, typer.Option(help="Parameter of the Beta distribution; 0 for none.", rich_help_panel=_TRAINING)
+        float,
+        typer.Option(help="Parameter of the Beta distribution of mixup; 0 for no mixup.", rich_help_panel=_TRAINING),
     ] = 0.0,
     augment: Annotated[
-        Literal["brightness", "contrast", "crop"] | None,
+        Literal["brightness", "contrast", "posterize", "crop"] | None,
         typer.Option(
             help="Random changes of the rows; crop only with --boundary input.",
             show_default="none",
@@ -61,14 +75,17 @@ def finetune(
         ),
     ] = False,
     labels: Annotated[
-        Path | None, typer.Option(help="A CSV of labels by image id.", rich_help_panel=_LABELS, show_default="store's")
+        Path | None,
+        typer.Option(help="A CSV file of labels by image id.", rich_help_panel=_LABELS, show_default="store's"),
     ] = None,
     label_column: Annotated[
         str | None, typer.Option(help="The column of labels.", rich_help_panel=_LABELS, show_default="label")
     ] = None,
     target: Annotated[
         Literal["class", "numeric"] | None,
-        typer.Option(help="What those labels are.", rich_help_panel=_LABELS, show_default="class"),
+        typer.Option(
+            help="Whether these labels are class names or numbers.", rich_help_panel=_LABELS, show_default="class"
+        ),
     ] = None,
     test_size: Annotated[
         float | None,
@@ -79,21 +96,32 @@ def finetune(
     ] = None,
     test_value: Annotated[
         str | None,
-        typer.Option(help="Its value for the images held out.", rich_help_panel=_HELD_OUT, show_default="test"),
+        typer.Option(
+            help="The value of that column for images held out.", rich_help_panel=_HELD_OUT, show_default="test"
+        ),
     ] = None,
     test_store: Annotated[
-        Path | None, typer.Option(help="Score on all images of this store instead.", rich_help_panel=_HELD_OUT)
+        Path | None,
+        typer.Option(
+            help="Score on all images of this store, with its own labels; hold out no others.",
+            rich_help_panel=_HELD_OUT,
+        ),
     ] = None,
     groups: Annotated[
         str | None, typer.Option(help="A column; images of one group are never split.", rich_help_panel=_HELD_OUT)
     ] = None,
     allow_duplicates: Annotated[
         bool,
-        typer.Option("--allow-duplicates", help="Let images of one content be split.", rich_help_panel=_HELD_OUT),
+        typer.Option(
+            "--allow-duplicates",
+            help="Let images of the same content be split between training and test.",
+            rich_help_panel=_HELD_OUT,
+        ),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=_TRAINING)] = 0,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the network is trained.", rich_help_panel=_TRAINING)
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Device on which the network is trained.", rich_help_panel=_TRAINING),
     ] = "auto",
     output: Annotated[
         Path | None,

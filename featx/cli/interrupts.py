@@ -39,8 +39,15 @@ def _end(*_: object) -> None:
 
 @contextlib.contextmanager
 def loading(phase: str) -> Iterator[Callable[[str], None]]:
-    """Show on a terminal what takes seconds, interruptibly; yields a function that shows the next phase."""
-    with shown(True) as show, interruptible():
+    """`working`, for imports: Ctrl-C ends the process at once."""
+    with working(phase) as on_phase, interruptible():
+        yield on_phase
+
+
+@contextlib.contextmanager
+def working(phase: str) -> Iterator[Callable[[str], None]]:
+    """Show on a terminal what takes seconds; yields a function that shows the next phase."""
+    with shown(True) as show:
         on_phase = preparing(show)
         on_phase(phase)
         yield on_phase

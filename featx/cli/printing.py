@@ -1,4 +1,4 @@
-"""What the command line prints: tables, lines and data on stdout, errors on stderr."""
+"""Output of the command line: tables, lines and data on stdout, errors on stderr."""
 
 from __future__ import annotations
 

@@ -123,7 +123,8 @@ def search(
     validation_value: Annotated[
         str | None,
         typer.Option(
-            help="Its value for the images on which linear-probe and knn choose C or k.", rich_help_panel=_HELD_OUT
+            help="The value of that column for images on which linear-probe and knn choose C or k.",
+            rich_help_panel=_HELD_OUT,
         ),
     ] = None,
     test_store: Annotated[
@@ -173,7 +174,7 @@ def search(
     ] = 0,
     jobs: Annotated[
         int | None,
-        typer.Option(help="Number of processes.", show_default="-1: one a core", rich_help_panel=_VALIDATION),
+        typer.Option(help="Number of processes.", show_default="-1: one per core", rich_help_panel=_VALIDATION),
     ] = None,
     output: Annotated[
         Path | None,
@@ -191,6 +192,12 @@ def search(
     figure: Annotated[
         Path | None, typer.Option(help="Draw the result into this .png, .pdf or .svg.", rich_help_panel=_OUTPUT)
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a report: a .html page that needs no network, or Markdown (.md).", rich_help_panel=_OUTPUT
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(help="Number of rows of the table.", rich_help_panel=_OUTPUT)] = 12,
 ) -> int:
     """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
@@ -200,7 +207,7 @@ def search(
     """
     from featx.store import FeatureStore
 
-    files = SearchFiles(output, results, figure)
+    files = SearchFiles(output, results, figure, report)
     files.check([path for path in (*stores, labels, test_store) if path is not None])
     if top < 1:
         raise FeatxError(f"--top is 1 or more; got {top}")
@@ -250,7 +257,7 @@ def search(
     if is_whole:
         return 0
     not_saved = "" if output is None or files.saves_model_of(result) else f", and {output} was not written"
-    print_error(f"interrupted; this is what was done until then{not_saved}")
+    print_error(f"interrupted; results are incomplete{not_saved}")
     return 130
 
 

@@ -1,39 +1,47 @@
-"""The files that `featx search` writes: a model, the scores and a figure; none replaces another file."""
+"""The files that `featx search` writes: a model, the scores, a figure and a report; none replaces another file."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featx.cli.interrupts import working
 from featx.errors import FeatxError
 
 if TYPE_CHECKING:
     from featx.learn import ProtocolResult, Selection
 
 FIGURES = (".png", ".pdf", ".svg")
+REPORTS = (".html", ".md"), "a report is a .html or .md file"
 
 
 @dataclass(frozen=True)
 class SearchFiles:
-    """Paths that were chosen with --output, --results and --figure, or None."""
+    """Paths that were chosen with --output, --results, --figure and --report, or None."""
 
     output: Path | None
     results: Path | None
     figure: Path | None
+    report: Path | None
 
     def check(self, inputs: Collection[Path]) -> None:
         """Raise FeatxError if a file cannot be written, exists, has another suffix, or is one of `inputs`."""
-        chosen = [path for path in (self.output, self.figure, self.results) if path is not None]
+        chosen = [path for path in (self.output, self.figure, self.results, self.report) if path is not None]
         for path in chosen:
             if path.resolve() in {file.resolve() for file in inputs}:
                 raise FeatxError(f"{path} is read by this search and would be written over; choose another name")
         if len({path.resolve() for path in chosen}) < len(chosen):
-            raise FeatxError("--output, --figure and --results are files of their own; give them different names")
+            raise FeatxError(
+                "--output, --figure, --results and --report are files of their own; give them different names"
+            )
         check_file(self.figure, FIGURES, "a figure is a .png, .pdf or .svg file")
         check_file(self.output, (".skops",), "a model is a .skops file")
         check_file(self.results, (".csv", ".json"), "results are a .csv or .json file")
+        check_file(self.report, *REPORTS)
 
     def saves_model_of(self, result: Selection | ProtocolResult) -> bool:
         return self.output is not None and result.best_estimator is not None and not result.is_partial
@@ -41,12 +49,12 @@ class SearchFiles:
     def write(self, result: Selection | ProtocolResult) -> list[str]:
         """Write the files; one line about each."""
         from featx.learn import Selection, save
-        from featx.report import model_text, protocol_figure, results_csv, results_json, selection_figure
+        from featx.report import html, model_text, protocol_figure, results_csv, results_json, selection_figure
         from featx.store import written_aside
 
         lines = []
         if self.output is not None and self.saves_model_of(result):
-            save(result.best_estimator, self.output)
+            save(result if isinstance(result, Selection) else result.best_estimator, self.output)
             lines.append(f"{self.output}: {model_text(result)}; featx predict {self.output} IMAGES... uses it")
         if self.results is not None:
             text = results_csv(result) if self.results.suffix == ".csv" else results_json(result)
@@ -58,6 +66,10 @@ class SearchFiles:
             with written_aside(self.figure) as file:
                 figure.savefig(file, format=self.figure.suffix[1:].lower(), dpi=110)
             lines.append(f"{self.figure}: the picture")
+        if self.report is not None:
+            with working("writing the report"):
+                html(result, self.report, command=shlex.join(["featx", *sys.argv[1:]]))
+            lines.append(f"{self.report}: the report")
         return lines
 
 

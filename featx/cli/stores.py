@@ -33,14 +33,14 @@ def info(
 
 
 def verify(stores: Annotated[list[Path], typer.Argument(help="One or more stores.")]) -> int:
-    """Read every byte of a store and compare it with what was written."""
+    """Read whole stores and compare all bytes with their checksums."""
     from featx.store import FeatureStore
 
     bad = 0
     for path in stores:
         try:
             FeatureStore(path).verify()
-            print_line(f"{path}: whole, every byte is as it was written")
+            print_line(f"{path}: whole, all checksums match")
         except FeatxError as error:
             print_error(worded(error, ()))
             bad += 1

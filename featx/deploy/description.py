@@ -3,6 +3,7 @@
 names : the classes, as Ultralytics writes them: "{0: 'ant', 1: 'bee'}"
 classes : the same as a JSON list; null for a regression
 preprocessing : JSON, the recipe's: resize, interpolation, crop; mean and std are part of the program
+views : JSON list of the views of an image, whose rows are averaged; null if there is no axis of views
 layers : JSON, {layer: [first column, column behind the last]} of a row
 recipe : JSON of the first layer's recipe, see FORMAT.md; null for a model of rows
 weights_sha256 : fingerprint of the network's weights
@@ -18,7 +19,9 @@ from typing import Any
 
 import featx
 from featx.errors import ModelError
-from featx.grammar import check_preprocessing
+from featx.grammar import check_preprocessing, check_views
+
+_AS_JSON = ("classes", "preprocessing", "views", "layers", "recipe")
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,14 @@ class Description:
 
     classes: list[str] | None
     preprocessing: dict[str, Any] | None
+    views: list[str] | None
     layers: dict[str, list[int]]
     recipe: dict[str, Any] | None
     weights_sha256: str = ""
 
     def texts(self) -> dict[str, str]:
         names = {} if self.classes is None else {"names": repr(dict(enumerate(self.classes)))}
-        values = {name: json.dumps(getattr(self, name)) for name in ("classes", "preprocessing", "layers", "recipe")}
+        values = {name: json.dumps(getattr(self, name)) for name in _AS_JSON}
         return {**names, **values, "weights_sha256": self.weights_sha256, "featx": featx.__version__}
 
     @classmethod
@@ -42,13 +46,13 @@ class Description:
         if "featx" not in texts:
             raise ModelError("it is no model that featx export made")
         try:
-            classes, preprocessing, layers, recipe = (
-                json.loads(texts[name]) for name in ("classes", "preprocessing", "layers", "recipe")
-            )
-            if preprocessing is not None:
-                check_preprocessing(preprocessing)
+            values = {name: json.loads(texts[name]) for name in _AS_JSON}
+            if values["preprocessing"] is not None:
+                check_preprocessing(values["preprocessing"])
+            check_views("views", values["views"], None)
+            classes = values["classes"]
             if not (classes is None or isinstance(classes, list) and all(isinstance(name, str) for name in classes)):
                 raise ValueError("classes must be texts")
         except (KeyError, ValueError, TypeError, RecursionError) as error:
             raise ModelError(f"its metadata is damaged: {error}") from error
-        return cls(classes, preprocessing, layers, recipe, texts.get("weights_sha256", ""))
+        return cls(**values, weights_sha256=texts.get("weights_sha256", ""))

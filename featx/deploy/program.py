@@ -82,6 +82,8 @@ class Layers:
             "input" stands for the normalised images in place of the features.
         """
         recipe = features.recipe_
+        if self.recipe is not None and recipe.views != self.recipe.views:
+            raise ModelError("a model of layers in different views cannot be exported; choose one view for all")
         if self.recipe is not None and (
             recipe.weights_sha256 != self.recipe.weights_sha256 or recipe.preprocessing != self.recipe.preprocessing
         ):
@@ -90,8 +92,8 @@ class Layers:
                 "program; export a model of each"
             )
         self.steps.append(features)
-        taps: dict[str, dict[str, Any] | None] = dict(recipe.taps)
-        widths = {name: math.prod(tap["shape"]) for name, tap in recipe.taps.items()}
+        taps: dict[str, dict[str, Any] | None] = dict(recipe.view_taps)
+        widths = features.widths_
         if boundary == INPUT:
             taps, widths = {INPUT: None}, {INPUT: 3 * math.prod(recipe.preprocessing["crop"])}
         for name, tap in taps.items():
@@ -106,7 +108,8 @@ class Layers:
         assert recipe is not None
         backbone = backbone_of(recipe, features.handed_over)
         taps = {name: Tap.from_dict(tap) for name, tap in self._taps.items() if tap is not None}
-        return Network(backbone, Preprocessing.from_dict(recipe.preprocessing), list(self._taps), taps)
+        network = Network(backbone, Preprocessing.from_dict(recipe.preprocessing), list(self._taps), taps)
+        return network if recipe.views is None else Views(network, recipe.n_views)
 
 
 class Network(nn.Module):
@@ -138,6 +141,21 @@ class Network(nn.Module):
         rows = list(self.layers(images)) if self.layers is not None else []
         columns = [images if name == INPUT else rows.pop(0) for name in self.names]
         return torch.cat([each.flatten(1) for each in columns], 1)
+
+
+class Views(nn.Module):
+    """The means of the rows of v views: pixels (b, v, h, w, 3) -> (b, d), added in the order of the views."""
+
+    def __init__(self, network: Network, n_views: int) -> None:
+        super().__init__()
+        self.network, self.n_views = network, n_views
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rows = self.network(pixels.flatten(0, 1)).unflatten(0, (-1, self.n_views))
+        total = rows[:, 0]
+        for view in range(1, self.n_views):
+            total = total + rows[:, view]
+        return total / self.n_views
 
 
 class Program(nn.Module):
@@ -176,7 +194,8 @@ class Program(nn.Module):
         network = self.layers.network()
         if self.input == "pixels":
             return network
-        return nn.Sequential(ResizedAndCropped(Preprocessing.from_dict(self.layers.recipe.preprocessing)), network)
+        recipe = self.layers.recipe
+        return nn.Sequential(ResizedAndCropped(Preprocessing.from_dict(recipe.preprocessing), recipe.views), network)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outputs = self.body(self.front(x))
@@ -222,6 +241,8 @@ def module_of(fitted: Any, layers: Layers) -> nn.Module:
         return SideBySide([translate(part) for _, part in parts], [float(weights.get(name, 1)) for name, _ in parts])
     if library in ("sklearn", "featx"):
         if name in FINE_TUNED:
+            if fitted.features_.recipe_.n_views > 1:
+                raise ModelError(f"{name} on several views of each image cannot be exported; fit it on a store of one")
             columns = layers.columns(fitted.features_, fitted.boundary)
             return nn.Sequential(columns, FINE_TUNED[name](fitted))
         if name in STEPS:

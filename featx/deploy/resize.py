@@ -10,7 +10,7 @@ with the centres c_i = (i + 1/2) in/out - 1/2 and s = max(1, in/out). All of it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -62,29 +62,34 @@ _FILTERS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
 
 
 class ResizedAndCropped(nn.Module):
-    """uint8 image (h, w, 3) -> pixels (1, *crop, 3) uint8; see `featx.resizing`."""
+    """uint8 image (h, w, 3) -> pixels (1, *crop, 3) uint8, or (1, v, *crop, 3) of views; see `featx.resizing`."""
 
-    def __init__(self, preprocessing: Preprocessing) -> None:
+    def __init__(self, preprocessing: Preprocessing, views: Sequence[str] | None = None) -> None:
         super().__init__()
         if preprocessing.interpolation not in _FILTERS:
             raise ModelError(
                 f"input 'image' resizes by one of {', '.join(_FILTERS)}; this model's images are resized by "
                 f"{preprocessing.interpolation!r}: export it with input='pixels'"
             )
-        self.resize, self.crop = preprocessing.resize, preprocessing.crop
+        self.resize, self.crop, self.views = preprocessing.resize, preprocessing.crop, views
         self.support, self.filter = _FILTERS[preprocessing.interpolation]
 
     def forward(self, image: Tensor) -> Tensor:
         columns, rows = torch.arange(image.shape[1]), torch.arange(image.shape[0])
         width, height = columns[-1] + 1, rows[-1] + 1
         wide, tall = self._resized(width, height)
-        across = self._weights(columns, width, wide, self.crop[1])  # (crop width, w)
-        down = self._weights(rows, height, tall, self.crop[0])  # (crop height, h)
         channels = image.permute(2, 0, 1).double()  # (3, h, w)
         # as Pillow 13 orders its passes
         is_tall = (height > tall) & (height - tall > 2 * (width - wide))
-        pixels = torch.cond(is_tall, _down_first, _across_first, (channels, across, down))
-        return pixels.permute(1, 2, 0)[None].to(torch.uint8)
+        pixels = []
+        for view in self.views or ["center"]:
+            left = _offset(view, "left", "right", wide, self.crop[1])
+            top = _offset(view, "top", "bottom", tall, self.crop[0])
+            across = self._weights(columns, width, wide, left, self.crop[1])  # (crop width, w)
+            down = self._weights(rows, height, tall, top, self.crop[0])  # (crop height, h)
+            crop = torch.cond(is_tall, _down_first, _across_first, (channels, across, down)).permute(1, 2, 0)
+            pixels.append(crop.flip(1) if view.endswith("flip") else crop)
+        return (pixels[0] if self.views is None else torch.stack(pixels))[None].to(torch.uint8)
 
     def _resized(self, width: Tensor, height: Tensor) -> tuple[Tensor, Tensor]:
         """(width, height) before the crop; see `featx.resizing.resized_size`."""
@@ -93,10 +98,8 @@ class ResizedAndCropped(nn.Module):
         shorter = torch.minimum(width, height)
         return self.resize * width // shorter, self.resize * height // shorter
 
-    def _weights(self, positions: Tensor, length: Tensor, resized: Tensor, crop: int) -> Tensor:
-        """(crop, length) float64 whole numbers k_ij of the rows inside the crop; 0 outside of the picture."""
-        excess = resized - crop
-        offset = torch.where(excess >= 0, (excess.double() / 2).round().long(), -(-excess // 2))
+    def _weights(self, positions: Tensor, length: Tensor, resized: Tensor, offset: Tensor, crop: int) -> Tensor:
+        """(crop, length) float64 whole numbers k_ij of the rows from `offset` on; 0 outside of the picture."""
         i = torch.arange(crop)[:, None] + offset
         step = length.double() / resized.double()
         stretch = step.clamp_min(1.0)
@@ -109,6 +112,14 @@ class ResizedAndCropped(nn.Module):
         total = w.sum(1, keepdim=True)
         k = w / torch.where(total == 0, 1.0, total) * _BITS
         return (k + torch.where(k < 0, -0.5, 0.5)).trunc()
+
+
+def _offset(view: str, first: str, last: str, side: Tensor, crop: int) -> Tensor:
+    """Where a view begins; see `featx.resizing`."""
+    if first in view:
+        return torch.zeros_like(side)
+    excess = side - crop
+    return excess if last in view else torch.where(excess >= 0, (excess.double() / 2).round().long(), -(-excess // 2))
 
 
 def _across_first(channels: Tensor, across: Tensor, down: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from featx.deploy.description import Description
 from featx.errors import ImageError, ModelError, as_path
@@ -42,7 +42,7 @@ def predict_onnx(path: str | os.PathLike, images: Sequence[Any]) -> Iterator[Pre
     if taken.name not in ("pixels", "image") or description.preprocessing is None:
         raise ModelError(f"{path} predicts rows of features, not images; export it with input='pixels'")
     of_batch = _pixels if taken.name == "pixels" else _images
-    for position, output in enumerate(of_batch(session, description.preprocessing, images)):
+    for position, output in enumerate(of_batch(session, description, images)):
         image = images[position]
         name = str(position) if hasattr(image, "shape") or hasattr(image, "convert") else str(image)
         if isinstance(output, ImageError):
@@ -77,22 +77,29 @@ def open_onnx(path: str | os.PathLike) -> tuple[Any, Description]:
 Outputs = dict[str, np.ndarray]  # of one image
 
 
-def _pixels(session: Any, preprocessing: dict[str, Any], images: Sequence[Any]) -> Iterator[Outputs | ImageError]:
+def _pixels(session: Any, description: Description, images: Sequence[Any]) -> Iterator[Outputs | ImageError]:
     """The outputs for each image, which Pillow resizes; or why it cannot be read."""
+    preprocessing, views = description.preprocessing, description.views
+    assert preprocessing is not None
     resize, crop = preprocessing["resize"], tuple(preprocessing["crop"])
     resize = resize if isinstance(resize, int) else tuple(resize)
     interpolation = preprocessing.get("interpolation", "bilinear")
-    prepare = partial(resized_and_cropped, resize=resize, crop=crop, interpolation=interpolation)
+
+    def prepare(picture: Image.Image) -> np.ndarray:
+        pixels = resized_and_cropped(picture, resize, crop, interpolation, views or ["center"])
+        return pixels[0] if views is None else pixels
+
+    size = crop if views is None else (len(views), *crop)
     names = [output.name for output in session.get_outputs()]
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for batch in batches(images, prepare, crop, min(_BATCH, len(images)), threads, taking_turns=True):
+    for batch in batches(images, prepare, size, min(_BATCH, len(images)), threads, taking_turns=True):
         b = min(len(batch.pixels), len(images) - batch.start)
         outputs = session.run(names, {"pixels": batch.pixels[:b]})
         for slot in range(b):
             yield batch.failures.get(slot) or {name: out[slot] for name, out in zip(names, outputs, strict=True)}
 
 
-def _images(session: Any, preprocessing: dict[str, Any], images: Sequence[Any]) -> Iterator[Outputs | ImageError]:
+def _images(session: Any, description: Description, images: Sequence[Any]) -> Iterator[Outputs | ImageError]:
     """The outputs for each image, which the program resizes."""
     names = [output.name for output in session.get_outputs()]
     for image in images:

@@ -28,6 +28,7 @@ class Agreement(NamedTuple):
     """How a program agrees with its model.
 
     n : number of images, or rows, that both predicted; labels are equal on all
+    on : "image" or "row"
     difference : largest absolute difference of a probability, score or value
     of : "probabilities", "scores" or "values"
     is_seeded : whether the images were made of random numbers
@@ -35,6 +36,7 @@ class Agreement(NamedTuple):
     """
 
     n: int
+    on: str
     difference: float
     of: str
     is_seeded: bool
@@ -61,6 +63,7 @@ def verify(run: Run, program: Program, model: Any, check: Sequence[Any] | np.nda
     """
     is_seeded = check is None
     features = program.layers.steps
+    on = "image" if features else "row"
     X: Any
     if not features:
         X = _seeded_rows(model, program.d) if check is None else np.asarray(check, np.float32)
@@ -88,7 +91,7 @@ def verify(run: Run, program: Program, model: Any, check: Sequence[Any] | np.nda
     name = program.outputs[-1]
     method = {"probabilities": "predict_proba", "scores": "decision_function", "values": "predict"}[name]
     if name == "scores" and not hasattr(model, method):  # hard votes
-        return Agreement(len(X), 0.0, name, is_seeded, precision)
+        return Agreement(len(X), on, 0.0, name, is_seeded, precision)
     expected = np.asarray(getattr(model, method)(X))
     difference = float(np.abs(got[name] - expected).max())
     unit = 1.0 if name == "probabilities" else max(1.0, float(np.abs(expected).max()))
@@ -97,7 +100,7 @@ def verify(run: Run, program: Program, model: Any, check: Sequence[Any] | np.nda
             f"the exported program is refused: its {name} differ from the model's by up to {difference:.2g}; at most "
             f"{TOLERANCE * unit:.2g} is accepted"
         )
-    return Agreement(len(X), difference, name, is_seeded, precision)
+    return Agreement(len(X), on, difference, name, is_seeded, precision)
 
 
 def _compare_labels(got: Mapping[str, np.ndarray], model: Any, X: Any, why: str) -> None:
@@ -115,7 +118,9 @@ def _inputs(program: Program, preprocessing: Preprocessing, images: Sequence[Any
     """The program's inputs for images, in batches."""
     if program.input == "image":
         return [np.array(_decoded(image)) for image in images]
-    pixels = [preprocessing(_decoded(image)) for image in images]
+    assert program.layers.recipe is not None
+    prepare, _ = preprocessing.for_views(program.layers.recipe.views)
+    pixels = [prepare(_decoded(image)) for image in images]
     batches = [np.stack(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
     if program.input == "pixels":
         return batches

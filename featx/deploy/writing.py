@@ -65,7 +65,8 @@ def export(
         or stacking ensembles of these. scikit-learn's classes of these names can be exported too.
     path : name that ends in ".onnx" (opset 20), or ".pt2" (torch.export)
     input : "pixels", "image" or "rows"
-        "pixels": uint8 (batch, height, width, 3), resized and cropped as the file's metadata says. "image": one uint8
+        "pixels": uint8 (batch, height, width, 3), or (batch, v, height, width, 3) of views, resized and cropped as the
+        file's metadata says. "image": one uint8
         image (height, width, 3) of any size, which the program resizes as Pillow does. "rows": float32 (batch, d), the
         features.
     check : images, optional
@@ -142,7 +143,7 @@ def _traced(program: Program) -> ExportedProgram:
     else:
         example = torch.zeros(2, program.d)
         if program.input == "pixels":
-            example = torch.zeros(2, *_preprocessing(program).size, 3, dtype=torch.uint8)
+            example = torch.zeros(2, *_pixels_size(program), 3, dtype=torch.uint8)
         shapes = {0: Dim("batch")}
     try:
         with _quiet(), torch.no_grad():
@@ -151,9 +152,11 @@ def _traced(program: Program) -> ExportedProgram:
         raise ModelError(f"the network cannot be exported: {_in_a_line(error)}") from error
 
 
-def _preprocessing(program: Program) -> Preprocessing:
-    assert program.layers.recipe is not None
-    return Preprocessing.from_dict(program.layers.recipe.preprocessing)
+def _pixels_size(program: Program) -> tuple[int, ...]:
+    """(h, w), or (v, h, w)"""
+    recipe = program.layers.recipe
+    assert recipe is not None
+    return Preprocessing.from_dict(recipe.preprocessing).for_views(recipe.views)[1]
 
 
 def _signature(program: Program) -> str:
@@ -161,8 +164,7 @@ def _signature(program: Program) -> str:
         return f"rows (batch, {program.d:,}) float32"
     if program.input == "image":
         return "image (height, width, 3) uint8"
-    height, width = _preprocessing(program).size
-    return f"pixels (batch, {height}, {width}, 3) uint8"
+    return f"pixels (batch, {', '.join(map(str, _pixels_size(program)))}, 3) uint8"
 
 
 def _description(program: Program, model: Any) -> Description:
@@ -170,6 +172,7 @@ def _description(program: Program, model: Any) -> Description:
     return Description(
         classes=[str(label) for label in model.classes_] if "label" in program.outputs else None,
         preprocessing=None if recipe is None else recipe.preprocessing,
+        views=None if recipe is None else recipe.views,
         layers={name: list(span) for name, span in program.layers.spans.items()},
         recipe=None if recipe is None else json.loads(recipe.to_json()),
         weights_sha256="" if recipe is None else recipe.weights_sha256,

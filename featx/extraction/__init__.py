@@ -1,4 +1,4 @@
-"""Images in, one store out: what to compute is planned, and run on as many devices as there are."""
+"""From images to one store: a plan of what to compute, and its run on all available devices."""
 
 from featx.extraction.plans import Plan, extract, plan
 

@@ -149,7 +149,7 @@ class _Share:
     """The work of one process: some whole batches of the run, in a row.
 
     starts : position in the run of each batch's first image
-    images, todo : of these batches
+    images, todo : images of these batches, and which of them are to be done
     load_truncated : Pillow's setting, which decides which images can be read
     """
 
@@ -190,7 +190,7 @@ class _Share:
 def _deal(
     images: Sequence[Any], recipe: Recipe, places: Sequence[str], workers: int, todo: np.ndarray, rows: RowFile
 ) -> Iterator[_Share]:
-    """Deal batches in turns, so that neighbours are done at about the same time. Shares may be large: one at a time."""
+    """Deal batches in turns, so that neighbours are done at about the same time; shares are made one at a time."""
     size, starts = recipe.batch_size, _starts(recipe, todo)
     for number, place in enumerate(places):
         own = starts[number :: len(places)]
@@ -205,9 +205,9 @@ def _deal(
 
 @dataclass(frozen=True)
 class _Child:
-    """A process, seen from the run.
+    """A process of `spread`, as the run sees it.
 
-    stderr : what it wrote there
+    stderr : file that collects its error output
     """
 
     place: str

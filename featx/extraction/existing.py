@@ -13,6 +13,7 @@ import numpy as np
 from featx.backbones import Backbone
 from featx.errors import ImageError, Parameter, Part, RecipeError, StoreError, listed
 from featx.images import NO_MEMORY, Collection, content_digest, decode
+from featx.recipe import with_views
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collection_digest, copy_rows
 
 
@@ -138,7 +139,12 @@ def _labels_differ(store: FeatureStore, images: Collection, rows: np.ndarray, gr
 
 
 def refuse_other_names(
-    output: Path, there: Recipe, backbone: Backbone, choices: Mapping[str, Any], is_begun: bool = False
+    output: Path,
+    there: Recipe,
+    backbone: Backbone,
+    choices: Mapping[str, Any],
+    views: list[str] | None,
+    is_begun: bool = False,
 ) -> None:
     """Raise RecipeError if names and choices differ from those of the output; needs no weights.
 
@@ -149,7 +155,9 @@ def refuse_other_names(
     """
     engine = choices["engine"] if there.engine.partition(",")[0] != choices["engine"] else there.engine
     kept = {name: choices[name] for name in ("precision", "batch_size", "dtype")}
-    differences = there.differences(replace(there, backbone=backbone.name, engine=engine, **kept))
+    taps = with_views(there.view_taps, views)
+    here = replace(there, backbone=backbone.name, engine=engine, views=views, taps=taps, **kept)
+    differences = there.differences(here)
     if backbone.name == there.backbone and (backbone.weights is None) != (there.weights is None):
         differences.append(f"weights: {there.weights or 'random'!r} there, {backbone.weights or 'random'!r} here")
     way: tuple[Part, ...] = _OTHER

@@ -1,4 +1,4 @@
-"""`like=`: the choices with which another run makes rows as a store's were made."""
+"""`like=`: the choices of a run, taken from an existing store so that rows are made in the same way."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def followed(choices: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 class Example:
     """The store that is passed as `like=`.
 
-    name : of its file
+    name : name of its file
     own : the backbone that the store carries, if any
     """
 
@@ -75,7 +75,7 @@ class Example:
         RecipeError
             The user passed another network.
         BackboneError
-            It has other weights; or it is a module or a program, and the user passed none.
+            The network has other weights; or it is a module or a program, and the user passed none.
         """
         recipe = self.recipe
         if backbone is None and weights == "DEFAULT":

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import COMPILED, Backbone
+from featx.backbones import COMPILED, Backbone, expand_views
 from featx.display import printable
 from featx.errors import (
     ContradictionWarning,
@@ -48,6 +48,7 @@ def extract(
     *,
     like: FeatureStore | str | os.PathLike | None = None,
     pool: str = "avg",
+    views: str | Sequence[str] | None = None,
     weights: str | os.PathLike | None = "DEFAULT",
     labels: Sequence[object] | np.ndarray | str | None = None,
     ids: Sequence[str] | None = None,
@@ -80,13 +81,20 @@ def extract(
         them.
     like : FeatureStore or path, optional
         Make the store as this one was made, so that their rows can be used together: with its backbone, weights,
-        preprocessing, layers, precision, engine, batch size, threads, storage type, and its device if it is available.
+        preprocessing, layers, views, precision, engine, batch size, threads, storage type, and its device if it is
+        available.
         Pass none of these beside it, except `layers` to choose some of its layers, and `backbone` if the store is
         opened by its path and its backbone was a module of yours or an exported program, or its weights have moved.
     pool : "avg", "max", "gem", "spp", "cls", "tokens", "flatten" or "none"
         How the image plane or the tokens are pooled: mean, maximum, generalised mean, spatial pyramid of maxima, class
         token, mean of the other tokens, everything flattened to one row, or no pooling. With "~512" appended
         ("flatten~512"), wider rows are projected at random to 512 numbers.
+    views : str or sequence of str, optional
+        Keep rows of v views of each image, along a leading axis of each row: (v, d). "center" is the usual crop, "flip"
+        its horizontal mirror image, "crop:4" four crops of the same size at the corners of the resized picture, as in
+        torchvision's `FiveCrop`, and "crop:8" these and their mirror images: with "center" and "flip", the crops of
+        `TenCrop`. A corner can be named, too: "top-left", "top-left-flip". Time and file size grow v-fold. A forward
+        pass has one view of each image of a batch, so the network's memory does not grow. StoredFeatures averages them.
     weights : str, path or None
         See Backbone.
     labels : sequence of n labels, or the name of a CSV file's column, optional
@@ -163,6 +171,7 @@ def extract(
             layers,
             like=like,
             pool=pool,
+            views=views,
             weights=weights,
             labels=labels,
             ids=ids,
@@ -189,6 +198,7 @@ def plan(
     *,
     like: FeatureStore | str | os.PathLike | None = None,
     pool: str = "avg",
+    views: str | Sequence[str] | None = None,
     weights: str | os.PathLike | None = "DEFAULT",
     labels: Sequence[object] | np.ndarray | str | None = None,
     ids: Sequence[str] | None = None,
@@ -234,6 +244,7 @@ def plan(
     output = as_path("output", output, StoreError)
     refuse_unwritable(output)
     decoders(workers)  # refuses what is none
+    views = expand_views(views)
     example = None if like is None else Example.of(like)
     is_object = isinstance(backbone, nn.Module | Backbone)
     if example is None and not isinstance(backbone, Backbone):  # an unknown name is refused before images are looked at
@@ -257,6 +268,7 @@ def plan(
     if example is not None:
         known = example.recipe
         backbone, layers = example.backbone(backbone, weights), example.layers(layers, pool)
+        views = example.recipe.views if views is None else views
     assert isinstance(backbone, Backbone)
     if known is not None:
         choices = followed(choices, known)
@@ -264,9 +276,9 @@ def plan(
         choices["dtype"] = "float32"
     check_choices(**choices)
     if store is not None:
-        refuse_other_names(output, store.recipe, backbone, choices)
+        refuse_other_names(output, store.recipe, backbone, choices, views)
     elif begun is not None:
-        refuse_other_names(output, begun.recipe, backbone, choices, is_begun=True)
+        refuse_other_names(output, begun.recipe, backbone, choices, views, is_begun=True)
     if dry_run:
         backbone = backbone.without_download()
     recipe = resolve_recipe(
@@ -274,6 +286,7 @@ def plan(
         backbone=backbone,
         layers="penultimate" if layers is None else layers,
         pool=pool,
+        views=views,
         origin=images.origin,
         **choices,
         workers=workers,
@@ -394,7 +407,7 @@ class Plan:
         return self._run(progress)
 
     def _run(self, progress: bool | Callable[[Progress], None]) -> FeatureStore:
-        """One call below both `run` and `extract`, so that warnings name the line that called either."""
+        """Run the plan; `run` and `extract` both call this, so that warnings name the line that called them."""
         output, images, existing = self.output, self.images, self._existing
         if self.is_dry:
             raise StoreError(
@@ -473,7 +486,7 @@ def _warn(store: FeatureStore, n: int) -> None:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """As many threads of the forward pass as were recorded: they decide the last bits of the numbers."""
+    """A context with the recorded number of threads of the forward pass, which decides the last bits of the numbers."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

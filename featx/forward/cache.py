@@ -69,7 +69,7 @@ def network_of(recipe: Recipe, place: torch.device, backbone: Backbone | None = 
     Raises
     ------
     BackboneError
-        `backbone` is not the recorded one, or the recorded one cannot be had.
+        `backbone` is not the recorded one, or the recorded one is not available.
     """
     with threads_for(0):  # small work: beside other processes several threads would wait for each other
         known = backbone_of(recipe, backbone)
@@ -83,7 +83,7 @@ def network_of(recipe: Recipe, place: torch.device, backbone: Backbone | None = 
 
 
 def _built(backbone: Backbone, recipe: Recipe, place: torch.device) -> TappedNetwork:
-    taps = [Tap.from_dict(tap) for tap in recipe.taps.values()]
+    taps = [Tap.from_dict(tap) for tap in recipe.view_taps.values()]
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     return TappedNetwork(backbone, taps, place, recipe.precision, recipe.engine, preprocessing)
 

@@ -19,12 +19,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from featx.backbones import COMPILED, EAGER, Backbone, Preprocessing, Tap, TappedNetwork, resolve_taps, trace_of
+from featx.backbones import (
+    COMPILED,
+    EAGER,
+    Backbone,
+    Preprocessing,
+    Tap,
+    TappedNetwork,
+    expand_views,
+    resolve_taps,
+    trace_of,
+)
 from featx.errors import FeatxError, Parameter, RecipeError
 from featx.forward.cache import network_of
 from featx.forward.passes import Block, Passes, Rows, block_of, pinned
 from featx.forward.trial import TRIAL_BATCHES, Trial, try_out
 from featx.images import DECODER, Batch, batches
+from featx.recipe import with_views
 from featx.solvers import threads_for
 from featx.store import Recipe
 
@@ -51,6 +62,7 @@ def resolve_recipe(
     engine: str = "auto",
     batch_size: int | str = "auto",
     dtype: str = "float32",
+    views: Sequence[str] | None = None,
     origin: Path | None = None,
     workers: int | str = "auto",
     on_phase: Callable[[str], None] = lambda phase: None,
@@ -62,7 +74,7 @@ def resolve_recipe(
     ----------
     images : n paths, uint8 arrays or PIL images
         Images of the run. The first batch decides precision and engine "auto", if the run is long enough for that.
-    backbone, weights, layers, pool, device, precision, engine, batch_size, dtype
+    backbone, weights, layers, pool, device, precision, engine, batch_size, dtype, views
         As in `featx.extract`.
     origin : path, optional
         The folder that ids are relative to; only recorded.
@@ -89,8 +101,11 @@ def resolve_recipe(
     with threads_for(0):  # small work: beside other processes several threads would wait for each other
         trace = trace_of(backbone)
         taps, aliases = resolve_taps(backbone, layers, pool, trace)
+    views = expand_views(views)
+    _refuse_equal_crops(backbone, views)
     if batch_size == "auto":
-        batch_size = _batch_size(backbone, taps, place, measures=on_trial is not None)
+        n_views = 1 if views is None else len(views)
+        batch_size = _batch_size(backbone, taps, place, n_views, measures=on_trial is not None)
     libraries = ["featx", "torch", "torchvision", "pillow", "numpy"]
     if backbone.name.startswith(("timm:", "bundled:efficientnet")):
         libraries.append("timm")
@@ -100,7 +115,7 @@ def resolve_recipe(
         weights_sha256=backbone.weights_sha256,
         preprocessing=backbone.preprocessing.to_dict(),
         decoder=DECODER,
-        taps={tap.name: tap.to_dict() for tap in taps},
+        taps=with_views({tap.name: tap.to_dict() for tap in taps}, views),
         aliases=aliases,
         engine=_ENGINES.get(engine, EAGER),
         precision="float32" if precision == "auto" else precision,
@@ -112,6 +127,7 @@ def resolve_recipe(
         versions={name: version(name) for name in libraries},
         origin=None if origin is None else str(origin.absolute()),
         weights_file_sha256=backbone.weights_file_sha256,
+        views=views,
     )
     recipe.check()
     n_batches = -(-len(images) // recipe.batch_size)
@@ -153,10 +169,22 @@ def check_choices(*, device: str, precision: str, engine: str, batch_size: int |
     return device_of(device)
 
 
-def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device, measures: bool) -> int:
-    """Images per forward pass, a power of two: limited by the device's memory and by the bytes of a batch's rows."""
-    row_bytes = 4 * sum(math.prod(tap.shape) for tap in taps)
+def _refuse_equal_crops(backbone: Backbone, views: Sequence[str] | None) -> None:
+    preprocessing = backbone.preprocessing
+    if preprocessing.resize == preprocessing.crop and {*(views or ())} - {"center", "flip"}:
+        raise FeatxError(
+            Parameter("views"),
+            f" are center and flip for {backbone.name}: it resizes pictures to {preprocessing.crop[0]} x "
+            f"{preprocessing.crop[1]} pixels, so all crops are equal",
+        )
+
+
+def _batch_size(backbone: Backbone, taps: Sequence[Tap], place: torch.device, n_views: int, measures: bool) -> int:
+    """Images per forward pass, a power of two: limited by the device's memory and by the bytes of a batch."""
+    row_bytes = 4 * n_views * sum(math.prod(tap.shape) for tap in taps)
     most = max(1, min(_BATCH_SIZE[place.type], _MOST_BATCH_BYTES // row_bytes))
+    if n_views > 1:  # the pixels of all views are there at once
+        most = max(1, min(most, _MOST_BATCH_BYTES // (3 * n_views * math.prod(backbone.preprocessing.size))))
     if place.type == "cuda" and measures:
         most = max(1, min(most, _fitting(backbone, taps, place)))
     return 2 ** (most.bit_length() - 1)
@@ -216,7 +244,7 @@ def stream(
     Raises
     ------
     BackboneError
-        The recorded network cannot be had.
+        The recorded network is not available.
     """
     workers = decoders(workers)
     place = device_of(device)
@@ -225,11 +253,11 @@ def stream(
         raise RecipeError(
             f"the recipe's images were decoded with {recipe.decoder!r}; this featx decodes with {DECODER!r}"
         )
-    preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+    prepare, size = Preprocessing.from_dict(recipe.preprocessing).for_views(recipe.views)
     # images that are predicted are not padded to a batch, and no network is compiled for them
     rows = recipe.batch_size
     if todo is None:
-        rows = min(rows, len(images), max(1, _PASS_PIXELS // math.prod(preprocessing.size)))
+        rows = min(rows, len(images), max(1, _PASS_PIXELS // math.prod(size)))
     if todo is not None:
         todo = todo.copy()
         for block in computed:
@@ -240,8 +268,8 @@ def stream(
     on_gpu = place.type == "cuda"
     decoded = batches(
         images,
-        preprocessing,
-        preprocessing.size,
+        prepare,
+        size,
         rows,
         workers,
         starts,
@@ -281,7 +309,7 @@ def measure(
     Raises
     ------
     BackboneError
-        The recorded network cannot be had.
+        The recorded network is not available.
     """
     first = images[: recipe.batch_size]
     for _ in range(2):

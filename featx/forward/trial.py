@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
-from featx.backbones import Backbone, Choice, Preprocessing, TappedNetwork, choose
+from featx.backbones import Backbone, Choice, TappedNetwork, choose
 from featx.errors import ImageError
 from featx.forward.cache import keep
 from featx.forward.passes import Block, Rows, block_of
@@ -86,7 +88,8 @@ def try_out(
     trial : None if none of the first images can be read, or a batch does not fit the device's memory
     """
     device = torch.device(recipe.device)
-    first = _FirstBatches(images, backbone.preprocessing, recipe.batch_size, workers, device)
+    prepare, size = backbone.preprocessing.for_views(recipe.views)
+    first = _FirstBatches(images, prepare, size, recipe.batch_size, workers, device)
     if not first.batches:
         return recipe, None
     try:
@@ -114,7 +117,8 @@ class _FirstBatches:
     def __init__(
         self,
         images: Sequence[Any],
-        preprocessing: Preprocessing,
+        prepare: Callable[[Image.Image], np.ndarray],
+        size: tuple[int, ...],
         batch_size: int,
         workers: int,
         device: torch.device,
@@ -123,7 +127,7 @@ class _FirstBatches:
         first = images[: 2 * batch_size]
         self._stamps = {i: stamp(image) for i, image in enumerate(first)}
         start = time.perf_counter()
-        self._decoded = batches(first, preprocessing, preprocessing.size, batch_size, workers, taking_turns=True)
+        self._decoded = batches(first, prepare, size, batch_size, workers, taking_turns=True)
         self.batches = [next(self._decoded)]
         self._decode_seconds = time.perf_counter() - start
         if 2 * len(self.batches[0].digests) < batch_size:

@@ -31,7 +31,7 @@ _BATCHES_AHEAD = 2
 class Batch:
     """b slots, each for one image of a run or empty.
 
-    pixels : (b, h, w, 3) uint8; empty slots are zero, and their rows must not be used
+    pixels : (b, h, w, 3) uint8, or (b, v, h, w, 3); empty slots are zero, and their rows must not be used
     start : position in the run of the first slot's image
     digests : {slot: 16 bytes}, the content digest of each image that was read
     failures : {slot: ImageError}
@@ -50,7 +50,7 @@ def _zeros(shape: tuple[int, ...]) -> np.ndarray:
 def batches(
     images: Sequence[AnyImage],
     prepare: Callable[[Image.Image], np.ndarray],
-    size: tuple[int, int],
+    size: tuple[int, ...],
     batch_size: int,
     workers: int,
     starts: Iterable[int] | None = None,
@@ -63,8 +63,8 @@ def batches(
     Parameters
     ----------
     images : n images, as `decode` takes them
-    prepare : RGB picture -> (h, w, 3) uint8
-    size : (h, w), what `prepare` returns
+    prepare : RGB picture -> (h, w, 3) uint8, or (v, h, w, 3)
+    size : (h, w) or (v, h, w), what `prepare` returns
     batch_size : slots per batch; the last batch is padded with empty slots
     workers : decoding threads
     starts : increasing multiples of `batch_size`, the first image of each batch to compute; by default all

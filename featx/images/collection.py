@@ -24,12 +24,20 @@ _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "test
 class Collection:
     """The n ordered images of a run.
 
-    images : n paths, uint8 arrays or PIL images; an ImageError in place of a file whose name is not UTF-8
-    ids : n different strings, the names of the images in the store
-    y : (n,) class names, (n,) float64, or None
-    columns : the manifest's other columns, (n,) str each; see `manifest.text_array`
-    origin : the folder that ids are relative to, or None
-    passed_over : number of files in the folder whose names are not those of images
+    Attributes
+    ----------
+    images : n paths, uint8 arrays or PIL images
+        An ImageError takes the place of a file whose name is not UTF-8.
+    ids : list of n different str
+        Names of the images in the store.
+    y : (n,) str or float64, or None
+        Class names, or numbers.
+    columns : {name: (n,) str}
+        The other columns of the manifest; see `manifest.text_array`.
+    origin : Path or None
+        The folder that ids are relative to.
+    passed_over : int
+        Number of files in the folder whose names are not those of images.
     """
 
     images: Sequence[AnyImage]

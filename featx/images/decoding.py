@@ -74,6 +74,7 @@ def stamp(image: AnyImage) -> Stamp | None:
 
 
 def changed() -> ImageError:
+    """The failure of an image whose file has changed during the run."""
     return ImageError("changed", "the file changed while the run was on")
 
 

@@ -1,6 +1,6 @@
-"""The scikit-learn face: image keys (or new images) in, matrices, estimators, searches and saved models out.
+"""The scikit-learn interface: features of image keys or new images, estimators, searches and saved models.
 
-It decodes no images and loads no network, except to compute features of new images, through `forward`.
+This room decodes no images and loads no network, except to compute features of new images, through `forward`.
 """
 
 from featx.learn.estimators import (
@@ -17,7 +17,7 @@ from featx.learn.estimators import (
     RidgeClassifier,
 )
 from featx.learn.features import ImageFeatures, StoredFeatures
-from featx.learn.models import Prediction, load, predict_images, save
+from featx.learn.models import Prediction, load, load_selection, predict_images, save
 from featx.learn.protocols import few_shot, knn_probe, learning_curves, linear_probe
 from featx.learn.search import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
 from featx.learn.selection import (
@@ -72,6 +72,7 @@ __all__ = [
     "learning_curves",
     "linear_probe",
     "load",
+    "load_selection",
     "one_se",
     "predict_images",
     "save",

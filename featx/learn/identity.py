@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Same:
-    """Equal to other references to the same object, which need not be hashable; keeps the object alive."""
+    """A hashable key of an object: equal only to keys of the same object, which it keeps alive."""
 
     def __init__(self, held: Any) -> None:
         self.held = held

@@ -9,6 +9,7 @@ from featx.report.curves import protocol_figure
 from featx.report.extractions import ExtractionLines, plan_table
 from featx.report.figures import selection_figure
 from featx.report.finetunings import finetuning_json, finetuning_table
+from featx.report.page import html
 from featx.report.progress import search_progress
 from featx.report.rankings import nested_table, protocol_table, ranking_table
 from featx.report.results import results_csv, results_json
@@ -33,6 +34,7 @@ __all__ = [
     "difference_table",
     "finetuning_json",
     "finetuning_table",
+    "html",
     "layers_table",
     "model_text",
     "models_table",

@@ -1,4 +1,4 @@
-"""The table of ways to predict another domain, and its JSON."""
+"""The result of `adapt` as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _METHODS = {"scaler": "own scalers", "coral": "CORAL", "linear_ot": "linear OT"}
 
 
 def adaptation_table(adaptation: Adaptation) -> FittedTable:
-    """One row for each way, from the source alone to most labels; none is marked as chosen."""
+    """One row for each way to train, from the source alone to the most labels; none is marked as chosen."""
     table = FittedTable(adaptation_title(adaptation), spare=("C", "source, cross-validated"))
     table.add_names("trained on")
     table.add_numbers("labels a class")
@@ -64,7 +64,7 @@ def way_name(row: AdaptationRow) -> str:
 
 
 def adaptation_json(adaptation: Adaptation) -> str:
-    """A JSON object with everything that the table says; a number that is not known is null."""
+    """A JSON object with everything in the table; unknown numbers are null."""
     return json_text(
         {
             "source": str(adaptation.source.path),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def selection_text(result: Selection | ProtocolResult) -> str:
-    """The result in a few lines: first the score by which the model was chosen, then the unbiased ones."""
+    """The result in a few lines: first the score by which the model was chosen, then the unbiased scores."""
     from featx.learn.selection import Selection
 
     return printable_lines(_search_lines(result) if isinstance(result, Selection) else _protocol_lines(result))
@@ -45,7 +45,7 @@ def _search_lines(selection: Selection) -> list[str]:
     n = len(selection.candidates)
     among = f"{'best' if chosen == selection.best else 'chosen'} of {n:,} " if n > 1 else ""
     score = scored(chosen.mean, chosen.interval, scoring)
-    lines.append(f"{among}in cross-validation: {score}{_flattered(n)}: {named(chosen)}")
+    lines.append(f"{among}in cross-validation: {score}{_bias(n)}: {named(chosen)}")
     if selection.nested is not None:
         lines.append(_nested_line(selection.nested))
     if selection.held_out is not None and selection.test is not None:
@@ -56,7 +56,7 @@ def _search_lines(selection: Selection) -> list[str]:
     elif selection.is_partial:
         lines.append("interrupted: nothing was fitted, and nothing scored on images held out")
     elif selection.nested is None and n > 1:
-        lines.append("held out: nothing, so there is no score that the choice has not flattered")
+        lines.append("no images were held out: every score is biased upwards by the choice")
     return lines
 
 
@@ -66,7 +66,7 @@ def _nested_line(nested: Nested) -> str:
         return f"nested cross-validation: interrupted in the first of {nested.folds} outer splits"
     score = scored(nested.mean, nested.interval, nested.scoring)
     splits = f"{done} of {nested.folds} outer splits, interrupted" if nested.is_partial else f"{done} outer splits"
-    return f"nested cross-validation: {score}, what searching and taking the winner is worth, over {splits}"
+    return f"nested cross-validation: {score}, for the whole search, without the bias of its choice, over {splits}"
 
 
 def _protocol_lines(result: ProtocolResult) -> list[str]:
@@ -77,7 +77,7 @@ def _protocol_lines(result: ProtocolResult) -> list[str]:
         choices = sum(len(curve.points) for curve in result.curves)
         best_of = f"best of {choices:,} " if choices > 1 else ""
         lines += [
-            f"{best_of}in validation: {score}{_flattered(choices)}: {best.layer}, "
+            f"{best_of}in validation: {score}{_bias(choices)}: {best.layer}, "
             f"{result.varied} = {value_text(best.chosen.x)}",
             f"test: {scored(best.test, best.test_interval, scoring)} on {result.n_test:,} images that played no part "
             "in it",
@@ -89,11 +89,11 @@ def _protocol_lines(result: ProtocolResult) -> list[str]:
         score = scored(last.mean, last.interval, scoring)
         lines.append(f"best with {last.x:,g} {result.varied}, {draws}: {best.layer}, {score}")
         if len(result.curves) > 1:
-            lines.append(f"of {len(result.curves):,} layers; being the best of them flatters it")
+            lines.append(f"of {len(result.curves):,} layers; its score is biased upwards by the choice")
     if result.is_partial:
-        lines.append("interrupted: this is what was done until then")
+        lines.append("interrupted: results are incomplete")
     return lines
 
 
-def _flattered(choices: int) -> str:
-    return ", flattered by the choice" if choices > 1 else ""
+def _bias(choices: int) -> str:
+    return ", biased upwards by the choice" if choices > 1 else ""

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, FAINT = "#222222", "#888888"
-INTERRUPTED = "\ninterrupted: what was done until then"  # the end of a title
+INTERRUPTED = "\ninterrupted: results are incomplete"  # the end of a title
 
 
 def blank(width: float, height: float) -> Figure:

@@ -40,14 +40,16 @@ class PlainTable(Table):
 class FittedTable(PlainTable):
     """A table of names, which may wrap anywhere, and of numbers, which may not.
 
-    Where room is short the frame goes (or, with `box` None, there is none), then the first column of `spare`, and names
-    wrap; then intervals stand beneath their scores and the others of `spare` go, in order; at last numbers part from
-    their words and the columns of `spare_at_last` go too. What has gone is said beneath.
+    On a narrow screen, as far as needed and in this order: the frame is dropped, and the first column of `spare`, and
+    names wrap; intervals are put below their scores, and the other columns of `spare` are dropped one by one; numbers
+    and their words are put on lines of their own, and the columns of `spare_at_last` are dropped. The caption names
+    the dropped columns.
 
     Parameters
     ----------
     title : str
-    spare, spare_at_last : headers of columns
+    spare, spare_at_last : sequence of str
+        Headers of columns that may be dropped, the least important first.
     """
 
     def __init__(self, title: str = "", spare: Sequence[str] = (), spare_at_last: Sequence[str] = ()) -> None:
@@ -82,7 +84,7 @@ class FittedTable(PlainTable):
         yield self._form(is_framed, columns, widths, breaks)
 
     def _forms(self) -> Iterator[tuple[int, bool, list[Column], re.Pattern[str]]]:
-        """(cells of a name, framed, columns, where numbers may wrap), the layout that shows most first."""
+        """The possible layouts, fullest first: (width of a name, whether framed, columns, where numbers may wrap)."""
         if self.box is not None:
             yield 20, True, self.columns, _NOWHERE
         yield 20, False, self.columns, _NOWHERE
@@ -123,7 +125,7 @@ def _is_name(column: Column) -> bool:
 
 
 def _longest(column: Column, heads: re.Pattern[str], breaks: re.Pattern[str]) -> int:
-    """Width of a column when its header and cells wrap wherever they may."""
+    """Minimum width of a column, if its header and cells wrap at every allowed place."""
     lines = _broken(str(column.header), 0, heads).split("\n")
     for cell in column.cells:
         lines += _broken(str(cell), 0, breaks).split("\n")

@@ -1,4 +1,4 @@
-"""The table and the figure of a comparison of backbones, and the heat map of how alike layers are."""
+"""The table and the figure of a comparison of backbones, and the heat map of the layers' similarity."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def comparison_title(comparison: Comparison) -> str:
 
 
 def comparison_json(comparison: Comparison) -> str:
-    """A JSON object with everything that the table says, and all layers; a number that is not known is null."""
+    """A JSON object with everything in the table, and all layers; unknown numbers are null."""
     return json_text(
         {
             "scoring": comparison.scoring,
@@ -109,13 +109,13 @@ def _known(interval: Interval) -> list[float] | None:
 
 
 def comparison_figure(comparison: Comparison, similarity: Similarity | None = None, title: str = "") -> Figure:
-    """Draw a comparison: score against time with the Pareto front, the scores of all layers, and how alike layers are.
+    """Draw a comparison: score against time with the Pareto front, the scores of all layers, and their similarity.
 
     Parameters
     ----------
     comparison : Comparison
     similarity : Similarity, optional
-        Drawn as a heat map beside it.
+        Drawn as a heat map in a further panel.
     title : above everything
 
     Returns
@@ -157,7 +157,7 @@ def similarity_figure(similarity: Similarity, title: str = "") -> Figure:
 
 
 def _draw_costs(axis: Axes, comparison: Comparison) -> None:
-    """Score against milliseconds, of the backbones that were timed; names for this panel and the next."""
+    """Score against milliseconds, of the backbones that were timed; the names belong to this panel and the next."""
     short = backbone_names(each.name for each in comparison.backbones)
     for place, each in enumerate(comparison.backbones):
         if each.milliseconds is not None:

@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 1.0
 
 
 def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
-    """What a run will compute, the bytes of each layer and of all, and the estimated time.
+    """A table of a plan: its layers, the bytes of each and of all, and the estimated time.
 
     Parameters
     ----------
@@ -67,13 +67,15 @@ class ExtractionLines:
     Parameters
     ----------
     plan : Plan
-    write : takes a line
+    write : callable(str)
+        Called with each line.
     """
 
     def __init__(self, plan: Plan, write: Callable[[str], Any]) -> None:
         self._plan, self._write, self._written_at = plan, write, float("-inf")
 
     def plan(self, seconds: float | None) -> None:
+        """Write the line of the plan."""
         plan, recipe = self._plan, self._plan.recipe
         self._write_event(
             "plan",
@@ -104,6 +106,7 @@ class ExtractionLines:
             )
 
     def result(self, store: FeatureStore) -> None:
+        """Write the last line, with the result."""
         self._write_event(
             "done",
             output=str(store.path),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def finetuning_table(result: FineTuning) -> FittedTable:
-    """Two rows, the probe and the network; the caption has the difference and whether it is more than chance."""
+    """A row each for the probe and the fine-tuned network; the caption says whether they differ significantly."""
     tuner = result.tuner
     chance = number(result.chance, result.scoring)
     images = f"{result.n_train:,} training, {result.n_test:,} test images"
@@ -40,7 +40,7 @@ def finetuning_table(result: FineTuning) -> FittedTable:
 
 
 def finetuning_json(result: FineTuning) -> str:
-    """A JSON object; a number that is not known is null."""
+    """A JSON object; unknown numbers are null."""
 
     def known(values: object) -> object:
         return [None if math.isnan(value) else value for value in values]  # type: ignore[attr-defined]

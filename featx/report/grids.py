@@ -37,7 +37,7 @@ class Grid:
 
     @property
     def height(self) -> float:
-        """In inches."""
+        """Height of the figure in inches."""
         return max(4.2, 0.6 + len(self.lines) * (0.27 * len(self.layers) + 1.2))
 
     def draw(self, part: Any) -> None:
@@ -116,7 +116,7 @@ class Grid:
 
 
 def _layers(selection: Selection) -> list[tuple[str, str]]:
-    """The searched (backbone, layer) in the order of the networks; layers side by side are last."""
+    """The searched (backbone, layer) pairs in the order of execution; concatenated layers are last."""
     searched = dict.fromkeys((candidate.backbone, candidate.layer) for candidate in selection.candidates)
     stored = [(store.recipe.backbone, layer) for store in selection.training.stores for layer in store.layers]
     order = {pair: place for place, pair in enumerate(stored)}

@@ -25,8 +25,8 @@ _LEADERS = 5
 def search_progress(scoring: str = "accuracy") -> Iterator[Callable[[SearchProgress, list[Candidate]], None]]:
     """A context in which a progress bar and the best layers and estimators so far are shown.
 
-    It yields the `on_progress` of `select_model`. Nothing is shown if stderr is not a terminal. At the end the table,
-    which the result repeats, is removed, and the bar stays.
+    It yields a function for the `on_progress` of `select_model`. Nothing is shown if stderr is not a terminal. At the
+    end the table, which the result repeats, is removed, and the bar stays.
     """
     terminal = console(stderr=True)
     if not terminal.is_terminal or terminal.is_dumb_terminal:

@@ -20,7 +20,8 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
 
     Parameters
     ----------
-    most : rows
+    most : int
+        Maximum number of rows.
     """
     scoring, chosen = selection.settings.scoring, selection.chosen
     best: dict[tuple[str, str, str], Candidate] = {}
@@ -50,7 +51,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
     if table.row_count < len(ranked):
         notes.append(f"and {len(ranked) - table.row_count:,} more layers and estimators")
     if selection.is_partial:
-        notes.append("interrupted: this is what was done until then")
+        notes.append("interrupted: results are incomplete")
     if chosen != selection.best:
         notes.append(f"* chosen, being the simplest within one standard error of the best: {named(chosen)}")
     else:
@@ -101,7 +102,8 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
 
     Parameters
     ----------
-    most : rows
+    most : int
+        Maximum number of rows.
     """
     backbones = backbone_names(curve.backbone for curve in result.curves)
     several = len(backbones) > 1
@@ -130,7 +132,7 @@ def protocol_table(result: ProtocolResult, most: int = 12) -> FittedTable:
     if len(result.curves) > most:
         notes.append(f"and {len(result.curves) - most:,} more layers")
     if result.is_partial:
-        notes.append("interrupted: this is what was done until then")
+        notes.append("interrupted: results are incomplete")
     if saved is not None:
         notes.append("* the model to save, fitted on training and validation images")
     table.caption = printable_lines(notes) or None

@@ -1,22 +1,23 @@
 """Every score of a search or protocol as CSV or JSON, for other programs.
 
-One row a candidate, an outer split of a nested cross-validation, or a point of a protocol, always in these columns:
+One row per candidate, outer split of a nested cross-validation or point of a protocol, always in these columns:
 
 kind : "cross-validation", "nested", or the protocol: "linear-probe", "knn", "few-shot", "learning-curve"
-rank : from 1, best first; the number of the outer split; the rank of the layer, by the protocol's own order
+rank : from 1, best first; or the number of the outer split, or the rank of a protocol's layer
 chosen : 1 for what was chosen: the candidate that was fitted, an outer split's winner, a layer's best x; else 0
-partial : 1 where the search, the nested cross-validation or the protocol was interrupted and these are not all; else 0
-backbone, layer, features : what was read
-estimator, parameter, value : how it was learned; for protocols, parameter is what x is and value is x
-scoring : what the scores are, named as scikit-learn's scorers: more is better
+partial : 1 if the search, the nested cross-validation or the protocol was interrupted, so that rows are missing; else 0
+backbone, layer, features : names, and number of features
+estimator, parameter, value : the model; for protocols, what x is and its value
+scoring : the name of scikit-learn's scorer; larger is better
 mean, std, low, high : of the scores, with the 95 % interval of the mean
 mae : mean absolute error over the splits, where the labels are numbers
-fit_seconds : mean of a fit
-held_out, held_out_low, held_out_high : of the chosen one, the score on images that played no part in choosing it, with
-    its 95 % interval; of an outer split, the score on the images left out
+fit_seconds : mean time of a fit
+held_out, held_out_low, held_out_high : for the chosen row, the score on images that played no part in the choice, with
+    its 95 % interval; for an outer split, the score on its test images
 score_1, score_2 ... : one per split or subsample (in JSON, one list: scores)
 
-What does not apply is empty (in JSON, null). `interchange` says how CSV quotes texts that begin like a formula.
+Values that do not apply are empty (in JSON, null). `interchange` describes how CSV quotes texts that look like
+formulas.
 """
 
 from __future__ import annotations
@@ -40,12 +41,16 @@ _COLUMNS = (
 
 
 def results_csv(result: Selection | Nested | ProtocolResult) -> str:
-    """CSV with a header line and a line for every score; the module lists the columns.
+    """Write a result as CSV: a header line, then a line per candidate, outer split or point of a protocol.
+
+    Parameters
+    ----------
+    result : Selection, Nested or ProtocolResult
 
     Returns
     -------
     str
-        Numbers are as exact as they were.
+        The columns are listed at the top of this module. Numbers keep their full precision.
     """
     rows = list(_rows(result))
     most = max((len(row["scores"]) for row in rows), default=0)
@@ -56,7 +61,7 @@ def results_csv(result: Selection | Nested | ProtocolResult) -> str:
 
 
 def results_json(result: Selection | Nested | ProtocolResult) -> str:
-    """One JSON object: what the run was, and under "results" the rows of the CSV, with "scores" as a list."""
+    """A JSON object: the settings of the run and, as "results", the rows of `results_csv`, with "scores" as a list."""
     return json_text({**_run(result), "results": list(_rows(result))}, indent=1)
 
 
@@ -194,5 +199,5 @@ def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
 
 
 def _finite(value: Any) -> float | None:
-    """A plain float, or None for what JSON has no word for."""
+    """A float, or None for inf and NaN, which JSON does not have."""
     return None if value is None or not math.isfinite(value) else float(value)

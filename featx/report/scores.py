@@ -1,4 +1,4 @@
-"""Scores and candidates in, the few words that tables, figures and sentences call them by, out."""
+"""Short texts for scores and candidates, used by tables, figures and sentences."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def score_name(scoring: str) -> str:
 
 
 def number(score: float, scoring: str = "accuracy") -> str:
-    """Three digits behind the point; an error without the minus that makes more be better."""
+    """A score with three decimals; a negated error is shown as the error itself."""
     if scoring == "neg_mean_absolute_error":
         return amount(0.0 - score)
     return f"{score:.3f}" if abs(score) < 100 else f"{score:,.0f}"
 
 
 def amount(value: float) -> str:
-    """A quantity in its own unit, to three digits or to the whole."""
+    """A number with three significant digits or, from 100 on, as an integer."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -59,7 +59,7 @@ def setting(candidate: Candidate) -> str:
 
 
 def value_text(value: float) -> str:
-    """A parameter's value: whole, or to three digits."""
+    """A parameter's value, as an integer or with three significant digits."""
     return f"{value:g}" if value == int(value) else f"{value:.3g}"
 
 
@@ -69,20 +69,20 @@ def named(candidate: Candidate) -> str:
 
 
 def backbone_names(backbones: Iterable[str]) -> dict[str, str]:
-    """Each without its source, "resnet50", unless two would be called the same."""
+    """{name: name without its source, "resnet50"}, unless two backbones would then have the same name."""
     full = list(dict.fromkeys(backbones))
     bare = [name.partition(":")[2] or name for name in full]
     return dict(zip(full, bare if len(set(bare)) == len(full) else full, strict=True))
 
 
 def stacked(layer: str) -> list[str]:
-    """Layers side by side as lines, one below the other for a narrow column."""
+    """The names of concatenated layers as one line each, for a narrow column."""
     *upper, last = layer.split("+")
     return [*(f"{name} +" for name in upper), last]
 
 
 def shortened(names: Iterable[object], most: int) -> dict[str, str]:
-    """Each for a figure: cut in its middle or, where two would look the same, at its beginning or its end."""
+    """{name: name of at most `most` characters}: cut in its middle or, if two would be equal, at its start or end."""
     full = list(dict.fromkeys(map(str, names)))
     for head in (most // 2, 0, most - 1):
         cut = [_cut(printable(name), most, head) for name in full]

@@ -1,4 +1,4 @@
-"""Tables and lines about stores: what they hold, what made them, and what one should know of their images."""
+"""Tables and texts about stores: their content, their recipe, and notes on their images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ _RECIPE_ROWS: dict[str, dict[str, Callable[[Any], str]]] = {
     "backbone": {"backbone": str, "weights": "weights {}".format},
     "weights' sha256": {"weights_sha256": str},
     "its file's sha256": {"weights_file_sha256": _unless_none("{}")},
-    "preprocessing": {"preprocessing": _pairs},
+    "preprocessing": {
+        "preprocessing": _pairs,
+        "views": lambda views: "" if views is None else f"views {', '.join(views)}",
+    },
     "decoding": {"decoder": str},
     "computed": {
         "precision": str,
@@ -52,7 +55,7 @@ _LAYER_FIELDS = ("taps", "aliases", "dtype")  # shown with the layers
 
 
 def store_table(store: FeatureStore) -> PlainTable:
-    """What a store holds and what made it: its whole recipe."""
+    """A table of a store's content and its whole recipe."""
     recipe = store.recipe
     table = PlainTable(str(store.path), show_header=False)
     table.add_column()
@@ -99,7 +102,7 @@ def _recipe_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
 
 def difference_table(first: FeatureStore, second: FeatureStore) -> PlainTable | str:
-    """What is different in two stores' recipes, field by field, and what each difference changes."""
+    """The fields in which two stores' recipes differ, and what each difference changes."""
     differences = list(first.recipe.compare(second.recipe))
     if not differences:
         return "the recipes are equal"
@@ -121,7 +124,7 @@ def difference_table(first: FeatureStore, second: FeatureStore) -> PlainTable | 
 
 
 def together_text(first: FeatureStore, second: FeatureStore) -> str:
-    """What two stores go together for, in lines: learning from one and scoring on the other; being merged."""
+    """Lines of text: whether a model of one store can be scored on the other, and whether the two can be merged."""
     shared = [name for name in first.layers if name in second.layers]
     recipe, other = first.recipe.some(shared), second.recipe.some(shared)
     if not shared or recipe.other_meaning(other):
@@ -140,7 +143,7 @@ def together_text(first: FeatureStore, second: FeatureStore) -> str:
 
 
 def notes_text(store: FeatureStore) -> str:
-    """What one should know of a store's images, in lines; empty if there is nothing."""
+    """Notes on a store's images, such as unreadable or contradictory ones, as lines of text; "" if there are none."""
     lines = []
     if store.failures:
         lines.append(f"no rows for {count(len(store.failures), 'image')} that cannot be read:")

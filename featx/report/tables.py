@@ -1,4 +1,4 @@
-"""Backbones and predictions in; rich tables, CSV and JSON out."""
+"""Tables of backbones, and predictions as table, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # each table needs one of these, and none should wait for the
 
 
 def layers_table(backbone: Backbone) -> FittedTable:
-    """The tree of a backbone's layers: what each gives for one image, and how much that is after pooling."""
+    """The tree of a backbone's layers: the shape of each output for one image, and its size after pooling."""
     from featx.backbones import describe
 
     height, width = backbone.preprocessing.size
@@ -92,6 +92,7 @@ def models_table(pattern: str = "") -> FittedTable:
 
 
 def predictions_table(predictions: Iterable[Prediction]) -> FittedTable:
+    """A table of predictions, one row per image."""
     rows = list(predictions)
     kinds = {row.kind for row in rows} - {""}
     table = FittedTable()

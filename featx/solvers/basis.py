@@ -37,7 +37,7 @@ class Basis(Protocol):
     spectrum : (D,) mean squares of the working columns, and 1; of odd columns the mean over the problems' scales
     odd_squares : (F, c) mean squares of the odd columns, the last c working ones, in each of the problems' scales
     penalised : (D,) 1, and 0 for the free intercept
-    resident : (n, W) all rows, or None where they are read anew in each pass
+    resident : (n, W) all rows, or None if they are read again in each pass
     affine : the problems' shifts and scales, or None where all are those of the rows
     penalties : (F, W, W) S of each of these: |w|^2 = U S U^T; None where it is |U|^2
     """
@@ -78,7 +78,7 @@ class Basis(Protocol):
 class PrimalBasis:
     """d <= n: the eigenbasis of the d (or d + 1) columns.
 
-    Rows are rotated once if there is memory for them (`resident`); else they are read anew in each pass, and the
+    Rows are rotated once if there is memory for them (`resident`); else they are read again in each pass, and the
     coefficients are rotated instead.
 
     weights : (n,) row weights summed over all problems, for the second moments
@@ -239,7 +239,7 @@ class DualBasis:
         return W, U[..., r] if self.free else torch.zeros_like(W[..., 0])
 
     def coordinates(self, W: Tensor, intercept: Tensor, positions: Tensor) -> Tensor:
-        """Those of the projection of W on the span of the rows, in which all minimisers lie."""
+        """Coordinates of the projection of W on the span of the rows, in which all minimisers lie."""
         scores = self.back.new_zeros(*W.shape[:-1], self.n)
         for columns in self.columns.strips():
             scores += W[..., columns].to(scores) @ self.columns.strip(columns).T

@@ -21,7 +21,7 @@ _ODD = 0.02  # the part of the columns whose scales may be far apart in problems
 class Subproblem:
     """A whole problem, or one class against the rest.
 
-    number : of the problem
+    number : number of the problem
     live : the classes that have rows of positive weight
     positive : the class of the single column of scores; -1 if there are several columns
     arrays : which subproblems have equal weights, or equal shift and scale
@@ -39,7 +39,7 @@ class Subproblem:
 
     @property
     def factor(self) -> float:
-        """What the weights of the positive class are multiplied by."""
+        """Factor of the weights of the positive class."""
         factors = self.problem.class_factors
         return 1.0 if factors is None or len(self.live) == 2 else float(factors[self.positive])
 

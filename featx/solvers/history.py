@@ -30,7 +30,7 @@ class History:
 
     @classmethod
     def empty(cls, like: Tensor) -> Self:
-        """For problems with coordinates `like` (b, K)."""
+        """An empty history of problems with coordinates `like` (b, K)."""
         b, K = like.shape
         return cls(
             steps=like.new_zeros(b, HISTORY_SIZE, K),

@@ -8,11 +8,11 @@ line search.
 
 The distance of a problem from its minimum is measured by two norms of the gradient g, |g| and (g M^-1 g)^1/2, each
 relative to its value for the intercept-only model. Half the square of the latter estimates the *gap*, the difference of
-the objective from its minimum, whatever the units of the columns. The gap counts relative to the objective, and so does
-the decrease in the last step: a problem that still decreases much has not converged, however small its gradient.
+the objective from its minimum, whatever the units of the columns. The gap and the decrease in the last step are taken
+relative to the objective: a problem that still decreases much has not converged, however small its gradient.
 
-M does not depend on which rows are short of their margin. For the squared hinge there may be so few of these that most
-directions have no curvature but that of the penalty, and the gap is underestimated by any factor. |g|^2 / (2 l2) is
+M does not depend on which rows are within their margin. For the squared hinge so few rows may be that most directions
+only have the curvature of the penalty; then the gap can be underestimated by any factor. |g|^2 / (2 l2) is
 always an upper bound of it, since f is strongly convex.
 """
 
@@ -82,7 +82,7 @@ class Minimum:
 
 @dataclass(frozen=True)
 class Iterate:
-    """Where b problems are, and how far from their minima; K = k D.
+    """The coordinates of b problems, and their distances from the minima; K = k D.
 
     U : (b, K)
     value : (b,) float64
@@ -91,7 +91,7 @@ class Iterate:
     preconditioner : (b, k, D) the diagonal of M
     gap, bound : (b,) an estimate and an upper bound of the value's distance from the minimum; the bound is 0 if unused
     gain : (b,) decrease of the value in the last step
-    norm : (b,) as of `Stopping`
+    norm : (b,) as in `Stopping`
     """
 
     U: Tensor
@@ -163,7 +163,7 @@ class State:
 
 
 def minimise(objective: Objective, start: Tensor, intercept_only: Tensor, stopping: Stopping) -> Minimum:
-    """Run until each problem has converged, or cannot.
+    """Run until each problem has converged or cannot converge.
 
     Parameters
     ----------
@@ -224,7 +224,7 @@ def _begin(objective: Objective, start: Tensor, intercept_only: Tensor, stopping
 
 
 def _evaluate_once(objective: Objective, intercept_only: Tensor) -> Point:
-    """All problems' intercept-only models. Penalties do not change them, so one problem stands for all others."""
+    """Evaluate the intercept-only models, which problems share that differ in nothing but l2."""
     different, which = objective.batch.alike.unique(return_inverse=True)
     firsts = torch.stack([(which == number).nonzero()[0, 0] for number in range(len(different))])
     point = objective.exact(intercept_only[firsts], firsts)
@@ -276,7 +276,7 @@ def _upper_bound(objective: Objective, gradient: Tensor, preconditioner: Tensor)
 
 
 def _step(objective: Objective, stopping: Stopping, state: State) -> State:
-    """One pass: new directions where needed, a trial of every problem, and what follows from it.
+    """One pass: choose new directions where needed, try a step of every problem, and accept or shorten it.
 
     Exact passes over few problems are expensive, so problems that need an anchor wait until half of the others do too.
     """
@@ -372,7 +372,7 @@ def _judge(
 
 
 def _precision(stopping: Stopping, before: State, after: State, exact: Tensor, tried: Tensor) -> Precision:
-    """Which problems need an anchor, and for which low precision has become useless."""
+    """Update which problems need an anchor, and for which low precision no longer helps."""
     precision, norm, accepted = before.precision, after.iterate.norm, after.search.fresh
     anchored = precision.doubted & tried
     drifted = norm > _DRIFT * before.iterate.norm

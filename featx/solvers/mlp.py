@@ -35,7 +35,7 @@ _LEAST_RATE = 1e-6  # at which an adaptive rate is not reduced any further
 
 
 class Outcome(Enum):
-    """How the training of a network ended; the value advises the user."""
+    """How the training of a network ended; the value is the text of a warning."""
 
     CONVERGED = "converged"
     MAX_ITER = "the epochs ran out: raise max_iter, or learning_rate_init"
@@ -179,7 +179,7 @@ def _trained(run: MLPRun, device: torch.device, low_precision: bool, budget_byte
 
 
 class _Network:
-    """One network's losses, rate and step."""
+    """The losses, learning rate and optimiser state of one network."""
 
     def __init__(self, problem: MLPProblem, n_tensors: int, is_scored: bool, like: Tensor) -> None:
         best_loss, best_score = (None, -inf) if is_scored else (inf, None)
@@ -394,7 +394,7 @@ class _Training:
         return hidden, values
 
     def _factor(self, values: Tensor, layer: int) -> Tensor:
-        """In the type in which the layer's products are computed."""
+        """Values in the type in which the layer's products are computed."""
         return values.bfloat16() if self.low_precision and layer < self.last else values
 
     def _descend(self, gradients: list[Tensor], total: float) -> None:

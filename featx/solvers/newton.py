@@ -1,10 +1,11 @@
-"""Newton's method in float64, for columns of scores whose minimum L-BFGS has not reached or not proven.
+"""Newton's method in float64, for columns of scores for which L-BFGS has not reached the minimum, or not proven that it
+has.
 
 A column is a problem of k = 1: two classes, or one against the rest.
 
     f(u) = sum_i s_i l(z_i, y_i) + l2/2 u S u^T,    z = u Z^T,    H = Z^T diag(s l''(z)) Z + l2 S
 
-S is the identity but for problems with a shift and scale of their own (`affine`). The squared hinge is piecewise
+S is the identity except for problems with a shift and scale of their own (`affine`). The squared hinge is piecewise
 quadratic, so the steps are few and the last one is exact: Keerthi and DeCoste, A modified finite Newton method for fast
 solution of large scale linear SVMs (2005), here with a less exact line search. Where Newton's steps turn out short, the
 column follows a path of penalties that falls from a large one to l2.
@@ -51,12 +52,12 @@ def affordable(batch: Batch, budget_bytes: int) -> bool:
 
 
 def max_passes(batch: Batch) -> int:
-    """For L-BFGS before Newton's method: about the time of Newton's steps, of which many columns share each pass."""
+    """Number of passes that L-BFGS gets before Newton's method: about as many as take the time of Newton's steps."""
     return 10 + int(len(batch.basis.spectrum) * min(3, 0.25 + len(batch) / 32))
 
 
 def finish(batch: Batch, minimum: Minimum, stopping: Stopping) -> None:
-    """Bring each column of `minimum` to its minimum, unless it is proven to be there."""
+    """Bring each column of `minimum` to its minimum, unless it is proven to have reached it."""
     data = _data(batch)
     n, D = data.Z.shape
     most = max(1, _CHUNK // (D**2 + 8 * n))
@@ -69,7 +70,7 @@ def finish(batch: Batch, minimum: Minimum, stopping: Stopping) -> None:
 
 @dataclass(frozen=True)
 class _Data:
-    """What all columns share.
+    """The data that all columns share.
 
     Z : (n, D) float64 rows, ones for the free intercept last
     y : (n,) class numbers
@@ -138,7 +139,7 @@ class _Progress:
     path : (b,) the present penalty, l2 or more
     direct : (b,) no path of penalties has been needed so far
     best, lowest : (b,) the least norm and the least value so far, at the penalty l2
-    vain : (b,) steps in a row without progress
+    vain : (b,) consecutive steps without progress
     steps : (b,)
     left : (b,) whether the column has not ended
     """
@@ -199,7 +200,7 @@ def _begin(data: _Data, columns: _Columns, minimum: Minimum, stopping: Stopping)
 
 
 def _step(data: _Data, stopping: Stopping, progress: _Progress, minimum: Minimum) -> _Progress:
-    """One Newton step of each column, but of those that have ended, which are written to `minimum`."""
+    """Write columns that have ended to `minimum`; take one Newton step of each other column."""
     columns, point, tol, eps = progress.columns, progress.point, stopping.tol, torch.finfo(torch.float64).eps
     step, gap = _newton_step(data, progress)
     value, gradient = _value(point, progress.path), _gradient(point, progress.path)

@@ -15,8 +15,8 @@ gradient G', it continues with
 where the last products may have a relative error of a few parts in a thousand: of the step, not of the whole. R
 accumulates the rounded changes, so the rounding error of one change is part of the next. Other errors add up until the
 next exact pass, an *anchor*, removes them. In between, G is the gradient of the loss at Z plus gap . U, where gap = G -
-X^T R at the anchor is 0 but for the rounding of X; the value has this term too, to be consistent with its gradient in
-the line search.
+X^T R at the anchor is 0 except for the rounding of X; the value has this term too, to be consistent with its gradient
+in the line search.
 
 This is iterative refinement; the values reported at the end always come from an exact pass.
 """
@@ -117,7 +117,7 @@ class _Last:
             tensor[target] = tensor[source]
 
     def keep(self, which: list[int]) -> Self:
-        """Only these (ascending) of the problems. They are moved in place: there might be no room for a copy."""
+        """Keep the problems at these ascending positions, in place: memory may not suffice for a copy."""
         for target, source in enumerate(which):
             if target != source:
                 self.copy(source, target)
@@ -224,7 +224,7 @@ class Objective:
     def _exact_share(
         self, V: Tensor, intercept: Tensor, thread: int, parts: list[_Part]
     ) -> tuple[Sums, Tensor, Tensor]:
-        """One thread's sums, and its gradients (b, k, W) with the exact rows and with the low ones."""
+        """One thread's sums, and its gradients (b, k, W) with the exact and with the low-precision rows."""
         basis, sums, G, low_G = self.batch.basis, self._sums(len(V)), torch.zeros_like(V), torch.zeros_like(V)
         for part in parts:
             coefficients, constant = picked(V, part.chosen).flatten(0, 1), picked(intercept, part.chosen)
@@ -266,7 +266,7 @@ class Objective:
         return self._point(U, problems, sums, gradient, shrink)
 
     def _low_share(self, step: Tensor, intercept: Tensor, thread: int, parts: list[_Part]) -> tuple[Sums, Tensor]:
-        """One thread's sums, and its change of the gradient (b, k, W)."""
+        """One thread's sums over its blocks, and the change that they make to the gradient (b, k, W)."""
         last, sums = self.last, self._sums(len(step))
         change = torch.zeros_like(step, dtype=last.scores.dtype)
         for part in parts:
@@ -296,7 +296,7 @@ class Objective:
                 self.last.copy(source, target)
 
     def _shares(self, problems: Tensor) -> list[list[_Part]]:
-        """What each thread does in a pass; kept from the last pass if that was over the same problems."""
+        """The blocks and problems of each thread in a pass, kept from the last pass if that had the same problems."""
         numbers = problems.tolist()
         if numbers != self._planned[0]:
             self._planned = numbers, self._cut(problems)
@@ -328,7 +328,7 @@ class Objective:
         return inner, U[..., self.width :] if self.batch.basis.free else torch.zeros_like(U[..., :1])
 
     def _room(self, b: int, block: slice, thread: int, which: int = 0) -> Tensor:
-        """An uninitialised (b, k, m)."""
+        """An uninitialised tensor (b, k, m)."""
         shape = (b, self.batch.k, block.stop - block.start)
         return self.work[thread, which, : prod(shape)].view(shape)
 
@@ -374,7 +374,7 @@ class Objective:
         return Sums(like.new_zeros(b, dtype=torch.float64), *like.new_zeros(2, b, self.batch.k))
 
     def _point(self, U: Tensor, problems: Tensor, sums: Sums, gradient: Tensor, shrink: Tensor) -> Point:
-        """From the gradients (b, k, W) of the loss and of |w|^2 / 2, `shrink`."""
+        """The Point that follows from the gradients (b, k, W) of the loss and of |w|^2 / 2, `shrink`."""
         shrink = shrink * self.batch.l2[problems][:, None, None]
         value = sums.value + 0.5 * (shrink * U[..., : self.width]).sum((1, 2)).double()
         gradient = gradient + shrink

@@ -17,9 +17,10 @@ _LOW_ITEMSIZE = 2
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """
+    """What a group of problems keeps in memory.
+
     wide : problems are solved in the span of the rows, else in that of the columns
-    resident : all rows are kept in their basis, else they are read anew in each pass
+    resident : all rows are kept in their basis, else they are read again in each pass
     low : the type of the rows' copy for passes in low precision, or None for exact passes only
     together : how many problems are solved at once
     left_bytes : what the rows and the basis leave of the budget
@@ -51,7 +52,7 @@ def plan_memory(
     Parameters
     ----------
     X : (any, d)
-        For its size and type only.
+        Only its size and type are used.
     n, width : int
         The rows that have weight, and the columns, with that of a penalised intercept.
     k : int

@@ -49,7 +49,7 @@ class Problem:
 
 
 class Status(Enum):
-    """How a problem ended; the value advises the user."""
+    """How a problem ended; the value is the text of a warning."""
 
     CONVERGED = "converged"
     MAX_ITER = "the iterations ran out: raise max_iter, or standardise the columns (StandardScaler)"
@@ -74,7 +74,7 @@ class Solution:
         What `tol` bounds, the largest of
 
         - the Euclidean norm of the gradient, relative to that at W = 0 with the best free intercept;
-        - its preconditioned norm, relative likewise, times 0.01 (logistic) or 1 (squared hinge);
+        - its preconditioned norm, relative in the same way, times 0.01 (logistic) or 1 (squared hinge);
         - relative to the objective: the distance from the minimum estimated from this norm, divided by 0.1 (logistic;
           1 if X has 2**20 elements or more) or 0.001 (squared hinge); an upper bound of this distance, divided by 10
           (squared hinge); and the decrease of the last step, divided by 30.

@@ -97,7 +97,7 @@ class Rows:
 
 
 def grouped(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list[int]]:
-    """The numbers in groups of equal keys."""
+    """Group the numbers that have equal keys."""
     groups: dict[Hashable, list[int]] = {}
     for number in numbers:
         groups.setdefault(key(number), []).append(number)
@@ -105,7 +105,7 @@ def grouped(numbers: Iterable[int], key: Callable[[int], Hashable]) -> list[list
 
 
 def solve_squares(rows: Rows) -> list[Minimiser]:
-    """One minimiser for each problem: the smallest one, where there is no penalty and columns are dependent."""
+    """One minimiser for each problem; without a penalty, the one of least norm if columns are dependent."""
     minimisers = dict(_wide(rows) if rows.n < rows.d else _tall(rows))
     return [minimisers[number] for number in range(len(rows.problems))]
 
@@ -114,7 +114,7 @@ def solve_squares(rows: Rows) -> list[Minimiser]:
 
 
 def _tall(rows: Rows) -> Iterator[tuple[int, Minimiser]]:
-    """By the moments of the rows u = [x, 1, y], from which those of every shift, scale and intercept follow."""
+    """Solve by the moments of the rows u = [x, 1, y]; those of each shift, scale and intercept follow from them."""
     width = rows.d + 1 + rows.k
     most = max(1, rows.budget_bytes // (2 * 8 * width**2))
     for folds in torch.arange(len(rows.weights), device=rows.weights.device).split(most):
@@ -215,7 +215,7 @@ def _divided(turned: Tensor, m: Tensor, l2: Tensor, rounding: float) -> Tensor:
 
 
 def _wide(rows: Rows) -> Iterator[tuple[int, Minimiser]]:
-    """By the Gram matrix of the rows a, which serves all weights and penalties, and both kinds of intercept."""
+    """Solve by the Gram matrix of the rows a, which all weights, penalties and kinds of intercept share."""
 
     def affine_key(number: int) -> Hashable:  # with a free intercept, the shift changes nothing but that
         shift = None if rows.has_free_intercept(number) else rows.arrays[number].shift
@@ -245,7 +245,7 @@ def _wide(rows: Rows) -> Iterator[tuple[int, Minimiser]]:
 
 @dataclass(frozen=True)
 class _Dual:
-    """The solution of a problem as V (n, k), W = V^T A, with level and reference as of `Minimiser`."""
+    """The solution of a problem as V (n, k), W = V^T A, with level and reference as in `Minimiser`."""
 
     number: int
     V: Tensor

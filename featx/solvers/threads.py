@@ -1,4 +1,4 @@
-"""How many threads a computation uses, and how a long one is shared among them.
+"""The number of threads of a computation, and how a long computation is shared among them.
 
 Threads that work on one product wait for each other at its end. Where other processes use the cores too, the last
 thread is late by a time slice of the scheduler, 4 to 10 ms, however short the product. So short computations use one

@@ -1,4 +1,4 @@
-"""How far the rows of two recipes may differ if the recipes differ only in rounding, as one line of text."""
+"""One line of text on how far the rows of two recipes may differ that differ only in rounding."""
 
 from __future__ import annotations
 

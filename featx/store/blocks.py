@@ -13,7 +13,7 @@ from featx.store.contents import Contents
 
 
 class Damage(NamedTuple):
-    """Rows `start` to `stop` of a layer are not as they were written."""
+    """Rows `start` to `stop` (exclusive) of a layer do not match their checksums."""
 
     layer: str
     start: int
@@ -38,7 +38,7 @@ class Blocks:
         Raises
         ------
         DamageError
-            The bytes are not as they were written; raised if `check` is true or the layer is compressed.
+            The bytes do not match their checksum; raised if `check` is true or the layer is compressed.
         """
         mapped, array = self._contents.mapped, self._contents.layers[name]
         unit = layout.block_rows(array.row_bytes)

@@ -51,24 +51,24 @@ class Checksums:
             self._known[name][block] = True
 
     def complete(self, start: int, stop: int) -> None:
-        """Compute those of groups `start` to `stop` that are not known yet."""
+        """Compute the checksums of groups `start` to `stop` that are not known yet."""
         for name, first, last in self._spans(start, stop):
             for block in (first + np.flatnonzero(~self._known[name][first:last])).tolist():
                 self.of[name][block] = self._in_file(name, block)
                 self._known[name][block] = True
 
     def to_journal(self, start: int, stop: int) -> dict[str, str]:
-        """Those of groups `start` to `stop`, as a journal entry: {name: hexadecimal digits}."""
+        """The checksums of groups `start` to `stop` as a journal entry: {name: hexadecimal digits}."""
         return {name: self.of[name][first:last].tobytes().hex() for name, first, last in self._spans(start, stop)}
 
     def from_journal(self, start: int, stop: int, entry: Mapping[str, str]) -> None:
-        """Restore those of groups `start` to `stop` from `to_journal`'s entry."""
+        """Restore the checksums of groups `start` to `stop` from an entry of `to_journal`."""
         for name, first, last in self._spans(start, stop):
             self.of[name][first:last] = np.frombuffer(bytes.fromhex(entry[name]), "<u8")
             self._known[name][first:last] = True
 
     def forget(self, start: int, stop: int) -> None:
-        """The rows of groups `start` to `stop` will be written again."""
+        """Drop the checksums of groups `start` to `stop`, whose rows will be written again."""
         for name, first, last in self._spans(start, stop):
             self._known[name][first:last] = False
 

@@ -97,8 +97,8 @@ class Contents:
         if self.recipe.to_json() != text:
             raise hdf5.Malformed("the recipe is not in the form that featx writes")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
-        if layout.version_for(tree) != mapped.seal.version:
-            raise hdf5.Malformed("its texts are stored as in another format version")
+        if layout.version_for(tree, self.recipe.views) != mapped.seal.version:
+            raise hdf5.Malformed("its texts or its views are stored as in another format version")
         folded = {name: _folded(group) for name, group in groups.items()}
         for name, parts in _LAYOUT.items():
             if tuple(folded[name]) != parts:
@@ -249,7 +249,7 @@ def _array(node: object) -> Array:
 
 
 def _folded(group: Mapping[str, Array]) -> dict[str, Array | Unpadded]:
-    """A group's datasets; the two of texts with offsets become one."""
+    """A group's datasets; the two datasets of texts, bytes and offsets, become one."""
     datasets: dict[str, Array | Unpadded] = {}
     for name, array in group.items():
         base = name.removesuffix(layout.OFFSETS)

@@ -61,7 +61,7 @@ def export(
     StoreError
         The output exists, cannot be written or has another suffix, or a package is not installed.
     DamageError
-        A row is not as it was written.
+        A row does not match its checksum.
 
     Examples
     --------
@@ -104,7 +104,7 @@ def _layer_names(store: FeatureStore, layers: object) -> list[str]:
 
 
 class _Same(Exception):
-    """The output has the same bytes already."""
+    """Raised when the output already has the same bytes."""
 
 
 def _may_be_same(output: Path, store: FeatureStore, layers: list[str]) -> bool:
@@ -189,7 +189,8 @@ def _write_store(file: BinaryIO, output: Path, store: FeatureStore, layers: list
             filters = filters_of(array.dtype)[compression]
             chunks = Chunks(layout.block_rows(array.row_bytes), filters, tuple(extents))
             placed[name] = changed(array, offset=0, chunks=chunks)
-    page, rest, seal = layout.assemble(placed, {**store._contents.datasets(), "checksums": checksums})
+    metadata = {**store._contents.datasets(), "checksums": checksums}
+    page, rest, seal = layout.assemble(placed, metadata, store.recipe.views)
     files.pwrite(handle, page, layout.PAGE)
     files.pwrite(handle, rest, seal.metadata)
     os.ftruncate(handle, seal.size)

@@ -135,7 +135,7 @@ def refuse_existing(output: Path, replace: bool) -> None:
 def written_aside(output: Path) -> Iterator[BinaryIO]:
     """Open a file that is renamed to `output` when the context ends without an error.
 
-    A kill leaves OUTPUT.writing; the next attempt starts it anew.
+    A kill leaves OUTPUT.writing; the next attempt overwrites it.
     """
     partial = beside(output, ".writing")
     is_renamed = False

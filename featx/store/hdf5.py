@@ -67,7 +67,7 @@ def emit(tree: Tree, attributes: Mapping[str, bytes | int], base: int, start: in
     Parameters
     ----------
     tree : {name: Array, or {name: Array}}
-    attributes : of the root
+    attributes : of the root group
     base : offset of the superblock in the file; HDF5's addresses count from there
     start : offset of the objects in the file
 

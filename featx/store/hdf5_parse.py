@@ -31,7 +31,7 @@ def parse(
     ----------
     superblock : 48 bytes at `base`
     objects : the bytes from `start` to the end of the file
-    attributes : required of the root
+    attributes : those that the root group must have
 
     Raises
     ------

@@ -28,10 +28,15 @@ _UNCHANGED = "the existing files stay as they are"
 class Unfinished:
     """An unfinished run.
 
+    Attributes
+    ----------
     recipe : Recipe
-    ids : of its images, in order
-    entries : the journal's entries, in order
-    nbytes : of the valid lines
+    ids : list of str
+        Ids of its images, in order.
+    entries : list of dict
+        Entries of the journal, in order.
+    nbytes : int
+        Length of the journal's valid lines.
     """
 
     recipe: Recipe
@@ -55,7 +60,7 @@ def journal_path(output: Path) -> Path:
 
 
 def is_unfinished(output: str | os.PathLike) -> bool:
-    """Whether an unfinished run for an output seems to exist: the two files are there, and are not read."""
+    """Whether the two files of an unfinished run for an output exist; they are not read."""
     try:
         return partial_path(Path(output)).stat().st_size > 0 and journal_path(Path(output)).exists()
     except OSError:
@@ -125,7 +130,7 @@ def discard(output: str | os.PathLike) -> None:
 
 
 def discard_quietly(output: Path) -> None:
-    """Remove the files of a run, by the run itself; errors are ignored."""
+    """Remove the files of the calling run; errors are ignored."""
     for path in (journal_path(output), partial_path(output)):
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

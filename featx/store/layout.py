@@ -23,7 +23,7 @@ from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import most_bytes
 
 FORMAT = "featx-store"
-VERSIONS = (1, 2)  # version 2 has texts with offsets
+VERSIONS = (1, 2)  # version 2 has texts with offsets, or views
 ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": 1}
 OFFSETS = "@offsets"  # suffix of a dataset's name; no `member` contains an @
 MOST_RECIPE_BYTES = 4 * 2**20
@@ -75,8 +75,8 @@ def end_of(layers: Mapping[str, Array]) -> int:
 class Seal:
     """The content of the file's first page, which is written last.
 
-    size : of the whole file, in bytes
-    version : of the format
+    size : size of the whole file, in bytes
+    version : version of the format
     metadata : offset of the metadata
     structure : offset of HDF5's objects
     identity : XXH3 (128 bits) of bytes 4,096 to 8,191 and `metadata` to `size`: of everything but the rows, and so of
@@ -114,14 +114,14 @@ _SEAL = re.compile(
 
 
 def attributes(version: int) -> dict[str, bytes | int]:
-    """The attributes of the root."""
+    """The attributes of the root group."""
     return {**ATTRIBUTES, "version": version}
 
 
-def version_for(tree: Mapping[str, Any]) -> int:
-    """The format version of a file with these datasets."""
+def version_for(tree: Mapping[str, Any], views: Sequence[str] | None) -> int:
+    """The format version of a file with these datasets, whose recipe has these views."""
     groups = (node for node in tree.values() if isinstance(node, Mapping))
-    return 2 if any(name.endswith(OFFSETS) for group in groups for name in group) else 1
+    return 2 if views is not None or any(name.endswith(OFFSETS) for group in groups for name in group) else 1
 
 
 def version_of(page: bytes) -> int | None:
@@ -136,13 +136,19 @@ def identity_of(superblock_page: Any, metadata: Any) -> str:
     return digest.hexdigest()
 
 
-def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, bytearray, Seal]:
+def assemble(
+    layers: Mapping[str, Array], metadata: Metadata, views: Sequence[str] | None = None
+) -> tuple[bytes, bytearray, Seal]:
     """The bytes of everything but the rows.
+
+    Parameters
+    ----------
+    views : of the recipe
 
     Returns
     -------
-    superblock_page : to write at 4,096
-    rest : to write at `seal.metadata`; the file ends with it
+    superblock_page : bytes to write at 4,096
+    rest : bytes to write at `seal.metadata`, to the end of the file
     seal : Seal
     """
     start = end_of(layers)
@@ -161,7 +167,7 @@ def assemble(layers: Mapping[str, Array], metadata: Metadata) -> tuple[bytes, by
     for name, node in metadata.items():
         tree[name] = placed(node) if isinstance(node, np.ndarray) else {key: placed(node[key]) for key in node}
     structure = start + len(rest)
-    version = version_for(tree)
+    version = version_for(tree, views)
     superblock, objects = hdf5.emit(tree, attributes(version), PAGE, structure)
     if len(objects) > most_bytes(structure):
         raise StoreError(

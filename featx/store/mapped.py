@@ -1,8 +1,8 @@
 """Maps and checks a store's file; a layer is a memory map that carries the store's identity.
 
-The whole file is mapped once, so all reads are of the file that was opened, even if another takes its name. Processes
-share no handle: a store, a layer or a view of one is pickled as path and identity, and the other process opens the file
-again or refuses it.
+The whole file is mapped once, so all reads are from the file that was opened, even if its path is given to another
+file. Processes share no handle: a store, a layer or a view of one is pickled as path and identity, and the other
+process opens the file again or refuses it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Mapped:
 
     @contextlib.contextmanager
     def read_at_random(self) -> Iterator[None]:
-        """Turn off read-ahead within the context, in which rows are read that are far apart."""
+        """A context without read-ahead, for reading rows that are far apart."""
         if not hasattr(self.content, "madvise"):
             yield
             return

@@ -67,7 +67,7 @@ def merge(
         Two stores have the same image, labels or columns are of different kinds, the output exists or cannot be
         written, or a store has changed since an unfinished merge copied from it.
     DamageError
-        A row to copy is not as it was written.
+        A row to copy does not match its checksum.
 
     Warns
     -----

@@ -24,8 +24,8 @@ _READ_AHEAD_BYTES = 2**17  # the system's read-ahead
 class FeatureStore:
     """A finished store, opened for reading.
 
-    Opening checks all metadata; `verify`, and reading with `check=True`, check rows too. All reads are of the file that
-    was opened, even if another takes its name.
+    Opening checks all metadata; `verify`, and reading with `check=True`, check rows too. All reads are from the file
+    that was opened, even if its path is given to another file.
 
     Parameters
     ----------
@@ -46,9 +46,9 @@ class FeatureStore:
     digests : (n, 16) uint8, the content digest of each image
     recipe : Recipe, everything that determined the numbers
     identity : 32 hexadecimal digits, the digest of everything but the rows, and so of the rows' checksums
-    backbone : the object that was passed to `featx.extract` as its backbone, if this is the store that it returned
-        New images go through it. It is None if the store was opened by its path or unpickled; set it if it was a module
-        or a program of yours.
+    backbone : the `backbone` that was passed to `featx.extract`, on the store that this call returned; else None
+        It computes the features of new images. If it was a module or a program of yours, set it again on a store that
+        was opened by its path or unpickled.
 
     Raises
     ------
@@ -138,6 +138,8 @@ class FeatureStore:
     def __getitem__(self, layer: str) -> np.ndarray:
         """A layer as a read-only memory map, (n, d) or, for pool "none", (n, ...); an archive's is an array in memory.
 
+        With v views of each image it is (n, v, d) or (n, v, ...).
+
         Raises
         ------
         LayerError
@@ -176,7 +178,7 @@ class FeatureStore:
         LayerError
             The store has no such layer.
         DamageError
-            Rows are not as they were written; raised if `check` is true or the store is an archive.
+            Rows do not match their checksums; raised if `check` is true or the store is an archive.
         IndexError
             There is no such row, or the mask has the wrong shape.
         """
@@ -220,6 +222,7 @@ class FeatureStore:
 
         Parameters
         ----------
+        layer : str
         budget_bytes : int
             Maximum size of a part, unless a single row is larger.
         check : bool
@@ -233,6 +236,7 @@ class FeatureStore:
         Raises
         ------
         LayerError, DamageError
+            As in `take`.
         """
         name = self.recipe.layer(layer)
         array = self._contents.layers[name]
@@ -278,11 +282,15 @@ class FeatureStore:
         return self._contents.keys[order], order
 
     def rows(self, keys: np.ndarray) -> np.ndarray:
-        """Positions of image keys.
+        """Row positions of image keys.
 
         Parameters
         ----------
         keys : (m,) or (m, 1) int64
+
+        Returns
+        -------
+        (m,) int64
 
         Raises
         ------
@@ -311,7 +319,7 @@ class FeatureStore:
 
     @cached_property
     def contradictions(self) -> tuple[np.ndarray, ...]:
-        """The groups of `duplicates` whose labels differ."""
+        """The groups of `duplicates` in which labels differ."""
         y = self.y
         return () if y is None else tuple(group for group in self.duplicates if len(set(y[group].tolist())) > 1)
 

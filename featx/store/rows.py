@@ -17,9 +17,14 @@ from featx.store.hdf5 import Array
 class RowFile:
     """The layers of a run in its file. Several processes may write at once if each writes the rows of other images.
 
-    output : the finished file's path, for messages
-    handle : descriptor of the open file; a process that inherits it shares the lock, held until all have closed it
-    layers : {name: Array}, the places of the rows in the file
+    Attributes
+    ----------
+    output : Path
+        Path of the finished file, for messages.
+    handle : int
+        Descriptor of the open file. A process that inherits it shares the lock, which is held until all have closed it.
+    layers : {name: Array}
+        The places of the rows in the file.
     """
 
     output: Path

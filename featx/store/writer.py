@@ -60,7 +60,7 @@ class StoreWriter:
     todo : (n,) bool, the images that are neither written nor failures yet
     digests : (n, 16) uint8, content digests of the images that are written
     failures : {position: ImageError}
-    rows : RowFile, with which other processes may write rows; `write` then takes their names as `in_file`
+    rows : RowFile, with which other processes may write rows; `write` then gets the names of their layers as `in_file`
 
     Raises
     ------
@@ -70,8 +70,8 @@ class StoreWriter:
 
     Notes
     -----
-    A context manager. If it is left before `finish`, the run is unfinished, and a writer with the same arguments
-    continues it. If no group of 64 images was complete, there is nothing to continue, and no file is left.
+    The writer is a context manager. If it is left before `finish`, the run is unfinished, and a writer with the same
+    arguments continues it. If no group of 64 images was complete, there is nothing to continue, and no file is left.
     """
 
     def __init__(
@@ -239,7 +239,7 @@ class StoreWriter:
                 self._sync_if_due()
 
     def _kept(self) -> str:
-        """Which work the disk keeps, as text for a message."""
+        """Text for a message: which rows of the run are kept on the disk."""
         with contextlib.suppress(OSError):
             self._sync()
         is_renamed = not files.is_at(self._partial, self._file)
@@ -307,7 +307,7 @@ class StoreWriter:
             if self.failures:
                 self._sync()
                 self._compact(keep)
-            page, rest, seal = layout.assemble(self._layers, self._metadata(keep))
+            page, rest, seal = layout.assemble(self._layers, self._metadata(keep), self.recipe.views)
             files.pwrite(self._file, page, layout.PAGE)
             files.pwrite(self._file, rest, seal.metadata)
             os.ftruncate(self._file, seal.size)

@@ -1,4 +1,4 @@
-"""Which pretrained backbone to take, and how its features carry over to the images at hand."""
+"""Choice of a pretrained backbone, fine-tuning, and adaptation to another domain."""
 
 from featx.naming import publish
 from featx.transfer.adaptation import Adaptation, AdaptationRow, adapt

@@ -62,17 +62,17 @@ class AdaptationRow:
     shots : int
         Labelled target images of each class.
     score : float
-        On the held-out target images; with `shots`, the mean over random draws.
+        Score on the held-out target images; with `shots`, the mean over random draws.
     interval : Interval
         95 % confidence interval of the score.
     gain : float
-        Difference of the score to that of the source alone.
+        The score minus that of the source alone.
     gain_interval : Interval
         95 % confidence interval of the gain, paired over images; (nan, nan) for the source alone.
     source_score : float or None
         Cross-validated accuracy on the source, with `shots` None.
     C : float
-        Of the logistic regression.
+        Parameter of the logistic regression.
     """
 
     training: str
@@ -149,9 +149,9 @@ def adapt(
 ) -> Adaptation:
     """Compare ways to predict images of a target domain with labels of a source domain.
 
-    They are: the source alone; the source aligned by each method, without labels of the target; a few labelled target
-    images; and these beside the source. All are logistic regressions on standardised features, scored on the same
-    held-out target images. No way is chosen.
+    The ways are: the source alone; the source aligned by each method, without labels of the target; a few labelled
+    target images alone; and these together with the source. All are logistic regressions on standardised features,
+    scored on the same held-out target images. None of them is chosen.
 
     Parameters
     ----------
@@ -160,11 +160,11 @@ def adapt(
     layer : str or list of str, optional
         As in StoredFeatures.
     labels, target_labels : (n,) class names, or a column, optional
-        By default those of the stores. A column that is named for the source is also that of the target.
+        By default those of the stores. A column given as `labels` is also read in the target.
     methods : names among "scaler", "coral", "linear_ot", optional
         See `Align`. By default all.
     shots : sequence of int, optional
-        Numbers of labelled target images of each class; by default those of 5, 10, 25 that there are. () for none.
+        Numbers of labelled target images of each class; by default 5, 10 and 25, as far as possible. () for none.
     draws : int
         Number of random draws of these images.
     scoring : "accuracy", "balanced_accuracy", "f1_macro" or "matthews_corrcoef"
@@ -176,7 +176,7 @@ def adapt(
         Held-out target images, by default a random half: stratified, and by whole groups. They take part in nothing:
         the alignment uses the other target images.
     folds : int
-        Of the cross-validation on the source.
+        Number of folds of the cross-validation on the source.
     random_state : int
         Seed of the held-out images, the folds and the draws.
     progress : bool or callable
@@ -192,7 +192,7 @@ def adapt(
         A store has no labels, or numbers; the source has one class, or lacks a class of the target; images or groups
         are in both stores; there are too few images.
     LayerError, RecipeError
-        As of `Align`.
+        As in `Align`.
 
     Warns
     -----
@@ -374,7 +374,7 @@ def _refuse_unlike(
 def _draws(
     target: Experiment, shots: Sequence[int] | None, draws: int, random_state: int
 ) -> dict[int, list[np.ndarray]]:
-    """{images a class: positions of each draw}; the images of a draw are among those of the same draw with more."""
+    """{images per class: positions of each draw}; a draw with more images contains the same draw with fewer."""
     names, n_of_each = np.unique(target.y, return_counts=True)
     if shots is None:
         shots = [shot for shot in _SHOTS if shot <= n_of_each.min()]

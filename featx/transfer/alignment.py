@@ -110,8 +110,8 @@ class Align(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
         Raises
         ------
         FeatxError
-            X is not of StoredFeatures, or of the target store; there are fewer than two images of a domain; rows
-            contain NaN or inf.
+            X does not come from StoredFeatures, or comes from the target store; there are fewer than two images of a
+            domain; rows contain NaN or inf.
         LayerError
             The target store does not have a layer.
         RecipeError
@@ -132,10 +132,12 @@ class Align(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
                 "X are rows of the target store itself; a domain is a store of its own: extract each from its own "
                 "folder or manifest"
             )
-        if note := check_target(self.target_store, origin.recipe):
+        views = origin.recipe.views or []
+        view = views[0] if len(views) == 1 else "mean"
+        if note := check_target(self.target_store, origin.recipe, view):
             warn(note, RowsDifferWarning)
         source = _finite("source", X)
-        target = _finite("target", _target_rows(self.target_store, origin.recipe.layers, self.target_keys))
+        target = _finite("target", _target_rows(self.target_store, origin.recipe.layers, view, self.target_keys))
         self.source_, self.layers_, self.n_features_in_ = origin.store, origin.recipe.layers, X.shape[1]
         self.source_mean_, self.target_mean_ = source.mean(axis=0), target.mean(axis=0)
         if self.method == "scaler":
@@ -183,23 +185,27 @@ def _origin_of(X: object) -> Origin:
     return X.origin
 
 
-def check_target(target_store: FeatureStore, recipe: Recipe) -> str:
+def check_target(target_store: FeatureStore, recipe: Recipe, view: str = "mean") -> str:
     """How rows of the target store are rounded differently from those of the source recipe, or "".
+
+    Parameters
+    ----------
+    view : of the target store, as StoredFeatures takes it
 
     Raises
     ------
     LayerError
-        The target store does not have a layer of the recipe.
+        The target store does not have a layer of the recipe, or the view.
     RecipeError
         Rows of the target store have another meaning.
     """
     name = target_store.path.name
     where = ("in the source", f"in {name}")
     # another network has other layer names: compare networks first
-    differences = recipe.some([]).other_meaning(target_store.recipe.some([]), where)
+    differences = recipe.some([]).other_meaning(target_store.recipe.some([]).of_view(view), where)
     if not differences:
         try:
-            target = target_store.recipe.only(list(recipe.layers))
+            target = target_store.recipe.only(list(recipe.layers)).of_view(view)
         except LayerError as error:
             raise LayerError(f"the target {name} needs the layers of the source: ", *error.parts) from error
         differences = recipe.other_meaning(target, where)
@@ -211,12 +217,12 @@ def check_target(target_store: FeatureStore, recipe: Recipe) -> str:
     return rounding_note(target, recipe, (name, "the source"))
 
 
-def _target_rows(store: FeatureStore, layers: tuple[str, ...], keys: object) -> np.ndarray:
+def _target_rows(store: FeatureStore, layers: tuple[str, ...], view: str, keys: object) -> np.ndarray:
     """(m, d) rows of the target images to align with."""
     X = store.X if keys is None else np.asarray(keys)
     if not X.size:
         raise FeatxError("there are no target images to align with; ", Parameter("target_keys"), " is empty")
-    return StoredFeatures(store, list(layers)).fit().transform(X.reshape(-1, 1))
+    return StoredFeatures(store, list(layers), view=view).fit().transform(X.reshape(-1, 1))
 
 
 def _finite(domain: str, rows: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How alike layers are: linear centred kernel alignment (CKA), unbiased, over minibatches of the same images."""
+"""Similarity of layers: linear centred kernel alignment (CKA), unbiased, over minibatches of the same images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ _LEAST_ROWS = 4  # of the unbiased estimator
 class Similarity:
     """Linear CKA between layers.
 
-    names : (m,) pairs (backbone, layer)
-    values : (m, m), 1 on the diagonal; about 0 for unrelated features, slightly below 0 by chance
-    n : number of images
+    Attributes
+    ----------
+    names : m pairs (backbone, layer)
+    values : (m, m) float
+        1 on the diagonal; about 0 for unrelated features, slightly below 0 by chance.
+    n : int
+        Number of images.
     """
 
     names: tuple[tuple[str, str], ...]
@@ -38,14 +42,14 @@ def similarity(stores: Stores, layers: Layers = None, *, batch_rows: int = 256, 
 
         H(K, L) = [tr(K L) + 1'K1 1'L1 / ((b - 1)(b - 2)) - 2 / (b - 2) 1'K L1] / (b (b - 3)).
 
-    It does not change when a layer is rotated or scaled, and neither does its expectation with the size of the batches.
+    It is invariant to rotation and scaling of a layer; its expectation does not depend on the size of the minibatches.
 
     Parameters
     ----------
     stores : FeatureStore, or several of the same images
     layers : as in `select_model`
     batch_rows : int
-        Images of a minibatch, 4 or more; a last one of fewer is left out if there are others.
+        Images per minibatch, 4 or more. A last minibatch with fewer images is left out, unless it is the only one.
     random_state : int
         Seed of the order of the images, which would be sorted by class otherwise.
 
@@ -91,7 +95,7 @@ def similarity(stores: Stores, layers: Layers = None, *, batch_rows: int = 256, 
 
 
 def _alignment(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """(m, m) unbiased H of the layers' rows, (b, d) each, but for a common factor."""
+    """(m, m) unbiased H of the layers' rows, (b, d) each, up to a common factor."""
     b = len(rows[0])
     kernels = np.empty((len(rows), b, b))
     for kernel, X in zip(kernels, rows, strict=True):

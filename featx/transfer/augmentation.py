@@ -49,15 +49,29 @@ def contrast(rows: Tensor, *, places: Places, generator: torch.Generator) -> Ten
 
     References
     ----------
-    As of `brightness` ("contrast c2FroFA").
+    As in `brightness` ("contrast c2FroFA").
     """
     mean = rows.mean(places, keepdim=True)
     return mean + (rows - mean) * _uniform(mean, _CONTRAST, 2 - _CONTRAST, generator)
 
 
+def posterize(rows: Tensor, *, places: Places, generator: torch.Generator) -> Tensor:
+    """Map each channel's range over the row to 0..255, round down to a number of bits, uniform in 1 to 8, and map back.
+
+    References
+    ----------
+    As of `brightness` ("posterize"); the range of the number of bits is ours.
+    """
+    low, high = rows.amin(places, keepdim=True), rows.amax(places, keepdim=True)
+    step = 2.0 ** torch.randint(8, low.shape, generator=generator).to(rows)
+    numbers = (255 * ((rows - low) / (high - low).clamp_min(torch.finfo(rows.dtype).tiny))).floor()
+    return low + (high - low) / 255 * step * (numbers / step).floor()
+
+
 CHANGES: dict[str, Callable[..., Tensor]] = {
     "brightness": brightness,
     "contrast": contrast,
+    "posterize": posterize,
 }
 
 

@@ -48,9 +48,15 @@ _PROBES = {False: "logistic_regression", True: "ridge"}  # by whether labels are
 class ComparedLayer:
     """A layer of a compared backbone.
 
-    layer, d : its name and number of features
-    nearest : cross-validated accuracy of the 5 nearest neighbours; None for regression
-    probe : the linear probe at its best penalty, or None where nearest neighbours did better on other layers
+    Attributes
+    ----------
+    layer : str
+    d : int
+        Number of features.
+    nearest : float or None
+        Cross-validated accuracy of the 5 nearest neighbours; None for regression.
+    probe : Candidate or None
+        The linear probe at its best penalty; None if nearest neighbours did better on other layers.
     scores : {name: value} of `metrics`
     """
 
@@ -65,13 +71,21 @@ class ComparedLayer:
 class ComparedBackbone:
     """A backbone, with its layers from the best on.
 
-    name : the backbone's
-    store : features of the sample
-    layers : those with a probe first, best first
-    behind : mean difference of the best layer's score to that of the best backbone, over the same folds; 0 for the best
-    behind_interval : its 95 % confidence interval, (nan, nan) for the best
-    n_parameters : of the whole network, or None if the network is not at hand
-    milliseconds : for one image, measured here, or None
+    Attributes
+    ----------
+    name : str
+    store : FeatureStore
+        Features of the sample.
+    layers : tuple of ComparedLayer
+        Layers with a probe first, best first.
+    behind : float
+        Mean score of the best layer minus that of the best backbone, over the same folds; 0 for the best.
+    behind_interval : Interval
+        95 % confidence interval of `behind`; (nan, nan) for the best backbone.
+    n_parameters : int or None
+        Number of parameters of the whole network; None if the network is not available.
+    milliseconds : float or None
+        Time for one image, measured on this machine.
     """
 
     name: str
@@ -91,17 +105,23 @@ class ComparedBackbone:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row of the best layer."""
-        return self.layers[0].d * np.dtype(self.store.recipe.dtype).itemsize
+        return self.layers[0].d * self.store.recipe.n_views * np.dtype(self.store.recipe.dtype).itemsize
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """The result of `compare`.
 
-    backbones : best first
-    n, n_classes : images and classes that were compared on; n_classes is None for regression
-    chance : score of a constant prediction
-    folds : of the cross-validation
+    Attributes
+    ----------
+    backbones : tuple of ComparedBackbone
+        Best first.
+    n, n_classes : int
+        Numbers of images and classes; n_classes is None for regression.
+    chance : float
+        Score of a constant prediction.
+    folds : int
+        Number of folds of the cross-validation.
     scoring : "accuracy", or "r2" for regression
     """
 
@@ -387,7 +407,7 @@ def _behind(candidate: Candidate, first: Candidate, n: int) -> dict[str, Any]:
 
 
 def _cost(store: FeatureStore, known: Backbone | None, device: str) -> tuple[int | None, float | None]:
-    """(number of parameters, milliseconds an image) of the store's network; None where it cannot be had."""
+    """(number of parameters, milliseconds an image) of the store's network; None if it is not available."""
     from featx.backbones import EAGER
     from featx.forward import backbone_of, measure
 

@@ -13,7 +13,7 @@ from dataclasses import fields
 from functools import partial
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import safetensors
@@ -109,7 +109,8 @@ class _FineTuner(BaseEstimator):
             else:
                 probe = None
                 if self.head == "probe":
-                    inputs = np.concatenate([part.numpy() for part in outputs_of(network.tail, data.rows, learn)])
+                    outputs = outputs_of(network.tail, data.rows, learn, data.n_views)
+                    inputs = np.concatenate([part.numpy() for part in outputs])
                     together = None if data.groups is None else data.groups.of(learn)
                     weights = getattr(self, "class_weight", None)
                     probe = fit_probe(inputs, y[learn], together, weights, self.random_state)
@@ -156,11 +157,14 @@ class _FineTuner(BaseEstimator):
 
     def _data(self, features: StoredFeatures, X: Any, generator: torch.Generator) -> Data:
         """Rows by position in X, to train on and to score, and which images stay together."""
+        recipe = features.recipe_
         if self.boundary == INPUT:
             images = images_of(features, X)
-            preprocessing = Preprocessing.from_dict(features.recipe_.preprocessing)
-            rows = image_rows(images, preprocessing)
-            learned = image_rows(images, preprocessing, generator) if self.augment == CROP else rows
+            preprocessing, views = Preprocessing.from_dict(recipe.preprocessing), recipe.views or ["center"]
+            rows = learned = image_rows(images, preprocessing, views)
+            if self.augment == CROP or len(views) > 1:
+                change: Literal["crop", "view"] = "crop" if self.augment == CROP else "view"
+                learned = image_rows(images, preprocessing, views, change, generator)
             n, keys = len(images), None if isinstance(items_of(X), list) else keys_of(X)
             positions = None if keys is None else self.store.rows(keys)
             tap = {"layout": "bchw"}
@@ -169,17 +173,16 @@ class _FineTuner(BaseEstimator):
                 raise FeatxError(
                     Parameter("augment", CROP), " crops images, which only boundary='input' reads; choose another"
                 )
-            rows, positions = stored_rows(features, X)
-            learned, n = rows, len(positions)
-            tap = features.recipe_.taps[features.layer_]
-        change = None
+            rows, learned, positions = stored_rows(features, X, generator)
+            n, tap = len(positions), recipe.taps[features.layer_]
+        of_rows = None
         if self.augment in CHANGES:
-            change = partial(CHANGES[self.augment], places=places_of(tap["layout"]), generator=generator)
+            of_rows = partial(CHANGES[self.augment], places=places_of(tap["layout"]), generator=generator)
         groups = None
         if positions is not None:
             groups = groups_of(self.store, group_numbers(self.store, self.groups), allow_duplicates=False)
             groups = None if groups is None else groups.of(positions)
-        return Data(n, rows, learned, change, positions, groups)
+        return Data(n, rows, learned, recipe.n_views, of_rows, positions, groups)
 
     def _fingerprint(self, features: StoredFeatures, data: Data, y: np.ndarray) -> dict[str, Any]:
         """Plain values that determine the training, for its checkpoint."""
@@ -187,7 +190,8 @@ class _FineTuner(BaseEstimator):
         positions = data.positions
         images = np.arange(data.n) if positions is None else self.store.digests[positions]
         digest = checkpoints.digest_of(images, y.astype(str))
-        return {**values, "recipe": features.recipe_.weights_sha256, "layer": features.layer_, "images": digest}
+        recipe = {"recipe": features.recipe_.weights_sha256, "layer": features.layer_, "views": features.recipe_.views}
+        return {**values, **recipe, "images": digest}
 
     def _class_weights(self, y: np.ndarray) -> torch.Tensor | None:
         return None
@@ -210,12 +214,39 @@ class _FineTuner(BaseEstimator):
         features = copy(self.features_)
         if isinstance(self.store, FeatureStore):  # another one may have been set since `fit`
             features.store = self.store
+        recipe = features.recipe_
         if self.boundary == INPUT:
             images = images_of(features, X)
-            rows, n = image_rows(images, Preprocessing.from_dict(features.recipe_.preprocessing)), len(images)
+            preprocessing = Preprocessing.from_dict(recipe.preprocessing)
+            rows, n = image_rows(images, preprocessing, recipe.views or ["center"]), len(images)
         else:
             rows, n = transformed_rows(features, X)
-        return np.concatenate([part.numpy() for part in outputs_of(self._network, rows, np.arange(n))])
+        outputs = outputs_of(self._network, rows, np.arange(n), recipe.n_views)
+        return np.concatenate([part.numpy() for part in outputs])
+
+    def check_loaded(self) -> None:
+        """Check the weights of a model that was loaded from a file, without building its network.
+
+        Raises
+        ------
+        ModelError
+            They are not a safetensors file of float32 numbers, or have no head with a row for each class.
+        """
+        if not hasattr(self, "weights_"):
+            return
+        weights, k = self._weights(), self._n_outputs
+        others = [name for name, value in weights.items() if value.dtype != torch.float32]
+        shapes = [tuple(weights[name].shape) if name in weights else () for name in ("head.weight", "head.bias")]
+        if others or len(shapes[0]) != 2 or shapes[0][0] != k or shapes[1] != (k,):
+            needed = f"needed are float32 numbers and a head of {k} rows; got {shapes[0]} and {shapes[1]}"
+            raise ModelError(f"the weights of {type(self).__name__} are not those of its network: {needed}")
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The fitted weights, by name; raises ModelError if they are damaged."""
+        try:
+            return safetensors.torch.load(self.weights_)
+        except (safetensors.SafetensorError, TypeError) as error:
+            raise ModelError(f"the weights of {type(self).__name__} are damaged: {error}") from error
 
     def fitted_network(self) -> Network:
         """A copy of the tail and the head with the fitted weights, on the CPU: rows of the boundary -> scores."""
@@ -226,11 +257,7 @@ class _FineTuner(BaseEstimator):
 
     def _loaded(self) -> Network:
         """The network, with the fitted weights; raises ModelError if they are not of this network."""
-        network = _network_of(self.features_, self.boundary, self._n_outputs, self.device)
-        try:
-            weights = safetensors.torch.load(self.weights_)
-        except (safetensors.SafetensorError, TypeError) as error:
-            raise ModelError(f"the weights of {type(self).__name__} are damaged: {error}") from error
+        network, weights = _network_of(self.features_, self.boundary, self._n_outputs, self.device), self._weights()
         wanted = {name: (tuple(value.shape), value.dtype) for name, value in network.named_parameters()}
         if others := {*wanted.items()} ^ {(name, (tuple(value.shape), value.dtype)) for name, value in weights.items()}:
             name = min(name for name, _ in others)
@@ -254,7 +281,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
         are read and decoded in each epoch.
     head : "probe", "zeros" or "random"
         The linear layer before training. "probe" is logistic regression on standardised features of the untouched
-        tail, its C chosen by cross-validation: LP-FT, which keeps what the network knows of other domains.
+        tail, its C chosen by cross-validation: LP-FT, which changes pretrained features less.
     epochs : int, default 10
         0 for the probe alone.
     lr : float, default 1e-4
@@ -263,7 +290,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
         "sgd" with Nesterov momentum 0.9.
     batch_size : int, default 32
     weight_decay : float, default 0.05
-        Not of norms and biases.
+        Not applied to normalisation layers and biases.
     layer_decay : float, in (0, 1], default 1.0
         The rate of each part of the tail is this times the rate of the part after it.
     warmup : float, in [0, 1), default 0.1
@@ -273,13 +300,13 @@ class FineTuner(ClassifierMixin, _FineTuner):
     label_smoothing : float, in [0, 1), default 0.0
     mixup : float, default 0.0
         The parameter of the Beta distribution by which pairs of rows are mixed at the boundary; 0 for none.
-    augment : "brightness", "contrast", "crop" or None
+    augment : "brightness", "contrast", "posterize", "crop" or None
         Random change of each channel at the boundary (frozen feature augmentation); "crop", only with boundary "input",
         is a random crop of the image, flipped half of the time.
     early_stopping : bool, default False
         Hold out a part of the images, and keep the epoch that scores best on them.
     validation_fraction : float, in (0, 1), default 0.1
-        That part: of each class, and whole groups.
+        Share of the images to hold out: stratified, and by whole groups.
     n_iter_no_change : int, default 5
         Stop after so many epochs without a better score.
     groups : str, optional
@@ -310,6 +337,10 @@ class FineTuner(ClassifierMixin, _FineTuner):
     -----
     Batch norms keep their statistics, and dropout is off. Rows are read in minibatches, so the layer may be larger than
     memory.
+
+    If the store has several views of each image, an epoch trains on one view of each, drawn at random. The tail is not
+    linear, so predictions average its outputs over all views, not the stored rows: scores are those of the mean of the
+    views' penultimate layers, which the probe is fitted on, too.
 
     References
     ----------
@@ -396,7 +427,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
         KeysError
             A key is not of this store.
         BackboneError
-            The recorded network cannot be had.
+            The recorded network is not available.
         StoreError
             Rows of the boundary are infinite or NaN.
 
@@ -473,14 +504,14 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
     Parameters
     ----------
     store, boundary, head, epochs, lr, optimizer, batch_size, weight_decay, layer_decay, warmup, max_norm, mixup
-        As of `FineTuner`.
+        As in `FineTuner`.
     augment, early_stopping, validation_fraction, n_iter_no_change, groups, device, random_state, checkpoint, progress
-        As of `FineTuner`; the score is R^2.
+        As in `FineTuner`; the score is R^2.
 
     Attributes
     ----------
     features_, weights_, history_, best_epoch_, n_iter_
-        As of `FineTuner`.
+        As in `FineTuner`.
     mean_, scale_ : float, of y
     """
 
@@ -547,12 +578,12 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
         Raises
         ------
         LayerError, KeysError, BackboneError, StoreError
-            As of `FineTuner.fit`.
+            As in `FineTuner.fit`.
 
         Warns
         -----
         ConvergenceWarning
-            As of `FineTuner.fit`.
+            As in `FineTuner.fit`.
         """
         y = column_or_1d(y).astype(np.float64)
         assert_all_finite(y, input_name="y")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,16 +17,28 @@ from torchvision.transforms.v2 import functional
 from featx.backbones import INPUT, Preprocessing
 from featx.errors import ImageError, KeysError, LayerError, StoreError, UnreadableImages
 from featx.forward import decoders
-from featx.images import decode
+from featx.images import content_digest, decode
 from featx.learn.features import StoredFeatures, as_images, items_of, keys_of
 from featx.store import FeatureStore
 
-Rows = Callable[[np.ndarray], Tensor]  # positions (b,) -> rows (b, ...) in memory of their own
+# positions (b,) -> rows (b, ...) in memory of their own; (b * v, ...) if they are of v views of each image, one after
+# another
+Rows = Callable[[np.ndarray], Tensor]
 _SMALLEST_CROP = 0.35  # share of the picture's area
 
 
-def stored_rows(features: StoredFeatures, X: Any) -> tuple[Rows, np.ndarray]:
-    """The rows of keys in a store, and their positions there.
+def stored_rows(features: StoredFeatures, X: Any, generator: torch.Generator) -> tuple[Rows, Rows, np.ndarray]:
+    """The rows of keys in a store.
+
+    Parameters
+    ----------
+    generator : for the second result
+
+    Returns
+    -------
+    rows : of all views of each image
+    drawn : of one view of each image, drawn at random
+    positions : (n,) of the keys in the store
 
     Raises
     ------
@@ -50,26 +62,36 @@ def stored_rows(features: StoredFeatures, X: Any) -> tuple[Rows, np.ndarray]:
     if isinstance(items, list):
         raise KeysError("fine-tuning starts from stored rows: X holds keys, store.X for example; got images")
     positions = store.rows(keys_of(items))
+    n_views, shape = features.recipe_.n_views, features.recipe_.view_taps[layer]["shape"]
 
-    def rows(where: np.ndarray) -> Tensor:
-        values = torch.from_numpy(store.take(positions[where], layer)).float()
-        if not values.isfinite().all():
+    def tensor_of(values: np.ndarray) -> Tensor:
+        rows = torch.from_numpy(values).float().reshape(-1, *shape)
+        if not rows.isfinite().all():
             raise StoreError(
                 f"{store.path.name} has rows of {layer!r} that are infinite or NaN: extract it with dtype float32"
             )
-        return channels_last(values)
+        return channels_last(rows)
 
-    return rows, positions
+    def rows(where: np.ndarray) -> Tensor:
+        return tensor_of(store.take(positions[where], layer))
+
+    def drawn(where: np.ndarray) -> Tensor:
+        views = torch.randint(n_views, (len(where),), generator=generator).numpy()
+        if store.is_archive:  # a row is decompressed as a whole
+            return tensor_of(store.take(positions[where], layer)[np.arange(len(where)), views])
+        return tensor_of(np.array(store[layer][positions[where], views]))
+
+    return rows, rows if n_views == 1 else drawn, positions
 
 
 def transformed_rows(features: StoredFeatures, X: Any) -> tuple[Rows, int]:
-    """The rows of keys or of images, which go through the network up to the layer; and their number."""
+    """The rows of all views of keys or of images, which go through the network up to the layer; number of images."""
     items = items_of(X)
-    shape = features.recipe_.taps[features.layer_]["shape"]
+    shape = features.recipe_.view_taps[features.layer_]["shape"]
 
     def rows(where: np.ndarray) -> Tensor:
         part = items[where] if isinstance(items, np.ndarray) else [items[i] for i in where]
-        values = np.array(features.transform(part), np.float32)  # a copy: keys give a read-only map of the file
+        values = np.array(features.transform_views(part), np.float32)  # a copy: keys give a read-only map of the file
         return channels_last(torch.from_numpy(values).reshape(-1, *shape))
 
     return rows, len(items)
@@ -81,28 +103,52 @@ def images_of(features: StoredFeatures, X: Any) -> Sequence[Any]:
     Raises
     ------
     KeysError
-        There is no store, or it was not made of files.
+        There is no store, or it was not made of files; those of a list of paths must not have changed.
     """
     items = items_of(X)
     if isinstance(items, list):
         return as_images(items)
     store = features.store
-    origin = store.recipe.origin if isinstance(store, FeatureStore) else None
-    if not isinstance(store, FeatureStore) or origin is None:
-        raise KeysError(f"boundary={INPUT!r} needs images, and the store does not know their files: give images as X")
-    return [Path(origin) / name for name in store.ids[store.rows(keys_of(items))]]
+    if not isinstance(store, FeatureStore):
+        raise KeysError(f"boundary={INPUT!r} needs images, and a loaded model has no store of their keys: give images")
+    positions, origin = store.rows(keys_of(items)), store.recipe.origin
+    files = [Path(origin or "", name) for name in store.ids[positions]]
+    if origin is None:  # ids may be names of anything
+        digests = map(bytes, store.digests[positions])
+        if n := sum(not _has(file, digest) for file, digest in zip(files, digests, strict=True)):
+            raise KeysError(
+                f"boundary={INPUT!r} reads image files, and {n:,} of {len(files):,} images of {store.path.name} are "
+                "not files of their names, or have changed; give images as X"
+            )
+    return files
 
 
-def image_rows(images: Sequence[Any], preprocessing: Preprocessing, generator: torch.Generator | None = None) -> Rows:
+def _has(file: Path, digest: bytes) -> bool:
+    """Whether there is a file with this content."""
+    try:
+        return content_digest(file) == digest
+    except ImageError:
+        return False
+
+
+def image_rows(
+    images: Sequence[Any],
+    preprocessing: Preprocessing,
+    views: Sequence[str],
+    change: Literal["crop", "view", None] = None,
+    generator: torch.Generator | None = None,
+) -> Rows:
     """Images as the network's input.
 
     Parameters
     ----------
     images : n paths, PIL images or uint8 arrays
     preprocessing : Preprocessing
-    generator : torch.Generator, optional
-        For random crops, of 35 to 100 % of the area, resized to the network's input and flipped half of the time; by
-        default the crop of the preprocessing.
+    views : of each image
+    change : "crop", "view" or None
+        A random crop, of 35 to 100 % of the area, resized to the network's input and flipped half of the time; or one
+        of the views, drawn at random; or all views.
+    generator : torch.Generator, for random changes
     """
     threads = ThreadPoolExecutor(decoders("auto"))
     scale = (_SMALLEST_CROP, 1.0)
@@ -114,13 +160,15 @@ def image_rows(images: Sequence[Any], preprocessing: Preprocessing, generator: t
 
     def rows(where: np.ndarray) -> Tensor:
         pictures = list(threads.map(lambda i: _decoded(images, i), where.tolist()))
-        if generator is None:
-            pixels = [torch.from_numpy(np.array(preprocessing(picture))) for picture in pictures]
-        else:
+        if change == "crop":
             with torch.random.fork_rng(devices=[]):  # torchvision draws from torch's own generator
                 torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-                pixels = [cropped(picture) for picture in pictures]
-        return preprocessing.normalise(torch.stack(pixels))
+                return preprocessing.normalise(torch.stack([cropped(picture) for picture in pictures]))
+        shown = [views] * len(pictures)
+        if change == "view":
+            shown = [[views[i]] for i in torch.randint(len(views), (len(pictures),), generator=generator)]
+        pixels = [preprocessing.views(picture, names) for picture, names in zip(pictures, shown, strict=True)]
+        return preprocessing.normalise(torch.from_numpy(np.concatenate(pixels)))
 
     return rows
 

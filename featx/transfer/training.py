@@ -48,8 +48,9 @@ class Data:
     """The images of a training.
 
     n : number of images
-    rows : rows to score, by position
-    learned : rows to train on, by position; changed at random if they are images
+    rows : rows to score, of all views of each image, by position
+    learned : rows to train on, of one view of each image, by position; changed at random if they are images
+    n_views : number of views of an image
     change : a random change of the rows of a minibatch, or None
     positions : (n,) in the store, or None
     groups : which images stay together, or None
@@ -58,6 +59,7 @@ class Data:
     n: int
     rows: Rows
     learned: Rows
+    n_views: int
     change: Callable[[Tensor], Tensor] | None
     positions: np.ndarray | None
     groups: Groups | None
@@ -129,7 +131,7 @@ class Network(nn.Module):
 
 
 def _copied(value: Tensor) -> Tensor:
-    """On the CPU, in the order of its dimensions, as safetensors needs it."""
+    """A contiguous copy on the CPU, as safetensors requires."""
     return value.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
@@ -203,7 +205,7 @@ def train(
 
     def close(loss: float) -> None:
         """End an epoch: keep its weights if it is the best one, of equals the first; without scores, the last."""
-        score, epoch = _score(network, data.rows, y, scored), len(state.history)
+        score, epoch = _score(network, data, y, scored), len(state.history)
         if epoch == 0 or math.isnan(score) or score > state.history[state.best].score:
             state.best, state.best_weights = epoch, network.weights()
         state.history.append(Epoch(epoch, loss, score, earlier + time.monotonic() - start))
@@ -264,19 +266,20 @@ def _loss(
     return share * loss(scores, y) + (1 - share) * loss(scores, y[other])
 
 
-def outputs_of(network: nn.Module, rows: Rows, positions: np.ndarray) -> Iterator[Tensor]:
-    """Outputs (b, k) float32 on the CPU of images, in order, a few at a time."""
-    device = next(network.parameters()).device
+def outputs_of(network: nn.Module, rows: Rows, positions: np.ndarray, n_views: int) -> Iterator[Tensor]:
+    """Outputs (b, k) float32 on the CPU of images, the mean over their views, in order, a few at a time."""
+    device, n_images = next(network.parameters()).device, max(1, _SCORED_ROWS // n_views)
     with torch.inference_mode():
-        for at in range(0, len(positions), _SCORED_ROWS):
-            yield network(rows(positions[at : at + _SCORED_ROWS]).to(device)).float().cpu()
+        for at in range(0, len(positions), n_images):
+            outputs = network(rows(positions[at : at + n_images]).to(device)).float().cpu()  # (b * v, k)
+            yield outputs.unflatten(0, (-1, n_views)).mean(1)
 
 
-def _score(network: Network, rows: Rows, y: Tensor, positions: np.ndarray) -> float:
+def _score(network: Network, data: Data, y: Tensor, positions: np.ndarray) -> float:
     """Accuracy, or R^2, on some images; nan if there are none."""
     if not len(positions):
         return math.nan
-    scores = torch.cat(list(outputs_of(network, rows, positions)))
+    scores = torch.cat(list(outputs_of(network, data.rows, positions, data.n_views)))
     truth = y[positions]
     if not truth.is_floating_point():
         return float((scores.argmax(1) == truth).double().mean())

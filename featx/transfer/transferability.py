@@ -21,11 +21,11 @@ _ENERGY = 0.8
 
 
 def log_me(X: np.ndarray, y: np.ndarray) -> float:
-    r"""Logarithm of maximum evidence of a Bayesian linear model, per image; larger is better.
+    r"""Logarithm of the maximum evidence of a Bayesian linear model, per image; larger is better.
 
         max_{a, b}  log N(y; 0, I / b + X X^T / a) / n,
 
-    the mean over the classes of y = 1 for images of the class and 0 for others, or of a number's own values. a and b
+    averaged over the classes, with y = 1 for images of the class and 0 for others; for regression, y itself. a and b
     are found by a search in one dimension, the ratio a / b.
 
     Parameters
@@ -124,7 +124,8 @@ def n_leep(X: np.ndarray, y: np.ndarray, random_state: int = 0) -> float:
 
         mean_i log sum_v P(y_i | v) P(v | x_i),    P(y | v) proportional to sum_{i: y_i = y} P(v | x_i),
 
-    v the components of a mixture, five a class, of the principal components with 80 % of the variance.
+    v the components of a Gaussian mixture, five per class, fitted on the principal components that hold 80 % of the
+    variance.
 
     Parameters
     ----------

@@ -27,7 +27,7 @@ class FineTuning:
     tuner : FineTuner or FineTunerRegressor
         Fitted on the training images.
     score, probe_score : float
-        Of the tuner and of the probe on the held-out images.
+        Scores of the tuner and of the probe on the held-out images.
     interval, probe_interval : Interval
         Their 95 % confidence intervals.
     difference : float
@@ -91,8 +91,8 @@ def finetune(
 
     Parameters
     ----------
-    store, boundary : as of `FineTuner`
-    y, holdout, groups, allow_duplicates, random_state : as of `featx.learn.select_model`
+    store, boundary : as in `FineTuner`
+    y, holdout, groups, allow_duplicates, random_state : as in `featx.learn.select_model`
         `groups` is a column of the store.
     progress : bool or callable(featx.TrainingProgress)
     **options : further parameters of `FineTuner`, or of `FineTunerRegressor` if labels are floats
@@ -104,9 +104,9 @@ def finetune(
     Raises
     ------
     FeatxError
-        No image is held out, or as of `FineTuner.fit`.
+        No image is held out, or as in `FineTuner.fit`.
     Interrupted
-        A KeyboardInterrupt after the first epoch; its `result` is of the best epoch so far.
+        A KeyboardInterrupt after the first epoch; its `result` has the weights of the best epoch so far.
     """
     experiment = define_experiment(
         store, y, random_state=random_state, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout

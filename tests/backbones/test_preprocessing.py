@@ -14,7 +14,7 @@ from timm.data import create_transform, resolve_data_config
 from torchvision.transforms import functional as F
 from torchvision.transforms.functional import pil_modes_mapping
 
-from featx.backbones import Backbone, Preprocessing
+from featx.backbones import Backbone, Preprocessing, expand_views
 from featx.errors import BackboneError
 
 # width, height: photos, odd ones, some smaller than the crop
@@ -121,3 +121,18 @@ def test_normalising_is_the_formula_and_leaves_the_pixels_alone():
     expected = (pixels.double() / 255 - torch.tensor(own.mean).double()) / torch.tensor(own.std).double()
     torch.testing.assert_close(own.normalise(pixels).double(), expected.permute(0, 3, 1, 2), atol=1e-6, rtol=0)
     assert torch.equal(pixels, before)
+
+
+def test_views_are_torchvisions_ten_crops():
+    prepare = Preprocessing((24, 20), (31, 44))
+    ten = ["top-left", "top-right", "bottom-left", "bottom-right", "center"]
+    # the top left of a mirrored picture is the mirror image of the top right
+    ten += ["top-right-flip", "top-left-flip", "bottom-right-flip", "bottom-left-flip", "flip"]
+    assert sorted(ten) == sorted(expand_views(["center", "flip", "crop:8"]))
+    for picture in pictures():
+        resized = F.resize(picture, [31, 44])
+        expected = np.stack([np.asarray(crop) for crop in F.ten_crop(resized, [24, 20])])
+        expected[-1] = expected[4][:, ::-1]
+        np.testing.assert_array_equal(prepare.views(picture, ten), expected)
+    small = Preprocessing((30, 40), (20, 20)).views(pictures()[0], ["top-left", "bottom-right"])
+    assert not small[0, 20:].any() and small[0, :20, :20].any() and not small[1, :10].any() and small[1, 10:, 20:].any()

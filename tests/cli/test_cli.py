@@ -98,12 +98,29 @@ def test_folder_to_predictions(photos: Path, store: Path, model: Path) -> None:
 def test_search_prints_a_held_out_score_and_saves_what_it_scored(store: Path, tmp_path: Path) -> None:
     done = _run("search", store, "-o", tmp_path / "m.skops", "--figure", tmp_path / "m.png", "--jobs", 1)
     assert done.exit_code == 0, done.output
-    assert "held out: 1.000" in done.stdout and "on 6 images" in done.stdout and "flattered" in done.stdout
+    assert "held out: 1.000" in done.stdout and "on 6 images" in done.stdout and "biased upwards" in done.stdout
     assert all(name in done.stdout for name in ("logistic_regression", "linear_svm", "rbf_svm"))
     with Image.open(tmp_path / "m.png") as picture:
         assert picture.width > 1000
     opened = featx.load(tmp_path / "m.skops")
     assert list(opened.classes_) == list(CLASSES)
+
+
+def test_the_report_of_a_search_is_written_with_it_or_later(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["featx", "search", "a b.h5"])
+    now, later = tmp_path / "now.md", tmp_path / "later.md"
+    words = ["--estimator", "knn", "--layer", "penultimate", "--jobs", 1]
+    done = _run("search", store, *words, "-o", tmp_path / "m.skops", "--report", now)
+    assert done.exit_code == 0 and f"{now}: the report" in done.stdout, done.output
+    done = _run("report", tmp_path / "m.skops", "--store", store, "-o", later)
+    assert done.exit_code == 0, done.output
+    with_command, without = now.read_text(), later.read_text()
+    assert "## The result" in without and without.partition("## How")[0] == with_command.partition("## How")[0]
+    assert "featx search 'a b.h5'" in with_command and "a b.h5" not in without
+    assert "later.md is there already" in _refused("report", tmp_path / "m.skops", "--store", store, "-o", later)
+    assert "--store photos.h5" in _refused("report", tmp_path / "m.skops", "-o", tmp_path / "r.md")
 
 
 def test_unreadable_images_are_listed_and_end_in_exit_code_1(photos: Path, model: Path, tmp_path: Path) -> None:
@@ -341,7 +358,7 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("option", ["--output", "--figure", "--results"])
+@pytest.mark.parametrize("option", ["--output", "--figure", "--results", "--report"])
 def test_search_writes_over_nothing_that_it_reads(store: Path, option: str) -> None:
     before = store.read_bytes()
     assert "would be written over" in _refused(
@@ -360,7 +377,9 @@ def test_search_replaces_no_model_and_says_so_before_it_searches(
     assert (tmp_path / "m.skops").read_bytes() == b"an hour's work"
 
 
-@pytest.mark.parametrize("option, name", [("--results", "r.csv"), ("--results", "r.json"), ("--figure", "f.PDF")])
+@pytest.mark.parametrize(
+    "option, name", [("--results", "r.csv"), ("--results", "r.json"), ("--figure", "f.PDF"), ("--report", "r.html")]
+)
 def test_what_search_writes_is_whole_or_as_it_was(
     searched: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, name: str
 ) -> None:
@@ -411,6 +430,7 @@ VALUES = {  # of every option a value that is not its default, and the options t
     "--jobs": "1",
     "--results": "r.csv",
     "--figure": "f.png",
+    "--report": "f.md",
     "--top": "1",
 }
 GRID_ONLY = ("--estimator", "--l2", "--power", "--pca", "--scoring", "--one-se", "--nested", "--folds", "--jobs")
@@ -479,7 +499,7 @@ def test_every_option_has_an_effect_or_is_refused(
 
             monkeypatch.setattr(featx.learn, name, answer)
         (tmp_path / "run").mkdir()
-        written = {name: str(tmp_path / "run" / name) for name in ("m.skops", "r.csv", "f.png")}
+        written = {name: str(tmp_path / "run" / name) for name in ("m.skops", "r.csv", "f.png", "f.md")}
         read = {name: str(folder / name) for name in ("labels.csv", "other.h5")}
         all_words = [(written | read).get(word, word) for word in words]
         done = _run("search", folder / "all.h5", "--protocol", protocol, *all_words)
@@ -511,7 +531,9 @@ def test_images_are_held_out_in_one_way(searched: tuple[Path, dict[str, Any]]) -
     folder, _ = searched
     ways = [("--test-size", "0.4"), ("--split-column", "split"), ("--test-store", folder / "other.h5")]
     for one, other in itertools.combinations(ways, 2):
-        assert f"one way; got {one[0]} and {other[0]}" in _refused("search", folder / "all.h5", *one, *other)
+        assert f"which images are held out; got {one[0]} and {other[0]}" in _refused(
+            "search", folder / "all.h5", *one, *other
+        )
     for name in ("--test-value", "--validation-value"):
         words = ["--protocol", "knn", name, "val"]
         assert f"{name} is a value of --split-column" in _refused("search", folder / "all.h5", *words)
@@ -519,7 +541,9 @@ def test_images_are_held_out_in_one_way(searched: tuple[Path, dict[str, Any]]) -
     done = _run("search", folder / "all.h5", "--protocol", "knn", *by_column)
     assert done.exit_code == 0 and "46 training, 14 validation and 2 test images" in done.stdout
     numbers = ["--label-column", "age", "--target", "numeric", "--test-store", folder / "other.h5"]
-    assert "numbers of the searched store only" in _refused("search", folder / "all.h5", *numbers)
+    assert "gives the searched store numeric labels, but not the test store" in _refused(
+        "search", folder / "all.h5", *numbers
+    )
 
 
 def test_files_are_written_though_nobody_reads_what_is_printed(

@@ -247,7 +247,7 @@ def test_a_model_of_rows(tmp_path: Path) -> None:
     X = np.random.default_rng(0).normal(50, 9, (40, 6)).astype(np.float32)
     model = make_pipeline(StandardScaler(), Ridge()).fit(X, X[:, 0] - X[:, 1])
     agreement = export(model, tmp_path / "m.pt2", input="rows").agreement
-    assert agreement == Agreement(64, agreement.difference, "values", True, "float32")
+    assert agreement == Agreement(64, "row", agreement.difference, "values", True, "float32")
     with pytest.raises(ModelError, match="so it predicts rows of features: export it with input='rows'"):
         export(model, tmp_path / "n.pt2")
 

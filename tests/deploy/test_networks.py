@@ -17,8 +17,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 import featx
-from featx.deploy import export
+from featx.deploy import export, predict_onnx
 from featx.deploy.program import Program
+from featx.deploy.resize import ResizedAndCropped
 from featx.errors import ModelError
 from featx.learn import SVC, KNeighborsClassifier, LogisticRegression, NearestCentroid, StoredFeatures
 from featx.transfer import Align, FineTuner, FineTunerRegressor
@@ -54,7 +55,8 @@ def assert_agrees(model: Any, atol: float = 2e-5) -> None:
     assert program.layers.recipe is not None
     preprocessing = featx.Preprocessing.from_dict(program.layers.recipe.preprocessing)
     images = [noise(i, 36, 45) for i in range(8)]
-    pixels = np.stack([preprocessing(Image.fromarray(image)) for image in images])
+    prepare, _ = preprocessing.for_views(program.layers.recipe.views)
+    pixels = np.stack([prepare(Image.fromarray(image)) for image in images])
     with torch.inference_mode():
         got = dict(zip(program.outputs, program(torch.from_numpy(pixels)), strict=True))
     if "values" in got:
@@ -119,6 +121,39 @@ def test_several_networks_are_refused(store, tmp_path):
     voting.estimators_, voting.classes_ = [member for _, member in members], store.classes
     with pytest.raises(ModelError, match=r"several networks \(module:Sequential and bundled:pixels\)"):
         Program(voting, "pixels")
+
+
+def test_views_of_an_image_are_averaged(tmp_path):
+    photos = class_folders(tmp_path / "photos", ("ant", "bee", "cat"), n=6)
+    options: dict[str, Any] = {"precision": "float32", "engine": "eager", "device": "cpu", "progress": False}
+    layers, views = ["second:max", "act:none"], ["center", "flip", "top-left", "bottom-right-flip"]
+    store = featx.extract(photos, tmp_path / "v.h5", network(), layers, views=views, **options)
+    for view in ("mean", "flip"):
+        features = StoredFeatures(store, "second:max", view=view)
+        pipe = make_pipeline(features, StandardScaler(), LogisticRegression()).fit(store.X, store.y)
+        assert_agrees(pipe)
+        recipe = pipe[0].recipe_
+        preprocessing = featx.Preprocessing.from_dict(recipe.preprocessing)
+        resized, (prepare, _) = ResizedAndCropped(preprocessing, recipe.views), preprocessing.for_views(recipe.views)
+        for seed, size in enumerate([(50, 61), (20, 30), (90, 31)]):
+            image = noise(seed, *size)
+            np.testing.assert_array_equal(resized(torch.from_numpy(image))[0], prepare(Image.fromarray(image)))
+    tuner = FineTuner(store, "act", epochs=0, device="cpu").fit(store.X, store.y)
+    with pytest.raises(ModelError, match="on several views of each image cannot be exported"):
+        Program(tuner, "pixels")
+
+
+@pytest.mark.slow
+def test_views_in_onnxruntime(tmp_path):
+    photos = class_folders(tmp_path / "photos", ("ant", "bee", "cat"), n=6)
+    options: dict[str, Any] = {"precision": "float32", "engine": "eager", "device": "cpu", "progress": False}
+    store = featx.extract(photos, tmp_path / "v.h5", network(), "second:max", views=["flip", "crop:2"], **options)
+    pipe = make_pipeline(StoredFeatures(store), StandardScaler(), LogisticRegression()).fit(store.X, store.y)
+    images = [noise(i, 40 + i, 50) for i in range(5)]
+    for input in ("pixels", "image"):
+        assert export(pipe, tmp_path / f"{input}.onnx", input=input, check=images).agreement.difference < 2e-5
+        got = [one.label for one in predict_onnx(tmp_path / f"{input}.onnx", images)]
+        assert got == pipe.predict(images).tolist()
 
 
 @pytest.mark.slow

@@ -188,6 +188,15 @@ def test_batches_are_halved_until_they_fit(small_network, tmp_path):
     assert_same_rows(on_gpu, on_cpu)
 
 
+def test_a_pass_has_one_view_of_each_image(small_network, tmp_path):
+    options = {"views": ["center", "flip", "crop:2"]}
+    with PretendCuda(largest_tensor=60_000):  # as for a run without views, but for the pixels of all views
+        on_gpu, on_cpu = both(tmp_path, small_network, ["first:avg", "last"], IMAGES * 3, batch_size=8, **options)
+        release()
+    assert on_gpu.recipe.pass_rows == 4 and on_gpu["last"].shape == (21, 4, 5)
+    assert_same_rows(on_gpu, on_cpu)
+
+
 def test_an_image_that_does_not_fit(small_network, tmp_path):
     for batch_size in (4, "auto"):
         with PretendCuda(largest_tensor=6000), pytest.raises(FeatxError, match="not hold one image's forward pass"):

@@ -230,7 +230,7 @@ def test_numbers_have_their_own_words(selection: Selection) -> None:
     assert "-" not in text.replace("5-fold", "") and "MAE" not in text
 
 
-def test_the_answer_puts_the_flattered_score_before_the_one_that_is_not(selection: Selection) -> None:
+def test_the_answer_puts_the_biased_score_before_the_unbiased_one(selection: Selection) -> None:
     found = searched(selection, made(LAYERS))
     nested = nested_of(found.candidates)
     text = selection_text(parted(found, nested=nested, steps=("l2", "pca 8"), n_groups=7, n_duplicates=2))
@@ -238,7 +238,7 @@ def test_the_answer_puts_the_flattered_score_before_the_one_that_is_not(selectio
         "l2, pca 8",
         "7 groups",
         "2 images have the same content",
-        "flattered",
+        "biased upwards",
         "nested",
         "held out: ",
     ]
@@ -263,7 +263,7 @@ def test_a_protocol_table_and_its_answer(selection: Selection, name: str) -> Non
         shown = [end for point in points for end in (point.mean, *point.interval)]
     assert all(f"{score:.3f}" in text for score in shown)
     said = selection_text(result)
-    assert best.layer in said and f"{best.test or best.points[-1].mean:.3f}" in said and "flatter" in said
+    assert best.layer in said and f"{best.test or best.points[-1].mean:.3f}" in said and "biased upwards" in said
     few = protocol_table(result, most=3)
     assert few.row_count == 3 and "and 1 more layers" in str(few.caption)
 
@@ -286,12 +286,12 @@ def test_features_are_those_that_are_left_of_a_pca(selection: Selection) -> None
     assert ranking_table(searched(selection, [kept, second])).columns[3].cells.__next__() == f"32 of {first.d}"
 
 
-def test_a_choice_flatters_where_there_was_one(selection: Selection) -> None:
+def test_a_choice_biases_the_score_if_there_was_one(selection: Selection) -> None:
     one = searched(selection, made(LAYERS)[:1])
-    assert "flatter" not in selection_text(one) and "best of" not in selection_text(one)
-    assert "flatter" not in selection_text(replace(one, test=None))
+    assert "biased upwards" not in selection_text(one) and "best of" not in selection_text(one)
+    assert "biased upwards" not in selection_text(replace(one, test=None))
     result = protocol(selection, "knn", "k", [5.0], n_layers=1)
-    assert "flatter" not in selection_text(result)
+    assert "biased upwards" not in selection_text(result)
     assert "best of 4 in validation" in selection_text(protocol(selection, "knn", "k", [5.0, 9.0], n_layers=2))
 
 

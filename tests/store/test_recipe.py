@@ -16,10 +16,12 @@ import pytest
 from helpers import assert_tells, recipe
 
 from featx.errors import LayerError, StoreError
+from featx.grammar import VIEWS
+from featx.recipe import with_views
 from featx.store import Difference, Recipe, collection_digest
 
 TAPS = {"layer3:avg": [256], "layer4:avg": [512], "layer4:max": [512], "avgpool:flatten": [512]}
-OPTIONAL = {"pass_rows", "weights_file_sha256"}
+OPTIONAL = {"pass_rows", "weights_file_sha256", "views"}
 MADE = recipe(
     TAPS,
     aliases={"penultimate": "avgpool:flatten"},
@@ -89,6 +91,11 @@ WRONG = {
     "a hash that is a number": {"weights_sha256": 0},
     "an origin that is true": {"origin": True},
     "a collection of numbers": {"collection": 7},
+    "no views": {"views": []},
+    "a view that is none": {"views": ["center", "mean"]},
+    "a view twice": {"views": ["flip", "flip"]},
+    "a text for views": {"views": "center"},
+    "views that are lists": {"views": [["center"]]},
 }
 
 
@@ -111,6 +118,39 @@ def test_an_invalid_row_size_is_refused(subtests):
             values["taps"]["layer3:avg"]["shape"] = [2, size]
             with pytest.raises(StoreError):
                 Recipe.from_json(json.dumps(values))
+
+
+def test_a_shape_has_an_axis_of_the_views(subtests):
+    values = json.loads(changed("views").to_json())
+    assert values["taps"]["layer3:avg"]["shape"] == [2, 256]
+    Recipe.from_json(json.dumps(values))
+    for shape in ([256], [3, 256], [2], [2, 1, 256], [256, 2], [2, 2, 2, 2, 2]):
+        with subtests.test(str(shape)):
+            values["taps"]["layer3:avg"]["shape"] = shape
+            with pytest.raises(StoreError) as caught:
+                Recipe.from_json(json.dumps(values))
+            assert_tells(caught.value, "shape must be ")
+    many = changed("views").to_json().replace('"batch_size": 4', '"batch_size": 40000')
+    views = json.dumps(changed("views").views)
+    assert json.loads(many)["preprocessing"]["crop"] == [32, 32] and Recipe.from_json(
+        MADE.to_json().replace('"batch_size": 4', '"batch_size": 40000')
+    )
+    with pytest.raises(StoreError, match="batch_size x crop must be at most"):
+        Recipe.from_json(many.replace(views, json.dumps([*VIEWS])).replace('"shape": [2, ', '"shape": [10, '))
+
+
+def test_the_recipe_of_a_view(subtests):
+    both = changed("views")
+    assert both.n_views == 2 and MADE.n_views == 1 and both.view_taps == MADE.view_taps == MADE.taps
+    assert both.of_view("mean") is both and MADE.of_view("mean") is MADE.of_view("center") is MADE
+    flip = both.of_view("flip")
+    flip.check()
+    assert flip.views == ["flip"] and flip.taps["layer3:avg"]["shape"] == [1, 256]
+    assert flip.of_view("mean") is flip and flip.of_view("flip") == flip
+    for made, name in ((MADE, "flip"), (both, "top-left"), (flip, "center"), (both, 3)):
+        there = ", ".join(made.views or ["center"])
+        with pytest.raises(LayerError, match=f"view {name!r} is not stored.*There are: {there}"):
+            made.of_view(name)
 
 
 def test_a_layer_with_a_missing_or_invalid_part_is_refused(subtests):
@@ -170,6 +210,7 @@ MEANING = {
     "weights_sha256": ("weights_sha256", "0" * 64, "1" * 64),
     "preprocessing": ("preprocessing.resize", 32, 64),
     "decoder": ("decoder", "none", "another"),
+    "views": ("views", None, ["center", "flip"]),
 }
 ROUNDING = {
     "engine": ("engine", "eager", "another"),
@@ -204,6 +245,8 @@ def changed(*names: str) -> Recipe:
     for name in names:
         where, _, here = CHANGES[name]
         values[name] = {**getattr(MADE, name), where.split(".")[1]: here} if "." in where else here
+    if "views" in names:  # along the first axis of each row
+        values["taps"] = with_views(MADE.taps, values["views"])
     return replace(MADE, **values)
 
 

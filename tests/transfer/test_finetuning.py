@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from helpers import store_of
 from PIL import Image
@@ -16,10 +17,11 @@ from torch import nn
 import featx
 from featx import Backbone, FeatureStore, Preprocessing
 from featx.backbones import Tail
-from featx.errors import FeatxError, KeysError, LayerError, StoreError
+from featx.errors import FeatxError, KeysError, LayerError, ModelError, StoreError
 from featx.images import decode
 from featx.learn import GridSearchCV
 from featx.transfer import FineTuner, FineTunerRegressor
+from featx.transfer.augmentation import posterize
 
 QUICK = {"batch_size": 8, "device": "cpu"}
 
@@ -121,6 +123,21 @@ def test_two_fits_give_equal_weights_and_another_seed_does_not(store):
     assert FineTuner(store, "layer4.0", random_state=1, **options).fit(store.X, store.y).weights_ != first.weights_
 
 
+def test_posterized_channels_have_a_few_levels_of_their_range():
+    rows = torch.randn(40, 6, 9, 9, generator=torch.Generator().manual_seed(0))
+    rows[:, 5] = 3.0
+    changed = posterize(rows, places=(2, 3), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(changed[:, 5], rows[:, 5])  # a constant channel stays
+    low, high = rows.amin((2, 3), keepdim=True), rows.amax((2, 3), keepdim=True)
+    before, after = (((each - low) / (high - low).clamp_min(1e-9) * 255)[:, :5] for each in (rows, changed))
+    drawn = set()
+    for numbers, levels in zip(before.flatten(0, 1).floor().int(), after.flatten(0, 1).round().int(), strict=True):
+        bits = min(bits for bits in range(1, 9) if not (levels % 2 ** (8 - bits)).any())
+        assert torch.equal(levels, numbers // 2 ** (8 - bits) * 2 ** (8 - bits))
+        drawn.add(bits)
+    assert drawn == set(range(1, 9))
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_layer_decay_slows_earlier_parts_and_norms_are_not_decayed(store, optimizer):
     options = {"epochs": 1, "lr": 1e-4, "warmup": 0.0, "head": "zeros", "optimizer": optimizer, **QUICK}
@@ -150,6 +167,27 @@ def test_images_and_their_keys_are_predicted_alike_also_after_saving(store, fold
     np.testing.assert_array_equal(
         clone(tuned).set_params(checkpoint=None).fit(store.X, store.y).predict_proba(store.X), expected
     )
+
+
+def test_weights_of_another_size_are_refused_when_a_model_is_loaded(store, tmp_path, subtests):
+    tuned = FineTuner(store, "layer4.0", epochs=0, head="zeros", **QUICK).fit(store.X, store.y)
+    good = safetensors.torch.load(tuned.weights_)
+    head = good["head.weight"]
+    forged = {
+        "a head of 2 rows": good | {"head.weight": head[:2].clone(), "head.bias": good["head.bias"][:2].clone()},
+        "a bias of another length": good | {"head.bias": torch.zeros(4)},
+        "a head that is a vector": good | {"head.weight": head[:, 0].clone()},
+        "no head": {name: value for name, value in good.items() if not name.startswith("head.")},
+        "float64": {name: value.double() for name, value in good.items()},
+    }
+    contents = {name: safetensors.torch.save(weights) for name, weights in forged.items()}
+    contents |= {"cut short": tuned.weights_[:-4], "no safetensors": b"{}", "text": "weights"}
+    for name, content in contents.items():
+        with subtests.test(name):
+            tuned.weights_ = content
+            featx.save(tuned, tmp_path / "m.skops")
+            with pytest.raises(ModelError, match="m.skops is refused: the weights of FineTuner are (not|dam)"):
+                featx.load(tmp_path / "m.skops")
 
 
 def test_a_killed_training_goes_on_and_equals_one_that_was_not(store, tmp_path):
@@ -269,6 +307,20 @@ def test_the_input_is_a_boundary(store, folder):
     torch.manual_seed(5)
     cropped = [FineTuner(store, augment="crop", **options).fit(store.X, store.y) for _ in range(2)]
     assert cropped[0].weights_ == cropped[1].weights_ != tuned.weights_
+
+
+def test_the_input_of_a_store_of_paths_is_their_files(folder, tmp_path):
+    files = sorted(folder.rglob("*.png"))[::4]
+    labels = [file.parent.name for file in files]
+    options = {"labels": labels, "device": "cpu", "progress": False}
+    store = featx.extract(files, tmp_path / "paths.h5", network(), **options)
+    tuned = FineTuner(store, "input", epochs=1, **QUICK).fit(store.X, store.y)
+    of_images = FineTuner(store, "input", epochs=1, **QUICK).fit(files, labels)
+    assert tuned.weights_ == of_images.weights_
+    arrays = [np.array(Image.open(file)) for file in files]
+    others = featx.extract(arrays, tmp_path / "arrays.h5", network(), ids=list(map(str, files)), **options)
+    with pytest.raises(KeysError, match="9 of 9 images of arrays.h5 are not files of their names, or have "):
+        FineTuner(others, "input", **QUICK).fit(others.X, others.y)  # files of these names hold something else
 
 
 def test_bad_input(store, folder, tmp_path):

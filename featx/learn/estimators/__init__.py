@@ -1,8 +1,8 @@
 """scikit-learn's estimators on the batched solvers: linear models, support vector machines, neighbours, centroids,
 multilayer perceptrons.
 
-Matrices and labels in, fitted estimators out. `batched` is the contract by which a search fits many of them at once.
-Knows nothing of stores, searches or images.
+`batched` is the contract by which a search fits many of them at once. This room knows nothing of stores, searches or
+images.
 """
 
 from featx.learn.estimators.batched import Fold, Job, ScoredRows, affine_of, scaler_of

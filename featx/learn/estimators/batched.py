@@ -15,7 +15,7 @@ from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
 
 class ScoredRows:
-    """The matrices that a fold's models predict: held-out rows, then training rows where their score is asked for too.
+    """The matrices that a fold's models predict: held-out rows, then training rows if these are scored too.
 
     They are made at the first use and freed by `release`; models that share a fold share them.
     """
@@ -56,12 +56,12 @@ class Fold:
 
     @property
     def columns(self) -> int | None:
-        """Equal for folds with the same columns: None where they are X's, else the number of the fold."""
+        """A key that is equal for folds with the same columns: None for those of X itself, else the fold's number."""
         return None if self.shift is None and self.scale is None else self.number
 
     @property
     def matrices(self) -> tuple[Any, ...]:
-        """What fitted models will be scored on; none if they are not."""
+        """The matrices on which fitted models will be scored; none if they are not scored."""
         return () if self.scored is None else self.scored.matrices
 
 
@@ -73,9 +73,9 @@ class Job(NamedTuple):
 
 
 class Fitted(NamedTuple):
-    """One job done.
+    """The result of a job.
 
-    number : of the job
+    number : number of the job
     estimator : the job's own, fitted, or why it cannot be
     seconds : its share of the time; the shares of all jobs add up to the whole
     view : what to score in place of the estimator, or None: a copy that has its answers for `Fold.matrices` at hand
@@ -106,7 +106,7 @@ _SCALER_ROWS = 2048  # of the blocks that a scaler is fitted on
 
 
 def scaler_of(unfitted: Any, rows: np.ndarray, train: np.ndarray, y: Any, params: Mapping[str, Any]) -> Any:
-    """Fitted on a fold's rows: in blocks, where it can be, so that no copy of them all is made."""
+    """A scaler fitted on a fold's rows: if possible in blocks, to avoid a copy of all rows."""
     scaler = clone(unfitted)
     if not hasattr(scaler, "partial_fit") or params or not len(train):
         return scaler.fit(rows[train], y, **params)

@@ -25,9 +25,9 @@ _ROWS = 1024  # that are added up at once
 
 
 def _is_euclidean(estimator: NearestCentroid) -> bool:
-    """Whether it has probabilities, and distances in units of standard deviations.
+    """Whether the model has probabilities, and distances in units of standard deviations.
 
-    A model saved by a version without deviations has neither, and keeps its scores.
+    Models saved by versions of featx without these keep their scores.
     """
     fitted_before = hasattr(estimator, "centroids_") and not hasattr(estimator, "deviations_")
     return estimator.metric == "euclidean" and not fitted_before
@@ -154,7 +154,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
-        """Fit many: one pass over the rows sums the classes of all folds; see `estimators.batched`."""
+        """Fit the jobs of a search; one pass over the rows sums the classes of all folds. See `estimators.batched`."""
         began = perf_counter()
         original, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
         y = column_or_1d(y, warn=True)
@@ -211,7 +211,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
 
         classes : (k,) those that have weight, and `sizes`, (k,), how much
         centroids : (k, d), not yet shifted and scaled
-        squares : (d,) sums over rows of (x - centroid)^2, nor these; None for cosine, or where all rows are the same
+        squares : (d,) sums over rows of (x - centroid)^2, not scaled; None for cosine, or if all rows are the same
         """
         k, n = len(classes), sizes.sum()
         if k < 2:
@@ -244,7 +244,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
             return sizes / sizes.sum() if self.priors == "empirical" else np.full(len(sizes), 1 / len(sizes))
         prior = np.asarray(self.priors, np.float64)
         if prior.shape != sizes.shape:
-            raise ValueError(f"priors has a number for each of {len(sizes)} classes; got shape {prior.shape}")
+            raise ValueError(f"priors must have one number for each of {len(sizes)} classes; got shape {prior.shape}")
         if (prior < 0).any():
             raise ValueError("priors must be non-negative")
         return prior / prior.sum()
@@ -265,7 +265,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
     predict_log_proba = available_if(_is_euclidean)(DiscriminantAnalysisPredictionMixin.predict_log_proba)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Label of the nearest centroid, or of the likeliest class where priors differ; of equal ones, the first.
+        """Label of the nearest centroid or, if priors differ, of the most probable class; ties go to the first class.
 
         Parameters
         ----------
@@ -305,7 +305,7 @@ class NearestCentroid(DiscriminantAnalysisPredictionMixin, ClassifierMixin, Base
 def _squares(X: np.ndarray, fold: Fold, centroids: np.ndarray, places: np.ndarray) -> np.ndarray | None:
     """(d,) sums over the fold's rows of (x - centroid)^2; None where the rows are all the same.
 
-    places : (n_train,) which of the centroids is that of a row; of rows of weight 0 none need be
+    places : (n_train,) the number of each row's centroid; any number for rows of weight 0
     """
     train, weights = fold.train, fold.sample_weight
     if weights is not None:

@@ -161,7 +161,9 @@ class _Affine:
             if values.shape != (self.d,) or len(bad):
                 requirement = "finite and not 0" if name == "scale" else "finite"
                 got = f"shape {values.shape}" if values.shape != (self.d,) else bad[0]
-                raise FeatxError(f"Fit.{name} has a number for each of the {self.d} columns, {requirement}; got {got}")
+                raise FeatxError(
+                    f"Fit.{name} must have a number for each of the {self.d} columns, {requirement}; got {got}"
+                )
             self.valid[key] = values
         return self.valid[key]
 

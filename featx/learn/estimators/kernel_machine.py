@@ -88,14 +88,14 @@ class KernelMachine:
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
-        """Fit many on the rows of one X, each distance computed once; see `estimators.batched`."""
+        """Fit the jobs of a search on the rows of one X; each distance is computed once. See `estimators.batched`."""
         return fit_machines(X, y, jobs)
 
     def _fit_fallback(self, X: Any, y: Any, sample_weight: Any) -> Self:
         return super().fit(X, y, sample_weight)  # type: ignore[misc]
 
     def _needs_fallback(self) -> bool:
-        """Whether only scikit-learn can fit it."""
+        """Whether only scikit-learn can fit the model."""
         probability = getattr(self, "probability", False)
         return (
             callable(self.kernel)

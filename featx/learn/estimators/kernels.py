@@ -1,4 +1,4 @@
-"""Inner products, squared distances and kernels of rows, in blocks.
+"""Inner products, squared distances and kernels between rows, in blocks.
 
 `libsvm` fits on these kernels, `kernel_machine` predicts with them, and `neighbors` finds the smallest distances.
 """
@@ -46,7 +46,7 @@ class Kernel:
 
     @property
     def squared(self) -> bool:
-        """Whether it is a function of squared distances; otherwise of inner products."""
+        """Whether the kernel is a function of squared distances; otherwise of inner products."""
         return self.name == "rbf"
 
     def apply_(self, values: Any) -> Any:

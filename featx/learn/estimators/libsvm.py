@@ -33,7 +33,7 @@ class Machine:
     settings : libsvm's C, tol, epsilon, shrinking, max_iter, cache_size, svm_type
     weights : (n,) row weights; rows of weight 0 or less are ignored
     class_weight : (k,) factors of C, or None
-    order : number of the order of its rows; machines of equal number have the same `rank`
+    order : number of the order of its rows; machines with the same number have the same `rank`
     rank : (n,) position of each row in that order, or None for the order as it is
         Another order ends at another solution, within `tol`.
     """

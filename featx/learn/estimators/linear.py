@@ -47,7 +47,8 @@ class LinearEstimator(LinearModel):
         Raises
         ------
         ValueError
-            X or y is invalid, or y has fewer than two classes. FeatxError if scikit-learn's class supports the input.
+            X or y is invalid, or y has fewer than two classes. The error is a FeatxError if scikit-learn's class
+            supports the input.
 
         Warns
         -----
@@ -157,7 +158,7 @@ class LinearClassifier(LinearClassifierMixin, LinearEstimator):
         )
         if not 0 <= factors.min() <= factors.max() < np.inf or not factors.any():
             raise FeatxError(
-                f"class weights are finite, at least 0 and not all 0; got class_weight={self.class_weight!r}"
+                f"class weights must be finite, at least 0 and not all 0; got class_weight={self.class_weight!r}"
             )
         return factors
 

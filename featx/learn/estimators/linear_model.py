@@ -1,4 +1,4 @@
-"""What a linear model tells the solvers: its checked data, the terms of its problem, and what it keeps of a solution.
+"""How a linear model becomes a problem of the solvers, and its attributes follow from the solution.
 
 `fits` reads it, `linear` has the estimators' `fit`, and `logistic`, `linear_svc` and `ridge` fill it in.
 """
@@ -82,7 +82,7 @@ class LinearModel(BaseEstimator):
         """The penalty in the sum form of `Problem`."""
 
     def _constant(self) -> float | None:
-        """The value of the constant column whose penalised coefficient is the intercept; None if it is free."""
+        """Value of the constant column whose penalised coefficient is the intercept; None if it is not penalised."""
         return None
 
     def _start(self, d: int, targets: Targets, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:

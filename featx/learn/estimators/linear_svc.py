@@ -30,17 +30,17 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
 
     - `tol` bounds a norm of each class's gradient relative to that at W = 0, whatever the units of X. At the default, a
       fit without a ConvergenceWarning is within a thousandth of its minimum.
-    - Rows of weight 0, and classes without other rows, are ignored; weights must not be negative.
+    - Rows of weight 0 are ignored, and so are classes that have no other rows; weights must not be negative.
     - A row of weight 2 has the same objective as two copies of the row, but the two fits stop at different points
       within `tol`. scikit-learn's check_sample_weight_equivalence, which compares seven digits, passes with tol=1e-10.
-    - X must be dense. Coefficients are always float64, but if X is float32 most passes compute in float32.
+    - X must be dense. Coefficients are always float64; if X is float32, most passes over the data compute in float32.
     - `penalty` must be "l2", `loss` "squared_hinge" and `multi_class` "ovr".
 
     Parameters
     ----------
     penalty, loss, multi_class : "l2", "squared_hinge", "ovr"
     tol : float, default 1e-4
-        Stopping tolerance. Below about 1e-5, rounding may stop a fit on float32, which warns.
+        Stopping tolerance. Below about 1e-5, rounding may stop a fit on float32 earlier, with a ConvergenceWarning.
     C : float, above 0
         Inverse of the penalty's strength.
     fit_intercept : bool, default True
@@ -52,7 +52,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     max_iter : int, default 1000
         Maximum number of passes over the data.
     device : "auto", "cpu" or "cuda"
-    dual, random_state, verbose : as of scikit-learn
+    dual, random_state, verbose : as in scikit-learn
         No effect.
 
     Attributes
@@ -62,7 +62,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
     intercept_ : (1,) or (k,); 0.0 without an intercept
     n_iter_ : int, passes over the data
     n_features_in_ : int, d
-    feature_names_in_ : (d,) str, where X has column names
+    feature_names_in_ : (d,) str, if X has column names
 
     Examples
     --------
@@ -122,7 +122,7 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
         self.device = device
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Scores, in float64.
+        """Decision scores, in float64.
 
         Parameters
         ----------

@@ -28,7 +28,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     - `tol` bounds a norm of the gradient relative to that at W = 0, whatever the units of X; `max_iter` is 1000. At the
       default, the objective is estimated to be within 1e-5 of its minimum, relative to it; within 1e-4 if X has 2**20
       elements or more.
-    - Rows of weight 0, and classes without other rows, are ignored; weights must not be negative.
+    - Rows of weight 0 are ignored, and so are classes that have no other rows; weights must not be negative.
     - A row of weight 2 has the same objective as two copies of the row, but the two fits stop at different points
       within `tol`. scikit-learn's check_sample_weight_equivalence, which compares seven digits, passes with tol=1e-10.
     - X must be dense and `l1_ratio` 0; the deprecated `penalty` and `n_jobs` are left out.
@@ -39,7 +39,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
         Inverse of the penalty's strength; np.inf for no penalty.
     l1_ratio : 0
     tol : float, default 1e-4
-        Stopping tolerance. Below about 1e-5, rounding may stop a fit on float32, which warns.
+        Stopping tolerance. Below about 1e-5, rounding may stop a fit on float32 earlier, with a ConvergenceWarning.
     fit_intercept : bool, default True
     class_weight : dict {label: weight} or "balanced", optional
         Row weights are multiplied by it. "balanced": sum_i s_i / (k sum_{i of the class} s_i).
@@ -48,7 +48,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     warm_start : bool, default False
         Whether `fit` starts from the coefficients of the previous fit.
     device : "auto", "cpu" or "cuda"
-    dual, intercept_scaling, random_state, solver, verbose : as of scikit-learn
+    dual, intercept_scaling, random_state, solver, verbose : as in scikit-learn
         No effect.
 
     Attributes
@@ -58,7 +58,7 @@ class LogisticRegression(SparseCoefMixin, LinearClassifier):
     intercept_ : (1,) or (k,)
     n_iter_ : (1,) int32, passes over the data
     n_features_in_ : int, d
-    feature_names_in_ : (d,) str, where X has column names
+    feature_names_in_ : (d,) str, if X has column names
 
     Examples
     --------

@@ -49,7 +49,7 @@ _COMMON = (
 
 
 class _MLP(BaseEstimator):
-    """Base of both: `fit`, alone or many at once, and the outputs of a fitted network."""
+    """Base of both estimators: `fit`, alone or many at once, and the outputs of a fitted network."""
 
     classes_: np.ndarray
     out_activation_: str
@@ -68,7 +68,7 @@ class _MLP(BaseEstimator):
         ----------
         X : (n, d) float32 or float64; others become float64
         y : (n,) or (n, t)
-            Labels, or several labels a row as a matrix of 0 and 1; for MLPRegressor, numbers.
+            Labels, or several labels per row as a matrix of 0 and 1; for MLPRegressor, numbers.
         sample_weight : (n,) or float, at least 0, optional
             Rows of weight 0 are ignored.
         groups : (n,), optional
@@ -81,7 +81,8 @@ class _MLP(BaseEstimator):
         Raises
         ------
         ValueError
-            X or y is invalid, or the loss is not finite. FeatxError if scikit-learn's class supports the input.
+            X or y is invalid, or the loss is not finite. The error is a FeatxError if scikit-learn's class supports the
+            input.
 
         Warns
         -----
@@ -164,7 +165,7 @@ class _MLP(BaseEstimator):
         raise NotImplementedError
 
     def _score(self, targets: np.ndarray, outputs: np.ndarray, weights: np.ndarray | None) -> float:
-        """Of held-out rows, for early stopping."""
+        """Score of held-out rows, for early stopping."""
         raise NotImplementedError
 
     def _run(
@@ -172,7 +173,7 @@ class _MLP(BaseEstimator):
     ) -> MLPRun:
         """The network at its initial coefficients, and its rows; random numbers are drawn as scikit-learn draws them.
 
-        X : (any, d), for its type
+        X : (any, d), of which only the type is used
         """
         from featx.solvers import MLPRun
 
@@ -307,13 +308,13 @@ class MLPClassifier(ClassifierMixin, _MLP):
 
     - No solver="lbfgs", `warm_start`, `partial_fit` or `verbose`; X must be dense.
     - A KeyboardInterrupt is raised, and leaves the estimator unfitted.
-    - `dropout`, `precision`, `device`; `fit` takes `groups`.
+    - There are `dropout`, `precision` and `device`; `fit` takes `groups`.
     - Rows of weight 0 are left out before minibatches are made; weights must not be negative.
     - Training stops as soon as the loss is not finite.
-    - A search trains candidates of a fold together if they differ only in other parameters than hidden_layer_sizes,
-      activation, batch_size, shuffle, early_stopping, validation_fraction and precision, and random_state is an int:
-      they share minibatches and the product with the first layer. Each is what it would be alone, up to rounding.
-      Searches that pass `groups` to `fit` fall back to scikit-learn's, which is slower.
+    - A search trains candidates of a fold together, with common minibatches and one product with all first layers, if
+      they have the same hidden_layer_sizes, activation, batch_size, shuffle, early_stopping, validation_fraction,
+      precision and integer random_state. Each result equals that of a separate fit, up to rounding.
+    - A search that passes `groups` to `fit` falls back to scikit-learn's, which is slower.
 
     When it pays
     ------------
@@ -321,7 +322,7 @@ class MLPClassifier(ClassifierMixin, _MLP):
     (`benchmarks/heads.py`), and a search takes not much less CPU time than with scikit-learn's class. Use it to
     reproduce published heads, `MLPClassifier((1024,), dropout=0.5)` or
     `MLPClassifier((), solver="sgd", nesterovs_momentum=False)`; for features that are far from linearly separable, such
-    as those of early layers; and for several labels a row.
+    as those of early layers; and for several labels per row.
 
     Parameters
     ----------
@@ -335,14 +336,14 @@ class MLPClassifier(ClassifierMixin, _MLP):
         Rows of a minibatch; "auto" is min(200, n).
     learning_rate : "constant", "invscaling" or "adaptive"
         Schedule of "sgd".
-    learning_rate_init, power_t, momentum, nesterovs_momentum, beta_1, beta_2, epsilon : as of scikit-learn
+    learning_rate_init, power_t, momentum, nesterovs_momentum, beta_1, beta_2, epsilon : as in scikit-learn
     max_iter : int, default 200
         Maximum number of epochs.
     shuffle : bool, default True
     random_state : int, RandomState, optional
-        Draws the initial coefficients, the validation rows and the order of the rows, all as scikit-learn does, and
-        what is dropped out.
-    tol, n_iter_no_change : as of scikit-learn
+        Draws the initial coefficients, the validation rows and the order of the rows, all as scikit-learn does, and the
+        units that are dropped out.
+    tol, n_iter_no_change : as in scikit-learn
         Training stops after n_iter_no_change epochs in which the loss, or the validation score, improved by less than
         tol.
     early_stopping : bool, default False
@@ -352,10 +353,10 @@ class MLPClassifier(ClassifierMixin, _MLP):
     validation_fraction : float, default 0.1
         Share of the rows, or of the groups, that is held out.
     dropout : float, default 0
-        Share of hidden units that are left out of each row's pass in training.
+        Share of the hidden units that are set to 0 in training, drawn for each row.
     precision : "bfloat16", optional
-        The type in which hidden layers are multiplied; X's type by default. On a processor with bfloat16 instructions
-        a wide layer took three quarters of the time.
+        Type in which hidden layers are multiplied, by default that of X. On a processor with bfloat16 instructions,
+        bfloat16 took three quarters of the time for a wide layer.
     device : "auto", "cpu" or "cuda"
 
     Attributes
@@ -365,8 +366,8 @@ class MLPClassifier(ClassifierMixin, _MLP):
     loss_, loss_curve_, best_loss_ : the last epoch's loss, all of them, and the smallest (None with early_stopping)
     validation_scores_, best_validation_score_ : accuracy of each epoch, and the best; None without early_stopping
     n_iter_, t_ : epochs, and rows seen
-    n_layers_, n_outputs_, out_activation_ : as of scikit-learn
-    n_features_in_, feature_names_in_ : as of scikit-learn
+    n_layers_, n_outputs_, out_activation_ : as in scikit-learn
+    n_features_in_, feature_names_in_ : as in scikit-learn
 
     Examples
     --------
@@ -433,7 +434,7 @@ class MLPClassifier(ClassifierMixin, _MLP):
         return tags
 
     def predict(self, X: Any) -> np.ndarray:
-        """The label of the largest output; of several labels a row, those of probability above 0.5.
+        """The label of the largest output; for several labels per row, those of probability above 0.5.
 
         Parameters
         ----------
@@ -441,7 +442,7 @@ class MLPClassifier(ClassifierMixin, _MLP):
 
         Returns
         -------
-        (m,) labels, or (m, k) of 0 and 1 if y was so
+        (m,) labels, or (m, k) of 0 and 1 if y had several labels per row
         """
         return self._labels(self._outputs(X))
 
@@ -498,18 +499,19 @@ class MLPRegressor(MultiOutputMixin, RegressorMixin, _MLP):
 
     - No solver="lbfgs", loss="poisson", `warm_start`, `partial_fit` or `verbose`; X must be dense.
     - A KeyboardInterrupt is raised, and leaves the estimator unfitted.
-    - `dropout`, `precision`, `device`; `fit` takes `groups`.
+    - There are `dropout`, `precision` and `device`; `fit` takes `groups`.
     - Rows of weight 0 are left out before minibatches are made; weights must not be negative.
     - Training stops as soon as the loss is not finite.
-    - A search trains candidates of a fold together if they differ only in other parameters than hidden_layer_sizes,
-      activation, batch_size, shuffle, early_stopping, validation_fraction and precision, and random_state is an int:
-      they share minibatches and the product with the first layer. Each is what it would be alone, up to rounding.
-      Searches that pass `groups` to `fit` fall back to scikit-learn's, which is slower.
+    - A search trains candidates of a fold together, with common minibatches and one product with all first layers, if
+      they have the same hidden_layer_sizes, activation, batch_size, shuffle, early_stopping, validation_fraction,
+      precision and integer random_state. Each result equals that of a separate fit, up to rounding.
+    - A search that passes `groups` to `fit` falls back to scikit-learn's, which is slower.
 
     When it pays
     ------------
     Rarely, on features of a pretrained network: tuned Ridge is solved in closed form, and SVR is nonlinear too. Targets
-    are best standardised (`sklearn.compose.TransformedTargetRegressor`), since `learning_rate_init` has their unit.
+    are best standardised (`sklearn.compose.TransformedTargetRegressor`), since their scale determines which
+    `learning_rate_init` works.
 
     Parameters
     ----------
@@ -524,14 +526,14 @@ class MLPRegressor(MultiOutputMixin, RegressorMixin, _MLP):
         Rows of a minibatch; "auto" is min(200, n).
     learning_rate : "constant", "invscaling" or "adaptive"
         Schedule of "sgd".
-    learning_rate_init, power_t, momentum, nesterovs_momentum, beta_1, beta_2, epsilon : as of scikit-learn
+    learning_rate_init, power_t, momentum, nesterovs_momentum, beta_1, beta_2, epsilon : as in scikit-learn
     max_iter : int, default 200
         Maximum number of epochs.
     shuffle : bool, default True
     random_state : int, RandomState, optional
-        Draws the initial coefficients, the validation rows and the order of the rows, all as scikit-learn does, and
-        what is dropped out.
-    tol, n_iter_no_change : as of scikit-learn
+        Draws the initial coefficients, the validation rows and the order of the rows, all as scikit-learn does, and the
+        units that are dropped out.
+    tol, n_iter_no_change : as in scikit-learn
         Training stops after n_iter_no_change epochs in which the loss, or the validation score, improved by less than
         tol.
     early_stopping : bool, default False
@@ -541,10 +543,10 @@ class MLPRegressor(MultiOutputMixin, RegressorMixin, _MLP):
     validation_fraction : float, default 0.1
         Share of the rows, or of the groups, that is held out.
     dropout : float, default 0
-        Share of hidden units that are left out of each row's pass in training.
+        Share of the hidden units that are set to 0 in training, drawn for each row.
     precision : "bfloat16", optional
-        The type in which hidden layers are multiplied; X's type by default. On a processor with bfloat16 instructions
-        a wide layer took three quarters of the time.
+        Type in which hidden layers are multiplied, by default that of X. On a processor with bfloat16 instructions,
+        bfloat16 took three quarters of the time for a wide layer.
     device : "auto", "cpu" or "cuda"
 
     Attributes
@@ -553,8 +555,8 @@ class MLPRegressor(MultiOutputMixin, RegressorMixin, _MLP):
     loss_, loss_curve_, best_loss_ : the last epoch's loss, all of them, and the smallest (None with early_stopping)
     validation_scores_, best_validation_score_ : R^2 of each epoch, and the best; None without early_stopping
     n_iter_, t_ : epochs, and rows seen
-    n_layers_, n_outputs_, out_activation_ : as of scikit-learn
-    n_features_in_, feature_names_in_ : as of scikit-learn
+    n_layers_, n_outputs_, out_activation_ : as in scikit-learn
+    n_features_in_, feature_names_in_ : as in scikit-learn
 
     Examples
     --------

@@ -51,7 +51,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     algorithm, leaf_size, n_jobs : as in scikit-learn
         Accepted for compatibility, no effect.
     p : float, above 0
-        Power of metric="minkowski"; no effect with another metric, which warns if that has another p.
+        Power of metric="minkowski". Other metrics ignore it, with a warning if their own p differs.
     metric : "minkowski", "euclidean", "l2", "manhattan", "l1", "cityblock", "chebyshev" or "cosine"
         Cosine: 1 - x.a / (|x| |a|), or 1 if a row is 0.
     metric_params : dict, optional
@@ -183,7 +183,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         if metric != "minkowski":
             return metric, {}
         if p is None or not p > 0:
-            raise ValueError(f"p of the Minkowski metric is a number above 0; got {p!r}")
+            raise ValueError(f"p of the Minkowski metric must be a number above 0; got {p!r}")
         if p < 1 and algorithm != "brute":
             raise ValueError(
                 f'algorithm="{algorithm}" does not support 0 < p < 1 for the Minkowski metric. To resolve this problem '
@@ -194,7 +194,8 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
 
     @classmethod
     def fit_each(cls, X: Any, y: Any, jobs: Sequence[Job]) -> Iterator[Fitted]:
-        """Fit many: the neighbours of a fold's held-out rows are searched once, for the largest `n_neighbors`.
+        """Fit the jobs of a search; neighbours of held-out rows are searched once a fold, for the largest
+        `n_neighbors`.
 
         See `estimators.batched`.
         """
@@ -319,7 +320,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     kneighbors_graph = SklearnKNeighborsClassifier.kneighbors_graph
 
     def predict(self, X: Any) -> np.ndarray:
-        """The label with most votes; of several, the first in `classes_`.
+        """The label with most votes; ties go to the first in `classes_`.
 
         Parameters
         ----------

@@ -33,7 +33,7 @@ _CONSTRAINTS: dict[str, list[Any]] = {
 
 
 class _Ridge(LinearEstimator):
-    """Base of both: targets as columns, solved in closed form; attributes of scikit-learn's shapes."""
+    """Base of both estimators: targets as columns, solved in closed form; attributes with scikit-learn's shapes."""
 
     _loss = "SQUARED_ERROR"
     _penalty = "alpha"
@@ -64,11 +64,11 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
     Parameters
     ----------
     alpha : float or (t,), at least 0
-        Strength of the penalty, one for all targets or one a target.
+        Strength of the penalty, one for all targets or one per target.
     fit_intercept : bool, default True
     positive : False
     device : "auto", "cpu" or "cuda"
-    copy_X, max_iter, tol, solver, random_state : as of scikit-learn
+    copy_X, max_iter, tol, solver, random_state : as in scikit-learn
         No effect: the solution is computed in closed form, and X is never written to.
 
     Attributes
@@ -77,7 +77,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
     intercept_ : float for y of shape (n,), else (t,); 0.0 without an intercept
     n_iter_ : (t,) int32, passes over the data
     n_features_in_ : int, d
-    feature_names_in_ : (d,) str, where X has column names
+    feature_names_in_ : (d,) str, if X has column names
 
     Examples
     --------
@@ -143,7 +143,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
         if len(alpha) not in (1, t):
             raise FeatxError(f"Number of targets and number of penalties do not correspond: {len(alpha)} != {t}")
         if not (alpha >= 0).all():
-            raise FeatxError(f"every alpha is at least 0; got {alpha[~(alpha >= 0)][0]:g}")
+            raise FeatxError(f"every alpha must be at least 0; got {alpha[~(alpha >= 0)][0]:g}")
         return float(alpha[0]) if len(alpha) == 1 else alpha
 
     def _keep(self, solution: Solution, targets: Targets, weights: np.ndarray | None) -> None:
@@ -151,13 +151,13 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
 
 
 class RidgeClassifier(_Ridge, LinearClassifier):
-    """Classifier by ridge regression on targets of -1 and 1, one for each class, or for each label of several.
+    """Classifier by ridge regression on targets of -1 and 1, one for each class (or label, if rows have several).
 
-        min_{W, b}  sum_i s_i |t_i - (x_i W + b)|^2 + alpha |W|^2,    t_ic = 1 where row i is of class c, else -1
+        min_{W, b}  sum_i s_i |t_i - (x_i W + b)|^2 + alpha |W|^2,    t_ic = 1 if row i is of class c, else -1
 
     The class of the largest score is predicted. Equivalent to scikit-learn's class, except:
 
-    - Rows of weight 0, and classes without other rows, are ignored; weights must not be negative.
+    - Rows of weight 0 are ignored, and so are classes that have no other rows; weights must not be negative.
     - X and y must be dense, `alpha` one number and `positive` False; there is no `solver_`.
     - Fitting a single class raises an error, as for the other classifiers.
 
@@ -170,17 +170,17 @@ class RidgeClassifier(_Ridge, LinearClassifier):
         Row weights are multiplied by it. "balanced": n / (k times the number of the class's rows).
     positive : False
     device : "auto", "cpu" or "cuda"
-    copy_X, max_iter, tol, solver, random_state : as of scikit-learn
+    copy_X, max_iter, tol, solver, random_state : as in scikit-learn
         No effect: the solution is computed in closed form, and X is never written to.
 
     Attributes
     ----------
-    classes_ : (k,) labels; for y (n, k) of 0 and 1, with several labels a row, the numbers of its columns
+    classes_ : (k,) labels; for y (n, k) of 0 and 1, with several labels per row, the numbers of its columns
     coef_ : (d,) for two classes, else (k, d), of X's type
     intercept_ : (1,) or (k,); 0.0 without an intercept
     n_iter_ : (1,) or (k,) int32, passes over the data
     n_features_in_ : int, d
-    feature_names_in_ : (d,) str, where X has column names
+    feature_names_in_ : (d,) str, if X has column names
 
     Examples
     --------
@@ -234,7 +234,7 @@ class RidgeClassifier(_Ridge, LinearClassifier):
 
         Returns
         -------
-        (n,) labels; (n, k) of 0 and 1 if y was so
+        (n,) labels, or (n, k) of 0 and 1 if y had several labels per row
         """
         check_is_fitted(self)
         return (self.decision_function(X) > 0).astype(int) if self._multilabel else super().predict(X)

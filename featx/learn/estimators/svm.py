@@ -20,8 +20,8 @@ class SVC(KernelMachine, sklearn.svm.SVC):
 
     - A class whose rows all have weight 0 is ignored; `support_` indexes all rows, including those of weight 0.
     - `cache_size` is a minimum; kernel values are kept as far as the budget allows.
-    - For sparse X, callable and precomputed kernels, `probability` and `verbose` it falls back to scikit-learn; so it
-      does, with a warning, if the kernel matrix would exceed `budget_bytes`.
+    - It falls back to scikit-learn for sparse X, callable and precomputed kernels, `probability` and `verbose` and,
+      with a warning, if the kernel matrix would exceed `budget_bytes`.
 
     For probabilities, calibrate: ``CalibratedClassifierCV(SVC(), ensemble=False)``.
 
@@ -37,7 +37,7 @@ class SVC(KernelMachine, sklearn.svm.SVC):
     shrinking, tol, max_iter : as in scikit-learn
     probability : deprecated by scikit-learn
     cache_size : float, default 200
-        Least memory for kernel values during one fit, in MiB.
+        Minimum memory for kernel values during one fit, in MiB.
     class_weight : dict {label: weight} or "balanced", optional
         Multiplies the C of a class. "balanced": n / (k * number of rows of the class), whatever their weights.
     decision_function_shape : "ovr" or "ovo"
@@ -115,7 +115,7 @@ class SVC(KernelMachine, sklearn.svm.SVC):
         self.budget_bytes = budget_bytes
 
     def _labels_of(self, values: np.ndarray) -> np.ndarray:
-        """The class that wins most pairs, as an index into `classes_`; of several, the first."""
+        """The class that wins most pairs, as an index into `classes_`; ties go to the first class."""
         k = len(self.classes_)
         votes = np.zeros((len(values), k), np.int32)
         for p, (i, j) in enumerate(zip(*np.triu_indices(k, 1), strict=True)):
@@ -134,8 +134,8 @@ class SVR(KernelMachine, sklearn.svm.SVR):
 
     - `support_` indexes all rows, including those of weight 0.
     - `cache_size` is a minimum; kernel values are kept as far as the budget allows.
-    - For sparse X, callable and precomputed kernels and `verbose` it falls back to scikit-learn; so it does, with a
-      warning, if the kernel matrix would exceed `budget_bytes`.
+    - It falls back to scikit-learn for sparse X, callable and precomputed kernels and `verbose` and, with a warning, if
+      the kernel matrix would exceed `budget_bytes`.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Image keys, or images, in; a matrix of features out: the first step of a pipeline."""
+"""The first step of a pipeline, which turns image keys or images into a matrix of features."""
 
 from featx.learn.features.features import ImageFeatures, StoredFeatures
 from featx.learn.features.inputs import as_images, items_of, keys_of

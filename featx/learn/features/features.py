@@ -26,6 +26,8 @@ from featx.learn.features.inputs import as_images, items_of, keys_of
 from featx.learn.features.rows import FeatureRows, Origin
 from featx.store import FeatureStore, Recipe, rounding_note
 
+_PART_BYTES = 64 * 2**20  # of rows of all views that are read at once
+
 
 def _forward() -> ModuleType:
     """The forward pass, imported here only: it takes seconds, and only features of images need it."""
@@ -65,7 +67,7 @@ class _Features(TransformerMixin, BaseEstimator):
     @property
     def widths_(self) -> dict[str, int]:
         """{full name: number of columns} of the layers."""
-        return {name: math.prod(tap["shape"]) for name, tap in self.recipe_.taps.items()}
+        return {name: math.prod(tap["shape"]) for name, tap in self.recipe_.view_taps.items()}
 
     @property
     def _n_features_out(self) -> int:
@@ -86,31 +88,38 @@ class _Features(TransformerMixin, BaseEstimator):
         return np.array([f"{name}_{i}" for name, width in self.widths_.items() for i in range(width)], dtype=object)
 
     def _blocks(self, matrix: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Every layer with its own columns of a matrix, (n, its width)."""
+        """Every layer with its own columns of a matrix, (..., its width)."""
         start = 0
         for name, width in self.widths_.items():
-            yield name, matrix[:, start : start + width]
+            yield name, matrix[..., start : start + width]
             start += width
 
-    def _through_recipe(self, images: Sequence[Any], device: str) -> np.ndarray:
+    def _features_of(self, images: Sequence[Any], device: str) -> FeatureRows:
         """(n, d) float32 features of images; raises UnreadableImages, which names those that cannot be read."""
+        matrix = self._through_recipe(images, device)
+        return FeatureRows.of(matrix.reshape(len(matrix), -1), Origin(self.recipe_, None))
+
+    def _through_recipe(self, images: Sequence[Any], device: str, each_view: bool = False) -> np.ndarray:
+        """(n, v, d) float32 features of each view, or (n, 1, d) their means."""
         # a calibrated or voting ensemble computes the same matrix once per member
         key = _content_key(self.recipe_, images)
         if key is None:
-            matrix = self._computed(images, device)
-        else:  # two modules of one class with the same weights may compute different things
-            matrix = _forward().matrix_of((self.handed_over, key), lambda: self._computed(images, device))
-        return FeatureRows.of(matrix, Origin(self.recipe_, None))
+            return self._computed(images, device, each_view)
+        # two modules of one class with the same weights may compute different things
+        of_backbone = (self.handed_over, key, each_view)
+        return _forward().matrix_of(of_backbone, lambda: self._computed(images, device, each_view))
 
-    def _computed(self, images: Sequence[Any], device: str) -> np.ndarray:
-        matrix = np.empty((0, sum(self.widths_.values())), np.float32)
+    def _computed(self, images: Sequence[Any], device: str, each_view: bool) -> np.ndarray:
+        n_views = self.recipe_.n_views
+        matrix = np.empty((0, n_views if each_view else 1, sum(self.widths_.values())), np.float32)
         failures: dict[int, ImageError] = {}
         for block in _forward().stream(images, self.recipe_, self.handed_over, device=device):
             if not len(matrix):  # allocated once the first batch has shown that rows are as wide as recorded
-                matrix = np.empty((len(images), matrix.shape[1]), np.float32)
+                matrix = np.empty((len(images), *matrix.shape[1:]), np.float32)
             if len(block.indices):
                 for name, columns in self._blocks(matrix):
-                    columns[block.indices] = block.rows[name].reshape(len(block.indices), -1)
+                    rows = block.rows[name].reshape(len(block.indices), n_views, -1)
+                    columns[block.indices] = rows if each_view else _means(rows)
             failures |= block.failures
         if failures:
             position, reason = next(iter(failures.items()))
@@ -123,13 +132,13 @@ class _Features(TransformerMixin, BaseEstimator):
 
     @property
     def handed_over(self) -> Any:
-        """The backbone that was handed over, if any."""
+        """The backbone set by `hand_over`, or None."""
         return self._backbone
 
     def hand_over(self, backbone: Any) -> None:
-        """Compute features of images with this Backbone, the recipe's; with None, with what the recipe names.
+        """Set the Backbone that computes features of images; None for the one that the recipe names.
 
-        Copies and pickles carry it.
+        Copies and pickles keep it.
         """
         if backbone is not None:
             self._backbone = backbone
@@ -148,8 +157,19 @@ class _Features(TransformerMixin, BaseEstimator):
         return make, arguments, state, *rest
 
 
+def _means(rows: np.ndarray) -> np.ndarray:
+    """(m, v, d) -> (m, 1, d), computed in float32, in the order of the views."""
+    if rows.shape[1] == 1:
+        return rows
+    total = rows[:, 0].astype(np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):  # whoever cannot use NaN and inf refuses them
+        for view in range(1, rows.shape[1]):
+            total += rows[:, view]
+    return (total / rows.shape[1]).astype(rows.dtype)[:, None]
+
+
 def _content_key(recipe: Recipe, images: Sequence[Any]) -> tuple[str, ...] | None:
-    """Equal for the same recipe and contents; None if an image cannot be read."""
+    """A key of the recipe and the images' contents; None if an image cannot be read."""
     from featx.images import content_digest
 
     try:
@@ -170,12 +190,15 @@ class StoredFeatures(_Features):
         the columns of several layers stand side by side, in its order; images go through the network once.
     device : "auto", "cpu" or "cuda"
         Where features of images are computed.
+    view : str, default "mean"
+        Of a store with several views of each image: "mean" for the mean of their rows, or the name of one of them,
+        "center" for example. New images are seen in the same views.
 
     Attributes
     ----------
     layers_ : tuple of full names, in the order of the columns
     layer_ : str, the names joined, "layer3:avg+layer4:avg"
-    recipe_ : Recipe, of these layers
+    recipe_ : Recipe, of these layers and views
     n_features_out_ : int, d
 
     Examples
@@ -186,11 +209,16 @@ class StoredFeatures(_Features):
     """
 
     def __init__(
-        self, store: FeatureStore | Recipe, layer: str | Sequence[str] | None = None, device: str = "auto"
+        self,
+        store: FeatureStore | Recipe,
+        layer: str | Sequence[str] | None = None,
+        device: str = "auto",
+        view: str = "mean",
     ) -> None:
         self.store = store
         self.layer = layer
         self.device = device
+        self.view = view
 
     def fit(self, X: object = None, y: object = None) -> StoredFeatures:
         """Look up the layers; nothing is learned.
@@ -198,12 +226,13 @@ class StoredFeatures(_Features):
         Raises
         ------
         LayerError
-            The store does not have a layer, has several and none was chosen, or one is named twice.
+            The store does not have a layer, has several and none was chosen, or one is named twice; or it does not have
+            the view.
         """
         if not isinstance(self.store, FeatureStore | Recipe):
             raise FeatxError(f"store is a featx.FeatureStore; got {type(self.store).__name__}")
         recipe = self.store if isinstance(self.store, Recipe) else self.store.recipe
-        self._set_recipe(recipe.only(self.layer))
+        self._set_recipe(recipe.only(self.layer).of_view(self.view))
         if isinstance(self.store, FeatureStore) and self.store.backbone is not None:
             self.hand_over(self.store.backbone)
         elif self._backbone is not None and self._backbone.weights_sha256 != recipe.weights_sha256:
@@ -216,14 +245,17 @@ class StoredFeatures(_Features):
             return self.store.backbone
         return self._backbone
 
-    def _computed(self, images: Sequence[Any], device: str) -> np.ndarray:
+    def _computed(self, images: Sequence[Any], device: str, each_view: bool) -> np.ndarray:
         try:
-            return super()._computed(images, device)
+            return super()._computed(images, device, each_view)
         except UnavailableBackbone as error:
             if isinstance(self.store, Recipe):
                 raise
             how = "set the store's attribute `backbone` to it, a featx.Backbone(..., preprocessing=...)"
             raise UnavailableBackbone(error.reason, how) from error
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__({"view": "mean"} | state)  # model files from before there were views
 
     def __sklearn_clone__(self) -> StoredFeatures:
         clone = super().__sklearn_clone__()
@@ -260,13 +292,44 @@ class StoredFeatures(_Features):
         check_is_fitted(self, "recipe_")
         items = items_of(X)
         if isinstance(items, list):
-            return self._through_recipe(as_images(items), self.device)
+            return self._features_of(as_images(items), self.device)
+        rows, origin = self._rows_of(items)
+        if len(self.layers_) == 1:
+            return FeatureRows.of(self._stored(rows, self.layer_), origin)
+        matrix = np.empty((len(rows), self.n_features_out_), origin.recipe.dtype)
+        for name, columns in self._blocks(matrix):  # beside the matrix, the rows of one layer are held at most
+            columns[:] = self._stored(rows, name)
+        return FeatureRows.of(matrix, origin)
+
+    def transform_views(self, X: object) -> np.ndarray:
+        """Features of every view of images, for what is not linear in them; of one layer.
+
+        Parameters
+        ----------
+        X : (n,) or (n, 1)
+            As of `transform`; the same errors and warnings.
+
+        Returns
+        -------
+        (n, v, d) array; v is 1 if there are no views
+        """
+        check_is_fitted(self, "recipe_")
+        items = items_of(X)
+        if isinstance(items, list):
+            return self._through_recipe(as_images(items), self.device, each_view=True)
+        rows, _ = self._rows_of(items)
+        if self.recipe_.views is None:
+            return self._stored(rows, self.layer_)[:, None]
+        return self._stored_views(rows, self.layer_)
+
+    def _rows_of(self, keys: np.ndarray) -> tuple[np.ndarray, Origin]:
+        """Positions of keys in the store, whose recipe is compared with that of `fit`."""
         if isinstance(self.store, Recipe):
             raise KeysError(
                 "X contains image keys, but this model has no store to read their rows from; pass images, or "
                 "set_params(...__store=featx.FeatureStore(path))"
             )
-        recipe = self.store.recipe.only(self.layers_)
+        recipe = self.store.recipe.only(self.layers_).of_view(self.view)
         if differences := self.recipe_.other_meaning(recipe):
             raise RecipeError(
                 f"this model was fitted on a store made with other settings: {'; '.join(differences)}; fit it on this "
@@ -274,20 +337,29 @@ class StoredFeatures(_Features):
             )
         if note := rounding_note(recipe, self.recipe_, (self.store.path.name, "the store of fit")):
             warn(note, RowsDifferWarning)
-        rows, origin = self.store.rows(keys_of(items)), Origin(recipe, self.store.identity)
-        if len(self.layers_) == 1:
-            return FeatureRows.of(self._stored(rows, self.layer_), origin)
-        matrix = np.empty((len(rows), self.n_features_out_), self.store.recipe.dtype)
-        for name, columns in self._blocks(matrix):  # beside the matrix, the rows of one layer are held at most
-            columns[:] = self._stored(rows, name)
-        return FeatureRows.of(matrix, origin)
+        return self.store.rows(keys_of(keys)), Origin(recipe, self.store.identity)
 
     def _stored(self, rows: np.ndarray, layer: str) -> np.ndarray:
-        """(m, d) rows of one layer; consecutive rows are not copied, so a whole layer stays a memory map."""
+        """(m, d) rows of one layer, the mean of the views; without views, consecutive rows are not copied, so a whole
+        layer stays a memory map."""
         assert isinstance(self.store, FeatureStore)
+        if self.recipe_.views is not None:
+            matrix = np.empty((len(rows), self.widths_[layer]), self.store.recipe.dtype)
+            size = max(1, _PART_BYTES // self.store.row_bytes(layer))
+            for start in range(0, len(rows), size):
+                part = slice(start, start + size)
+                matrix[part] = _means(self._stored_views(rows[part], layer))[:, 0]
+            return matrix
         in_order = len(rows) > 0 and len(rows) == rows[-1] - rows[0] + 1 and bool((np.diff(rows) == 1).all())
         taken = self.store[layer][rows[0] : rows[-1] + 1] if in_order else self.store.take(rows, layer)
         return np.asarray(taken).reshape(len(rows), -1)
+
+    def _stored_views(self, rows: np.ndarray, layer: str) -> np.ndarray:
+        """(m, v, d) rows of each view of one layer."""
+        assert isinstance(self.store, FeatureStore)
+        stored, views = self.store.recipe.views or [], self.recipe_.views or []
+        taken = self.store.take(rows, layer).reshape(len(rows), len(stored), self.widths_[layer])
+        return taken if views == stored else taken[:, [stored.index(view) for view in views]]
 
 
 class ImageFeatures(_Features):
@@ -303,7 +375,8 @@ class ImageFeatures(_Features):
 
     Attributes
     ----------
-    layer_ : str, full name of the layer; layers_ : tuple of it
+    layer_ : str, full name of the layer
+    layers_ : (layer_,)
     recipe_ : Recipe
     n_features_out_ : int, d
 
@@ -377,7 +450,7 @@ class ImageFeatures(_Features):
             Some images cannot be read.
         """
         check_is_fitted(self, "recipe_")
-        return self._through_recipe(as_images(X), self.device)
+        return self._features_of(as_images(X), self.device)
 
 
 def _name(image: object) -> str:

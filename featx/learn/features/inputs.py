@@ -17,7 +17,7 @@ def as_images(X: object) -> list[Any]:
     Raises
     ------
     SourceError
-        X is one image instead of a list, or holds something else than images.
+        X is one image instead of a list, or contains something other than images.
     """
     items = items_of(X)
     if isinstance(items, np.ndarray):

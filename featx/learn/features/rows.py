@@ -13,7 +13,7 @@ from featx.store import Recipe
 class Origin(NamedTuple):
     """Where rows are from.
 
-    recipe : of their layers, in the order of the columns
+    recipe : of their layers, in the order of the columns, and of the views that they are the mean of
     store : identity of the store, or None if they were computed of images
     """
 
@@ -23,7 +23,7 @@ class Origin(NamedTuple):
     @property
     def width(self) -> int:
         """Number of columns."""
-        return sum(math.prod(tap["shape"]) for tap in self.recipe.taps.values())
+        return sum(math.prod(tap["shape"]) for tap in self.recipe.view_taps.values())
 
 
 class FeatureRows(np.ndarray):

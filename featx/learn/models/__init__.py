@@ -1,11 +1,12 @@
-"""Fitted estimators as files, and what they predict of images."""
+"""Save and load fitted estimators, and predict images with them."""
 
-from featx.learn.models.persistence import load, refuse_unfitted, save
+from featx.learn.models.persistence import load, load_selection, refuse_unfitted, save
 from featx.learn.models.prediction import Prediction, predict_images
 
 __all__ = [
     "Prediction",
     "load",
+    "load_selection",
     "predict_images",
     "refuse_unfitted",
     "save",

@@ -1,4 +1,4 @@
-"""All objects that a model holds, and a refusal of those whose attributes replace methods of their class.
+"""Find all objects that a model holds, and refuse those whose attributes replace methods of their class.
 
 skops sets any attribute of a loaded object. An attribute with the name of a method, above all `__getstate__`, would
 decide what a pickler sees of the object, or replace a check of the class. So no method of the objects is called here.

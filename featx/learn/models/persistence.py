@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -24,10 +25,13 @@ from featx.learn import estimators, features, search
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.models.detached import detached
 from featx.learn.models.objects import objects_of
-from featx.store import Recipe, written_aside
+from featx.learn.models.records import record_of, selection_of
+from featx.learn.selection import Selection
+from featx.store import FeatureStore, Recipe, written_aside
 
 _FORMAT = "featx-model"
 _PATHS = ("memory", "checkpoint")  # parameters that name files which a fit would read, write or remove
+_RECORD = "selection"  # how the model was chosen, as JSON; optional
 _VERSION = 1
 _MOST_INFLATED = 2**28  # bytes to which any file may decompress
 _MOST_RATIO = 20  # decompressed to compressed bytes of larger files; arrays of numbers shrink by half or so
@@ -81,9 +85,10 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
 
     Parameters
     ----------
-    estimator : fitted scikit-learn estimator, a pipeline or search for example
-        With StoredFeatures or ImageFeatures it predicts images once it is loaded. Without them it predicts rows of
-        features, and `save` warns.
+    estimator : fitted scikit-learn estimator, a pipeline or search for example; or a Selection
+        Of a selection, its best estimator is saved with how it was chosen, which `load_selection` reads. With
+        StoredFeatures or ImageFeatures it predicts images once it is loaded. Without them it predicts rows of features,
+        and `save` warns.
     path : name that ends in ".skops"
 
     Returns
@@ -109,6 +114,12 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
     path = as_path("path", path, ModelError)
     if path.suffix != ".skops":
         raise ModelError(f"a model is a .skops file; got {path}")
+    record = {}
+    if isinstance(estimator, Selection):
+        if estimator.best_estimator is None:
+            raise ModelError("the search was interrupted before a model was fitted: there is none to save")
+        record = {_RECORD: record_of(estimator)}
+        estimator = estimator.best_estimator
     refuse_unfitted(estimator)
     import skops.io  # seconds to import: it lists every class of scikit-learn
 
@@ -119,7 +130,7 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
         for step in _features_of(copy):
             step.hand_over(None)
         check_trees(copy)
-        model = {"format": _FORMAT, "version": _VERSION, "estimator": copy}
+        model = {"format": _FORMAT, "version": _VERSION, "estimator": copy} | record
         content = skops.io.dumps(model, compression=ZIP_DEFLATED)
     except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError) as error:
         raise ModelError(f"{type(estimator).__name__} cannot be saved: {_in_a_line(error)}") from error
@@ -184,16 +195,57 @@ def load(path: str | os.PathLike, *, backbone: Any = None, weights: str | os.Pat
     ------
     ModelError
         There is no such file, it is not a featx model, or it holds types outside the list, a recipe that featx does not
-        write, or decision trees that are not safe to use.
+        write, decision trees that are not safe to use, or weights that do not fit its classes.
     BackboneError
         `backbone` or `weights` are not the recorded ones.
     """
+    if backbone is not None and weights is not None:
+        raise ModelError("give backbone= or weights=, not both: a backbone has its weights")
+    estimator = _read(path)["estimator"]
+    if backbone is not None or weights is not None:
+        _hand_back(estimator, backbone, weights)
+    return estimator
+
+
+def load_selection(
+    path: str | os.PathLike, stores: FeatureStore | Sequence[FeatureStore], test_store: FeatureStore | None = None
+) -> Selection:
+    """The selection of a model that was saved with it, read again from the stores that were searched.
+
+    Parameters
+    ----------
+    path : the model file, of ``save(selection, path)`` or ``featx search --output``
+    stores : the searched stores, in their order
+    test_store : the store of the held-out images, if it was another one
+
+    Returns
+    -------
+    Selection
+        Without `nested`. Predictions for the held-out images are computed again.
+
+    Raises
+    ------
+    ModelError
+        As in `load`; or the file does not say how the model was chosen.
+    KeysError
+        The stores do not hold the images.
+    RecipeError
+        Rows of the stores have another meaning than those that the model was fitted on.
+    """
+    model = _read(path)
+    if not isinstance(record := model.get(_RECORD), str):
+        raise ModelError(
+            f"{path} does not say how its model was chosen; featx search writes that, and so does ",
+            Call("featx.save", "selection", "path"),
+        )
+    return selection_of(record, model["estimator"], stores, test_store)
+
+
+def _read(path: str | os.PathLike) -> dict[str, Any]:
+    """The content of a model file, checked."""
     import skops.io
 
     from featx.learn.models.trees import check_trees
-
-    if backbone is not None and weights is not None:
-        raise ModelError("give backbone= or weights=, not both: a backbone has its weights")
 
     path = as_path("path", path, ModelError)
     if not path.is_file():
@@ -230,11 +282,9 @@ def load(path: str | os.PathLike, *, backbone: Any = None, weights: str | os.Pat
         raise ModelError(f"{path} is damaged: {_in_a_line(error)}") from error
     try:
         _check(estimator)
-    except (StoreError, TypeError, AttributeError) as error:
+    except (StoreError, ModelError, TypeError, AttributeError) as error:
         raise ModelError(f"{path} is refused: {error}") from error
-    if backbone is not None or weights is not None:
-        _hand_back(estimator, backbone, weights)
-    return estimator
+    return model
 
 
 def _trusted() -> tuple[str, ...]:
@@ -281,7 +331,7 @@ def _refuse_bomb(content: bytes, path: Path) -> None:
     with ZipFile(io.BytesIO(content)) as archive:
         nbytes = sum(entry.file_size for entry in archive.infolist())
     if nbytes > max(_MOST_INFLATED, _MOST_RATIO * len(content)):
-        raise ModelError(f"{path} is refused: its {readable(len(content))} would inflate to {readable(nbytes)}")
+        raise ModelError(f"{path} is refused: its {readable(len(content))} would decompress to {readable(nbytes)}")
 
 
 def recipes(estimator: Any) -> list[Recipe]:
@@ -297,7 +347,8 @@ def _features_of(estimator: Any) -> list[StoredFeatures | ImageFeatures]:
 
 
 def _check(estimator: Any) -> None:
-    """Raise StoreError unless featx could have written all recipes of a loaded estimator; drop what names files.
+    """Raise StoreError or ModelError unless featx could have written all recipes and weights of a loaded estimator;
+    drop what names files.
 
     skops sets attributes without calling constructors, so only the attributes themselves are checked.
     """
@@ -308,6 +359,8 @@ def _check(estimator: Any) -> None:
             for name in _PATHS:
                 if getattr(held, name, None) is not None:
                     setattr(held, name, None)
+            if hasattr(held, "check_loaded"):
+                held.check_loaded()
     for step in _features_of(estimator):
         recipe = step.recipe_
         if not isinstance(recipe, Recipe) or not isinstance(getattr(step, "store", recipe), Recipe):

@@ -53,7 +53,7 @@ def check_trees(model: Any) -> None:
         owned.update(Same(tree) for tree in _checked_trees(estimator))
     for tree, references in walk.trees.items():
         if owned[tree] != 1 or references != 1:
-            raise ModelError("a decision tree belongs to one estimator; got one that is referred to elsewhere too")
+            raise ModelError("a decision tree must belong to one estimator; got one that is referred to elsewhere too")
 
 
 class _Walk(pickle.Pickler):
@@ -89,13 +89,13 @@ class _Nowhere:
 
 
 def _checked_trees(estimator: Any) -> list[Any]:
-    """The trees that an estimator traverses itself; none if it is not fitted."""
+    """Check an estimator's own trees and return them; none if it is not fitted or nested estimators own them."""
     fitted, name = vars(estimator), type(estimator).__name__
     if not {"tree_", "estimators_", "_predictors"} & fitted.keys():
         return []
     d = fitted.get("n_features_in_")  # scikit-learn compares X with it only if it is there
     if not isinstance(d, int) or isinstance(d, bool) or d < 1:
-        raise ModelError(f"n_features_in_ of {name} is a whole number, 1 or more; got {d!r}")
+        raise ModelError(f"n_features_in_ of {name} must be an integer, 1 or more; got {d!r}")
     if isinstance(estimator, BaseDecisionTree):
         _check_tree(estimator.tree_, d)
         return [estimator.tree_]
@@ -107,23 +107,25 @@ def _checked_trees(estimator: Any) -> list[Any]:
 
 def _check_tree(tree: Any, d: int) -> None:
     if type(tree) is not Tree or tree.n_features != d or min(tree.n_outputs, tree.max_n_classes) < 1:
-        raise ModelError(f"a decision tree is a Tree of the {d} features of its estimator, with at least one output")
+        raise ModelError(
+            f"a decision tree must be a Tree of the {d} features of its estimator, with at least one output"
+        )
     inner = tree.children_left != -1
     if not np.array_equal(inner, tree.children_right != -1):
-        raise ModelError("a node of a tree has two children or none; got one")
+        raise ModelError("a node of a tree must have two children or none; got one")
     depth = _check_nodes(tree.children_left, tree.children_right, inner, tree.feature, d)
     if tree.max_depth != depth:  # scikit-learn allocates decision paths by it
-        raise ModelError(f"the depth of a tree is that of its deepest node, {depth}; got {tree.max_depth}")
+        raise ModelError(f"the depth of a tree must be that of its deepest node, {depth}; got {tree.max_depth}")
 
 
 def _check_boosting(estimator: Any, d: int) -> None:
     """GradientBoosting: compiled code adds the values of each tree of a stage to a column of its own."""
     name, stages, first = type(estimator).__name__, estimator.estimators_, estimator.init_
     if type(stages) is not np.ndarray or stages.ndim != 2 or not stages.size:
-        raise ModelError(f"the trees of {name} are an array of two dimensions; got {type(stages).__name__}")
+        raise ModelError(f"the trees of {name} must be an array of two dimensions; got {type(stages).__name__}")
     for tree in stages.flat:
         if type(tree) is not DecisionTreeRegressor or vars(tree).get("n_features_in_") != d:
-            raise ModelError(f"the trees of {name} are regression trees of its {d} features")
+            raise ModelError(f"the trees of {name} must be regression trees of its {d} features")
     if isinstance(first, str):
         width = np.zeros((1, estimator.n_trees_per_iteration_)).shape[1]
     elif type(first) not in (DummyClassifier, DummyRegressor):
@@ -149,15 +151,15 @@ def _checked_predictors(estimator: Any, d: int) -> list[Any]:
     trees = [tree for stage in estimator._predictors for tree in stage]
     for tree in trees:
         if type(tree) is not TreePredictor or type(tree.nodes) is not np.ndarray:
-            raise ModelError(f"the trees of {name} are arrays of nodes; got {type(tree).__name__}")
+            raise ModelError(f"the trees of {name} must be arrays of nodes; got {type(tree).__name__}")
         if tree.nodes.dtype != PREDICTOR_RECORD_DTYPE or tree.nodes.ndim != 1:
             raise ModelError(
-                f"the nodes of {name} are an array (n,) of records; got {tree.nodes.dtype}, {tree.nodes.shape}"
+                f"the nodes of {name} must be an array (n,) of records; got {tree.nodes.dtype}, {tree.nodes.shape}"
             )
         nodes = tree.nodes = tree.nodes.copy()  # no other object of the file can change this copy
         inner = nodes["is_leaf"] == 0
         if nodes["is_categorical"][inner].any():
-            raise ModelError(f"the trees of {name} split on numbers; got a categorical feature")
+            raise ModelError(f"the trees of {name} must split on numbers; got a categorical feature")
         _check_nodes(nodes["left"], nodes["right"], inner, nodes["feature_idx"], d)
     return trees
 
@@ -173,9 +175,11 @@ def _check_nodes(left: np.ndarray, right: np.ndarray, inner: np.ndarray, feature
         raise ModelError("a tree needs at least one node; got none")
     children = np.concatenate([left[inner], right[inner]]).astype(np.int64)
     if not np.array_equal(np.sort(children), np.arange(1, n)) or not (children > parents).all():
-        raise ModelError("each node of a tree but the first is the child of one earlier node; got another structure")
+        raise ModelError(
+            "each node of a tree but the first must be the child of one earlier node; got another structure"
+        )
     if not ((feature[inner] >= 0) & (feature[inner] < d)).all():
-        raise ModelError(f"a tree splits on the {d} features of its estimator; got another feature")
+        raise ModelError(f"a tree must split on the {d} features of its estimator; got another feature")
     above, depths = np.zeros(n, np.int64), np.ones(n, np.int64)
     above[children], depths[0] = parents, 0
     while above.any():  # doubles the distance towards the root

@@ -1,6 +1,6 @@
 """The field's standard evaluations of a representation: linear probe, nearest neighbours, few-shot, learning curve.
 
-Stores in, scores on held-out images out, a layer at a time.
+Each protocol scores the layers of a store, one after the other, on held-out images.
 """
 
 from featx.learn.protocols.few_shots import few_shot

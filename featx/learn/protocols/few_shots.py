@@ -59,7 +59,8 @@ def few_shot(
     Parameters
     ----------
     shots : sequence of int, optional
-        Images per class, at most as many as the rarest class has; by default those of 1, 2, 4, 8, 16.
+        Images per class, at most as many as the rarest class has; by default 1, 2, 4, 8 and
+        16, as far as possible.
     repeats : int
         Number of subsamples.
     C : float

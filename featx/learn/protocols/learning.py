@@ -72,7 +72,7 @@ def learning_curves(
     repeats : int
         Subsamples of each size; all images are fitted once.
     C : float, optional
-        For logistic regression; by default chosen for each layer by cross-validation on the training images, as alpha
+        Of logistic regression; by default chosen for each layer by cross-validation on the training images, as alpha
         of ridge regression always is.
 
     Other parameters and Raises are as in `linear_probe`, but labels may be numbers.

@@ -32,9 +32,9 @@ def classification_experiment(stores: Stores, y: Labels, **options: Any) -> Expe
     experiment = held_out_experiment(stores, y, **options)
     if experiment.is_numeric:
         raise FeatxError(
-            "this protocol tells classes apart, and these labels are numbers; take learning curves (",
+            "this protocol is for classification, and the labels are numbers; use learning curves (",
             Call("featx.learn.learning_curves"),
-            ") or the grid (",
+            ") or model selection (",
             Call("featx.learn.select_model"),
             ")",
         )

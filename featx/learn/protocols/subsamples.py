@@ -61,7 +61,7 @@ def curve_over_subsamples(
     estimator: Ridge | LogisticRegression,
     scaled: bool,
 ) -> Curve:
-    """The curve over subsamples {x: rows of each}, all fitted at once; `scaled` : each is standardised by itself."""
+    """The curve over subsamples {x: rows of each}, fitted together; with `scaled`, each is standardised by itself."""
     assert experiment.y_test is not None
     metric = METRICS["r2" if experiment.is_numeric else "accuracy"]
     used = np.unique(np.concatenate([rows for drawn in draws.values() for rows in drawn]))

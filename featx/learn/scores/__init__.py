@@ -1,4 +1,4 @@
-"""Metrics, and how certain a score is. Arrays in, numbers and intervals out."""
+"""Metrics of predictions, and confidence intervals of scores."""
 
 from featx.learn.scores.intervals import (
     UNKNOWN,

@@ -144,7 +144,8 @@ def paired_interval(
 ) -> Interval:
     """Interval of the difference of two models' scores on the same held-out images, second - first.
 
-    Of accuracies without groups, with b images that only the first model and c that only the second has right, of m:
+    For accuracies without groups, where of m images b are predicted right only by the first model and c only by the
+    second:
 
         (c - b) / (m + 2) +- z sqrt(b + c + 1 - (c - b)^2 / (m + 2)) / (m + 2),    z = 1.96
 

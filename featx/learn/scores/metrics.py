@@ -74,8 +74,8 @@ class Metric:
         names = classes[1:] if decisions.ndim == 1 else classes
         columns = decisions.reshape(len(y), -1)
         if columns.shape[1] != len(names):
-            raise ValueError(f"{self.name} needs a column of decision scores for each of {len(names)} classes; there "
-                             f"are {columns.shape[1]}")  # fmt: skip
+            raise ValueError(f"{self.name} needs a column of decision scores for each of {len(names)} classes; got "
+                f"{columns.shape[1]}")  # fmt: skip
         of_each = np.empty((len(names), len(samples)))
         for c, (name, column) in enumerate(zip(names, columns.T, strict=True)):
             values, places = np.unique(column, return_inverse=True)

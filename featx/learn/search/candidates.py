@@ -55,7 +55,7 @@ class SearchCandidate:
 
     @property
     def kind(self) -> Any:
-        """Equal for candidates whose last estimators one call fits: of one class, with the same metadata requests."""
+        """A key that is equal if one call can fit the last estimators: same class, same metadata requests."""
         return type(self.final), self.final_name, repr(getattr(self.final, "_metadata_request", None))
 
     def without_sharing(self, reason: str) -> SearchCandidate:
@@ -101,7 +101,7 @@ def take_apart(
 
 
 def _is_batched(estimator: Any) -> bool:
-    """Whether it has `fit_each`, and a `fit` of featx.learn: a user's subclass with a `fit` of its own has not."""
+    """Whether an estimator has `fit_each` and a `fit` of featx.learn, unlike a user's subclass with its own `fit`."""
     cls = type(estimator)
     return hasattr(cls, "fit_each") and cls.fit.__module__.startswith("featx.learn.")
 
@@ -142,7 +142,7 @@ def _candidate(index: int, params: Mapping[str, Any], estimator: Any, fit_params
 
 
 def _key(value: Any) -> Any:
-    """Equal for the copies that clone makes of one value; of what is not understood, equal to nothing else."""
+    """A key that is equal for copies that clone makes of one value; for unknown types, equal to no other key."""
     if isinstance(value, FeatureStore):
         return FeatureStore, str(value.path), value.identity
     if callable(value) and not isinstance(value, BaseEstimator):

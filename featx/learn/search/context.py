@@ -1,4 +1,4 @@
-"""What a search needs of all candidates alike, and how a fitted candidate is scored."""
+"""The data and settings that all candidates of a search share, and how a fitted candidate is scored."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SearchContext:
         return by_step
 
     def scoring_sets(self, split: int, matrices: Sequence[Any]) -> list[ScoringSet]:
-        """What a candidate is scored on: the held-out rows, and the training rows if `return_train_score`.
+        """The rows on which a candidate is scored: held-out rows, and training rows if `return_train_score`.
 
         matrices : the rows of each as the last estimator takes them; not used where scorers must see X itself
         """
@@ -151,7 +151,7 @@ def fit_and_score(
 
 
 def may_write(estimator: Any) -> bool:
-    """Whether it might change its input in place: estimators of others, and those whose parameters allow it."""
+    """Whether an estimator might change its input in place: another library's, or one whose parameters allow it."""
     if not type(estimator).__module__.startswith(("sklearn.", "featx.")):
         return True
     for name, value in estimator.get_params().items():

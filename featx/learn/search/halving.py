@@ -15,7 +15,7 @@ from featx.progress import SearchProgress
 
 
 class SharedHalving(SharedSearch):
-    """`SharedSearch` in rounds; comes before scikit-learn's class."""
+    """Mixin: `SharedSearch` in rounds; must precede scikit-learn's class among the bases."""
 
     def _begin(self, X: Any, y: Any, params: dict[str, Any]) -> Any:
         self._n_samples_orig = num_samples(X)
@@ -29,20 +29,20 @@ class SharedHalving(SharedSearch):
 class HalvingGridSearchCV(SharedHalving, SklearnHalvingGridSearchCV):
     """Search over a grid in rounds: all candidates on few rows, the better ones on more.
 
-    A drop-in for scikit-learn's class, except for what `GridSearchCV` says; nothing is to be enabled first.
+    A drop-in for scikit-learn's class, except as described in `GridSearchCV`; no experimental import is needed.
 
     Parameters
     ----------
     estimator, param_grid, factor, resource, max_resources, min_resources, aggressive_elimination, cv, scoring, refit,
     error_score, return_train_score, random_state, n_jobs, verbose
-        As of scikit-learn.
+        As in scikit-learn.
     progress : bool or callable(featx.SearchProgress)
-        Of each round.
+        As in `GridSearchCV`, for each round.
 
     Attributes
     ----------
     n_resources_, n_candidates_, n_remaining_candidates_, n_iterations_, ...
-        As of scikit-learn, and as of `GridSearchCV`.
+        As in scikit-learn and `GridSearchCV`.
 
     Examples
     --------
@@ -98,20 +98,20 @@ class HalvingGridSearchCV(SharedHalving, SklearnHalvingGridSearchCV):
 class HalvingRandomSearchCV(SharedHalving, SklearnHalvingRandomSearchCV):
     """Search over drawn parameters in rounds: all candidates on few rows, the better ones on more.
 
-    A drop-in for scikit-learn's class, except for what `GridSearchCV` says; nothing is to be enabled first.
+    A drop-in for scikit-learn's class, except as described in `GridSearchCV`; no experimental import is needed.
 
     Parameters
     ----------
     estimator, param_distributions, n_candidates, factor, resource, max_resources, min_resources,
     aggressive_elimination, cv, scoring, refit, error_score, return_train_score, random_state, n_jobs, verbose
-        As of scikit-learn.
+        As in scikit-learn.
     progress : bool or callable(featx.SearchProgress)
-        Of each round.
+        As in `GridSearchCV`, for each round.
 
     Attributes
     ----------
     n_resources_, n_candidates_, n_remaining_candidates_, n_iterations_, ...
-        As of scikit-learn, and as of `GridSearchCV`.
+        As in scikit-learn and `GridSearchCV`.
 
     Examples
     --------

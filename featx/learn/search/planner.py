@@ -58,7 +58,7 @@ class SharedPrefix:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a search will share; `print` it.
+    """What a search will share; its str is a readable summary.
 
     prefixes : candidates that share steps or solves
     fallback : candidates that scikit-learn fits, each with the reason
@@ -207,12 +207,12 @@ _AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 
 def _is_affine(transformer: Any) -> bool:
-    """Whether it shifts and scales columns, does nothing else, and returns a plain array."""
+    """Whether a transformer only shifts and scales columns, and returns a plain array."""
     return type(transformer) in _AFFINE and _returns_arrays(transformer) and not getattr(transformer, "clip", False)
 
 
 def _is_independent(transformer: Any) -> bool:
-    """Whether it transforms a row alike whatever rows it was fitted on, and does not change X."""
+    """Whether a transformer's output for a row does not depend on the rows it was fitted on, and X is not changed."""
     if not _returns_arrays(transformer):
         return False
     return type(transformer) is StoredFeatures or type(transformer) is Normalizer and transformer.copy
@@ -223,7 +223,7 @@ def _returns_arrays(transformer: Any) -> bool:
 
 
 def _independent(candidate: SearchCandidate, fit_params: Mapping[str, Any]) -> tuple[Step, ...]:
-    """The fold-independent steps that it begins with."""
+    """The fold-independent steps at the beginning of the candidate."""
 
     def is_independent(step: Step) -> bool:
         has_params = any(name.startswith(f"{step.name}__") for name in fit_params)

@@ -38,7 +38,7 @@ _NO_FITS = "No fits were performed. Was the CV iterator empty? Were there no can
 
 
 class SharedSearch(BaseSearchCV):
-    """`fit` that plans before it fits, and `plan` that shows the plan; comes before scikit-learn's class."""
+    """Mixin with a `fit` that plans before it fits, and `plan`; must precede scikit-learn's class among the bases."""
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {"progress": ["boolean", callable, SearchClock]}
     cv: Any
@@ -53,7 +53,7 @@ class SharedSearch(BaseSearchCV):
         Returns
         -------
         Plan
-            `print` it. The first round's of successive halving.
+            Print it to read it. For successive halving it is the plan of the first round.
         """
         if isinstance(self.cv, Iterator):
             self.cv = list(self.cv)  # or nothing would be left for `fit`
@@ -319,15 +319,15 @@ class GridSearchCV(SharedSearch, sklearn.model_selection.GridSearchCV):
       warning, if callbacks are set.
     - The time of shared work is divided among the candidates: the sum of their times is the time of the whole.
     - A missing parameter or layer raises an error before anything is fitted, whatever `error_score` is.
-    - The dict that a callable `refit` takes has two keys more than `cv_results_`: "estimators", each candidate's
+    - The dict that a callable `refit` takes has two more keys than `cv_results_`: "estimators", each candidate's
       unfitted last estimator, or None; and "n_features", (c,) float, the number of features that it is fitted on, from
       StoredFeatures and integer n_components; nan where only fitting would tell. Both are absent if callbacks are set.
-    - `progress` and, after an interrupt, `partial_results_`.
+    - It has `progress` and, after an interrupt, `partial_results_`.
 
     Parameters
     ----------
     estimator, param_grid, scoring, n_jobs, refit, cv, verbose, pre_dispatch, error_score, return_train_score
-        As of scikit-learn.
+        As in scikit-learn.
     progress : bool or callable(featx.SearchProgress)
         Show a progress bar on stderr, or call this function after each fit; an update has `done`, `total`, `seconds`
         and `seconds_left`.
@@ -335,7 +335,7 @@ class GridSearchCV(SharedSearch, sklearn.model_selection.GridSearchCV):
     Attributes
     ----------
     cv_results_, best_estimator_, best_score_, best_params_, best_index_, scorer_, n_splits_, refit_time_, multimetric_
-        As of scikit-learn; so are classes_, n_features_in_ and feature_names_in_.
+        As in scikit-learn; so are classes_, n_features_in_ and feature_names_in_.
     partial_results_ : dict
         After a KeyboardInterrupt, the `cv_results_` of the candidates that had been fitted on all folds.
 
@@ -386,18 +386,20 @@ class GridSearchCV(SharedSearch, sklearn.model_selection.GridSearchCV):
 class RandomizedSearchCV(SharedSearch, sklearn.model_selection.RandomizedSearchCV):
     """Search over parameters drawn from distributions; the work is shared as by `GridSearchCV`.
 
-    A drop-in for scikit-learn's class, except for what `GridSearchCV` says.
+    A drop-in for scikit-learn's class, except as described in `GridSearchCV`.
 
     Parameters
     ----------
     estimator, param_distributions, n_iter, scoring, n_jobs, refit, cv, verbose, pre_dispatch, random_state,
     error_score, return_train_score
-        As of scikit-learn.
+        As in scikit-learn.
     progress : bool or callable(featx.SearchProgress)
+        As in `GridSearchCV`.
 
     Attributes
     ----------
-    Those of `GridSearchCV`.
+    cv_results_, best_estimator_, best_score_, best_params_, ...
+        As in `GridSearchCV`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Which layer and which estimator: an experiment on stores in, candidates ranked under honest splits out."""
+"""Choice of layer and estimator by cross-validation, and its score on held-out images."""
 
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment, labels_of
 from featx.learn.selection.layer_grids import Layers, new_estimator, stored_features
@@ -24,7 +24,7 @@ from featx.learn.selection.results import (
     TestSet,
     TrainingSet,
 )
-from featx.learn.selection.selection import select_model
+from featx.learn.selection.selection import predicted_test_set, select_model
 from featx.learn.selection.splits import Groups, Split, cv_splits, group_numbers, groups_of, hold_out, units
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "new_estimator",
     "one_se",
     "positive_numbers",
+    "predicted_test_set",
     "select_model",
     "stored_features",
     "units",

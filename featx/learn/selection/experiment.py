@@ -34,7 +34,7 @@ _SEEDS = 2**31  # each repeat adds one, and scikit-learn takes seeds below 2**32
 
 @dataclass(frozen=True, eq=False)
 class HoldOut:
-    """Images that the search never sees, on which its choice is scored; give one of three.
+    """Held-out images, on which the choice of a search is scored; exactly one parameter is passed.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class HoldOut:
     Raises
     ------
     FeatxError
-        Not exactly one is given, or it has another type or range.
+        Not exactly one parameter is passed, or its value has another type or is out of range.
     """
 
     size: float | None = None
@@ -178,11 +178,11 @@ def define_experiment(
         raise FeatxError(f"holdout is a featx.learn.HoldOut, HoldOut(0.2) for example; got {brief(holdout)}")
     labels = labels_of(store, y)
     if not is_numeric(labels) and len(np.unique(labels)) < 2:
-        raise FeatxError(f"at least two classes are needed to tell apart; there is only {str(labels[0])!r}")
+        raise FeatxError(f"at least two classes are needed; there is only {str(labels[0])!r}")
     for other in stores[1:]:
         if len(lacking := np.setdiff1d(store.ids, other.ids)):
             raise KeysError(
-                f"stores that are searched together hold the same images; {other.path.name} lacks "
+                f"stores that are searched together must hold the same images; {other.path.name} lacks "
                 f"{listed(lacking.tolist())}. ",
                 Call("featx.merge"),
                 " makes one store of several with different images",
@@ -258,17 +258,17 @@ def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
     if labels.dtype.kind != "f":
         return text_array([*map(str, labels.tolist())]) if labels.dtype == object else labels.astype(str)
     if not np.isfinite(labels).all():
-        raise StoreError(f"labels that are numbers are finite; got {labels[~np.isfinite(labels)][0]}")
+        raise StoreError(f"numeric labels must be finite; got {labels[~np.isfinite(labels)][0]}")
     return labels.astype(np.float64)
 
 
 def _other_groups(store: FeatureStore, test_store: FeatureStore, name: str) -> np.ndarray:
-    """(m,) numbers of the test images' groups, none of which is a group of the training images."""
+    """(m,) numbers of the test images' groups; raises FeatxError if one is a group of the training images too."""
     values = column_of(test_store, name, "group")
     if shared := sorted(set(values) & set(store.columns[name])):
         raise FeatxError(
-            f"test images are of other groups than the training images; {len(shared):,} of column {name!r} are in both "
-            f"stores: {listed(shared)}"
+            f"test images must be of other groups than the training images; {len(shared):,} of column {name!r} are in "
+            f"both stores: {listed(shared)}"
         )
     return np.unique(values, return_inverse=True)[1]
 
@@ -289,4 +289,4 @@ def _refuse_unlike(
             f"the labels are {kinds[0]} here and {kinds[1]} in the test store; extract both with one target"
         )
     if not is_numeric(y) and (unknown := sorted(set(y_test) - set(y))):
-        raise FeatxError(f"the test store has classes that the training images have not: {listed(unknown)}")
+        raise FeatxError(f"the test store has classes that the training images lack: {listed(unknown)}")

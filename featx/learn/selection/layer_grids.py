@@ -192,7 +192,7 @@ def checked_steps(steps: object) -> list[Any]:
 
 
 def _step_names(steps: Sequence[Any]) -> list[str]:
-    """Names as of make_pipeline, except for those that a pipeline has for something else."""
+    """Names as in make_pipeline, except for those that a pipeline has for something else."""
     taken = {"features", "scaler", "estimator", *Pipeline([("estimator", None)]).get_params(deep=False)}
     names = [re.sub("__+", "_", type(step).__name__.lower()) for step in steps]
     return [
@@ -313,7 +313,7 @@ def _layer_names(layers: object) -> list[str | list[str]]:
 def _refuse_nonfinite(store: FeatureStore, features: StoredFeatures) -> None:
     if bad := sorted({row.id for row in store.nonfinite if row.layer in features.layers_}):
         raise FeatxError(
-            f"features are finite numbers; layer {features.layer_} of {store.path.name} holds inf or NaN for "
+            f"features must be finite; layer {features.layer_} of {store.path.name} holds inf or NaN for "
             f"{len(bad):,} images: {listed(bad)}; choose other layers, or extract again in float32"
         )
 

@@ -36,7 +36,7 @@ class Candidate:
         "C", "alpha" or "n_neighbors"; "" if the estimator has none.
     value : float or None
     mean, std : float
-        Of the score over the splits.
+        Mean and standard deviation of the score over the splits.
     interval : Interval
         95 % confidence interval of the mean (`splits_interval`).
     scores : tuple of float
@@ -73,7 +73,8 @@ class Candidate:
 class Nested:
     """Nested cross-validation: the whole search, repeated inside the training part of every outer split.
 
-    Its mean is what the procedure "search, take the winner" is worth; no choice has flattered it.
+    Its mean estimates the score of the whole procedure, search and choice of the winner, without the bias of the
+    choice.
 
     Attributes
     ----------
@@ -126,6 +127,10 @@ class TrainingSet:
         Number of images with the same content as another one; they were kept on one side of each split.
     n_groups : int or None
         Number of groups that were never split between training and test; None if no groups were given.
+    X : (n, 1) int64 array or None
+        Keys.
+    y : (n,) array or None
+        Labels.
     """
 
     stores: list[FeatureStore]
@@ -134,6 +139,8 @@ class TrainingSet:
     chance: float
     n_duplicates: int = 0
     n_groups: int | None = None
+    X: np.ndarray | None = None
+    y: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -143,7 +150,7 @@ class SearchSettings:
     Attributes
     ----------
     folds, repeats : int
-        Of the cross-validation.
+        Numbers of folds and of repetitions of the cross-validation.
     scoring : str
         A key of `METRICS`.
     steps : tuple of str
@@ -176,6 +183,8 @@ class TestSet:
         Group numbers.
     store : FeatureStore or None
         The store of X, if it is not one of the searched stores.
+    probabilities : (m, k) array or None
+        In the order of the classes; None if the estimator has none.
     """
 
     __test__ = False  # or pytest would collect it
@@ -187,6 +196,7 @@ class TestSet:
     confidence: np.ndarray | None = None
     groups: np.ndarray | None = None
     store: FeatureStore | None = None
+    probabilities: np.ndarray | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -196,7 +206,7 @@ class Selection:
     Attributes
     ----------
     candidates : list of Candidate
-        Best first; of equal ones the simpler.
+        Best first; the simpler one first if means are equal.
     chosen : Candidate
         The candidate that was fitted: the best, or with `one_se` the simplest within one standard error of it.
     best_estimator : Pipeline or None

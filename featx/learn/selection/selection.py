@@ -33,6 +33,7 @@ from featx.learn.selection.results import (
 )
 from featx.learn.selection.splits import Groups, Split, cv_splits
 from featx.progress import SearchClock, SearchProgress
+from featx.store import FeatureStore
 
 Results = list[tuple[Candidate, Pipeline]]  # candidates with their unfitted pipelines
 
@@ -172,6 +173,8 @@ def select_model(
         chance=experiment.chance(metric),
         n_duplicates=experiment.n_duplicates,
         n_groups=experiment.n_groups,
+        X=experiment.X,
+        y=experiment.y,
     )
     settings = SearchSettings(folds, repeats, metric.name, steps_text(steps, grids))
 
@@ -207,7 +210,7 @@ def select_model(
 
 
 def ranked(results: Results) -> list[Candidate]:
-    """Best first; of equal ones the simpler."""
+    """Best first; the simpler one first if means are equal."""
     return sorted((candidate for candidate, _ in results), key=lambda each: (-each.mean, each.complexity))
 
 
@@ -289,22 +292,36 @@ def _test_set(fitted: Pipeline, experiment: Experiment, metric: Metric) -> TestS
     """Predictions for the held-out images, the only time that they are used."""
     if experiment.X_test is None or experiment.y_test is None:
         return None
-    scored = experiment.reading_test(fitted)
-    matrix, last = scored[:-1].transform(experiment.X_test), scored[-1]
+    held_out = experiment.X_test, experiment.y_test, experiment.test_groups, experiment.test_store
+    return predicted_test_set(experiment.reading_test(fitted), metric, *held_out)
+
+
+def predicted_test_set(
+    scored: Pipeline,
+    metric: Metric,
+    X: np.ndarray,
+    y: np.ndarray,
+    groups: np.ndarray | None,
+    store: FeatureStore | None,
+) -> TestSet:
+    """The held-out images with the predictions of a fitted pipeline that reads them; see `TestSet`."""
+    matrix, last = scored[:-1].transform(X), scored[-1]
     confidence = None
+    probabilities = last.predict_proba(matrix) if hasattr(last, "predict_proba") else None
     if hasattr(last, "decision_function"):
         scores = last.decision_function(matrix)  # (m, k), or (m,) for two classes
         confidence = np.abs(scores) if scores.ndim == 1 else scores.max(axis=1)
-    elif hasattr(last, "predict_proba"):
-        confidence = last.predict_proba(matrix).max(axis=1)
+    elif probabilities is not None:
+        confidence = probabilities.max(axis=1)
     return TestSet(
-        X=experiment.X_test,
-        y=experiment.y_test,
+        X=X,
+        y=y,
         predicted=last.predict(matrix),
         decisions=decisions_of(last, matrix) if metric.is_ranked else None,
         confidence=confidence,
-        groups=experiment.test_groups,
-        store=experiment.test_store,
+        groups=groups,
+        store=store,
+        probabilities=probabilities,
     )
 
 

@@ -233,8 +233,8 @@ def refuse_split_groups(
         )
     if groups is not None and len(shared := np.intersect1d(groups[held_out], groups[~held_out])):
         raise FeatxError(
-            f"images held out are of other groups than the training images; {len(shared):,} groups are on both sides, "
-            f"{str(store.ids[groups == shared[0]][0])!r} in one of them: hold out whole groups"
+            f"held-out images must be of other groups than the training images; {len(shared):,} groups are on both "
+            f"sides, {str(store.ids[groups == shared[0]][0])!r} in one of them: hold out whole groups"
         )
 
 
@@ -329,5 +329,5 @@ def _deal(strata: np.ndarray, groups: np.ndarray, shares: np.ndarray, generator:
 
 
 def _least(cost: np.ndarray, size: np.ndarray) -> int:
-    """The fold of least cost; of equal ones the emptier."""
+    """The fold of least cost; ties go to the fold with fewer images."""
     return int(np.lexsort((size, np.round(cost, 12)))[0])

@@ -1,4 +1,4 @@
-"""What the iterative solvers ask of a loss of class labels.
+"""The interface of a loss of class labels for the iterative solvers.
 
 Shapes: z (B, k, m) scores of a block of m rows, y (m,) class numbers, s (B, m) row weights. k is 1 for two classes and
 for one class against the rest; the column's own class is then `positive` (B,).
@@ -33,7 +33,7 @@ class ClassificationLoss(ABC):
 
     joint : three or more classes are one problem with a column of scores each; else each class is a problem of its own
     float64_coefficients : coefficients are float64, also where X is float32
-    preconditioned_share, bound_part : as of `lbfgs.Stopping`
+    preconditioned_share, bound_part : as in `lbfgs.Stopping`
     """
 
     joint: ClassVar[bool]
@@ -43,7 +43,7 @@ class ClassificationLoss(ABC):
 
     @abstractmethod
     def gap_part(self, size: int) -> float:
-        """As of `lbfgs.Stopping`, for an X of `size` elements."""
+        """As in `lbfgs.Stopping`, for an X of `size` elements."""
 
     @abstractmethod
     def block(self, z: Tensor, y: Tensor, s: Tensor, positive: Tensor, out: Tensor) -> Sums:

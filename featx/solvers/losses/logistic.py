@@ -17,7 +17,7 @@ _LARGE = 2**20  # elements of X from which passes take so long that the solver s
 
 @dataclass(frozen=True)
 class Logistic(ClassificationLoss):
-    """l = logsumexp(z) - z[y]; of one column, l = log(1 + exp(-t z)), t = 1 where y is `positive`, else -1."""
+    """l = logsumexp(z) - z[y]; for a single column, l = log(1 + exp(-t z)), t = 1 where y is `positive`, else -1."""
 
     joint: ClassVar = True
     float64_coefficients: ClassVar = False
@@ -31,7 +31,7 @@ class Logistic(ClassificationLoss):
         return _softmax(z, y, s, out) if z.shape[1] > 1 else _binary(z, y, s, positive, out)
 
     def intercept_only(self, shares: Tensor, positive: Tensor, k: int) -> Tensor:
-        """Logarithms of the class weights, with mean 0; of one column, of the odds."""
+        """Logarithms of the class weights, with mean 0; for a single column, the logarithm of the odds."""
         if k > 1:
             logs = shares.log()
             return logs - logs.mean(1, keepdim=True)

@@ -7,4 +7,4 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SquaredError:
-    """l = sum_c (z_c - y_c)^2 / 2; solved by `featx.solvers.ridge`, which needs nothing else of it."""
+    """l = sum_c (z_c - y_c)^2 / 2; minimised in closed form by `featx.solvers.ridge`."""

@@ -277,8 +277,8 @@ def test_invalid_weights_are_refused(weights, words, data):
     "class_weight, error, words",
     [
         ({"bee": 1, "cat": 1, "dog": 1}, ValueError, r"The classes, \['ant'\], are not in class_weight"),
-        ({"bee": -1}, FeatxError, "class weights are finite, at least 0 and not all 0"),
-        ({"bee": np.nan}, FeatxError, "class weights are finite, at least 0 and not all 0"),
+        ({"bee": -1}, FeatxError, "class weights must be finite, at least 0 and not all 0"),
+        ({"bee": np.nan}, FeatxError, "class weights must be finite, at least 0 and not all 0"),
     ],
     ids=["a class is lacking", "negative", "nan"],
 )

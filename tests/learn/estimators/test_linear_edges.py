@@ -111,7 +111,9 @@ def test_a_class_that_float32_cannot_weigh_is_absent():
 )
 def test_a_shift_or_scale_that_cannot_be_used_is_refused(fit, got):
     X, y = rows()
-    with pytest.raises(FeatxError, match=rf"Fit\.(shift|scale) has a number for each of the 6 columns, .* got {got}$"):
+    with pytest.raises(
+        FeatxError, match=rf"Fit\.(shift|scale) must have a number for each of the 6 columns, .* got {got}$"
+    ):
         LogisticRegression().fit_many(X, y, [fit])
 
 

@@ -72,7 +72,7 @@ def test_a_penalty_a_target():
 def test_penalties_that_do_not_fit_are_refused():
     with pytest.raises(FeatxError, match="Number of targets and number of penalties do not correspond: 2 != 3"):
         Ridge([1, 2]).fit(X, NUMBERS)
-    with pytest.raises(FeatxError, match="every alpha is at least 0; got -1$"):
+    with pytest.raises(FeatxError, match="every alpha must be at least 0; got -1$"):
         Ridge([1, -1, 2]).fit(X, NUMBERS)
 
 

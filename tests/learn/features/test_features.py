@@ -304,7 +304,7 @@ def test_parameters_clone_and_the_store_is_not_copied(store):
     step = StoredFeatures(store, "penultimate", device="cpu").fit()
     copied = clone(step)
     assert copied.store is store and copied.get_params() == step.get_params()
-    assert set(step.get_params()) == {"store", "layer", "device"}
+    assert set(step.get_params()) == {"store", "layer", "device", "view"}
     assert not hasattr(copied, "recipe_")
     copied.set_params(layer="features.3").fit()
     assert (step.layer_, copied.layer_) == ("features.12.cat:avg", "features.3:max")

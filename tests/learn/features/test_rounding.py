@@ -135,7 +135,7 @@ def test_a_test_store_that_overflowed_in_half_the_bytes_is_refused_before_anythi
     with pytest.warns(RuntimeWarning, match="overflow"):
         test = separable_store(tmp_path / "t.h5", 30, y, contents=np.arange(90, 120), dtype="float16")
     numbers = separable_store(tmp_path / "n.h5", 90, np.linspace(-1, 1, 90))
-    with pytest.raises(FeatxError, match="features are finite numbers; layer .*:avg of t.h5 holds inf or NaN for"):
+    with pytest.raises(FeatxError, match="features must be finite; layer .*:avg of t.h5 holds inf or NaN for"):
         select_model(numbers, holdout=HoldOut(store=test))
 
 

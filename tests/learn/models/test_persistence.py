@@ -320,7 +320,7 @@ def test_of_several_networks_the_one_that_is_passed_is_taken(store, own_model, n
 
 @pytest.mark.parametrize("wrong", [3, None, b"x", ["a.skops"]])
 def test_a_path_of_another_type_is_refused_in_a_line(store, wrong):
-    words = f"^path is a path; got {type(wrong).__name__}$"
+    words = f"^path must be a path; got {type(wrong).__name__}$"
     with pytest.raises(ModelError, match=words):
         load(wrong)
     with pytest.raises(ModelError, match=words):
@@ -533,7 +533,7 @@ def test_a_small_file_does_not_inflate_to_gigabytes(store, tmp_path, monkeypatch
     model.padding = np.zeros(2**22)
     content = skops.io.dumps({"format": "featx-model", "version": 1, "estimator": model}, compression=ZIP_DEFLATED)
     (tmp_path / "bomb.skops").write_bytes(content)
-    with pytest.raises(ModelError, match="bomb.skops is refused: its .* would inflate to 33.7 MB") as error:
+    with pytest.raises(ModelError, match="bomb.skops is refused: its .* would decompress to 33.7 MB") as error:
         load(tmp_path / "bomb.skops")
     message(error)
 

@@ -221,14 +221,19 @@ def test_groups_stay_whole_in_every_part(store):
 @pytest.mark.parametrize(
     "protocol, options, error, text",
     [
-        (linear_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, "these labels are numbers; take learning curves"),
+        (linear_probe, {"y": np.linspace(0, 1, 300)}, FeatxError, "the labels are numbers; use learning curves"),
         (
             linear_probe,
             {"holdout": HoldOut(0)},
             FeatxError,
             r"give holdout=HoldOut\(size=0.2\), or another share above 0",
         ),
-        (few_shot, {"y": np.linspace(0, 1, 300)}, FeatxError, r"curves \(featx.learn.learning_curves\) or the grid"),
+        (
+            few_shot,
+            {"y": np.linspace(0, 1, 300)},
+            FeatxError,
+            r"curves \(featx.learn.learning_curves\) or model selection",
+        ),
         (few_shot, {"random_state": -1}, FeatxError, "the seed .* got -1"),
         (knn_probe, {"y": "spilt"}, StoreError, "a.h5 has no column 'spilt'; close: 'split'"),
         (linear_probe, {"C": [0.0]}, FeatxError, "C is a list of one or more positive numbers"),

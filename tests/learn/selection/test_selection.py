@@ -198,7 +198,7 @@ def test_a_test_store_with_training_images_is_refused(root, store):
 def test_a_test_store_with_another_class_is_refused(root, store):
     make_images(root / "strange", {"dark": 60, "unheard": 200}, 2, seed=9)
     strange = extracted(root, "strange", "strange.h5", network(), ["features.3:max", "penultimate"])
-    with pytest.raises(FeatxError, match="classes that the training images have not: 'unheard'"):
+    with pytest.raises(FeatxError, match="classes that the training images lack: 'unheard'"):
         select_model(store, holdout=HoldOut(store=strange), **quick("logistic_regression"))
 
 

@@ -1,0 +1,136 @@
+"""How a saved model was chosen, as JSON beside it: the candidates, and which images were trained on and held out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+
+from featx.errors import FeatxError, KeysError, ModelError
+from featx.learn.features import StoredFeatures
+from featx.learn.scores import METRICS, Interval
+from featx.learn.selection import Candidate, SearchSettings, Selection, TrainingSet, predicted_test_set
+from featx.store import FeatureStore
+
+
+def record_of(selection: Selection) -> str:
+    """JSON of everything in a selection but its model and predictions."""
+    training, test = selection.training, selection.test
+    return json.dumps(
+        {
+            "candidates": [asdict(candidate) for candidate in selection.candidates],
+            "chosen": selection.candidates.index(selection.chosen),
+            "settings": asdict(selection.settings),
+            "training": {
+                "keys": _listed(training.X),
+                "y": _listed(training.y),
+                "classes": _listed(training.classes),
+                "chance": training.chance,
+                "n_duplicates": training.n_duplicates,
+                "n_groups": training.n_groups,
+            },
+            "test": None
+            if test is None
+            else {"keys": _listed(test.X), "y": _listed(test.y), "groups": _listed(test.groups)},
+        }
+    )
+
+
+def _listed(array: np.ndarray | None) -> list[Any] | None:
+    return None if array is None else array.ravel().tolist()
+
+
+def selection_of(
+    record: str, estimator: Any, stores: FeatureStore | Sequence[FeatureStore], test_store: FeatureStore | None
+) -> Selection:
+    """The selection of a record; the estimator predicts the held-out images again. Raises as `load_selection`."""
+    every = [stores] if isinstance(stores, FeatureStore) else list(stores)
+    try:
+        said = json.loads(record)
+        candidates = [_candidate(values) for values in said["candidates"]]
+        chosen = candidates[int(said["chosen"])]
+        training, test, settings = said["training"], said["test"], said["settings"]
+        if settings["scoring"] not in METRICS:
+            raise ValueError(f"there is no score {settings['scoring']!r}")
+        described = SearchSettings(
+            int(settings["folds"]), int(settings["repeats"]), settings["scoring"], tuple(map(str, settings["steps"]))
+        )
+        X, y = _keys(training["keys"]), _labels(training["y"])
+        X_test, y_test = (None, None) if test is None else (_keys(test["keys"]), _labels(test["y"]))
+        of_training = TrainingSet(
+            stores=every,
+            n=len(X),
+            classes=None if training["classes"] is None else np.array([str(name) for name in training["classes"]]),
+            chance=float(training["chance"]),
+            n_duplicates=int(training["n_duplicates"]),
+            n_groups=None if training["n_groups"] is None else int(training["n_groups"]),
+            X=X,
+            y=y,
+        )
+        groups = None if test is None or test["groups"] is None else np.array(test["groups"], np.int64)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        raise ModelError(f"the model's record of its search is damaged: {' '.join(str(error).split())}") from error
+    if not isinstance(estimator, Pipeline) or not isinstance(estimator.steps[0][1], StoredFeatures):
+        raise ModelError("the model's record of its search is damaged: its model is not one that a search fits")
+    store = _store_of(estimator, every)
+    best = Pipeline([(estimator.steps[0][0], _reading(estimator, store)), *estimator.steps[1:]])
+    every[0].rows(X)  # raises KeysError if these are other images
+    predicted = None
+    if X_test is not None and y_test is not None:
+        reading = best
+        if test_store is not None:
+            reading = Pipeline([("features", _reading(estimator, test_store)), *best.steps[1:]])
+        try:
+            predicted = predicted_test_set(reading, METRICS[described.scoring], X_test, y_test, groups, test_store)
+        except KeysError as error:
+            raise KeysError(f"the held-out images are of another store, the test store: {error}") from error
+    return Selection(candidates, chosen, best, of_training, described, test=predicted)
+
+
+def _store_of(estimator: Pipeline, stores: Sequence[FeatureStore]) -> FeatureStore:
+    """The store of the estimator's network."""
+    recipe = estimator.steps[0][1].recipe_
+    for store in stores:
+        if store.recipe.backbone == recipe.backbone and store.recipe.weights_sha256 == recipe.weights_sha256:
+            return store
+    raise FeatxError(f"none of the stores has features of {recipe.backbone}, which the model reads")
+
+
+def _reading(estimator: Pipeline, store: FeatureStore) -> StoredFeatures:
+    """The model's features step, reading from a store; `transform` compares the recipes."""
+    step = estimator.steps[0][1]
+    reading = clone(step).set_params(store=store, layer=list(step.layers_))
+    reading.recipe_, reading.n_features_in_, reading.n_features_out_ = step.recipe_, 1, step.n_features_out_
+    return reading
+
+
+def _candidate(values: dict[str, Any]) -> Candidate:
+    names = {each.name for each in fields(Candidate)}
+    if values.keys() != names:
+        raise ValueError("a candidate has other fields")
+    return Candidate(
+        **{name: str(values[name]) for name in ("backbone", "layer", "estimator", "parameter")},
+        d=int(values["d"]),
+        value=None if values["value"] is None else float(values["value"]),
+        mean=float(values["mean"]),
+        std=float(values["std"]),
+        interval=Interval(*map(float, values["interval"])),
+        scores=tuple(map(float, values["scores"])),
+        fit_seconds=float(values["fit_seconds"]),
+        complexity=tuple(map(float, values["complexity"])),
+        mae=None if values["mae"] is None else float(values["mae"]),
+    )
+
+
+def _keys(values: list[int]) -> np.ndarray:
+    return np.array(values, np.int64).reshape(-1, 1)
+
+
+def _labels(values: list[Any]) -> np.ndarray:
+    array = np.array(values)
+    return array if array.dtype.kind == "f" else array.astype(str)

@@ -1,0 +1,138 @@
+"""The images of a report: the held-out ones and a sample of the training images, with thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from featx.errors import ImageError
+
+if TYPE_CHECKING:
+    from featx.learn.selection import Selection
+    from featx.store import FeatureStore
+
+MOST_THUMBNAILS = 2000
+_MOST_BYTES = 3_300_000  # of all sheets; base64 makes them a third larger
+_MOST_PIXELS = 16_000_000  # of all sheets
+_SIDES = (48, 144)  # pixels of a thumbnail
+_A_SHEET = 250  # thumbnails
+_QUALITIES = (80, 65, 50, 35, 20, 10)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """The held-out images, first, and the training images of a report.
+
+    rows : (n,) their rows in their stores
+    n_test : number of held-out images
+    y : (n,) labels
+    ids : n names
+    store : the store of the held-out images
+    training_store : the store of the training images
+    """
+
+    rows: np.ndarray
+    n_test: int
+    y: np.ndarray
+    ids: list[str]
+    store: FeatureStore
+    training_store: FeatureStore
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def path(self, position: int) -> Path | None:
+        """Where the image was when it was extracted; None if that is not known."""
+        store = self.store if position < self.n_test else self.training_store
+        return None if store.recipe.origin is None else Path(store.recipe.origin, self.ids[position])
+
+
+def images_of(selection: Selection, most_training: int, random_state: int = 0) -> Images:
+    """The held-out images and a random sample of the training images."""
+    training, test = selection.training, selection.test
+    training_store = training.stores[0]
+    store = training_store if test is None or test.store is None else test.store
+    rows = np.empty(0, int) if test is None else store.rows(test.X)
+    chosen = np.empty(0, int)
+    if training.X is not None and training.y is not None:
+        n = min(most_training, len(training.y))
+        chosen = np.sort(np.random.default_rng(random_state).permutation(len(training.y))[:n])
+    keys = np.empty((0, 1), np.int64) if training.X is None else training.X[chosen]
+    of_training = training_store.rows(keys)
+    labels = [] if test is None else test.y.tolist()
+    labels += [] if training.y is None else training.y[chosen].tolist()
+    ids = [*map(str, store.ids[rows]), *map(str, training_store.ids[of_training])]
+    return Images(np.r_[rows, of_training], len(rows), np.array(labels), ids, store, training_store)
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """Small pictures on a few sheets.
+
+    sheets : JPEG files
+    place_of : {position of an image: number of its thumbnail}
+    side : pixels of a thumbnail
+    columns : thumbnails side by side on a sheet
+    """
+
+    sheets: list[bytes]
+    place_of: dict[int, int]
+    side: int
+    columns: int
+
+    def urls(self) -> list[str]:
+        return [f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}" for sheet in self.sheets]
+
+
+def thumbnails(images: Images, order: Sequence[int]) -> Thumbnails:
+    """Thumbnails of the images at these positions, as many as a page holds; those that cannot be read are left out.
+
+    order : positions, the most important first
+    """
+    paths = {i: path for i in order[:MOST_THUMBNAILS] if (path := images.path(i)) is not None}
+    low, high = _SIDES
+    side = int(np.clip(np.sqrt(_MOST_PIXELS / max(len(paths), 1)), low, high))
+    with ThreadPoolExecutor() as threads:
+        pictures = list(threads.map(lambda path: _square(path, side), paths.values()))
+    readable = [(i, picture) for i, picture in zip(paths, pictures, strict=True) if picture is not None]
+    columns = max(1, int(np.sqrt(_A_SHEET)))
+    parts = [readable[at : at + _A_SHEET] for at in range(0, len(readable), _A_SHEET)]
+    sheets: list[bytes] = []
+    for quality in _QUALITIES:
+        sheets = [_sheet([picture for _, picture in part], side, columns, quality) for part in parts]
+        if sum(map(len, sheets)) <= _MOST_BYTES:
+            break
+    return Thumbnails(sheets, {i: place for place, (i, _) in enumerate(readable)}, side, columns)
+
+
+def _square(path: Path, side: int) -> Image.Image | None:
+    """The whole picture in a square, on grey; None if it cannot be read."""
+    from featx.images import decode
+
+    with contextlib.suppress(ImageError, OSError):
+        picture, _ = decode(path)
+        scale = side / max(picture.size)
+        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+        square = Image.new("RGB", (side, side), (128, 128, 128))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        return square
+    return None
+
+
+def _sheet(pictures: Sequence[Image.Image], side: int, columns: int, quality: int) -> bytes:
+    lines = -(-len(pictures) // columns)
+    sheet = Image.new("RGB", (side * min(columns, len(pictures)), side * lines))
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (side * (place % columns), side * (place // columns)))
+    written = io.BytesIO()
+    sheet.save(written, "JPEG", quality=quality)
+    return written.getvalue()

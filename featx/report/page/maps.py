@@ -1,0 +1,80 @@
+"""A map of the images: the features of the chosen layer in two dimensions."""
+
+from __future__ import annotations
+
+import warnings
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+from threadpoolctl import threadpool_limits
+
+from featx.report.page.images import Images
+from featx.report.page.sections import Html, Section, Text
+
+if TYPE_CHECKING:
+    from featx.learn.selection import Selection
+
+MOST_POINTS = 5000
+_COMPONENTS = 50  # of a PCA before t-SNE
+_FEWEST = 5
+_HTML = """<div id="map"><p class="controls"><label>map <select id="map-kind"></select></label>
+<label>colour <select id="map-colour"></select></label></p>
+<div class="holder"><canvas id="map-canvas" tabindex="0" role="application"
+aria-label="map of the images; arrow keys move to the next image, Enter opens it"></canvas>
+<div id="map-tip" hidden></div></div><p id="map-legend"></p><p id="map-said" aria-live="polite"></p></div>
+<noscript><p>The map needs JavaScript.</p></noscript>"""
+
+
+def coordinates(selection: Selection, images: Images, random_state: int = 0) -> dict[str, np.ndarray]:
+    """{name of the map: (n, 2)} of the images, of what the estimator sees; empty if there are too few images.
+
+    PCA, t-SNE of 50 principal components (scikit-learn's), and UMAP if it is installed.
+    """
+    best = selection.best_estimator
+    if best is None or len(images) < _FEWEST:
+        return {}
+    parts = []
+    for store, rows in (
+        (images.store, images.rows[: images.n_test]),
+        (images.training_store, images.rows[images.n_test :]),
+    ):
+        if len(rows):
+            parts.append(np.asarray(_before_the_estimator(best, store).transform(store.X[rows]), np.float32))
+    matrix = np.concatenate(parts)
+    n_components = min(_COMPONENTS, *matrix.shape)
+    components = PCA(n_components, random_state=random_state).fit_transform(matrix)
+    if n_components < 2:
+        components = np.c_[components, np.zeros(len(components))]
+    maps = {"PCA": components[:, :2]}
+    perplexity = min(30.0, (len(matrix) - 1) / 3)
+    # one thread: beside other processes several would wait for each other in every one of its thousand steps
+    with warnings.catch_warnings(), threadpool_limits(1):
+        warnings.simplefilter("ignore")
+        maps["t-SNE"] = TSNE(perplexity=perplexity, init="pca", random_state=random_state).fit_transform(components)
+        if find_spec("umap") is not None:
+            import umap
+
+            maps["UMAP"] = umap.UMAP(random_state=random_state).fit_transform(components)
+    return maps
+
+
+def _before_the_estimator(best, store):  # type: ignore[no-untyped-def]
+    """The fitted steps before the estimator, reading from a store."""
+    from sklearn.pipeline import Pipeline
+
+    from featx.learn.features import StoredFeatures
+
+    reading = StoredFeatures(store, list(best["features"].layers_)).fit()
+    return Pipeline([("features", reading), *best.steps[1:-1]])
+
+
+def map_section(selection: Selection, images: Images) -> Section:
+    test = f"{images.n_test:,} held-out" if images.n_test else "no held-out"
+    text = (
+        f"{selection.chosen.layer} of {test} and {len(images) - images.n_test:,} training images, as the estimator "
+        "sees them. Images that are close look alike to the network. In t-SNE, distances between groups mean nothing."
+    )
+    return Section("map", "A map of the images", [Text(text), Html(_HTML)])
