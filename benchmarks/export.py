@@ -4,7 +4,7 @@
 
 TRAIN and TEST have class folders. Each estimator is fitted on the penultimate layer of a part of TRAIN, behind a
 StandardScaler, exported with input "pixels", and compared on images of TEST: labels that differ, and the largest
-difference of a probability, or of a score or value relative to the largest. The stages model reads three layers and a
+difference of a probability, score or value. The stages model reads three layers and a
 PCA. CPU time is that of the process per image, one thread, pixels in memory, batches of 8, medians of five by turns:
 the model's own float32 forward pass, eager with folded batch norms and on channels-last memory, without its estimator,
 against onnxruntime with everything. Prints a table and adds lines to benchmarks/results/export.jsonl.
