@@ -188,7 +188,7 @@ class Pool(nn.Module):
                 return x.clamp_min(1e-6).pow(GEM_POWER).mean(self._over).pow(1 / GEM_POWER)
             case "spp":
                 plane = self._plane(x)
-                return torch.cat([F.adaptive_max_pool2d(plane, side).flatten(1) for side in SPP_SIDES], 1)
+                return torch.cat([_maxima(plane, side).flatten(1) for side in SPP_SIDES], 1)
             case "cls":
                 return x[:, 0].clone()
             case "tokens":
@@ -208,6 +208,15 @@ class Pool(nn.Module):
             side = math.isqrt(places.shape[2])
             return places.reshape(*places.shape[:2], side, side)
         return x
+
+
+def _maxima(plane: torch.Tensor, side: int) -> torch.Tensor:
+    """(b, c, h, w) -> (b, c, side, side), or (b, c, side^2) in an exported program: the maxima of the plane's parts."""
+    if not torch.compiler.is_exporting():
+        return F.adaptive_max_pool2d(plane, side)
+    h, w = plane.shape[2:]  # ONNX has no adaptive pooling of parts of unequal sizes
+    rows, columns = ([slice(i * n // side, -(-(i + 1) * n // side)) for i in range(side)] for n in (h, w))
+    return torch.stack([plane[:, :, row, column].amax((2, 3)) for row in rows for column in columns], 2)
 
 
 class _Projection(nn.Module):

@@ -16,7 +16,7 @@ from featx.deploy.ensembles import ENSEMBLES
 from featx.deploy.estimators import ESTIMATORS, FINE_TUNED, named
 from featx.deploy.resize import ResizedAndCropped
 from featx.deploy.steps import STEPS, Columns, SideBySide
-from featx.errors import BackboneError, ModelError, listed, nearest
+from featx.errors import BackboneError, ModelError, Parameter, listed, nearest
 from featx.forward import backbone_of
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.store import Recipe
@@ -183,13 +183,14 @@ class Program(nn.Module):
         if self.input == "rows":
             if INPUT in self.layers.spans:
                 raise ModelError(
-                    "a model that is fine-tuned from its input reads images: export it with input='pixels'"
+                    "a model that is fine-tuned from its input reads images: export it with ",
+                    Parameter("input", "pixels"),
                 )
             return nn.Identity()
         if self.layers.recipe is None:
             raise ModelError(
-                "this model has no StoredFeatures or ImageFeatures, so it predicts rows of features: export it with "
-                "input='rows'"
+                "this model has no StoredFeatures or ImageFeatures, so it predicts rows of features: export it with ",
+                Parameter("input", "rows"),
             )
         network = self.layers.network()
         if self.input == "pixels":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from featx.backbones import Preprocessing
-from featx.errors import ModelError
+from featx.errors import ModelError, Parameter
 
 _BITS = 2.0**22
 
@@ -69,7 +69,8 @@ class ResizedAndCropped(nn.Module):
         if preprocessing.interpolation not in _FILTERS:
             raise ModelError(
                 f"input 'image' resizes by one of {', '.join(_FILTERS)}; this model's images are resized by "
-                f"{preprocessing.interpolation!r}: export it with input='pixels'"
+                f"{preprocessing.interpolation!r}: export it with ",
+                Parameter("input", "pixels"),
             )
         self.resize, self.crop, self.views = preprocessing.resize, preprocessing.crop, views
         self.support, self.filter = _FILTERS[preprocessing.interpolation]

@@ -252,5 +252,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _in_a_line(error: Exception) -> str:
+def _in_a_line(error: BaseException) -> str:
+    """The first cause: the exporter's own messages take a page."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -130,6 +130,7 @@ def test_what_is_no_exported_model_is_refused(folder: Path, tmp_path: Path) -> N
             Description.of_texts(texts)
 
 
+@pytest.mark.filterwarnings("ignore:.*has no StoredFeatures")
 def test_options_that_do_not_go_together_are_refused(folder: Path) -> None:
     model, store = folder / "m.skops", folder / "photos.h5"
     assert "exported as a .onnx or .pt2 file; got" in refused("export", model, "-o", folder / "m.npy")
@@ -137,6 +138,8 @@ def test_options_that_do_not_go_together_are_refused(folder: Path) -> None:
     assert "--layer is for stores" in refused("export", model, "-o", folder / "x.onnx", "-l", "a")
     assert "--input is for models" in refused("export", store, "-o", folder / "x.npy", "--input", "rows")
     assert "is there already" in refused("export", model, "-o", folder / "m.onnx")
+    save(LogisticRegression().fit(np.eye(4), [0, 0, 1, 1]), folder / "rows.skops")
+    assert "export it with --input rows" in refused("export", folder / "rows.skops", "-o", folder / "rows.pt2")
 
 
 class _Small(nn.Module):
