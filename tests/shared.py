@@ -32,10 +32,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 def pytest_collection_finish() -> None:
     """What is there before the first test stays: a million objects that garbage need not be looked for among."""
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")
