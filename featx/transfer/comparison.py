@@ -198,7 +198,8 @@ def compare(
     -----
     For classes, only the three layers of a backbone where 5 nearest neighbours predict best get a probe.
     `milliseconds` is measured on 16 random images of 256 x 256 pixels in the precision of the rows, not compiled:
-    resizing and the forward pass as far as the deepest layer, without decoding; the fastest of three times.
+    resizing and the forward pass as far as the deepest layer, without decoding. It is the shortest of three times; on a
+    CPU, that of the clock or the CPU time of all threads, whichever is shorter.
 
     Examples
     --------
