@@ -1,8 +1,8 @@
 """Scores of features that need no cross-validation: LogME, the shrunk H-score, N-LEEP. Arrays in, numbers out.
 
 They estimate how well a model on these features, or a fine-tuned network, will do. They cost less
-than the cross-validated probe by which `compare` ranks; LogME ranked layers worse than the probe on one of two data
-sets, and about as well on the other (benchmarks/README.md).
+than the cross-validated probe by which `compare` ranks; LogME ranked layers worse than the probe on two of three data
+sets, and slightly better on the third (benchmarks/README.md).
 """
 
 from __future__ import annotations
