@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import joblib
@@ -18,4 +19,5 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     if not config.getoption("tx") or hasattr(config, "workerinput"):  # who only hands out tests needs no torch
+        gc.disable()  # until all is imported and collected: some hundred thousand objects that stay
         config.pluginmanager.import_plugin("shared")

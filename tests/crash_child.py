@@ -308,12 +308,14 @@ def at_every_moment(
     return trial.said()
 
 
-def at_the_end_and_the_beginning(folder: str, run: dict[str, Any], power: bool = False) -> dict[str, Any]:
+def at_the_end_and_the_beginning(
+    folder: str, run: dict[str, Any], power: bool = False, step: int = 1
+) -> dict[str, Any]:
     """Two kills: as the first run renames its file and clears up, and as the next begins among what is left."""
     trial = Trial(folder, _run(run), power)
     first = trial.moments.index("posix_fallocate") + 6
     for last in range(trial.moments.index("replace"), len(trial.moments)):
-        for moment in range(first):
+        for moment in range(last % step, first, step):
             trial.kill(last, moment, seed=moment)
     return trial.said()
 

@@ -27,15 +27,13 @@ from featx.store import compaction, writer
 # Matrices of tests are small: a second thread only waits, and takes the core from who shares it.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "0"  # compiled for any CPU: to try the instructions of this one takes 10 s
 
 
 def pytest_collection_finish() -> None:
     """What is there before the first test stays: a million objects that garbage need not be looked for among."""
     gc.freeze()
-
-
-def pytest_sessionfinish() -> None:
-    gc.unfreeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

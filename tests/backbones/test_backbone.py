@@ -433,7 +433,10 @@ def test_a_recipe_downloads_nothing(name, tmp_path, monkeypatch):
     message(error)
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_1", "vit_b_16", "regnet_x_400mf"])
+@pytest.mark.parametrize(
+    "name",
+    ["squeezenet1_1", "timm:vit_tiny_patch16_224", pytest.param("vit_b_16", marks=pytest.mark.slow), "regnet_x_400mf"],
+)
 def test_a_network_counts_its_tensors_once_so_that_a_file_in_half_precision_fits(name, tmp_path):
     counted = Allowance(2**40, BackboneError(""))
     with counted:

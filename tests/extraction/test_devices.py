@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,33 @@ def two(monkeypatch) -> None:
     monkeypatch.setattr(plans, "places", lambda *_: ["cpu", "cpu"])
 
 
+class Fork:
+    """In place of `subprocess.Popen`: a fork of this process that runs the program, which spares it its imports."""
+
+    def __init__(self, words, stdin, stderr, pass_fds, process_group) -> None:
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                os.setpgid(0, process_group)
+                os.dup2(stderr.fileno(), 2)
+                exec(words[-1], {})
+            finally:
+                os._exit(1)
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture(params=[True, pytest.param(False, marks=pytest.mark.slow)], ids=["forks", "processes"])
+def forks(request, monkeypatch) -> None:
+    """The processes of a run begin at once, or as ever."""
+    if request.param:
+        monkeypatch.setattr(devices, "subprocess", SimpleNamespace(Popen=Fork, DEVNULL=subprocess.DEVNULL))
+
+
 @pytest.fixture
 def images() -> list[np.ndarray]:
     found = pictures(NAMES)
@@ -116,8 +144,8 @@ def test_a_process_that_is_killed_is_told_with_its_place_and_the_run_goes_on(
     )
 
 
-@pytest.mark.parametrize("old", [range(N), pytest.param(range(0, N, 2), marks=pytest.mark.slow)])
-def test_a_store_grows_as_by_one_process(two, small_network, monkeypatch, old, tmp_path):
+@pytest.mark.parametrize("old", [range(N), range(0, N, 2)], ids=["layers", "images"])
+def test_a_store_grows_as_by_one_process(two, forks, small_network, monkeypatch, old, tmp_path):
     """By layers, and by images if there are more; one of the old ones changes meanwhile."""
     options = OPTIONS | {"dtype": "float16"}
     names = [NAMES[i] for i in old]

@@ -226,7 +226,11 @@ def test_the_network_is_traced_once_and_looked_at_in_one_thread(small_network, t
     assert threads == [1] and store.recipe.threads == torch.get_num_threads() == 3
 
 
-WAYS = [("bfloat16", "eager"), ("float32", "compiled"), pytest.param(("bfloat16", "compiled"), marks=pytest.mark.slow)]
+WAYS = [
+    ("bfloat16", "eager"),
+    pytest.param(("float32", "compiled"), marks=pytest.mark.slow),
+    pytest.param(("bfloat16", "compiled"), marks=pytest.mark.slow),
+]
 
 
 @pytest.fixture(params=WAYS, ids="-".join)
@@ -260,11 +264,8 @@ def test_rows_of_a_trial_are_those_of_a_run_without_in_every_way(small_network, 
     chosen = run("a.h5")
     assert chosen.recipe.precision == way["precision"] and chosen.recipe.engine.startswith(way["engine"])
     assert same_rows(chosen, run("without.h5", **way))
-    # before the trial's rows are kept, among them and behind them
-    for after in (0, 1, 3) if way["engine"] == "eager" else (1,):
-        break_off(lambda: run("b.h5"), after)
-        assert same_file(run("b.h5"), chosen)
-        (tmp_path / "b.h5").unlink()
+    break_off(lambda: run("b.h5"), after=1)
+    assert same_file(run("b.h5"), chosen)
     layers = [*OPTIONS["layers"], "last"]
     anew = run("anew.h5", N + 20, layers=layers, **way)
     run("a.h5", layers=layers)

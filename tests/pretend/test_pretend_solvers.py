@@ -27,7 +27,7 @@ def problems(X: np.ndarray, y: np.ndarray, intercept: str | float = FREE) -> lis
     found = []
     for s in (None, *folds(len(y), y)[1:]):
         moved = (None, None) if s is None else (X[s > 0].mean(0, np.float64), X[s > 0].std(0, dtype=np.float64))
-        found += [Problem(l2, s, *moved, intercept) for l2 in (3.0, 30.0)]
+        found += [Problem(l2, s, *moved, intercept) for l2 in (30.0, 300.0)]
     return found
 
 

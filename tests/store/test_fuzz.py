@@ -1,4 +1,4 @@
-"""2,000 mutated stores are opened and read in separate processes: each is read, or raises a FeatxError.
+"""1,000 mutated stores are opened and read in separate processes: each is read, or raises a FeatxError.
 
 There is no crash, hang or other exception, no read outside of the file, and little use of memory. See `fuzz_child.py`.
 """
@@ -64,9 +64,9 @@ def assert_reached(found: Counter[str], total: int) -> None:
 
 
 def test_mutated_stores_are_read_or_refused(folder):
-    found = fuzz(folder, [("plain", 1, 800), ("texts", 4, 400), ("gzip", 2, 400), ("zstd", 3, 400)])
-    assert_reached(found, 2_000)
-    assert found["pieces: refused, further in"] > 30
+    found = fuzz(folder, [("plain", 1, 400), ("texts", 4, 200), ("gzip", 2, 200), ("zstd", 3, 200)])
+    assert_reached(found, 1_000)
+    assert found["pieces: refused, further in"] > 15
 
 
 @pytest.mark.slow

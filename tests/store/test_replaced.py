@@ -163,7 +163,7 @@ def in_workers(thing: Any) -> list[list[np.ndarray]]:
     return joblib.Parallel(n_jobs=2, max_nbytes=1)([joblib.delayed(read)(thing)] * 3)  # by file name and offset
 
 
-@pytest.mark.parametrize("used_before", [False, True])
+@pytest.mark.parametrize("used_before", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_joblibs_workers_read_the_old_rows_or_an_error(stores, used_before):
     store, replace = stores
     names = ("store", "layer", "contiguous rows", "plain columns") if used_before else ("store", "layer")
@@ -294,6 +294,7 @@ def test_clones_of_a_pipeline_share_the_store_and_copy_nothing(stores):
     assert len(pickle.dumps(again)) < 2000
 
 
+@pytest.mark.slow  # scores on a layer are below, and keys read by other processes above
 def test_a_search_over_a_replaced_store_gives_the_old_result_or_an_error(stores):
     from sklearn.model_selection import GridSearchCV
 

@@ -192,7 +192,7 @@ def test_layers_are_those_of_the_stored_features_before_it(tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_model_predicts_images_of_the_target(tmp_path, method):
-    options = {"backbone": "bundled:pixels", "progress": False}
+    options = {"backbone": "bundled:pixels", "layers": "output:flatten~64", "progress": False}
     photos = class_folders(tmp_path / "photos", n=6)
     source = featx.extract(photos, tmp_path / "source.h5", **options)
     theirs = class_folders(tmp_path / "theirs", ("x", "y"), n=5)

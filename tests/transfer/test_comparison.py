@@ -8,15 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import save_noise, store_of
+from helpers import digests_of, recipe, save_noise, store_of
 from PIL import Image
 from rich.console import Console
 
 from featx import Backbone, FeatureStore, Preprocessing
-from featx.errors import FeatxError, StoreError
+from featx.errors import FeatxError, KeysError, StoreError
 from featx.learn import HoldOut, StoredFeatures, select_model
 from featx.report import comparison_figure, comparison_json, comparison_table
 from featx.report.columns import FittedTable
+from featx.store import StoreWriter
 from featx.transfer import compare, log_me, similarity
 
 LEVELS = {"dark": 40, "grey": 120, "light": 200}
@@ -86,6 +87,32 @@ def test_a_sample_keeps_the_share_of_each_class_and_whole_groups(stores):
     assert abs(comparison.n - 60) <= 3 and comparison.n_classes == 3
     assert comparison.n % 3 == 0  # whole groups of three
     assert comparison.chance == pytest.approx(1 / 3, abs=0.04)
+
+
+def test_stores_are_matched_by_image(stores, tmp_path):
+    good, order = stores[1], np.random.default_rng(0).permutation(120)
+    rows = {name: np.asarray(good[name])[order] for name in good.layers}
+    with StoreWriter(
+        tmp_path / "shuffled.h5",
+        recipe({name: X.shape[1:] for name, X in rows.items()}),
+        good.ids[order],
+        good.y[order],
+    ) as writer:
+        writer.write(np.arange(120), rows, digests_of(order))
+        writer.finish()
+    one, other = compare([good, FeatureStore(tmp_path / "shuffled.h5")], sample=60, folds=3, progress=False).backbones
+    assert one.best.scores == other.best.scores and other.behind == 0
+    few = store_of(tmp_path / "few.h5", {"layer4:avg": np.ones((60, 6))}, good.y[:60])
+    with pytest.raises(KeysError, match="hold the same images; few.h5 lacks"):
+        compare([good, few], folds=3, progress=False)
+
+
+def test_nothing_is_predicted_for_images_outside_the_sample(stores, monkeypatch):
+    transformed = []
+    transform = StoredFeatures.transform
+    monkeypatch.setattr(StoredFeatures, "transform", lambda self, X: transformed.append(X) or transform(self, X))
+    comparison = compare(stores, sample=60, folds=3, progress=False)
+    assert len(np.unique(np.concatenate(transformed))) == comparison.n == 60
 
 
 def test_of_numbers_ridge_is_the_probe(stores):

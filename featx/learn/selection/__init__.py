@@ -24,7 +24,7 @@ from featx.learn.selection.results import (
     TestSet,
     TrainingSet,
 )
-from featx.learn.selection.selection import predicted_test_set, select_model
+from featx.learn.selection.selection import cross_validated, predicted_test_set, select_model
 from featx.learn.selection.splits import Groups, Split, cv_splits, group_numbers, groups_of, hold_out, units
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "check_positive",
     "check_share",
     "counts",
+    "cross_validated",
     "define_experiment",
     "cv_splits",
     "group_numbers",

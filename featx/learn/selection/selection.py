@@ -141,13 +141,8 @@ def select_model(
     experiment = define_experiment(
         stores, y, groups=groups, allow_duplicates=allow_duplicates, holdout=holdout, random_state=random_state
     )
-    splits = cv_splits(experiment.y, experiment.groups, folds, repeats, random_state)
     metric = _metric(scoring, experiment.is_numeric)
-    if metric.name == "r2" and min(len(test) for _, test in splits) < 2:
-        raise FeatxError(
-            f"R^2 needs at least 2 images in every fold; {folds} folds of {len(experiment.y):,} images leave fewer: "
-            "use fewer folds"
-        )
+    splits = _splits(experiment, metric, folds, repeats, random_state)
     outer = cv_splits(experiment.y, experiment.groups, folds, 1, random_state) if nested else []
     inner = [cv_splits(*_subset(experiment, train), folds, repeats, random_state) for train, _ in outer]
     grids = layer_grids(
@@ -207,6 +202,44 @@ def select_model(
     except KeyboardInterrupt:
         raise Interrupted(replace(whole, nested=_nested(scores, outer, metric))) from None
     return replace(whole, nested=_nested(scores, outer, metric))
+
+
+def cross_validated(
+    experiment: Experiment,
+    *,
+    layers: Layers = None,
+    estimators: str | Sequence[str] | None = None,
+    param_grid: Mapping[str, Sequence[float]] | None = None,
+    folds: int = 5,
+    random_state: int = 0,
+) -> tuple[Candidate, ...]:
+    """The candidates of `select_model`, best first; nothing is fitted on all images, or predicted for held-out ones."""
+    check_integer("folds", folds, 2)
+    metric = _metric(None, experiment.is_numeric)
+    splits = _splits(experiment, metric, folds, 1, random_state)
+    grids = layer_grids(
+        experiment.stores,
+        experiment.X,
+        experiment.y,
+        [train for train, _ in splits],
+        layers=layers,
+        estimators=estimators,
+        param_grid=param_grid,
+        steps=(),
+    )
+    results: Results = []
+    _Search(grids, metric, -1, None).run(experiment.X, experiment.y, splits, results)
+    return tuple(ranked(results))
+
+
+def _splits(experiment: Experiment, metric: Metric, folds: int, repeats: int, random_state: int) -> list[Split]:
+    splits = cv_splits(experiment.y, experiment.groups, folds, repeats, random_state)
+    if metric.name == "r2" and min(len(test) for _, test in splits) < 2:
+        raise FeatxError(
+            f"R^2 needs at least 2 images in every fold; {folds} folds of {len(experiment.y):,} images leave fewer: "
+            "use fewer folds"
+        )
+    return splits
 
 
 def ranked(results: Results) -> list[Candidate]:

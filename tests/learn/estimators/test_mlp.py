@@ -13,6 +13,7 @@ import sklearn.neural_network
 import torch
 from classified import labelled
 from numpy.testing import assert_allclose, assert_array_equal
+from pairwise import pairwise
 from scipy.sparse import csr_matrix
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, FitFailedWarning
@@ -75,9 +76,7 @@ def losses(model: Any) -> np.ndarray:
     return np.array(model.loss_curve_)
 
 
-@pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["plain", "weighted"])
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("setting", SETTINGS)
+@pairwise(setting=list(SETTINGS), target=list(TARGETS), weights={"plain": None, "weighted": WEIGHTS})
 def test_losses_are_scikit_learn_s_step_by_step(setting, target, weights):
     ours, theirs = (
         cls(**({"hidden_layer_sizes": (30,), "max_iter": 8, "random_state": 3} | SETTINGS[setting]))

@@ -90,7 +90,8 @@ def test_every_classifier_is_chosen_and_scored_by_its_decision_scores(tmp_path, 
     y = np.array(list(classes))[np.arange(90) % len(classes)]
     store = separable_store(tmp_path / "a.h5", 90, y=y, noise={"good:avg": 2.0})
     for name in CLASSIFIERS:
-        found = select_model(store, estimators=name, **OPTIONS)
+        grid = {name: values} if (values := ESTIMATORS[name].values[1:3]) else None
+        found = select_model(store, estimators=name, param_grid=grid, **OPTIONS)
         model = found.best_estimator
         say = model.decision_function if hasattr(model, "decision_function") else model.predict_proba
         scores = say(found.test.X)

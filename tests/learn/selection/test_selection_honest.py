@@ -293,14 +293,15 @@ def test_labels_may_be_a_column(tmp_path):
 def test_other_estimators_compete_when_they_are_named(tmp_path):
     store = separable_store(tmp_path / "a.h5", 90)
     names = ["nearest_centroid", "ridge_classifier", "knn", "mlp"]
-    found = select_model(store, estimators=names, folds=3, n_jobs=1, scoring="balanced_accuracy")
+    options = {"layers": "good", "folds": 3, "n_jobs": 1}
+    found = select_model(store, estimators=names, scoring="balanced_accuracy", **options)
     assert {(c.estimator, c.parameter) for c in found.candidates} == {
         ("nearest_centroid", ""), ("ridge_classifier", "alpha"), ("knn", "n_neighbors"), ("mlp", "alpha")
     }  # fmt: skip
     assert {c.value for c in found.candidates if c.estimator == "knn"} == {1, 5, 10, 20}  # 50 would be more than a fold
     assert found.held_out == pytest.approx(balanced_accuracy_score(found.test.y, found.test.predicted))
     for name in names:
-        alone = select_model(store, estimators=[name], folds=3, n_jobs=1)
+        alone = select_model(store, estimators=[name], param_grid={"mlp": [1e-2]} if name == "mlp" else None, **options)
         assert alone.test.confidence is not None and alone.held_out > 0.6
 
 
