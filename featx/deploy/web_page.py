@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from featx.deploy.runtime import open_onnx

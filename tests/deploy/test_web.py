@@ -20,7 +20,7 @@ from featx.deploy.web_page import RUNTIME_FILES
 from featx.errors import ModelError
 from featx.learn import LogisticRegression, StoredFeatures
 
-CLASSES = ["ant", '<b>"bee"</b>']
+CLASSES = ["ant", '<b>"bee"']
 
 
 @pytest.fixture(scope="module")
