@@ -224,7 +224,8 @@ class _Projection(nn.Module):
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         k, terms = self._places.shape
-        step = max(1, _GATHERED // (len(rows) * terms))
+        # one part in an exported program, whose number of parts must not depend on the number of images
+        step = k if torch.compiler.is_exporting() else max(1, _GATHERED // (len(rows) * terms))
         sums = []
         for at in range(0, k, step):
             gathered = rows[:, self._places[at : at + step].flatten()].unflatten(1, (-1, terms))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,13 @@ from PIL import Image
 
 from featx.backbones import Preprocessing
 from featx.deploy.program import Program
-from featx.errors import ModelError
+from featx.errors import ImageError, ModelError
 from featx.images import decode
+from featx.learn.features import as_images
 
 TOLERANCE = 5e-5  # of probabilities; of scores and values, relative to the largest
-_SEEDED = 16
-_SEEDED_ROWS = 64
+_SEEDED, _SEEDED_ROWS = 16, 64
+_BATCH = 16
 
 Run = Callable[[np.ndarray], Mapping[str, np.ndarray]]  # an input of the program -> its outputs by name
 
@@ -58,16 +60,17 @@ def verify(run: Run, program: Program, model: Any, check: Sequence[Any] | np.nda
         A label differs, or a number differs by more than the tolerance.
     """
     is_seeded = check is None
-    X: Any
     features = program.layers.steps
+    X: Any
     if not features:
-        X = _seeded_rows(model, program.d) if check is None else np.asarray(check)
-        inputs = [X.astype(np.float32)]
-        X, precision = inputs[0], "float32"
+        X = _seeded_rows(model, program.d) if check is None else np.asarray(check, np.float32)
+        if X.ndim != 2 or X.shape[1] != program.d:
+            raise ModelError(f"rows to compare on are (n, {program.d:,}); got shape {X.shape}")
+        inputs, precision = [X], "float32"
     else:
         recipe = features[0].recipe_
         preprocessing, precision = Preprocessing.from_dict(recipe.preprocessing), recipe.precision
-        X = _seeded_images(preprocessing) if check is None else list(check)
+        X = _seeded_images(preprocessing) if check is None else as_images(check)
         inputs = _inputs(program, preprocessing, X)
     outputs = [run(each) for each in inputs]
     got = {name: np.concatenate([output[name] for output in outputs]) for name in program.outputs}
@@ -109,15 +112,24 @@ def _compare_labels(got: Mapping[str, np.ndarray], model: Any, X: Any, why: str)
 
 
 def _inputs(program: Program, preprocessing: Preprocessing, images: Sequence[Any]) -> list[np.ndarray]:
-    """The program's inputs for images."""
-    pictures = [decode(image)[0] for image in images]
+    """The program's inputs for images, in batches."""
     if program.input == "image":
-        return [np.array(picture) for picture in pictures]
-    pixels = np.stack([preprocessing(picture) for picture in pictures])
+        return [np.array(_decoded(image)) for image in images]
+    pixels = [preprocessing(_decoded(image)) for image in images]
+    batches = [np.stack(pixels[start : start + _BATCH]) for start in range(0, len(pixels), _BATCH)]
     if program.input == "pixels":
-        return [pixels]
+        return batches
+    network = program.layers.network().eval()
     with torch.inference_mode():
-        return [program.layers.network().eval()(torch.from_numpy(pixels)).numpy()]
+        return [network(torch.from_numpy(batch)).numpy() for batch in batches]
+
+
+def _decoded(image: Any) -> Image.Image:
+    try:
+        return decode(image)[0]
+    except ImageError as error:
+        name = image if isinstance(image, str | Path) else type(image).__name__
+        raise ModelError(f"an image to compare on cannot be read: {name}: {error}") from error
 
 
 def _seeded_images(preprocessing: Preprocessing) -> list[np.ndarray]:
@@ -142,4 +154,4 @@ def _seeded_rows(model: Any, d: int) -> np.ndarray:
     scale, mean = getattr(first, "scale_", None), getattr(first, "mean_", None)
     if isinstance(scale, np.ndarray) and isinstance(mean, np.ndarray) and len(scale) == len(mean) == d:
         rows = rows * scale + mean
-    return rows
+    return rows.astype(np.float32)

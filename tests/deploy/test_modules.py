@@ -54,7 +54,7 @@ from featx.learn import (
 K = {"two": 2, "four": 4}
 
 
-def rows_of(k: int, n: int = 90, d: int = 12) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def rows_of(k: int, n: int = 60, d: int = 10) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """X (n, d) float32 and other rows, y of k classes that overlap."""
     rng = np.random.default_rng(k)
     y = np.arange(n) % k
