@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.deploy.runtime import predict_onnx
     from featx.deploy.verification import Agreement
+    from featx.deploy.web_page import export_web
     from featx.deploy.writing import Exported, export
 
 __all__ = [
     "Agreement",
     "Exported",
     "export",
+    "export_web",
     "predict_onnx",
 ]
 
@@ -21,6 +23,7 @@ _HOMES = {
     "Agreement": "verification",
     "Exported": "writing",
     "export": "writing",
+    "export_web": "web_page",
     "predict_onnx": "runtime",
 }
 
