@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featx.deploy.runtime import predict_onnx
     from featx.deploy.verification import Agreement
-    from featx.deploy.web_page import export_web
+    from featx.deploy.web_page import RUNTIME_FILES, RUNTIME_SOURCE, export_web
     from featx.deploy.writing import Exported, export
 
 __all__ = [
+    "RUNTIME_FILES",
+    "RUNTIME_SOURCE",
     "Agreement",
     "Exported",
     "export",
@@ -20,6 +22,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "RUNTIME_FILES": "web_page",
+    "RUNTIME_SOURCE": "web_page",
     "Agreement": "verification",
     "Exported": "writing",
     "export": "writing",

@@ -15,7 +15,7 @@ from featx.errors import ModelError, as_path
 
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 _PAGE_FILES = ("index.html", "app.css", "app.js")
-HOW = "npm pack onnxruntime-web, then tar xzf onnxruntime-web-*.tgz: they are in package/dist"
+RUNTIME_SOURCE = "To have them: npm pack onnxruntime-web; tar xzf onnxruntime-web-*.tgz; they are in package/dist"
 
 
 def export_web(
@@ -51,7 +51,7 @@ def export_web(
     folder = as_path("folder", folder, ModelError)
     sources = [] if runtime is None else [as_path("runtime", runtime, ModelError) / name for name in RUNTIME_FILES]
     if missing := [source for source in sources if not source.is_file()]:
-        raise ModelError(f"onnxruntime-web's {missing[0].name} is not in {missing[0].parent}; to have it: {HOW}")
+        raise ModelError(f"onnxruntime-web's {missing[0].name} is not in {missing[0].parent}. {RUNTIME_SOURCE}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} is there already and not empty; choose another folder")
     try:

@@ -13,10 +13,11 @@ import pytest
 from helpers import class_folders
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from typer.testing import CliRunner
 
 import featx
-from featx.deploy import export_web
-from featx.deploy.web_page import RUNTIME_FILES
+from featx.cli import app
+from featx.deploy import RUNTIME_FILES, export_web
 from featx.errors import ModelError
 from featx.learn import LogisticRegression, StoredFeatures
 
@@ -68,3 +69,20 @@ def test_what_is_missing_or_in_the_way_is_said_before_anything_is_written(
     with pytest.raises(ModelError, match="not empty"):
         export_web(model, runtime)
     assert not (tmp_path / "site").exists() and len(list(runtime.iterdir())) == 2
+
+
+def test_the_command_writes_the_page_and_says_what_is_missing(model: Any, runtime: Path, tmp_path: Path) -> None:
+    saved, site = featx.save(model, tmp_path / "m.skops"), tmp_path / "site"
+    done = CliRunner().invoke(app, ["export", str(saved), "--web", str(site)])
+    assert done.exit_code == 0, done.output
+    assert all(name in done.stdout for name in RUNTIME_FILES) and "python -m http.server" in done.stdout
+    for words, said in (
+        (["--web", str(site)], "not empty"),
+        ([], "give --output or --web"),
+        (["--web", "s", "-o", "m.onnx"], "not both"),
+        (["-o", "m.onnx", "--runtime", str(runtime)], "--runtime is for --web"),
+        (["--web", "s", "--input", "rows"], "--web has no --input"),
+        (["--web", "s", "--replace"], "--web has no --replace"),
+    ):
+        done = CliRunner().invoke(app, ["export", str(saved), *words])
+        assert done.exit_code == 2 and said in done.stderr, done.output

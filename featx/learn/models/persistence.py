@@ -214,7 +214,7 @@ def load_selection(
 
     Parameters
     ----------
-    path : the model file, of ``save(selection, path)`` or ``featx search --output``
+    path : the model file, that ``save(selection, path)`` or ``featx search`` wrote
     stores : the searched stores, in their order
     test_store : the store of the held-out images, if it was another one
 
