@@ -42,7 +42,8 @@ def fit_probe(
     if folds < 2:
         return probe.set_params(**{parameter: spec.values[len(spec.values) // 2]}).fit(X, y)
     splits = cv_splits(y, groups, folds, 1, random_state)
-    return GridSearchCV(probe, {parameter: list(spec.values)}, cv=splits, n_jobs=1).fit(X, y).best_estimator_
+    search = GridSearchCV(probe, {parameter: list(spec.values)}, cv=splits, n_jobs=1, error_score="raise")
+    return search.fit(X, y).best_estimator_
 
 
 @torch.no_grad()
