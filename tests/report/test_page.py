@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import store_of
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
@@ -174,6 +175,12 @@ def test_the_map_places_every_image(selection):
     centred = matrix - matrix.mean(axis=0)
     first = np.linalg.svd(centred, full_matrices=False)[2][0] @ centred.T
     assert abs(np.corrcoef(first, placed["PCA"][:, 0])[0, 1]) > 0.999
+
+
+def test_equal_features_have_no_map(tmp_path):
+    y = np.array(["a", "b"] * 10)
+    same = store_of(tmp_path / "same.h5", {"a:avg": np.ones((20, 4), np.float32)}, y=y)
+    assert data_of(html(select_model(same, **FAST), tmp_path / "same.html").read_text())["maps"] == {}
 
 
 def test_the_growth_ends_at_the_held_out_score(selection):
