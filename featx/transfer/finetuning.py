@@ -284,7 +284,9 @@ class FineTuner(ClassifierMixin, _FineTuner):
         are read and decoded in each epoch.
     head : "probe", "zeros" or "random"
         The linear layer before training. "probe" is logistic regression on standardised features of the untouched
-        tail, its C chosen by cross-validation: LP-FT, which changes pretrained features less.
+        tail, its C chosen by cross-validation: LP-FT, which changes pretrained features less. A feature is divided by
+        at least 0.1 of the root mean variance of all: a large weight of one that hardly varies would make the first
+        steps diverge.
     epochs : int, default 10
         0 for the probe alone.
     lr : float, default 1e-4

@@ -22,6 +22,7 @@ from featx.images import decode
 from featx.learn import GridSearchCV
 from featx.transfer import FineTuner, FineTunerRegressor, finetuning
 from featx.transfer.augmentation import posterize
+from featx.transfer.heads import fit_probe, start_head
 
 QUICK = {"batch_size": 8, "device": "cpu"}
 
@@ -106,14 +107,23 @@ def test_without_epochs_it_is_the_probe(store):
     with torch.no_grad():
         X = tail(torch.from_numpy(np.array(store["layer3:none"]))).numpy()
     np.testing.assert_allclose(X, store["penultimate"], rtol=1e-3, atol=1e-4)
-    from featx.transfer.heads import fit_probe
-
     probe = fit_probe(X, store.y, None, None, 0)
     np.testing.assert_allclose(tuned.predict_proba(store.X), probe.predict_proba(X), atol=1e-4)
     two = store.y != "dim"
     tuned = FineTuner(store, "layer3", epochs=0, **QUICK).fit(store.X[two], store.y[two])
     probe = fit_probe(X[two], store.y[two], None, None, 0)
     np.testing.assert_allclose(tuned.decision_function(store.X), probe.decision_function(X), atol=1e-3)
+
+
+def test_the_head_of_a_probe_bears_other_values_of_a_feature_that_hardly_varies():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 8)), np.arange(60) % 2
+    X[:, 0] = 1e-4 * (X[:, 0] + 3 * y)
+    head = nn.Linear(8, 2)
+    start_head(head, fit_probe(X, y, None, None, 0), "probe", 0)
+    assert head.weight.abs().max() < 100
+    shifted = head(torch.tensor(X + 0.1 * np.eye(8)[0]).float()) - head(torch.tensor(X).float())
+    assert shifted.abs().max() < 10
 
 
 def test_two_fits_give_equal_weights_and_another_seed_does_not(store):
