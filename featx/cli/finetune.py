@@ -163,13 +163,14 @@ def finetune(
         batch_size=batch_size,
         weight_decay=weight_decay,
         layer_decay=layer_decay,
-        label_smoothing=label_smoothing,
         mixup=mixup,
         augment=augment,
         early_stopping=early_stopping,
         device=device,
         checkpoint=None if output is None else output.with_suffix(".training.safetensors"),
     )
+    if label_smoothing:  # regression has none
+        options["label_smoothing"] = label_smoothing
     try:
         result = run(opened, boundary, **options)
     except learn.Interrupted as interrupt:

@@ -28,11 +28,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import INPUT, Preprocessing, Tail
-from featx.errors import Call, FeatxError, LayerError, ModelError, Parameter, StoreError
+from featx.errors import Call, FeatxError, KeysError, LayerError, ModelError, Parameter, StoreError
 from featx.forward import backbone_of, device_of
 from featx.learn._sklearn import Interval, StrOptions, fit_context
 from featx.learn.features import StoredFeatures, items_of, keys_of
-from featx.learn.selection import group_numbers, groups_of, hold_out
+from featx.learn.selection import Groups, group_numbers, groups_of, hold_out
 from featx.progress import TrainingProgress, trained
 from featx.store import FeatureStore
 from featx.transfer import checkpoints
@@ -42,6 +42,7 @@ from featx.transfer.rows import image_rows, images_of, stored_rows, transformed_
 from featx.transfer.training import Data, Epoch, Network, Settings, State, begin, outputs_of, train
 
 CROP = "crop"
+_OF_RECIPE = ("weights_sha256", "preprocessing", "views", "engine", "precision", "dtype")  # decide the stored rows
 _NOT_SETTINGS = ("store", "device", "checkpoint", "progress")
 
 
@@ -99,7 +100,8 @@ class _FineTuner(BaseEstimator):
             raise FeatxError(f"X and y have one entry for each image; got {data.n:,} and {len(y):,}")
         held_out = np.zeros(len(y), bool)
         if self.early_stopping:
-            held_out[hold_out(y, data.groups, self.validation_fraction, self.random_state)[1]] = True
+            share, seed = self.validation_fraction, self.random_state
+            held_out[hold_out(y, data.groups, share, seed, is_validation=True)[1]] = True
         learn = np.flatnonzero(~held_out)
         fingerprint = self._fingerprint(features, data, y)
         self.features_ = features
@@ -182,6 +184,13 @@ class _FineTuner(BaseEstimator):
         if positions is not None:
             groups = groups_of(self.store, group_numbers(self.store, self.groups), allow_duplicates=False)
             groups = None if groups is None else groups.of(positions)
+            if groups is None and len(np.unique(positions)) < len(positions):  # a bootstrap sample
+                groups = Groups(positions, "different images")
+        elif self.groups is not None:
+            raise KeysError(
+                f"groups={self.groups!r} is a column of the store, and X holds images: give their keys, store.X for "
+                "example"
+            )
         return Data(n, rows, learned, recipe.n_views, of_rows, positions, groups)
 
     def _fingerprint(self, features: StoredFeatures, data: Data, y: np.ndarray) -> dict[str, Any]:
@@ -190,8 +199,9 @@ class _FineTuner(BaseEstimator):
         positions = data.positions
         images = np.arange(data.n) if positions is None else self.store.digests[positions]
         digest = checkpoints.digest_of(images, y.astype(str))
-        recipe = {"recipe": features.recipe_.weights_sha256, "layer": features.layer_, "views": features.recipe_.views}
-        return {**values, **recipe, "images": digest}
+        recipe = features.recipe_
+        of_recipe = {name: getattr(recipe, name) for name in _OF_RECIPE}
+        return {**values, **of_recipe, "layer": features.layer_, "images": digest}
 
     def _class_weights(self, y: np.ndarray) -> torch.Tensor | None:
         return None
@@ -281,7 +291,9 @@ class FineTuner(ClassifierMixin, _FineTuner):
         are read and decoded in each epoch.
     head : "probe", "zeros" or "random"
         The linear layer before training. "probe" is logistic regression on standardised features of the untouched
-        tail, its C chosen by cross-validation: LP-FT, which changes pretrained features less.
+        tail, its C chosen by cross-validation: LP-FT, which changes pretrained features less. A feature is divided by
+        at least 0.1 of the root mean variance of all: a large weight of one that hardly varies would make the first
+        steps diverge.
     epochs : int, default 10
         0 for the probe alone.
     lr : float, default 1e-4
@@ -436,12 +448,13 @@ class FineTuner(ClassifierMixin, _FineTuner):
         ConvergenceWarning
             The loss became infinite or NaN: training ended, and the best epoch so far was kept.
         """
-        y = column_or_1d(y)
+        y = _labels(y)
         check_classification_targets(y)
         classes, codes = np.unique(y, return_inverse=True)
         if len(classes) < 2:
             raise FeatxError(f"a classifier needs two or more classes; all labels are {str(classes[0])!r}")
         self.classes_ = classes
+        y = y.astype(np.int64) if y.dtype.kind == "f" else y  # floats would be numbers to predict
         self._fit(X, y, torch.from_numpy(codes), len(classes))
         return self
 
@@ -585,7 +598,7 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
         ConvergenceWarning
             As in `FineTuner.fit`.
         """
-        y = column_or_1d(y).astype(np.float64)
+        y = _labels(y).astype(np.float64)
         assert_all_finite(y, input_name="y")
         self.mean_ = float(y.mean())
         self.scale_ = float(y.std()) or 1.0
@@ -605,6 +618,14 @@ class FineTunerRegressor(RegressorMixin, _FineTuner):
         (n,) float64
         """
         return self._scores(X)[:, 0].astype(np.float64) * self.scale_ + self.mean_
+
+
+def _labels(y: Any) -> np.ndarray:
+    """(n,) labels; raises FeatxError if there are none."""
+    y = column_or_1d(y)
+    if not len(y):
+        raise FeatxError("X and y have no entries; at least one image is needed")
+    return y
 
 
 def _network_of(features: StoredFeatures, boundary: str, n_outputs: int, device: str) -> Network:

@@ -15,12 +15,28 @@ from featx.learn.search import GridSearchCV
 from featx.learn.selection import Groups, cv_splits, new_estimator, units
 
 _FOLDS = 5
+_LEAST_SCALE = 0.1
+
+
+class _Scaler(StandardScaler):
+    """A StandardScaler that divides by 0.1 of the root mean variance of all features at least.
+
+    A feature that hardly varies would get a weight of hundreds, and change the scores by as much once the tail is
+    trained and the feature takes other values.
+    """
+
+    scale_: np.ndarray
+
+    def fit(self, X: np.ndarray, y: object = None, sample_weight: object = None) -> _Scaler:
+        super().fit(X, y, sample_weight)
+        self.scale_ = np.maximum(self.scale_, _LEAST_SCALE * np.sqrt(self.var_.mean()))
+        return self
 
 
 def fit_probe(
     X: np.ndarray, y: np.ndarray, groups: Groups | None, class_weight: Mapping | str | None, random_state: int
 ) -> Pipeline:
-    """A linear probe: a StandardScaler and logistic regression, or ridge regression of numbers.
+    """A linear probe: logistic regression on standardised features, or ridge regression of numbers; see `_Scaler`.
 
     Its penalty has the best cross-validated score, in five folds or as many as there are images of each class; with
     fewer than two it is in the middle of the grid.
@@ -36,13 +52,14 @@ def fit_probe(
     estimator = new_estimator(spec)
     if class_weight is not None:
         estimator.set_params(class_weight=class_weight)
-    probe = make_pipeline(StandardScaler(), estimator)
+    probe = make_pipeline(_Scaler(), estimator)
     parameter = f"{type(estimator).__name__.lower()}__{spec.parameter}"
     folds = min(_FOLDS, int(units(y, groups)[1].min()))
     if folds < 2:
         return probe.set_params(**{parameter: spec.values[len(spec.values) // 2]}).fit(X, y)
     splits = cv_splits(y, groups, folds, 1, random_state)
-    return GridSearchCV(probe, {parameter: list(spec.values)}, cv=splits, n_jobs=1).fit(X, y).best_estimator_
+    search = GridSearchCV(probe, {parameter: list(spec.values)}, cv=splits, n_jobs=1, error_score="raise")
+    return search.fit(X, y).best_estimator_
 
 
 @torch.no_grad()

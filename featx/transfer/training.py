@@ -24,6 +24,7 @@ from featx.transfer.augmentation import mixed
 from featx.transfer.rows import Rows
 
 _SCORED_ROWS = 64
+_CHECKED_IMAGES = 8  # whose outputs show whether an epoch ended with useless weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +204,17 @@ def train(
     earlier, start = state.history[-1].seconds if state.history else 0.0, time.monotonic()
     class_weight = None if class_weight is None else class_weight.to(device)
 
+    def fail(what: str) -> None:
+        highest = max(group["lr"] for group in state.optimizer.param_groups)
+        state.failure = f"{what} in epoch {len(state.history)} at a rate of {highest:.2g}"
+
     def close(loss: float) -> None:
         """End an epoch: keep its weights if it is the best one, of equals the first; without scores, the last."""
-        score, epoch = _score(network, data, y, scored), len(state.history)
+        epoch, where = len(state.history), scored if len(scored) else learn[:_CHECKED_IMAGES]
+        outputs = torch.cat(list(outputs_of(network, data.rows, where, data.n_views)))
+        if epoch > 0 and not outputs.isfinite().all():
+            return fail("the outputs became infinite or nan")
+        score = _score(outputs, y[where]) if len(scored) else math.nan
         if epoch == 0 or math.isnan(score) or score > state.history[state.best].score:
             state.best, state.best_weights = epoch, network.weights()
         state.history.append(Epoch(epoch, loss, score, earlier + time.monotonic() - start))
@@ -228,9 +237,7 @@ def train(
             loss = _loss(network, rows, y[batch].to(device), settings, class_weight, state.generator)
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
-                highest = max(group["lr"] for group in state.optimizer.param_groups)
-                state.failure = f"the loss became {losses[-1]} in epoch {len(state.history)} at a rate of {highest:.2g}"
-                return
+                return fail(f"the loss became {losses[-1]}")
             state.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             if settings.max_norm is not None:
@@ -244,6 +251,8 @@ def train(
                 TrainingProgress(state.step / n_batches, settings.epochs, float(np.mean(losses)), score, seconds, left)
             )
         close(float(np.mean(losses)))
+        if state.failure:
+            return
 
 
 def _loss(
@@ -275,12 +284,8 @@ def outputs_of(network: nn.Module, rows: Rows, positions: np.ndarray, n_views: i
             yield outputs.unflatten(0, (-1, n_views)).mean(1)
 
 
-def _score(network: Network, data: Data, y: Tensor, positions: np.ndarray) -> float:
-    """Accuracy, or R^2, on some images; nan if there are none."""
-    if not len(positions):
-        return math.nan
-    scores = torch.cat(list(outputs_of(network, data.rows, positions, data.n_views)))
-    truth = y[positions]
+def _score(scores: Tensor, truth: Tensor) -> float:
+    """Accuracy, or R^2, of outputs (b, k)."""
     if not truth.is_floating_point():
         return float((scores.argmax(1) == truth).double().mean())
     residual = ((scores[:, 0] - truth).double() ** 2).sum()

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, Parameter
 from featx.learn.scores import METRICS, Interval, held_out_interval, paired_interval
 from featx.learn.selection import A_FIFTH, HoldOut, Interrupted, Labels, define_experiment
 from featx.progress import TrainingProgress
@@ -114,6 +114,9 @@ def finetune(
     if experiment.X_test is None or experiment.y_test is None:
         raise FeatxError("the probe and the network are compared on images held out: give holdout a size above 0")
     kind = FineTunerRegressor if experiment.is_numeric else FineTuner
+    if unknown := sorted(options.keys() - set(kind._get_param_names())):
+        raise FeatxError(f"{kind.__name__}, which predicts ", "numbers" if experiment.is_numeric else "classes",
+                         ", has no parameter ", Parameter(unknown[0]))  # fmt: skip
     common: dict[str, Any] = {"groups": groups, "random_state": random_state}
     tuner = kind(store, boundary, **common, progress=progress, **options)
     probe = kind(store, boundary, **common, **(options | {"epochs": 0, "head": "probe", "checkpoint": None}))

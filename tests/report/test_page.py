@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import store_of
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
@@ -176,6 +177,12 @@ def test_the_map_places_every_image(selection):
     assert abs(np.corrcoef(first, placed["PCA"][:, 0])[0, 1]) > 0.999
 
 
+def test_equal_features_have_no_map(tmp_path):
+    y = np.array(["a", "b"] * 10)
+    same = store_of(tmp_path / "same.h5", {"a:avg": np.ones((20, 4), np.float32)}, y=y)
+    assert data_of(html(select_model(same, **FAST), tmp_path / "same.html").read_text())["maps"] == {}
+
+
 def test_the_growth_ends_at_the_held_out_score(selection):
     section = growth.growth_section(selection)
     assert f"with all {selection.held_out:.3f}" in " ".join(section.blocks[0].text.split())
@@ -282,6 +289,19 @@ def test_a_selection_of_other_stores_or_of_none_is_refused(selection, store, tmp
         lambda said: said["candidates"][0].update(extra=1),
         lambda said: said["training"].update(keys="x"),
         lambda said: said["test"].update(groups=["a"]),
+        lambda said: said["test"].update(groups=[1]),
+        lambda said: said["training"]["keys"].pop(),
+        lambda said: said["training"]["y"].pop(),
+        lambda said: said["test"]["y"].pop(),
+        lambda said: said["test"].update(keys=[], y=[]),
+        lambda said: said["test"].update({name: said["training"][name] for name in ("keys", "y")}),
+        lambda said: said["test"]["y"].__setitem__(0, "no such class"),
+        lambda said: said["training"]["y"].__setitem__(0, ["nested"]),
+        lambda said: said["training"].update(classes=None),
+        lambda said: said["settings"].update(scoring="r2"),
+        lambda said: said["candidates"][0].update(value=float("nan")),
+        lambda said: said["candidates"][0].update(mean=float("inf")),
+        lambda said: said["candidates"][0].update(d=10**300),
     ],
 )
 def test_a_damaged_record_is_refused_in_a_line(selection, store, damage):
@@ -290,3 +310,8 @@ def test_a_damaged_record_is_refused_in_a_line(selection, store, damage):
     with pytest.raises(ModelError, match="record of its search is damaged") as error:
         selection_of(json.dumps(said), selection.best_estimator, store, None)
     assert "\n" not in str(error.value)
+
+
+def test_a_deeply_nested_record_is_refused(selection, store):
+    with pytest.raises(ModelError, match="record of its search is damaged"):
+        selection_of("[" * 100_000, selection.best_estimator, store, None)

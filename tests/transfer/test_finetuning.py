@@ -20,8 +20,9 @@ from featx.backbones import Tail
 from featx.errors import FeatxError, KeysError, LayerError, ModelError, StoreError
 from featx.images import decode
 from featx.learn import GridSearchCV
-from featx.transfer import FineTuner, FineTunerRegressor
+from featx.transfer import FineTuner, FineTunerRegressor, finetuning
 from featx.transfer.augmentation import posterize
+from featx.transfer.heads import fit_probe, start_head
 
 QUICK = {"batch_size": 8, "device": "cpu"}
 
@@ -106,14 +107,23 @@ def test_without_epochs_it_is_the_probe(store):
     with torch.no_grad():
         X = tail(torch.from_numpy(np.array(store["layer3:none"]))).numpy()
     np.testing.assert_allclose(X, store["penultimate"], rtol=1e-3, atol=1e-4)
-    from featx.transfer.heads import fit_probe
-
     probe = fit_probe(X, store.y, None, None, 0)
     np.testing.assert_allclose(tuned.predict_proba(store.X), probe.predict_proba(X), atol=1e-4)
     two = store.y != "dim"
     tuned = FineTuner(store, "layer3", epochs=0, **QUICK).fit(store.X[two], store.y[two])
     probe = fit_probe(X[two], store.y[two], None, None, 0)
     np.testing.assert_allclose(tuned.decision_function(store.X), probe.decision_function(X), atol=1e-3)
+
+
+def test_the_head_of_a_probe_bears_other_values_of_a_feature_that_hardly_varies():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 8)), np.arange(60) % 2
+    X[:, 0] = 1e-4 * (X[:, 0] + 3 * y)
+    head = nn.Linear(8, 2)
+    start_head(head, fit_probe(X, y, None, None, 0), "probe", 0)
+    assert head.weight.abs().max() < 100
+    shifted = head(torch.tensor(X + 0.1 * np.eye(8)[0]).float()) - head(torch.tensor(X).float())
+    assert shifted.abs().max() < 10
 
 
 def test_two_fits_give_equal_weights_and_another_seed_does_not(store):
@@ -213,6 +223,10 @@ def test_a_killed_training_goes_on_and_equals_one_that_was_not(store, tmp_path):
         FineTuner(store, "layer3", checkpoint=kept, **options).fit(store.X, store.y)
     with pytest.raises(FeatxError, match='other settings: "images was'):
         FineTuner(store, "layer4.0", checkpoint=kept, **options).fit(store.X[1:], store.y[1:])
+    half = featx.extract(Path(store.recipe.origin), tmp_path / "half.h5", network(), "layer4.0:none", device="cpu",
+                         dtype="float16", progress=False)  # fmt: skip
+    with pytest.raises(FeatxError, match="other settings: .dtype was 'float32', now 'float16'"):
+        FineTuner(half, "layer4.0", checkpoint=kept, **options).fit(half.X, half.y)
     seen = []
     again = FineTuner(store, "layer4.0", checkpoint=kept, progress=seen.append, **options).fit(store.X, store.y)
     assert seen[0].epoch == pytest.approx(1.2)  # it went on after the first epoch of five minibatches
@@ -268,6 +282,43 @@ def test_a_loss_of_nan_ends_training_with_the_best_epoch(store):
         )
     probe = FineTuner(store, "layer3", epochs=0, **QUICK).fit(store.X, store.y)
     np.testing.assert_array_equal(tuned.predict_proba(store.X), probe.predict_proba(store.X))
+
+
+@pytest.mark.parametrize("early_stopping", [False, True])
+def test_an_epoch_that_ends_with_useless_weights_is_not_kept(store, early_stopping):
+    """The last minibatch of an epoch shows it in no loss: here the only one."""
+    options = {"epochs": 1, "lr": 1e20, "optimizer": "sgd", "warmup": 0.0, "max_norm": None, "device": "cpu",
+               "batch_size": 64, "early_stopping": early_stopping}  # fmt: skip
+    for kind, y in ((FineTuner, store.y), (FineTunerRegressor, np.arange(len(store), dtype=float))):
+        with pytest.warns(ConvergenceWarning, match="outputs became infinite or nan in epoch 1 at a rate of 1e.20"):
+            tuned = kind(store, "layer3", **options).fit(store.X, y)
+        probe = kind(store, "layer3", **(options | {"epochs": 0})).fit(store.X, y)
+        assert tuned.best_epoch_ == tuned.n_iter_ == 0
+        np.testing.assert_array_equal(tuned.predict(store.X), probe.predict(store.X))
+
+
+def test_classes_may_be_floats(store):
+    codes = np.unique(store.y, return_inverse=True)[1]
+    options = {"epochs": 1, "early_stopping": True, "class_weight": {0: 1.0, 1: 2.0, 2: 1.0}, **QUICK}
+    of_integers = FineTuner(store, "layer4.0", **options).fit(store.X, codes)
+    of_floats = FineTuner(store, "layer4.0", **options).fit(store.X, codes.astype(float))
+    assert of_floats.weights_ == of_integers.weights_ and of_floats.predict(store.X).dtype == float
+
+
+def test_an_image_that_is_drawn_twice_is_not_both_trained_on_and_held_out(store, monkeypatch):
+    seen = []
+
+    def kept(*arguments, **options):
+        split = hold_out(*arguments, **options)
+        seen.append(split)
+        return split
+
+    hold_out = finetuning.hold_out
+    monkeypatch.setattr(finetuning, "hold_out", kept)
+    twice = np.arange(2 * len(store)) % len(store)
+    FineTuner(store, "layer4.0", epochs=0, early_stopping=True, **QUICK).fit(store.X[twice], store.y[twice])
+    ((train, held_out),) = seen
+    assert not set(twice[train]) & set(twice[held_out])
 
 
 def test_boundary_and_rates_are_hyperparameters(store):
@@ -341,6 +392,12 @@ def test_bad_input(store, folder, tmp_path):
     refused(FeatxError, "one entry for each image; got 36 and 35", y=store.y[1:])
     refused(FeatxError, "augment='crop' crops images, which only boundary='input' reads", augment="crop")
     refused(StoreError, "has no column 'patient'", groups="patient")
+    images = [folder / name for name in store.ids]
+    refused(KeysError, "groups='patient' is a column of the store, and X holds ima", "input", images, groups="patient")
+    refused(FeatxError, "X and y have no entries", X=store.X[:0], y=store.y[:0])
+    refused(ValueError, r"^The classes, \['dim', 'light'\], are not in class_weight", class_weight={"dark": 1, "x": 2})
+    refused(FeatxError, "'dark' has 2: hold out more, or add images$", X=store.X[::6], y=store.y[::6],
+            early_stopping=True)  # fmt: skip
     refused(ValueError, "The 'lr' parameter of FineTuner must be a float", lr=-1.0)
     spoilt = np.array(store["layer3:none"])
     spoilt[3] = np.inf

@@ -108,3 +108,15 @@ def test_the_command_prints_both_saves_the_network_and_says_what_is_wrong(store,
     assert wrong.exit_code == 2 and "The 'lr' parameter of FineTuner must be" in wrong.output
     missing = CliRunner().invoke(app, ["finetune", str(store.path), "-b", "layer3"])
     assert "featx extract IMAGES --backbone torchvision:resnet18 --layer layer3:none" in missing.output
+
+
+def test_the_command_predicts_numbers(store, tmp_path):
+    labels = tmp_path / "ages.csv"
+    labels.write_text("path,age\n" + "\n".join(f"{name},{i * 0.5}" for i, name in enumerate(store.ids)))
+    command = ["finetune", str(store.path), "-b", "layer4.0", "--labels", str(labels), "--label-column", "age",
+               "--target", "numeric", "--epochs", "1", "--batch-size", "8", "--device", "cpu", "--json"]  # fmt: skip
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0 and json.loads(done.stdout)["scoring"] == "r2"
+    refused = CliRunner().invoke(app, [*command, "--label-smoothing", "0.1"])
+    assert refused.exit_code == 2
+    assert "FineTunerRegressor, which predicts numbers, has no parameter --label-smoothing" in refused.stderr

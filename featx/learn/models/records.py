@@ -60,20 +60,27 @@ def selection_of(
         described = SearchSettings(
             int(settings["folds"]), int(settings["repeats"]), settings["scoring"], tuple(map(str, settings["steps"]))
         )
-        X, y = _keys(training["keys"]), _labels(training["y"])
-        X_test, y_test = (None, None) if test is None else (_keys(test["keys"]), _labels(test["y"]))
+        classes = None if training["classes"] is None else np.array([str(name) for name in training["classes"]])
+        if METRICS[described.scoring].is_numeric != (classes is None):
+            raise ValueError(f"{described.scoring} is no score of its labels")
+        X, y = _images(training, classes)
+        X_test, y_test = (None, None) if test is None else _images(test, classes)
         of_training = TrainingSet(
             stores=every,
             n=len(X),
-            classes=None if training["classes"] is None else np.array([str(name) for name in training["classes"]]),
+            classes=classes,
             chance=float(training["chance"]),
             n_duplicates=int(training["n_duplicates"]),
             n_groups=None if training["n_groups"] is None else int(training["n_groups"]),
             X=X,
             y=y,
         )
+        if X_test is not None and test_store is None and np.isin(X_test, X).any():
+            raise ValueError("a held-out image is a training image")
         groups = None if test is None or test["groups"] is None else np.array(test["groups"], np.int64)
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
+        if groups is not None and (X_test is None or groups.shape != (len(X_test),)):
+            raise ValueError("there is not one group for each held-out image")
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"the model's record of its search is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(estimator, Pipeline) or not isinstance(estimator.steps[0][1], StoredFeatures):
         raise ModelError("the model's record of its search is damaged: its model is not one that a search fits")
@@ -113,7 +120,7 @@ def _candidate(values: dict[str, Any]) -> Candidate:
     names = {each.name for each in fields(Candidate)}
     if values.keys() != names:
         raise ValueError("a candidate has other fields")
-    return Candidate(
+    candidate = Candidate(
         **{name: str(values[name]) for name in ("backbone", "layer", "estimator", "parameter")},
         d=int(values["d"]),
         value=None if values["value"] is None else float(values["value"]),
@@ -125,12 +132,18 @@ def _candidate(values: dict[str, Any]) -> Candidate:
         complexity=tuple(map(float, values["complexity"])),
         mae=None if values["mae"] is None else float(values["mae"]),
     )
+    numbers = [0.0 if candidate.value is None else candidate.value, candidate.d, candidate.fit_seconds]
+    if not np.isfinite(numbers).all() or np.isinf([candidate.mean, *candidate.scores]).any():
+        raise ValueError("a candidate's value, size or time is not finite")
+    return candidate
 
 
-def _keys(values: list[int]) -> np.ndarray:
-    return np.array(values, np.int64).reshape(-1, 1)
-
-
-def _labels(values: list[Any]) -> np.ndarray:
-    array = np.array(values)
-    return array if array.dtype.kind == "f" else array.astype(str)
+def _images(values: dict[str, Any], classes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 1) keys and (n,) labels; raises ValueError if there are not as many, none, or labels of another kind."""
+    keys = np.array(values["keys"], np.int64)
+    y = np.array(values["y"], float) if classes is None else np.array([str(name) for name in values["y"]])
+    if keys.ndim != 1 or keys.shape != y.shape or not len(keys):
+        raise ValueError("keys and labels are not one each for each image")
+    if not (np.isfinite(y).all() if classes is None else np.isin(y, classes).all()):
+        raise ValueError("a label is not finite" if classes is None else "a label is not one of its classes")
+    return keys[:, None], y

@@ -29,7 +29,8 @@ aria-label="map of the images; arrow keys move to the next image, Enter opens it
 
 
 def coordinates(selection: Selection, images: Images, random_state: int = 0) -> dict[str, np.ndarray]:
-    """{name of the map: (n, 2)} of the images, of what the estimator sees; empty if there are too few images.
+    """{name of the map: (n, 2)} of the images, of what the estimator sees; empty if there are too few
+    images or all rows are equal.
 
     PCA, t-SNE of 50 principal components (scikit-learn's), and UMAP if it is installed.
     """
@@ -44,6 +45,8 @@ def coordinates(selection: Selection, images: Images, random_state: int = 0) -> 
         if len(rows):
             parts.append(np.asarray(_before_the_estimator(best, store).transform(store.X[rows]), np.float32))
     matrix = np.concatenate(parts)
+    if not np.ptp(matrix, axis=0).any():  # t-SNE would start with 0 / 0, and end the process
+        return {}
     n_components = min(_COMPONENTS, *matrix.shape)
     components = PCA(n_components, random_state=random_state).fit_transform(matrix)
     if n_components < 2:
