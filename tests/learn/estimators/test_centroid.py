@@ -111,7 +111,7 @@ def test_cosine_has_neither_shrinking_nor_priors():
 
 def test_priors_are_of_the_classes_that_are_there():
     X, y = data(3)
-    with pytest.raises(ValueError, match="a number for each of 3 classes; got shape"):
+    with pytest.raises(ValueError, match="one number for each of 3 classes; got shape"):
         NearestCentroid(priors=[0.5, 0.5]).fit(X, y)
 
 

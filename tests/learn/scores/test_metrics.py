@@ -75,7 +75,7 @@ def test_samples_are_scored_as_themselves_and_without_the_classes_that_they_lack
 
 
 def test_decision_scores_that_are_not_of_the_classes_are_refused():
-    with pytest.raises(ValueError, match="a column of decision scores for each of 2 classes; there are 3"):
+    with pytest.raises(ValueError, match="a column of decision scores for each of 2 classes; got 3"):
         AUC.score(np.array(["a", "b"]), np.zeros((2, 3)))
 
 
