@@ -20,6 +20,7 @@ import featx
 from featx.cli.adapt import adapt
 from featx.cli.compare import compare, models
 from featx.cli.demo import demo
+from featx.cli.doctor import doctor
 from featx.cli.extract import extract
 from featx.cli.finetune import finetune
 from featx.cli.interrupts import left_by_interrupt
@@ -48,6 +49,7 @@ _COMMANDS = (
     finetune,
     predict,
     demo,
+    doctor,
 )  # in the order of `featx --help`
 _STORE_WRITERS = (extract, merge)
 
