@@ -136,7 +136,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 done, some images unreadable; 2 something is missing or does not fit; "
     "130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
