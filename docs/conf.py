@@ -27,7 +27,6 @@ html_show_sourcelink = False
 
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.xref_missing"]  # README-relative links of the files that are included
 
 autosummary_generate = True
 autosummary_imported_members = True

@@ -12,6 +12,9 @@ import conformal_clip_data
 import featx
 
 N = {"nominal": 60, "local": 30, "global": 30}
+for _name in ("FORCE_COLOR", "CLICOLOR_FORCE"):  # set by the kernel; commands would draw their progress bars
+    os.environ.pop(_name, None)
+
 LAYERS = ["blocks.2", "blocks.5", "penultimate"]
 
 
