@@ -1,4 +1,4 @@
-"""The site: `sphinx-build -W --keep-going docs docs/_build/html`. The pages' code is executed; nothing is downloaded."""
+"""The site: `sphinx-build -W --keep-going docs docs/_build/html`. The code of its pages is run, without a network."""
 
 from __future__ import annotations
 
