@@ -42,7 +42,7 @@ class Boundary(NamedTuple):
 
 
 class Tail(nn.Module):
-    """The tail of a network: rows of the boundary (b, *shape) -> rows of the penultimate layer (b, d).
+    """The tail of a network: rows of the boundary ``(b, *shape)`` -> rows of the penultimate layer (b, d).
 
     It is in eval mode: batch norms keep their statistics, and dropout is off.
 
@@ -109,7 +109,7 @@ class Tail(nn.Module):
         self._check(trace, backbone, node, end)
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of the boundary (b, *shape) -> rows of the penultimate layer (b, d)."""
+        """Rows of the boundary ``(b, *shape)`` -> rows of the penultimate layer (b, d)."""
         return self.pool(self.network(rows))
 
     def _check(self, trace: Graph, backbone: Backbone, node: fx.Node, end: fx.Node) -> None:

@@ -20,6 +20,7 @@ import featx
 from featx.cli.adapt import adapt
 from featx.cli.compare import compare, models
 from featx.cli.demo import demo
+from featx.cli.doctor import doctor
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.finetune import finetune
@@ -49,6 +50,7 @@ _COMMANDS = (
     finetune,
     predict,
     demo,
+    doctor,
 )  # in the order of `featx --help`
 _STORE_WRITERS = (extract, merge)
 
@@ -135,7 +137,6 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 done, some images unreadable; 2 something is missing or does not fit; "
     "130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

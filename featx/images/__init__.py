@@ -6,6 +6,7 @@ This room knows nothing of networks or stores.
 from featx.images.batches import Batch, batches
 from featx.images.collection import Collection, collect, files
 from featx.images.decoding import DECODER, Stamp, changed, content_digest, decode, stamp
+from featx.images.jpeg import has_fast_jpeg
 from featx.images.limits import NO_MEMORY
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "content_digest",
     "decode",
     "files",
+    "has_fast_jpeg",
     "stamp",
 ]

@@ -29,7 +29,7 @@ _LAYOUTS = {"L": "GRAY", "RGB": "RGBX"}  # Pillow stores RGB in 4 bytes per pixe
 
 def fill(picture: Image.Image, content: bytes) -> None:
     """Give `picture` its pixels if simplejpeg can decode it exactly as Pillow does."""
-    if picture.format in ("JPEG", "MPO") and picture.mode in _LAYOUTS and _agrees():
+    if picture.format in ("JPEG", "MPO") and picture.mode in _LAYOUTS and has_fast_jpeg():
         _fill(picture, content)
 
 
@@ -47,7 +47,7 @@ def _fill(picture: Image.Image, content: bytes) -> bool:
 
 
 @cache
-def _agrees() -> bool:
+def has_fast_jpeg() -> bool:
     """Whether simplejpeg is installed and rounds like Pillow's libjpeg; builds may differ."""
     if simplejpeg is None:
         return False

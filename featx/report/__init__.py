@@ -9,6 +9,7 @@ from featx.report.curves import protocol_figure
 from featx.report.extractions import ExtractionLines, plan_table
 from featx.report.figures import selection_figure
 from featx.report.finetunings import finetuning_json, finetuning_table
+from featx.report.installation import installation, installation_json, installation_table
 from featx.report.page import html
 from featx.report.progress import search_progress
 from featx.report.rankings import nested_table, protocol_table, ranking_table
@@ -35,6 +36,9 @@ __all__ = [
     "finetuning_json",
     "finetuning_table",
     "html",
+    "installation",
+    "installation_json",
+    "installation_table",
     "layers_table",
     "model_text",
     "models_table",

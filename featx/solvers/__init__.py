@@ -3,7 +3,7 @@
 The package imports torch and NumPy only.
 """
 
-from featx.solvers.hardware import budget_of, device_of
+from featx.solvers.hardware import budget_of, device_of, low_type, memory_bytes
 from featx.solvers.interning import Interned
 from featx.solvers.losses import Loss
 from featx.solvers.matmul import full_precision, product
@@ -27,6 +27,8 @@ __all__ = [
     "budget_of",
     "device_of",
     "full_precision",
+    "low_type",
+    "memory_bytes",
     "product",
     "solve",
     "threads_for",

@@ -16,7 +16,7 @@ Intercept = str | float
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One optimisation over rows that it shares with other problems.
+    """One optimisation over rows that it shares with other problems::
 
         min_{W, b}  sum_i s_i l(z_i, y_i) + l2/2 |W|^2,    z_i = ((x_i - shift) / scale) W + b
 

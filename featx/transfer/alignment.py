@@ -25,7 +25,7 @@ METHODS = ("scaler", "coral", "linear_ot")
 class Align(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     """Align rows of a source domain, which has labels, with a target domain, which needs none.
 
-    With means m and covariances C of the source (s) and the target (t), a source row x becomes
+    With means m and covariances C of the source (s) and the target (t), a source row x becomes::
 
         "scaler"       (x - m_s) / sqrt(diag C_s)
         "coral"        m_t + (x - m_s) C_s^(-1/2) C_t^(1/2)

@@ -34,11 +34,12 @@ class Similarity:
 
 
 def similarity(stores: Stores, layers: Layers = None, *, batch_rows: int = 256, random_state: int = 0) -> Similarity:
-    r"""Linear CKA between all layers of stores of the same images.
+    r"""Linear CKA [1]_ between all layers of stores of the same images::
 
         CKA(K, L) = sum H(K, L) / sqrt(sum H(K, K)  sum H(L, L))
 
-    over minibatches, with K = X X^T of one layer, L of another, diagonals set to 0, and the unbiased estimator
+    over minibatches [2]_, with K = X X^T of one layer, L of another, diagonals set to 0, and the unbiased
+    estimator [3]_::
 
         H(K, L) = [tr(K L) + 1'K1 1'L1 / ((b - 1)(b - 2)) - 2 / (b - 2) 1'K L1] / (b (b - 3)).
 
@@ -64,9 +65,9 @@ def similarity(stores: Stores, layers: Layers = None, *, batch_rows: int = 256, 
 
     References
     ----------
-    S. Kornblith et al., Similarity of neural network representations revisited, ICML 2019.
-    T. Nguyen, M. Raghu, S. Kornblith, Do wide and deep networks learn the same things?, ICLR 2021, section 2.
-    L. Song et al., Feature selection via dependence maximization, JMLR 13, 2012, equation 4.
+    .. [1] S. Kornblith et al., Similarity of neural network representations revisited, ICML 2019.
+    .. [2] T. Nguyen, M. Raghu, S. Kornblith, Do wide and deep networks learn the same things?, ICLR 2021, section 2.
+    .. [3] L. Song et al., Feature selection via dependence maximization, JMLR 13, 2012, equation 4.
     """
     stores = [stores] if isinstance(stores, FeatureStore) else list(stores)
     n = len(stores[0])

@@ -338,7 +338,7 @@ class FineTuner(ClassifierMixin, _FineTuner):
     classes_ : (k,) labels
     features_ : StoredFeatures, of the boundary
     weights_ : bytes, a safetensors file of all weights of tail and head
-    history_ : dict of (n_iter_ + 1,) arrays
+    history_ : dict of arrays of `n_iter_` + 1 numbers
         "epoch", "loss" (mean of the epoch), "score" (accuracy on the images held out, or nan) and "seconds". Epoch 0 is
         the network before training.
     best_epoch_ : int

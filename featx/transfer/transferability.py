@@ -22,7 +22,7 @@ _ENERGY = 0.8
 
 
 def log_me(X: np.ndarray, y: np.ndarray) -> float:
-    r"""Logarithm of the maximum evidence of a Bayesian linear model, per image; larger is better.
+    r"""Logarithm of the maximum evidence of a Bayesian linear model, per image; larger is better::
 
         max_{a, b}  log N(y; 0, I / b + X X^T / a) / n,
 
@@ -77,7 +77,7 @@ def _evidence(U: np.ndarray, squares: np.ndarray, y: np.ndarray) -> float:
 
 
 def h_score(X: np.ndarray, y: np.ndarray) -> float:
-    r"""Shrunk H-score: the share of the features' variance between classes; larger is better, at most k - 1.
+    r"""Shrunk H-score: the share of the features' variance between classes; larger is better, at most k - 1::
 
         (1 - a) tr(S_a^{-1} B),    S_a = (1 - a) S + a tr(S) / d I,
 
@@ -121,7 +121,7 @@ def h_score(X: np.ndarray, y: np.ndarray) -> float:
 
 
 def n_leep(X: np.ndarray, y: np.ndarray, random_state: int = 0) -> float:
-    r"""LEEP with a Gaussian mixture in place of the source task's classes: a mean log-likelihood; larger is better.
+    r"""LEEP with a Gaussian mixture in place of the source task's classes: a mean log-likelihood; larger is better::
 
         mean_i log sum_v P(y_i | v) P(v | x_i),    P(y | v) proportional to sum_{i: y_i = y} P(v | x_i),
 

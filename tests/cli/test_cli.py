@@ -643,6 +643,12 @@ def test_ctrl_c_before_64_images_leaves_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
+def test_the_shell_completes_commands_and_options() -> None:
+    for words, expected in (("featx rep", "report"), ("featx search --one", "--one-se")):
+        place = {"_FEATX_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        assert CliRunner().invoke(app, [], prog_name="featx", env=place).stdout.split() == [expected]
+
+
 def test_help_and_version_load_no_torch() -> None:
     script = "import sys; from featx.cli import app; app(['--version'], standalone_mode=False); assert 'torch' not in "
     script += "sys.modules"

@@ -36,7 +36,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Counter[bool]:
         counts[found := fill(picture, content)] += 1
         return found
 
-    assert jpeg._agrees()
+    assert jpeg.has_fast_jpeg()
     monkeypatch.setattr(jpeg, "_fill", counted)
     return counts
 
@@ -68,7 +68,7 @@ def same(path: Path, content: bytes) -> bytes | str:
     """The outcome, after checking that Pillow alone has the same."""
     found = outcome(path, content)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(jpeg, "_agrees", lambda: False)
+        patched.setattr(jpeg, "has_fast_jpeg", lambda: False)
         assert outcome(path, content) == found
     return found
 
@@ -219,7 +219,7 @@ def test_the_picture_may_be_drawn_upon_and_outlives_the_file(tmp_path, quick):
 
 
 @pytest.mark.parametrize("why", ["not installed", "other rounding", "a Pillow without the function", "no memory"])
-def test_without_a_decoder_that_agrees_pillow_decodes(tmp_path, monkeypatch, why):
+def test_without_a_decoder_thathas_fast_jpeg_pillow_decodes(tmp_path, monkeypatch, why):
     content = coded(smooth(30, 20))
     expected = outcome(tmp_path / "a", content)
     decode_jpeg = simplejpeg.decode_jpeg
@@ -230,8 +230,8 @@ def test_without_a_decoder_that_agrees_pillow_decodes(tmp_path, monkeypatch, why
         monkeypatch.delattr(Image.core, "map_buffer")
     if why == "no memory":
         monkeypatch.setattr(simplejpeg, "decode_jpeg", lambda *_: np.empty(1 << 62, np.uint8))
-    jpeg._agrees.cache_clear()
+    jpeg.has_fast_jpeg.cache_clear()
     try:
-        assert not jpeg._agrees() and outcome(tmp_path / "a", content) == expected
+        assert not jpeg.has_fast_jpeg() and outcome(tmp_path / "a", content) == expected
     finally:
-        jpeg._agrees.cache_clear()
+        jpeg.has_fast_jpeg.cache_clear()

@@ -94,7 +94,7 @@ LAYERS = ["layer1:avg", "layer2:avg", "layer3:avg", "layer3:avg+layer4:avg"]
 
 def parted(selection: Selection, **changes: Any) -> Selection:
     """`replace`, which finds the part of a selection that has each field."""
-    names = {"test": TestSet, "training": TrainingSet, "settings": SearchSettings}  # both have X and y: those of the test
+    names = {"test": TestSet, "training": TrainingSet, "settings": SearchSettings}  # X and y: those of the test
     for name, part in names.items():
         of_part = {field.name: changes.pop(field.name) for field in fields(part) if field.name in changes}
         if of_part:

@@ -21,7 +21,7 @@ _BLOCK = 2**18  # elements of X that are converted to float64 at once: more are 
 
 
 class LinearSVC(SparseCoefMixin, LinearClassifier):
-    """Linear support vector classifier with the squared hinge loss, one against the rest.
+    """Linear support vector classifier with the squared hinge loss, one against the rest::
 
         min_{w, b}  (|w|^2 + b^2) / 2 + C sum_i s_i max(0, 1 - t_i (x_i w + intercept_scaling b))^2
 

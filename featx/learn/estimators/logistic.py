@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LogisticRegression(SparseCoefMixin, LinearClassifier):
-    """Logistic regression with an L2 penalty: two classes, or the multinomial model for more.
+    """Logistic regression with an L2 penalty: two classes, or the multinomial model for more::
 
         min_{W, b}  |W|^2 / 2 + C sum_i s_i l(x_i W + b, y_i)
 

@@ -299,7 +299,7 @@ class _MLP(BaseEstimator):
 
 
 class MLPClassifier(ClassifierMixin, _MLP):
-    """Multilayer perceptron for classification, trained by minibatches; without hidden layers, a softmax regression.
+    """Multilayer perceptron for classification, trained by minibatches; without hidden layers, a softmax regression::
 
         min_{W, b}  (sum_i s_i l(z_i, y_i) + alpha/2 sum_j |W_j|^2) / sum_i s_i,    l the cross-entropy
 
@@ -316,10 +316,10 @@ class MLPClassifier(ClassifierMixin, _MLP):
       precision and integer random_state. Each result equals that of a separate fit, up to rounding.
     - A search that passes `groups` to `fit` falls back to scikit-learn's, which is slower.
 
-    When it pays
-    ------------
-    Rarely, on features of a pretrained network: tuned logistic regression was as accurate in a twentieth of the time
-    (`benchmarks/heads.py`), and a search takes not much less CPU time than with scikit-learn's class. Use it to
+    Notes
+    -----
+    It rarely pays on features of a pretrained network: tuned logistic regression was as accurate in a twentieth of the
+    time (`benchmarks/heads.py`), and a search takes not much less CPU time than with scikit-learn's class. Use it to
     reproduce published heads, `MLPClassifier((1024,), dropout=0.5)` or
     `MLPClassifier((), solver="sgd", nesterovs_momentum=False)`; for features that are far from linearly separable, such
     as those of early layers; and for several labels per row.
@@ -490,7 +490,7 @@ class MLPClassifier(ClassifierMixin, _MLP):
 
 
 class MLPRegressor(MultiOutputMixin, RegressorMixin, _MLP):
-    """Multilayer perceptron for regression, trained by minibatches, for one target or several.
+    """Multilayer perceptron for regression, trained by minibatches, for one target or several::
 
         min_{W, b}  (sum_i s_i |z_i - y_i|^2 / 2 + alpha/2 sum_j |W_j|^2) / sum_i s_i
 
@@ -507,10 +507,10 @@ class MLPRegressor(MultiOutputMixin, RegressorMixin, _MLP):
       precision and integer random_state. Each result equals that of a separate fit, up to rounding.
     - A search that passes `groups` to `fit` falls back to scikit-learn's, which is slower.
 
-    When it pays
-    ------------
-    Rarely, on features of a pretrained network: tuned Ridge is solved in closed form, and SVR is nonlinear too. Targets
-    are best standardised (`sklearn.compose.TransformedTargetRegressor`), since their scale determines which
+    Notes
+    -----
+    It rarely pays on features of a pretrained network: tuned Ridge is solved in closed form, and SVR is nonlinear too.
+    Targets are best standardised (`sklearn.compose.TransformedTargetRegressor`), since their scale determines which
     `learning_rate_init` works.
 
     Parameters

@@ -53,7 +53,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     p : float, above 0
         Power of metric="minkowski". Other metrics ignore it, with a warning if their own p differs.
     metric : "minkowski", "euclidean", "l2", "manhattan", "l1", "cityblock", "chebyshev" or "cosine"
-        Cosine: 1 - x.a / (|x| |a|), or 1 if a row is 0.
+        Cosine: ``1 - x.a / (|x| |a|)``, or 1 if a row is 0.
     metric_params : dict, optional
         {"p": float}, in place of `p`.
     device : "auto", "cpu" or "cuda"

@@ -52,7 +52,7 @@ class _Ridge(LinearEstimator):
 
 
 class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
-    """Least squares with an L2 penalty, for one target or several.
+    """Least squares with an L2 penalty, for one target or several::
 
         min_{W, b}  sum_i s_i |y_i - (x_i W + b)|^2 + alpha |W|^2
 
@@ -151,7 +151,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
 
 
 class RidgeClassifier(_Ridge, LinearClassifier):
-    """Classifier by ridge regression on targets of -1 and 1, one for each class (or label, if rows have several).
+    """Classifier by ridge regression on targets of -1 and 1, one for each class (or label, if rows have several)::
 
         min_{W, b}  sum_i s_i |t_i - (x_i W + b)|^2 + alpha |W|^2,    t_ic = 1 if row i is of class c, else -1
 

@@ -11,7 +11,7 @@ from featx.learn.estimators.kernel_machine import CONSTRAINTS, KernelMachine
 
 
 class SVC(KernelMachine, sklearn.svm.SVC):
-    """Support vector classifier, one against one.
+    """Support vector classifier, one against one::
 
         min_{w, b}  |w|^2 / 2 + C sum_i s_i max(0, 1 - t_i (phi(x_i) w + b)),    phi(x) phi(a) = K(x, a)
 
@@ -126,7 +126,7 @@ class SVC(KernelMachine, sklearn.svm.SVC):
 
 
 class SVR(KernelMachine, sklearn.svm.SVR):
-    """Support vector regression: libsvm on a kernel matrix computed by matrix products.
+    """Support vector regression: libsvm on a kernel matrix computed by matrix products::
 
         min_{w, b}  |w|^2 / 2 + C sum_i s_i max(0, |y_i - phi(x_i) w - b| - epsilon),    phi(x) phi(a) = K(x, a)
 

@@ -376,7 +376,7 @@ class ImageFeatures(_Features):
     Attributes
     ----------
     layer_ : str, full name of the layer
-    layers_ : (layer_,)
+    layers_ : tuple of str, with `layer_` alone
     recipe_ : Recipe
     n_features_out_ : int, d
 

@@ -52,7 +52,7 @@ def within_one_se(means: Sequence[float] | np.ndarray, scores: Sequence[Sequence
 def cv_interval(
     scores: Sequence[float], n_train: float, n_test: float, low: float, high: float, n_images: int | None = None
 ) -> Interval:
-    """Interval of a cross-validated mean: the corrected resampled t interval, clipped to [low, high].
+    """Interval of a cross-validated mean: the corrected resampled t interval, clipped to [low, high]::
 
         mean +- t sqrt((1/J + n_test/n_train) s^2),    t of J - 1 degrees of freedom
 
@@ -105,7 +105,7 @@ def _around(mean: float, variance: float, count: int, low: float, high: float) -
 
 
 def wilson(share: float, n: int) -> Interval:
-    """Wilson's interval of a share of n independent images, for example an accuracy on held-out images.
+    """Wilson's interval of a share of n independent images, for example an accuracy on held-out images::
 
         (p + z^2/2n +- z sqrt(p (1 - p)/n + z^2/4n^2)) / (1 + z^2/n),    z = 1.96
 
@@ -145,7 +145,7 @@ def paired_interval(
     """Interval of the difference of two models' scores on the same held-out images, second - first.
 
     For accuracies without groups, where of m images b are predicted right only by the first model and c only by the
-    second:
+    second::
 
         (c - b) / (m + 2) +- z sqrt(b + c + 1 - (c - b)^2 / (m + 2)) / (m + 2),    z = 1.96
 
@@ -177,7 +177,7 @@ def paired_interval(
 def drawn_interval(
     metric: Metric, y: np.ndarray, predictions: Sequence[np.ndarray], groups: np.ndarray | None = None
 ) -> Interval:
-    """Interval of the mean score of R models, trained on random subsamples, on the same held-out images.
+    """Interval of the mean score of R models, trained on random subsamples, on the same held-out images::
 
         low = mean - sqrt((mean - l)^2 + (t s)^2 / R),    high = mean + sqrt((u - mean)^2 + (t s)^2 / R),
 

@@ -335,7 +335,7 @@ class GridSearchCV(SharedSearch, sklearn.model_selection.GridSearchCV):
     Attributes
     ----------
     cv_results_, best_estimator_, best_score_, best_params_, best_index_, scorer_, n_splits_, refit_time_, multimetric_
-        As in scikit-learn; so are classes_, n_features_in_ and feature_names_in_.
+        As in scikit-learn; so are `classes_`, `n_features_in_` and `feature_names_in_`.
     partial_results_ : dict
         After a KeyboardInterrupt, the `cv_results_` of the candidates that had been fitted on all folds.
 

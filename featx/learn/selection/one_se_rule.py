@@ -19,7 +19,7 @@ for _spec in ESTIMATORS.values():
 
 
 def one_se(cv_results: Mapping[str, Any]) -> int:
-    """The simplest candidate within one standard error of the best; a callable for GridSearchCV's `refit`.
+    """The simplest candidate within one standard error of the best; a callable for GridSearchCV's `refit`::
 
         mean >= best mean - s / sqrt(J),    s the standard deviation (J - 1) of the best candidate's J scores
 
