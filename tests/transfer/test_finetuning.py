@@ -19,8 +19,8 @@ from featx import Backbone, FeatureStore, Preprocessing
 from featx.backbones import Tail
 from featx.errors import FeatxError, KeysError, LayerError, ModelError, StoreError
 from featx.images import decode
-from featx.learn import GridSearchCV
-from featx.transfer import FineTuner, FineTunerRegressor, finetuning
+from featx.learn import GridSearchCV, StoredFeatures
+from featx.transfer import FineTuner, FineTunerRegressor, finetuning, training
 from featx.transfer.augmentation import posterize
 from featx.transfer.heads import fit_probe, start_head
 
@@ -271,6 +271,23 @@ def test_early_stopping_keeps_the_epoch_that_scores_best(store):
                       n_iter_no_change=2, **QUICK).fit(store.X, store.y)  # fmt: skip
     scores = tuned.history_["score"]
     assert tuned.best_epoch_ == np.argmax(scores) and tuned.n_iter_ <= tuned.best_epoch_ + 2
+
+
+def test_maps_are_read_a_minibatch_at_a_time(store, monkeypatch):
+    """So maps may be larger than memory."""
+    sizes = {"take": [], "transform": []}
+    take, transform = FeatureStore.take, StoredFeatures.transform_views
+    monkeypatch.setattr(
+        FeatureStore, "take", lambda self, rows, *a: sizes["take"].append(len(rows)) or take(self, rows, *a)
+    )
+    monkeypatch.setattr(
+        StoredFeatures, "transform_views", lambda self, X: sizes["transform"].append(len(X)) or transform(self, X)
+    )
+    monkeypatch.setattr(training, "_SCORED_ROWS", 5)
+    tuned = FineTuner(store, "layer3", epochs=1, batch_size=7, device="cpu").fit(store.X, store.y)
+    tuned.predict(store.X)
+    assert max(sizes["take"]) == 7 and sum(sizes["take"]) >= 2 * len(store)  # the probe, and an epoch
+    assert max(sizes["transform"]) == 5 and sum(sizes["transform"]) == len(store)
 
 
 def test_a_loss_of_nan_ends_training_with_the_best_epoch(store):
