@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import conformal_clip_data
+from IPython import get_ipython
 
 import featx
 
@@ -15,7 +17,19 @@ N = {"nominal": 60, "local": 30, "global": 30}
 for _name in ("FORCE_COLOR", "CLICOLOR_FORCE"):  # set by the kernel; commands would draw their progress bars
     os.environ.pop(_name, None)
 
+os.environ["COLUMNS"] = "100"
 LAYERS = ["blocks.2", "blocks.5", "penultimate"]
+
+
+def bash(line: str, cell: str) -> None:
+    """`%%bash` whose output comes whole: IPython's comes in pieces of 100 characters, which the site puts on lines."""
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", cell], stdout=-1, stderr=subprocess.STDOUT, text=True)
+    print(done.stdout, end="")
+    done.check_returncode()
+
+
+if get_ipython() is not None:  # in a page
+    get_ipython().register_magic_function(bash, "cell")
 
 
 def photos(folder: str = "photos") -> None:

@@ -143,16 +143,18 @@ def _is_plane(places: int, size: tuple[int, int]) -> bool:
 
 
 class Pool(nn.Module):
-    """Pool a layer's output: (b, ...) in any float type -> rows (b, *shape) float32; float64 stays float64.
+    """Pool a layer's output (b, ...), in any float type, to rows (b, ...) float32; float64 stays float64.
 
-    "avg", "max" : over the plane, or over all tokens
-    "gem" : generalised mean, (mean x^3)^(1/3) of x clamped at 1e-6 (Radenovic et al. 2018, "Fine-tuning CNN image
-        retrieval with no human annotation", eq. 3)
-    "spp" : spatial pyramid, the maxima of 1 x 1, 2 x 2 and 4 x 4 parts of the plane (He et al. 2014, section 2.2),
-        (c, side, side) flattened for each side in turn
-    "cls" : the class token
-    "tokens" : the mean of the image's tokens, without class token and registers
-    "flatten", "none" : the whole output, flattened or in its shape
+    Notes
+    -----
+    - "avg", "max": over the plane, or over all tokens
+    - "gem": generalised mean, ``(mean x^3)^(1/3)`` of x clamped at 1e-6 (Radenovic et al. 2018, "Fine-tuning CNN image
+      retrieval with no human annotation", eq. 3)
+    - "spp": spatial pyramid, the maxima of 1 x 1, 2 x 2 and 4 x 4 parts of the plane (He et al. 2014, section 2.2),
+      (c, side, side) flattened for each side in turn
+    - "cls": the class token
+    - "tokens": the mean of the image's tokens, without class token and registers
+    - "flatten", "none": the whole output, flattened or in its shape
     """
 
     def __init__(self, tap: Tap) -> None:
