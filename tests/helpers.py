@@ -31,11 +31,13 @@ def save_noise(path: Path, seed: int) -> Path:
     return path
 
 
-def class_folders(root: Path, classes: Sequence[str] = ("ant", "bee"), n: int = 3, suffix: str = ".png") -> Path:
+def class_folders(
+    root: Path, classes: Sequence[str] = ("ant", "bee"), n: int = 3, suffix: str = ".png", seed: int = 0
+) -> Path:
     """`root/CLASS/CLASS_i.png`, n pictures a class, all different; returns the root."""
     for k, name in enumerate(classes):
         for i in range(n):
-            save_noise(root / name / f"{name}_{i}{suffix}", seed=1000 * k + i)
+            save_noise(root / name / f"{name}_{i}{suffix}", seed=seed + 1000 * k + i)
     return root
 
 

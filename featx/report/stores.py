@@ -130,8 +130,8 @@ def together_text(first: FeatureStore, second: FeatureStore) -> str:
     if not shared or recipe.other_meaning(other):
         return "their rows cannot be used together" + ("" if shared else ": they share no layer")
     note = rounding_note(recipe, other, (first.path.name, second.path.name))
-    both = len(np.intersect1d(first.ids, second.ids))
-    if both == len(first) == len(second):
+    both = len(set(map(bytes, first.digests)) & set(map(bytes, second.digests)))
+    if len(first) == len(second) == len(np.intersect1d(first.X, second.X)):
         search = "a search takes both at once: they hold the same images"
     elif both:
         search = f"neither can be the other's test store: {count(both, 'image')} are in both"

@@ -159,6 +159,10 @@ def _opened(path: Path) -> int:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise StoreError(f"cannot open {path} as a store: {reason}") from error
+    if path.is_dir():
+        raise StoreError(
+            f"cannot open {path} as a store: it is a folder; ", Call("featx.extract"), " makes a store of its images"
+        )
     raise StoreError(f"cannot open {path} as a store: it is not a file")
 
 

@@ -35,8 +35,9 @@ def _refused(*words: object) -> str:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """monday.h5 and tuesday.h5 of different images, and the folders that they were made of."""
-    for day, classes in {"monday": ("ant", "bee"), "tuesday": ("cat", "dog")}.items():
-        _done("extract", class_folders(tmp_path / day, classes), "-o", tmp_path / f"{day}.h5", *PIXELS)
+    for seed, (day, classes) in enumerate({"monday": ("ant", "bee"), "tuesday": ("cat", "dog")}.items()):
+        images = class_folders(tmp_path / day, classes, seed=5000 * seed)
+        _done("extract", images, "-o", tmp_path / f"{day}.h5", *PIXELS)
     return tmp_path
 
 
@@ -112,6 +113,13 @@ def test_info_shows_the_recipe_and_compares_two(folder: Path) -> None:
     text = _done("info", folder / "monday.h5", folder / "tuesday.h5")
     assert _changes(text) == {"origin": "nothing", "collection": "nothing"}
     assert text.rstrip().endswith("one can be searched and the other be its test store\nthey can be merged")
+    for seed, sentence in (
+        (9000, "one can be searched and the other be its test store"),  # other images of the same names
+        (0, "neither can be the other's test store: 6 images are in both"),  # the same images under other names
+    ):
+        images = class_folders(folder / f"week{seed}", ("ant", "bee") if seed else ("cat", "dog"), seed=seed)
+        _done("extract", images, "-o", folder / f"week{seed}.h5", *PIXELS)
+        assert sentence in _done("info", folder / "monday.h5", folder / f"week{seed}.h5").splitlines()
     write_store(folder / "other.h5")
     text = _done("info", folder / "monday.h5", folder / "other.h5")
     expected = {"backbone": "the meaning", "origin": "nothing", "layers that only one has": "nothing"}

@@ -31,7 +31,7 @@ def folder(tmp_path_factory) -> Path:
     """photos, their store, one of other images with one more layer, and one with another batch size."""
     root = tmp_path_factory.mktemp("words")
     class_folders(root / "photos", n=6)
-    class_folders(root / "more", ("cat", "dog"), n=3)
+    class_folders(root / "more", ("cat", "dog"), n=3, seed=5000)
     assert run("extract", root / "photos", "-o", root / "photos.h5", *PIXELS).exit_code == 0
     assert run("extract", root / "more", "-o", root / "more.h5", *PIXELS, "--batch-size", 3).exit_code == 0
     (root / "list.txt").write_text("photos/ant/ant_0.png\n")
@@ -62,6 +62,7 @@ def folder(tmp_path_factory) -> Path:
         ("extract photos/ant/ant_0.png -o x.h5", "is a single file; give a folder"),
         ("extract photos -o x.h5 -b photos.h5", "a backbone is a network's name"),
         ("layers photos.h5", "featx info photos.h5 says what a store holds"),
+        ("search photos", "photos as a store: it is a folder; featx extract makes a store of its images"),
         ("search photos.h5 --groups patient", "photos.h5 has no column 'patient', and no others"),
         ("search photos.h5 more.h5", "more.h5 lacks 'ant/ant_0.png'"),
         ("predict photos photos.h5", "photos is a folder, and the model comes first"),

@@ -273,7 +273,10 @@ def test_the_command_line_makes_two_stores_that_fit(tmp_path):
     def run(*words):
         return CliRunner().invoke(app, [str(word) for word in words])
 
-    train, test = (class_folders(tmp_path / name, (f"{name} ant", f"{name} bee"), n=6) for name in ("one", "two"))
+    train, test = (
+        class_folders(tmp_path / name, (f"{name} ant", f"{name} bee"), n=6, seed=seed)
+        for name, seed in (("one", 0), ("two", 5000))
+    )
     made = ["-b", "bundled:pixels", "-q", "--precision", "bfloat16", "--batch-size", 5, "--dtype", "float16"]
     assert run("extract", train, "-o", tmp_path / "train.h5", *made).exit_code == 0
     done = run("extract", test, "-o", tmp_path / "test.h5", "--like", tmp_path / "train.h5", "-q")

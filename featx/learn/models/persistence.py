@@ -235,7 +235,7 @@ def load_selection(
     model = _read(path)
     if not isinstance(record := model.get(_RECORD), str):
         raise ModelError(
-            f"{path} does not say how its model was chosen; featx search writes that, and so does ",
+            f"{path} does not say how its model was chosen; save it with ",
             Call("featx.save", "selection", "path"),
         )
     return selection_of(record, model["estimator"], stores, test_store)
