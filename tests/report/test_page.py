@@ -184,8 +184,23 @@ def test_equal_features_have_no_map(tmp_path):
 
 
 def test_the_growth_ends_at_the_held_out_score(selection):
-    section = growth.growth_section(selection)
-    assert f"with all {selection.held_out:.3f}" in " ".join(section.blocks[0].text.split())
+    text = growth.growth_section(selection).blocks[0].text
+    assert f"with {len(selection.training.y)} {selection.held_out:.3f}" in text
+
+
+@pytest.mark.parametrize(
+    "gained, said", [(60, "more images would probably help"), (4, "it is not known"), (0, "would change little")]
+)
+def test_more_images_are_said_to_help_only_beyond_chance(selection, monkeypatch, gained, said):
+    y = np.resize(selection.training.classes, 400)
+    test = replace(selection.test, y=y, predicted=y, X=np.zeros((400, 1), np.int64))
+
+    def outputs(_, rows):
+        n_wrong = 100 if len(rows) == len(selection.training.y) else 100 + gained
+        return np.where(np.arange(400) < n_wrong, np.roll(y, 1), y)
+
+    monkeypatch.setattr(growth, "_outputs", outputs)
+    assert said in growth.growth_section(replace(selection, test=test)).blocks[0].text
 
 
 def says(selection: Selection) -> str:

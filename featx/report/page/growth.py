@@ -9,6 +9,7 @@ from sklearn.base import clone
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline
 
+from featx.learn.scores import METRICS, UNKNOWN, paired_interval
 from featx.report.page.charts import Series, chart
 from featx.report.page.sections import Html, Section, Text
 from featx.report.scores import number, score_name
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _SHARES = (0.125, 0.25, 0.5, 1.0)
 _DRAWS = 3
 _FEWEST = 10  # images to train on
-_GAIN = 0.01  # of a doubling that is worth saying
+_GAIN = 0.02  # a doubling that surely gains less changes little
 
 
 def growth_section(selection: Selection, random_state: int = 0) -> Section | None:
@@ -27,28 +28,32 @@ def growth_section(selection: Selection, random_state: int = 0) -> Section | Non
     training, test = selection.training, selection.test
     if selection.best_estimator is None or test is None or training.X is None or training.y is None:
         return None
-    is_numeric = training.classes is None
-    sizes, scores = [], []
+    is_numeric, scoring = training.classes is None, selection.settings.scoring
+    metric = METRICS[scoring]
+    sizes, scores, outputs = [], [], []
     for share in _SHARES:
-        fitted = [_score(selection, rows) for rows in _draws(training.y, is_numeric, share, random_state)]
-        drawn = [score for score in fitted if score is not None]
+        fitted = [_outputs(selection, rows) for rows in _draws(training.y, is_numeric, share, random_state)]
+        drawn = [each for each in fitted if each is not None]
         if drawn:
             sizes.append(round(share * len(training.y)))
-            scores.append(float(np.mean(drawn)))
+            scores.append(float(np.mean([metric.score(test.y, each, training.classes) for each in drawn])))
+            outputs.append(drawn[0])
     if len(sizes) < 2:
         return None
-    scoring = selection.settings.scoring
     shown = [-score for score in scores] if scoring == "neg_mean_absolute_error" else scores
     series = Series(sizes, shown, score_name(scoring))
-    gain = scores[-1] - scores[-2]
-    if gain > _GAIN * max(1.0, abs(scores[-1])):
-        says = "so more images would probably help"
-    else:
-        says = "so twice as many images would change little"
     text = (
-        f"With half of the training images the held-out {score_name(scoring)} is {number(scores[-2], scoring)}, with "
-        f"all {number(scores[-1], scoring)}: {says}."
+        f"With {sizes[-2]:,} training images the held-out {score_name(scoring)} is {number(scores[-2], scoring)}, with "
+        f"{sizes[-1]:,} {number(scores[-1], scoring)}: "
     )
+    half, whole = outputs[-2:]
+    low, high = UNKNOWN if metric.is_ranked else paired_interval(metric, test.y, half, whole, test.groups)
+    if low > 0:
+        text += "more than chance explains, so more images would probably help."
+    elif high < _GAIN * max(1.0, abs(scores[-1])):
+        text += "twice as many images would change little."
+    else:
+        text += "no more than chance may explain, so it is not known whether more images would help."
     drawn_chart = chart([series], "training images", score_name(scoring), text, is_log=True)
     return Section("growth", "Would more images help?", [Text(text), Html(drawn_chart)])
 
@@ -67,14 +72,13 @@ def _draws(y: np.ndarray, is_numeric: bool, share: float, random_state: int) -> 
     return [train_test_split(rows, train_size=n, stratify=strata, random_state=seed)[0] for seed in seeds]
 
 
-def _score(selection: Selection, rows: np.ndarray) -> float | None:
-    """The held-out score of the chosen pipeline, fitted on some training images; None if they do not allow a fit."""
+def _outputs(selection: Selection, rows: np.ndarray) -> np.ndarray | None:
+    """The outputs for the held-out images of the chosen pipeline, fitted on some training images, as its score takes
+    them; None if they do not allow a fit."""
     from featx.learn.features import StoredFeatures
-    from featx.learn.scores import METRICS
 
     training, test, best = selection.training, selection.test, selection.best_estimator
     assert best is not None and test is not None and training.X is not None and training.y is not None
-    metric = METRICS[selection.settings.scoring]
     try:
         fitted = clone(best).fit(training.X[rows], training.y[rows])
     except ValueError:  # a PCA or neighbours that need more images
@@ -82,4 +86,4 @@ def _score(selection: Selection, rows: np.ndarray) -> float | None:
     if test.store is not None:
         reading = StoredFeatures(test.store, list(fitted["features"].layers_)).fit()
         fitted = Pipeline([("features", reading), *fitted.steps[1:]])
-    return metric.score(test.y, metric.outputs(fitted, test.X), training.classes)
+    return METRICS[selection.settings.scoring].outputs(fitted, test.X)

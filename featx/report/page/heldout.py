@@ -34,8 +34,7 @@ def confusion_section(selection: Selection) -> Section | None:
     names = list(map(str, classes))
     blocks: list[Block] = []
     if len(names) <= _MOST_CONFUSION:
-        blocks.append(Text("Rows are true, columns predicted. A number opens its images."))
-        blocks.append(Html(_matrix(names, cells)))
+        blocks.append(Html(f"<p>A number opens its images.</p>{_matrix(names, cells)}"))
     wrong = sorted(((pair, of) for pair, of in cells.items() if pair[0] != pair[1]), key=lambda each: -len(each[1]))
     if len(names) > 2 and wrong:
         total = {name: sum(len(of) for pair, of in cells.items() if pair[0] == name) for name in names}
@@ -115,7 +114,7 @@ def scatter_section(selection: Selection) -> Section | None:
         x_range=span, y_range=span,
     )  # fmt: skip
     mae = f"The mean absolute error is {amount(selection.held_out_mae or 0.0)}."
-    return Section("scatter", "Predicted against true", [Text(f"{mae} A point opens its image."), Html(drawn)])
+    return Section("scatter", "Predicted against true", [Text(mae), Html(f"<p>A point opens its image.</p>{drawn}")])
 
 
 def calibration_section(selection: Selection) -> Section | None:

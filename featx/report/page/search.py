@@ -45,7 +45,7 @@ def grid_section(selection: Selection) -> Section:
     seen = (
         f"Mean {score_name(scoring)} of {selection.settings.folds}-fold cross-validation; the framed cell was chosen."
     )
-    return Section("grid", "Layers and settings", [Text(seen), Html("\n".join(tables))])
+    return Section("grid", "Layers and settings", [Html("\n".join([f"<p>{text_html(seen)}</p>", *tables]))])
 
 
 def _in_order(selection: Selection) -> list[Candidate]:
