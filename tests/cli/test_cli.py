@@ -331,7 +331,7 @@ def test_every_mistake_costs_one_line_and_leaves_nothing(photos: Path, store: Pa
         (("search", store, "--repeats", 0), "--repeats is 1 or more"),
         (("search", store, "--pca", 0), "--pca is 1 or more"),
         (("search", text), "not a featx store"),
-        (("search", photos), "not a file"),
+        (("search", photos), "it is a folder; featx extract makes a store"),
         (("search", store, "--labels", tmp_path / "no.csv"), "cannot read the CSV file"),
         (("search", store, "--labels", manifest), "with --label-column"),
         (("search", store, "--label-column", "age"), "photos.h5 has no column 'age'"),
