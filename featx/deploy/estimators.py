@@ -396,7 +396,9 @@ def _neighbors(fitted: Any) -> nn.Module:
 
 def _centroid(fitted: Any) -> nn.Module:
     if fitted.metric not in ("euclidean", "cosine"):
-        raise ModelError(f"NearestCentroid with metric {fitted.metric!r} cannot be exported; 'euclidean' can")
+        raise ModelError(
+            f"NearestCentroid with metric {fitted.metric!r} cannot be exported; 'euclidean' and 'cosine' can"
+        )
     return Centroids(fitted)
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
-from featx.deploy.runtime import open_onnx
 from featx.deploy.writing import Exported, export
 from featx.errors import ModelError, as_path
 
@@ -59,7 +58,7 @@ def export_web(
     except OSError as error:
         raise ModelError(f"cannot make the folder {folder}: {error.strerror}") from error
     exported = export(model, folder / "model.onnx", input="image", check=check)
-    _, description = open_onnx(exported.path)
+    description = exported.description
     about = {
         "classes": description.classes,
         "outputs": list(exported.outputs),

@@ -37,12 +37,14 @@ class Exported(NamedTuple):
     input : "pixels (batch, 224, 224, 3) uint8"
     outputs : ("label", "probabilities") for example
     agreement : how it agrees with the model
+    description : the file's metadata
     """
 
     path: Path
     input: str
     outputs: tuple[str, ...]
     agreement: Agreement
+    description: Description
 
 
 def export(
@@ -121,7 +123,7 @@ def export(
         except Exception as error:  # an operation that ONNX lacks: many types
             raise ModelError(f"the network cannot be written as {path.suffix}: {_in_a_line(error)}") from error
         agreement = verify(run(draft, program), program, model, check)
-    return Exported(path, _signature(program), program.outputs, agreement)
+    return Exported(path, _signature(program), program.outputs, agreement, description)
 
 
 def _require_onnx() -> None:

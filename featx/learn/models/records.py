@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
-from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
 from featx.errors import FeatxError, KeysError, ModelError
@@ -111,9 +111,7 @@ def _store_of(estimator: Pipeline, stores: Sequence[FeatureStore]) -> FeatureSto
 def _reading(estimator: Pipeline, store: FeatureStore) -> StoredFeatures:
     """The model's features step, reading from a store; `transform` compares the recipes."""
     step = estimator.steps[0][1]
-    reading = clone(step).set_params(store=store, layer=list(step.layers_))
-    reading.recipe_, reading.n_features_in_, reading.n_features_out_ = step.recipe_, 1, step.n_features_out_
-    return reading
+    return copy(step).set_params(store=store, layer=list(step.layers_))
 
 
 def _candidate(values: dict[str, Any]) -> Candidate:

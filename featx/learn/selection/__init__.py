@@ -1,6 +1,15 @@
 """Choice of layer and estimator by cross-validation, and its score on held-out images."""
 
-from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment, labels_of
+from featx.learn.selection.experiment import (
+    A_FIFTH,
+    Experiment,
+    HoldOut,
+    Labels,
+    Stores,
+    define_experiment,
+    labels_of,
+    reading_from,
+)
 from featx.learn.selection.layer_grids import Layers, new_estimator, stored_features
 from featx.learn.selection.one_se_rule import one_se
 from featx.learn.selection.parameters import (
@@ -63,6 +72,7 @@ __all__ = [
     "one_se",
     "positive_numbers",
     "predicted_test_set",
+    "reading_from",
     "select_model",
     "stored_features",
     "units",

@@ -119,10 +119,7 @@ class Experiment:
 
     def reading_test(self, pipeline: Pipeline) -> Pipeline:
         """The fitted pipeline, reading from the test store if there is one."""
-        if self.test_store is None:
-            return pipeline
-        reading = StoredFeatures(self.test_store, list(pipeline["features"].layers_)).fit()
-        return Pipeline([("features", reading), *pipeline.steps[1:]])
+        return pipeline if self.test_store is None else reading_from(pipeline, self.test_store)
 
     def split_validation(self, rows: np.ndarray) -> Split:
         """(positions to train on, positions to validate on) in X.
@@ -153,6 +150,13 @@ class Experiment:
         if not self.is_numeric and (missing := sorted(set(self.y) - set(self.y[~is_validation]))):
             raise FeatxError(f"the images to learn from need every class; there is none of {listed(missing)}")
         return np.flatnonzero(~is_validation), np.flatnonzero(is_validation)
+
+
+def reading_from(pipeline: Pipeline, store: FeatureStore) -> Pipeline:
+    """A pipeline with the same fitted steps, whose features are read from another store."""
+    features = pipeline["features"]
+    reading = StoredFeatures(store, list(features.layers_), features.device, features.view).fit()
+    return Pipeline([("features", reading), *pipeline.steps[1:]])
 
 
 def define_experiment(

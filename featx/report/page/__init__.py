@@ -18,7 +18,7 @@ from featx.report.page.heldout import (
     scatter_section,
     slices_section,
 )
-from featx.report.page.images import Images, Thumbnails, images_of, thumbnails
+from featx.report.page.images import A_SHEET, Images, Thumbnails, images_of, thumbnails
 from featx.report.page.protocols import protocol_sections
 from featx.report.page.search import candidates_section, grid_section, nested_section
 from featx.report.page.sections import Code, Section, Text, markdown_of, section_html, text_html
@@ -148,8 +148,8 @@ def _data(result: Selection, images: Images, maps: dict[str, np.ndarray], pictur
         "classes": None if classes is None else [str(name) for name in classes],
         "probabilities": probabilities,
         "thumbnails": [pictures.place_of.get(i, -1) for i in range(len(images))],
-        "side": pictures.side,
         "columns": pictures.columns,
+        "a_sheet": A_SHEET,
         "maps": {name: np.round(_unit(at), 4).tolist() for name, at in maps.items()},
         "slices": _colours(images),
     }

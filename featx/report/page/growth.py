@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.base import clone
 from sklearn.model_selection import train_test_split
-from sklearn.pipeline import Pipeline
 
 from featx.learn.scores import METRICS, UNKNOWN, paired_interval
+from featx.learn.selection import reading_from
 from featx.report.page.charts import Series, chart
 from featx.report.page.sections import Html, Section, Text
 from featx.report.scores import number, score_name
@@ -75,8 +75,6 @@ def _draws(y: np.ndarray, is_numeric: bool, share: float, random_state: int) -> 
 def _outputs(selection: Selection, rows: np.ndarray) -> np.ndarray | None:
     """The outputs for the held-out images of the chosen pipeline, fitted on some training images, as its score takes
     them; None if they do not allow a fit."""
-    from featx.learn.features import StoredFeatures
-
     training, test, best = selection.training, selection.test, selection.best_estimator
     assert best is not None and test is not None and training.X is not None and training.y is not None
     try:
@@ -84,6 +82,5 @@ def _outputs(selection: Selection, rows: np.ndarray) -> np.ndarray | None:
     except ValueError:  # a PCA or neighbours that need more images
         return None
     if test.store is not None:
-        reading = StoredFeatures(test.store, list(fitted["features"].layers_)).fit()
-        fitted = Pipeline([("features", reading), *fitted.steps[1:]])
+        fitted = reading_from(fitted, test.store)
     return METRICS[selection.settings.scoring].outputs(fitted, test.X)

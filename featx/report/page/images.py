@@ -24,7 +24,7 @@ MOST_THUMBNAILS = 2000
 _MOST_BYTES = 3_300_000  # of all sheets; base64 makes them a third larger
 _MOST_PIXELS = 16_000_000  # of all sheets
 _SIDES = (48, 144)  # pixels of a thumbnail
-_A_SHEET = 250  # thumbnails
+A_SHEET = 250  # thumbnails
 _QUALITIES = (80, 65, 50, 35, 20, 10)
 
 
@@ -104,8 +104,8 @@ def thumbnails(images: Images, order: Sequence[int]) -> Thumbnails:
     with ThreadPoolExecutor() as threads:
         pictures = list(threads.map(lambda path: _square(path, side), paths.values()))
     readable = [(i, picture) for i, picture in zip(paths, pictures, strict=True) if picture is not None]
-    columns = max(1, int(np.sqrt(_A_SHEET)))
-    parts = [readable[at : at + _A_SHEET] for at in range(0, len(readable), _A_SHEET)]
+    columns = max(1, int(np.sqrt(A_SHEET)))
+    parts = [readable[at : at + A_SHEET] for at in range(0, len(readable), A_SHEET)]
     sheets: list[bytes] = []
     for quality in _QUALITIES:
         sheets = [_sheet([picture for _, picture in part], side, columns, quality) for part in parts]

@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
+from featx.learn.selection import reading_from
 from featx.report.page.images import Images
 from featx.report.page.sections import Html, Section, Text
 
@@ -43,7 +44,7 @@ def coordinates(selection: Selection, images: Images, random_state: int = 0) -> 
         (images.training_store, images.rows[images.n_test :]),
     ):
         if len(rows):
-            parts.append(np.asarray(_before_the_estimator(best, store).transform(store.X[rows]), np.float32))
+            parts.append(np.asarray(reading_from(best, store)[:-1].transform(store.X[rows]), np.float32))
     matrix = np.concatenate(parts)
     if not np.ptp(matrix, axis=0).any():  # t-SNE would start with 0 / 0, and end the process
         return {}
@@ -62,16 +63,6 @@ def coordinates(selection: Selection, images: Images, random_state: int = 0) -> 
 
             maps["UMAP"] = umap.UMAP(random_state=random_state).fit_transform(components)
     return maps
-
-
-def _before_the_estimator(best, store):  # type: ignore[no-untyped-def]
-    """The fitted steps before the estimator, reading from a store."""
-    from sklearn.pipeline import Pipeline
-
-    from featx.learn.features import StoredFeatures
-
-    reading = StoredFeatures(store, list(best["features"].layers_)).fit()
-    return Pipeline([("features", reading), *best.steps[1:-1]])
 
 
 def map_section(selection: Selection, images: Images) -> Section:

@@ -10,7 +10,6 @@
   };
 
   // thumbnails: places on sheets of pictures
-  const A_SHEET = 250;
   const thumbnail = (position, side) => {
     const made = element("span", "", "thumb");
     const place = data.thumbnails[position];
@@ -21,12 +20,12 @@
       made.classList.add("none");
       return made;
     }
-    const inSheet = place % A_SHEET;
+    const inSheet = place % data.a_sheet;
     const x = inSheet % data.columns;
     const y = Math.floor(inSheet / data.columns);
     const n = Math.max(...data.thumbnails) + 1;
-    const onSheet = Math.min(A_SHEET, n - (place - inSheet));
-    made.classList.add(`sheet${Math.floor(place / A_SHEET)}`);
+    const onSheet = Math.min(data.a_sheet, n - (place - inSheet));
+    made.classList.add(`sheet${Math.floor(place / data.a_sheet)}`);
     made.style.backgroundSize = `${side * Math.min(data.columns, onSheet)}px auto`;
     made.style.backgroundPosition = `${-x * side}px ${-y * side}px`;
     return made;
