@@ -41,6 +41,19 @@ def class_folders(
     return root
 
 
+def levelled_folders(
+    root: Path, levels: Mapping[str, int], n: int, size: tuple[int, int], spread: float, seed: int = 0
+) -> Path:
+    """`root/CLASS/00.png` ..., n pictures a class, (h, w) of noise around the class's level; returns the root."""
+    rng = np.random.default_rng(seed)
+    for name, level in levels.items():
+        (root / name).mkdir(parents=True)
+        for i in range(n):
+            pixels = rng.normal(level, spread, (*size, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i:02}.png")
+    return root
+
+
 def empty_cache() -> None:
     """As in a process that has just started: no network, no matrix is kept from before."""
     from featx.forward import cache

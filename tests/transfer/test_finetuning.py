@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import store_of
+from helpers import levelled_folders, store_of
 from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
@@ -34,14 +34,8 @@ def network() -> Backbone:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of 12 images: noise around a level."""
-    rng = np.random.default_rng(0)
-    root = tmp_path_factory.mktemp("photos")
-    for name, level in {"dark": 60, "dim": 100, "light": 160}.items():
-        (root / name).mkdir()
-        for i in range(12):
-            pixels = rng.normal(level, 60, (32, 32, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i:02}.png")
-    return root
+    levels = {"dark": 60, "dim": 100, "light": 160}
+    return levelled_folders(tmp_path_factory.mktemp("photos"), levels, 12, (32, 32), spread=60)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import levelled_folders
 from PIL import Image
 
 import featx
@@ -27,14 +28,8 @@ def network() -> Backbone:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rng = np.random.default_rng(0)
-    root = tmp_path_factory.mktemp("photos")
-    for name, level in {"dark": 60, "dim": 100, "light": 160}.items():
-        (root / name).mkdir()
-        for i in range(6):
-            pixels = rng.normal(level, 60, (36, 40, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(root / name / f"{i:02}.png")
-    return root
+    levels = {"dark": 60, "dim": 100, "light": 160}
+    return levelled_folders(tmp_path_factory.mktemp("photos"), levels, 6, (36, 40), spread=60)
 
 
 def extracted(folder: Path, output: Path, **options: object) -> FeatureStore:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from helpers import levelled_folders
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import GridSearchCV, StratifiedKFold, cross_val_score
@@ -42,13 +42,7 @@ def network(**options) -> Backbone:
 
 def make_images(root: Path, levels: dict[str, int], n: int, seed: int = 0) -> Path:
     """Grey noise around a level for each class."""
-    rng = np.random.default_rng(seed)
-    for name, level in levels.items():
-        (root / name).mkdir(parents=True)
-        for i in range(n):
-            noise = rng.normal(level, 40, (20, 20, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(noise).save(root / name / f"{i:02}.png")
-    return root
+    return levelled_folders(root, levels, n, (20, 20), spread=40, seed=seed)
 
 
 LEVELS = {"dark": 60, "dim": 68, "light": 180}  # two of them are alike
