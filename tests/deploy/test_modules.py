@@ -248,9 +248,7 @@ REFUSED = {
     "CalibratedClassifierCV(SVC(), ensemble=False) has probabilities": sklearn.svm.SVC(probability=True),
     "linear, poly, rbf and sigmoid can": sklearn.svm.SVC(kernel=lambda a, b: a @ b.T),
     "a FunctionTransformer of a function of yours": make_pipeline(FunctionTransformer(_log), Ridge()),
-    "with metric 'manhattan' cannot be exported; 'euclidean' and 'cosine' can": sklearn.neighbors.NearestCentroid(
-        "manhattan"
-    ),
+    "'manhattan' cannot be exported; 'euclidean' and 'cosine' can": sklearn.neighbors.NearestCentroid("manhattan"),
     "LinearRegression cannot be exported; Ridge is the nearest": sklearn.linear_model.LinearRegression(),
     "can: 'CalibratedClassifierCV'": sklearn.linear_model.HuberRegressor(),
 }
