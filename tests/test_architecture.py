@@ -58,8 +58,10 @@ MAY_IMPORT = {
     "learn": LEARN | {"naming"},  # the public list
     "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "deploy": LOW | MIDDLE - {"solvers"} | {"forward", "learn.features", "learn.models"},
-    "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer"},
-    "cli": LOW | {"images", "backbones", "store", "extraction", "request", "learn", "report", "transfer", "deploy"},
+    "audit": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols"},
+    "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer", "audit"},
+    "cli": LOW
+    | {"images", "backbones", "store", "extraction", "request", "learn", "report", "transfer", "audit", "deploy"},
     "__main__": {"cli"},
 }
 LEFT_SIDE = LOW | MIDDLE | LEFT | {"_torch"}
