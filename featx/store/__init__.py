@@ -12,12 +12,15 @@ from featx.store.files import KEPT, disk_errors, refuse_unwritable, written_asid
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
+from featx.store.near_duplicates import Copies, connected, near_duplicates
+from featx.store.neighbours import directions, nearest
 from featx.store.reader import FeatureStore
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
 
 __all__ = [
     "KEPT",
+    "Copies",
     "Damage",
     "Difference",
     "FeatureStore",
@@ -26,13 +29,17 @@ __all__ = [
     "StoreWriter",
     "Unfinished",
     "collection_digest",
+    "connected",
     "copy_rows",
+    "directions",
     "discard",
     "export",
     "image_keys",
     "is_unfinished",
     "merge",
     "merge_refusal",
+    "near_duplicates",
+    "nearest",
     "refuse_running",
     "refuse_unwritable",
     "rounding_note",

@@ -23,7 +23,7 @@ from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import most_bytes
 
 FORMAT = "featx-store"
-VERSIONS = (1, 2)  # version 2 has texts with offsets, or views
+VERSIONS = (1, 2, 3)  # version 2 has texts with offsets, or views; version 3 has statistics of images
 ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": 1}
 OFFSETS = "@offsets"  # suffix of a dataset's name; no `member` contains an @
 MOST_RECIPE_BYTES = 4 * 2**20
@@ -109,7 +109,7 @@ class Seal:
 
 
 _SEAL = re.compile(
-    rb"featx-store ([12])\nsize (\d{1,18})\nmetadata (\d{1,18})\nstructure (\d{1,18})\nidentity ([0-9a-f]{32})\n"
+    rb"featx-store ([123])\nsize (\d{1,18})\nmetadata (\d{1,18})\nstructure (\d{1,18})\nidentity ([0-9a-f]{32})\n"
 )
 
 
@@ -120,6 +120,8 @@ def attributes(version: int) -> dict[str, bytes | int]:
 
 def version_for(tree: Mapping[str, Any], views: Sequence[str] | None) -> int:
     """The format version of a file with these datasets, whose recipe has these views."""
+    if "statistics" in tree:
+        return 3
     groups = (node for node in tree.values() if isinstance(node, Mapping))
     return 2 if views is not None or any(name.endswith(OFFSETS) for group in groups for name in group) else 1
 
