@@ -1,7 +1,23 @@
 """What the features say about the data: label errors, copies, outliers, shortcuts, and which images to label next."""
 
+from featx.audit.audit import Audit, Finding, audit
+from featx.audit.confusion import ConfusedPair
+from featx.audit.label_errors import LabelErrors
+from featx.audit.outliers import Outlier
+from featx.audit.shift import Shift
+from featx.audit.shortcuts import Shortcut, Stratum
 from featx.naming import publish
 
-__all__: list[str] = []
+__all__ = [
+    "Audit",
+    "ConfusedPair",
+    "Finding",
+    "LabelErrors",
+    "Outlier",
+    "Shift",
+    "Shortcut",
+    "Stratum",
+    "audit",
+]
 
 publish([globals()[_name] for _name in __all__], __name__)

@@ -12,7 +12,7 @@ from featx.store.files import KEPT, disk_errors, refuse_unwritable, written_asid
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
-from featx.store.near_duplicates import Copies, connected, near_duplicates
+from featx.store.near_duplicates import NEAR_DUPLICATES, Copies, connected, near_duplicate_groups, near_duplicates
 from featx.store.neighbours import directions, nearest
 from featx.store.reader import FeatureStore
 from featx.store.rows import RowFile
@@ -20,6 +20,7 @@ from featx.store.writer import StoreWriter
 
 __all__ = [
     "KEPT",
+    "NEAR_DUPLICATES",
     "Copies",
     "Damage",
     "Difference",
@@ -38,6 +39,7 @@ __all__ = [
     "is_unfinished",
     "merge",
     "merge_refusal",
+    "near_duplicate_groups",
     "near_duplicates",
     "nearest",
     "refuse_running",

@@ -16,7 +16,7 @@ from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
 from featx.errors import Call, FeatxError, Parameter, Part, StoreError, listed, no_column
 from featx.learn.selection.parameters import brief, check_integer, sequence
-from featx.store import FeatureStore
+from featx.store import NEAR_DUPLICATES, FeatureStore, near_duplicate_groups
 
 _MANY_CLASSES = 10
 Split = tuple[np.ndarray, np.ndarray]  # training positions, test positions, each ascending
@@ -38,7 +38,7 @@ class Groups:
 
 
 def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarray | None) -> np.ndarray | None:
-    """(n,) numbers of groups, from a column of the store or from one value per image.
+    """(n,) numbers of groups, from a column of the store, from one value per image, or "near-duplicates".
 
     Raises
     ------
@@ -49,6 +49,8 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
     """
     if groups is None:
         return None
+    if isinstance(groups, str) and groups == NEAR_DUPLICATES and groups not in store.columns:
+        return near_duplicate_groups(store)
     if isinstance(groups, str):
         values = column_of(store, groups, "group")
     else:
