@@ -174,9 +174,9 @@ class SearchRequest:
 
         arguments = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _LOOKED_UP}
         if self.split_column is not None and not self._only_validates:
-            arguments["test_rows"] = _rows_with(store, self.split_column, self.test_value or "test")
+            arguments["test_rows"] = rows_with(store, self.split_column, self.test_value or "test")
         if self.split_column is not None and self.validation_value is not None:
-            arguments["validation_rows"] = _rows_with(store, self.split_column, self.validation_value)
+            arguments["validation_rows"] = rows_with(store, self.split_column, self.validation_value)
         arguments["y"] = self._labels(store)
         arguments["test_store"] = None if self.test_store is None else FeatureStore(self.test_store)
         return {name: value for name, value in arguments.items() if value is not None and value is not False}
@@ -259,7 +259,7 @@ def _joined(names: Sequence[str], separator: str) -> list[Part]:
     return parts[1:]
 
 
-def _rows_with(store: FeatureStore, name: str, value: str) -> np.ndarray:
+def rows_with(store: FeatureStore, name: str, value: str) -> np.ndarray:
     """(n,) bool, the images that have a value in a column."""
     cells = _column(store, name)
     rows = cells == value

@@ -1,6 +1,6 @@
 """What the features say about the data: label errors, copies, outliers, shortcuts, and which images to label next."""
 
-from featx.audit.audit import Audit, Finding, audit
+from featx.audit.audit import Audit, Finding, audit, shortcut_reason, split_warnings
 from featx.audit.confusion import ConfusedPair
 from featx.audit.label_errors import LabelErrors
 from featx.audit.outliers import Outlier
@@ -18,6 +18,8 @@ __all__ = [
     "Shortcut",
     "Stratum",
     "audit",
+    "shortcut_reason",
+    "split_warnings",
 ]
 
 publish([globals()[_name] for _name in __all__], __name__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from featx.report.adaptations import adaptation_json, adaptation_table
+from featx.report.audits import audit_csv, audit_json, audit_table, audit_text
 from featx.report.answers import model_text, selection_text
 from featx.report.comparisons import comparison_figure, comparison_json, comparison_table, similarity_figure
 from featx.report.curves import protocol_figure
@@ -10,7 +11,7 @@ from featx.report.extractions import ExtractionLines, plan_table
 from featx.report.figures import selection_figure
 from featx.report.finetunings import finetuning_json, finetuning_table
 from featx.report.installation import installation, installation_json, installation_table
-from featx.report.page import html
+from featx.report.page import audit_html, html
 from featx.report.progress import search_progress
 from featx.report.rankings import nested_table, protocol_table, ranking_table
 from featx.report.results import results_csv, results_json
@@ -28,6 +29,11 @@ __all__ = [
     "ExtractionLines",
     "adaptation_json",
     "adaptation_table",
+    "audit_csv",
+    "audit_html",
+    "audit_json",
+    "audit_table",
+    "audit_text",
     "boundaries_table",
     "comparison_figure",
     "comparison_json",

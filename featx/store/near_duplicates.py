@@ -111,12 +111,12 @@ def _close_hashes(
     store: FeatureStore, other: FeatureStore | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(first row, second row, bits, mirrored) of the pairs whose hashes differ by 16 bits or fewer."""
+    empty = np.empty(0, np.int64)
     if not store.statistics or other is not None and not other.statistics:
-        empty = np.empty(0, np.int64)
         return empty, empty, empty, empty.astype(bool)
     first, hashes, _ = _hashes(store)
     second, others, mirrors = (first, hashes, _hashes(store)[2]) if other is None else _hashes(other)
-    found: list[tuple[np.ndarray, ...]] = []
+    found: list[tuple[np.ndarray, ...]] = [(empty, empty, empty, empty.astype(bool))]
     for start, nearest, mirrored in _blocks(hashes, others, mirrors):
         at, to = np.nonzero(nearest <= _MOST_CROPPED_BITS)
         if other is None:
