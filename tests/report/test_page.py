@@ -17,7 +17,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 import featx
-from featx.errors import FeatxError, KeysError, ModelError
+from featx.errors import FeatxError, KeysError, LayerError, ModelError
 from featx.learn import HoldOut, Selection, few_shot, load_selection, select_model
 from featx.learn.models.records import record_of, selection_of
 from featx.report import html
@@ -289,10 +289,41 @@ def test_a_selection_of_other_stores_or_of_none_is_refused(selection, store, tmp
         load_selection(plain, store)
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
     other = featx.extract([tmp_path / "other.png"], tmp_path / "o.h5", "bundled:pixels", labels=["a"], progress=False)
-    with pytest.raises(KeysError):
+    with pytest.raises(
+        KeysError, match=r"chosen on 40 images of page\.h5; o\.h5 holds none of them; give the store that was searched"
+    ):
         load_selection(path, other)
+    origin = Path(store.recipe.origin)
+    (origin / "part.csv").write_text("\n".join((origin / "images.csv").read_text().splitlines()[:31]))
+    part = featx.extract(origin / "part.csv", tmp_path / "part.h5", "bundled:pixels", progress=False)
+    n = int(np.isin(selection.training.X, part.X).sum())
+    with pytest.raises(KeysError, match=rf"of page\.h5; part\.h5 holds only {n} of them"):
+        load_selection(path, part)
+    rows = {name: np.ones((80, 3), np.float32) for name in ("a:avg", "b:avg")}
+    with pytest.raises(
+        FeatxError, match=r"chosen on page\.h5 and reads features of bundled:pixels; n\.h5 has those of"
+    ):
+        load_selection(path, store_of(tmp_path / "n.h5", rows, y=store.y))
     with pytest.raises(ModelError, match="interrupted"):
         featx.save(replace(selection, best_estimator=None), tmp_path / "none.skops")
+
+
+def test_a_selection_of_another_layer_or_test_store_names_both(tmp_path):
+    y = np.array(["a", "b"] * 20)
+    rows = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    searched, tested = (
+        store_of(tmp_path / name, {"a:avg": rows}, y=y, ids=[f"{name}{i}" for i in range(40)], first=first)
+        for name, first in (("s.h5", 0), ("t.h5", 40))
+    )
+    path = featx.save(select_model(searched, holdout=HoldOut(store=tested), **FAST), tmp_path / "model.skops")
+    message = r"the 40 held-out images are those of t\.h5; s\.h5 holds none of them; .* with test_store=\.\.\."
+    for wrong in (None, searched):
+        with pytest.raises(KeysError, match=message):
+            load_selection(path, searched, wrong)
+    assert load_selection(path, searched, tested).held_out is not None
+    other = store_of(tmp_path / "o.h5", {"b:avg": rows}, y=y, ids=searched.ids.tolist())
+    with pytest.raises(LayerError, match=r"chosen on s\.h5 and reads a:avg; o\.h5 has b:avg; give the store"):
+        load_selection(path, other, tested)
 
 
 @pytest.mark.parametrize(
