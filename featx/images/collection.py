@@ -15,7 +15,7 @@ from PIL import Image
 
 from featx.errors import ImageError, SourceError, listed, nearest
 from featx.images.decoding import EXTENSIONS, AnyImage
-from featx.manifest import as_labels, column, read_manifest, text_array
+from featx.manifest import as_labels, column, file_of_labels, read_manifest, text_array
 
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "testing"}
 
@@ -98,7 +98,11 @@ def collect(
         path = Path(source)
         if path.is_dir():
             if labels is not None or ids is not None:
-                raise SourceError(f"{path} is a folder: its class folders are the labels; for others use a CSV file")
+                raise SourceError(
+                    f"{path} is a folder: its class folders are the labels; for others use a CSV file of paths and "
+                    "labels as the source",
+                    *file_of_labels(labels),
+                )
             return _from_folder(path, target)
         if not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
