@@ -210,10 +210,13 @@ class ModelError(FeatxError):
     """A model that cannot be saved or opened."""
 
 
+_NOT_THE_USERS = (__package__, "sklearn", "joblib")  # packages of frames between a warning and the user's code
+
+
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the user's code that called featx."""
+    """Warn at the line of the user's code that called featx, directly or through scikit-learn."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
