@@ -140,7 +140,7 @@ def test_thumbnails_are_those_of_the_images(selection):
         place = made.place_of[i]
         x, y = made.side * (place % made.columns), made.side * (place // made.columns)
         shown = np.asarray(sheets[0].crop((x, y, x + made.side, y + made.side)), float)[made.side // 2].mean()
-        assert abs(shown - np.asarray(Image.open(images.path(i)), float)[8].mean()) < 25
+        assert abs(shown - np.asarray(images.picture(i), float)[8].mean()) < 25
     assert all(
         base64.b64decode(url.partition(",")[2]) == sheet for url, sheet in zip(made.urls(), made.sheets, strict=True)
     )
@@ -201,6 +201,12 @@ def test_more_images_are_said_to_help_only_beyond_chance(selection, monkeypatch,
 
     monkeypatch.setattr(growth, "_outputs", outputs)
     assert said in growth.growth_section(replace(selection, test=test)).blocks[0].text
+
+
+def test_a_ranked_score_s_growth_says_that_it_has_no_interval(store):
+    result = select_model(store, holdout=HoldOut(0.5), scoring="roc_auc", **FAST)
+    text = growth.growth_section(result).blocks[0].text
+    assert "a difference of ROC AUC has no interval here" in text and "chance" not in text
 
 
 def says(selection: Selection) -> str:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featx.report.page.heldout import DARK
 from featx.report.page.sections import Html, Section, Table, Text, text_html
-from featx.report.scores import backbone_names, named, number, score_name, scored, setting, value_text
+from featx.report.scores import backbone_names, n_features, named, number, score_name, scored, setting, value_text
 
 if TYPE_CHECKING:
     from featx.learn.selection import Candidate, Selection
@@ -60,7 +61,7 @@ def _cell(candidate: Candidate | None, selection: Selection, low: float, high: f
     if candidate is None:
         return "<td></td>"
     share = float(np.clip((candidate.mean - low) / (high - low), 0, 1)) if high > low else 1.0
-    kind = ("dark " if share > 0.5 else "") + ("chosen" if candidate == selection.chosen else "")
+    kind = ("dark " if share > DARK else "") + ("chosen" if candidate == selection.chosen else "")
     score = scored(candidate.mean, candidate.interval, selection.settings.scoring)
     title = text_html(f"{named(candidate)}: {score}")
     shown = number(candidate.mean, selection.settings.scoring)
@@ -83,7 +84,7 @@ def candidates_section(selection: Selection) -> Section:
             names[c.backbone],
             c.estimator,
             setting(c),
-            f"{c.d:,}",
+            n_features(c),
             scored(c.mean, c.interval, scoring),
             f"{c.fit_seconds:.3f}",
         ]
