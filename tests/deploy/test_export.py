@@ -140,6 +140,8 @@ def test_options_that_do_not_go_together_are_refused(folder: Path) -> None:
     assert "m.onnx is there already; choose another name, or replace it with --replace" in refused(
         "export", model, "-o", folder / "m.onnx"
     )
+    (folder / "w.onnx.data").write_text("of somebody else")
+    assert "w.onnx.data is there already" in refused("export", model, "-o", folder / "w.onnx")
     save(LogisticRegression().fit(np.eye(4), [0, 0, 1, 1]), folder / "rows.skops")
     assert "export it with --input rows" in refused("export", folder / "rows.skops", "-o", folder / "rows.pt2")
 

@@ -23,6 +23,7 @@ from featx.learn.models.records import record_of, selection_of
 from featx.report import html
 from featx.report.page import growth, heldout, maps, verdict
 from featx.report.page.images import images_of, thumbnails
+from featx.report.page.search import grid_section
 
 HOSTILE = "<script>alert(\"1\")</script> & 'x'"
 FAST = {"folds": 3, "n_jobs": 1, "estimators": "logistic_regression"}
@@ -146,6 +147,14 @@ def test_thumbnails_are_those_of_the_images(selection):
     )
 
 
+def test_whole_paths_are_shown_without_the_folder_that_they_share(store, tmp_path):
+    files = [Path(store.recipe.origin, name) for name in store.ids]
+    paths = featx.extract(files, tmp_path / "paths.h5", "bundled:pixels", labels=store.y, progress=False)
+    found = select_model(paths, holdout=HoldOut(0.5), **FAST)
+    data = data_of(html(found, tmp_path / "paths.html").read_text())
+    assert set(data["ids"]) == set(store.ids) and min(data["thumbnails"]) == 0
+
+
 def test_images_that_are_gone_have_no_thumbnail(selection, tmp_path):
     moved = featx.FeatureStore(selection.training.stores[0].path)
     moved.recipe = replace(moved.recipe, origin=str(tmp_path))
@@ -235,6 +244,12 @@ def test_checks_say_what_is_so_and_nothing_else(selection):
     assert "its interval excludes it" in says(replace(selection, test=perfect))
     guessing = replace(test, predicted=np.where(np.arange(len(test.y)) % 4 < 2, *training.classes))
     assert "its interval includes it" in says(replace(selection, test=guessing))
+
+
+def test_a_grid_below_chance_has_colours_too(selection):
+    below = replace(selection, training=replace(selection.training, chance=1.0))
+    shades = re.findall(r"--v:(\d+)%", grid_section(below).blocks[0].html)
+    assert {"0", "100"} <= set(shades)
 
 
 def test_numbers_have_a_scatter_plot_and_errors_by_column(store, tmp_path):

@@ -18,6 +18,7 @@
     made.setAttribute("aria-label", data.ids[position]);
     if (place < 0) {
       made.classList.add("none");
+      made.textContent = "no picture";
       return made;
     }
     const inSheet = place % data.a_sheet;

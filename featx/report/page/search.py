@@ -20,7 +20,8 @@ def grid_section(selection: Selection) -> Section:
     """The mean score of each layer at each value of each estimator's parameter, as coloured tables."""
     scoring = selection.settings.scoring
     means = [candidate.mean for candidate in selection.candidates]
-    high, low = max(means), max(min(means), min(selection.training.chance, max(means)))
+    high, chance = max(means), selection.training.chance
+    low = max(min(means), chance) if chance < high else min(means)
     tables = []
     layers = list(dict.fromkeys((c.backbone, c.layer) for c in _in_order(selection)))
     names = backbone_names(backbone for backbone, _ in layers)
