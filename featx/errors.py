@@ -254,6 +254,16 @@ def no_column(where: str, name: str, columns: Iterable[str]) -> str:
     return f"{where} has no column {name!r}{nearest(name, has)}; it has {', '.join(has)}"
 
 
+def file_of_labels(labels: object) -> list[Part]:
+    """The end of a message about `labels` that name a CSV file where a column is needed; [] if they do not."""
+    if not isinstance(labels, str) or not labels.lower().endswith(".csv"):
+        return []
+    return [
+        f"; {labels} is a file: its labels are read after the extraction, by ",
+        Call("FeatureStore.align", repr(labels)),
+    ]
+
+
 def count(n: int, noun: str) -> str:
     """ "1 image", "2,000 images" """
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

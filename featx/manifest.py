@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.errors import Call, Parameter, Part, SourceError, nearest
+from featx.errors import Parameter, SourceError, file_of_labels, nearest
 
 _SHORT, _LITTLE = 256, 2**20  # characters or bytes: of one text; of an array
 
@@ -71,16 +71,6 @@ def column(table: dict[str, list[str]], name: str, path: str | os.PathLike, opti
             *(file_of_labels(name) if option == "labels" else ()),
         )
     return table[name]
-
-
-def file_of_labels(labels: object) -> list[Part]:
-    """The end of a message about `labels` that name a CSV file where a column is needed; [] if they do not."""
-    if not isinstance(labels, str) or not labels.lower().endswith(".csv"):
-        return []
-    return [
-        f"; {labels} is a file: its labels are read after the extraction, by ",
-        Call("FeatureStore.align", repr(labels)),
-    ]
 
 
 def as_labels(values: Sequence[object] | np.ndarray, target: str, ids: Sequence[str] | None = None) -> np.ndarray:

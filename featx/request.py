@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from featx.catalogue import ESTIMATORS
-from featx.errors import FeatxError, Parameter, Part, SourceError, StoreError, listed, nearest, no_column
+from featx.errors import (
+    FeatxError,
+    Parameter,
+    Part,
+    SourceError,
+    StoreError,
+    file_of_labels,
+    listed,
+    nearest,
+    no_column,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -289,5 +299,5 @@ def _rows_with(store: FeatureStore, name: str, value: str) -> np.ndarray:
 
 def _column(store: FeatureStore, name: str) -> np.ndarray:
     if name not in store.columns:
-        raise StoreError(no_column(store.path.name, name, store.columns))
+        raise StoreError(no_column(store.path.name, name, store.columns), *file_of_labels(name))
     return store.columns[name]

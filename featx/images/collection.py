@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featx.errors import ImageError, SourceError, listed, nearest
+from featx.errors import ImageError, SourceError, file_of_labels, listed, nearest
 from featx.images.decoding import EXTENSIONS, AnyImage
-from featx.manifest import as_labels, column, file_of_labels, read_manifest, text_array
+from featx.manifest import as_labels, column, read_manifest, text_array
 
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "testing"}
 

@@ -177,6 +177,10 @@ def test_labels_that_are_a_column_or_a_file_are_told_apart(folder, tmp_path):
         assert done.exit_code == 2
         assert "--labels is a CSV file of labels by image id; site is no file; columns" in done.stderr
         assert "with --label-column site" in done.stderr
+    for command in (("search", store), ("search", store, "--target", "numeric"), ("compare", store)):
+        done = run(*command, "--labels" if command[0] == "compare" else "--label-column", file)
+        assert done.exit_code == 2 and f"has no column '{file}'" in done.stderr
+        assert done.stderr.endswith("its labels are read after the extraction, by featx search --labels\n")
     assert "--target-labels is a CSV" in run("adapt", store, store, "--target-labels", "site").stderr
 
 
