@@ -135,7 +135,7 @@ def test_the_held_out_images_are_first_and_labels_are_theirs(page, selection, st
 def test_thumbnails_are_those_of_the_images(selection):
     images = images_of(selection, 10)
     assert len(images) == len(selection.test.y) + 10
-    made = thumbnails(images, list(range(len(images))))
+    made = thumbnails(images, list(range(len(images))), 3_000_000)
     sheets = [Image.open(io.BytesIO(sheet)) for sheet in made.sheets]
     for i in range(len(images)):
         place = made.place_of[i]
@@ -145,6 +145,13 @@ def test_thumbnails_are_those_of_the_images(selection):
     assert all(
         base64.b64decode(url.partition(",")[2]) == sheet for url, sheet in zip(made.urls(), made.sheets, strict=True)
     )
+
+
+def test_thumbnails_are_compressed_until_they_fit(selection):
+    images = images_of(selection, 10)
+    free, tight = (thumbnails(images, list(range(len(images))), most) for most in (3_000_000, 100_000))
+    assert sum(map(len, tight.sheets)) <= 100_000 < sum(map(len, free.sheets))
+    assert tight.place_of == free.place_of
 
 
 def test_whole_paths_are_shown_without_the_folder_that_they_share(store, tmp_path):

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from featx.store import FeatureStore
 
 MOST_THUMBNAILS = 2000
-_MOST_BYTES = 3_300_000  # of all sheets; base64 makes them a third larger
 _MOST_PIXELS = 16_000_000  # of all sheets
 _SIDES = (48, 144)  # pixels of a thumbnail
 A_SHEET = 250  # thumbnails
@@ -100,10 +99,11 @@ class Thumbnails:
         return [f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}" for sheet in self.sheets]
 
 
-def thumbnails(images: Images, order: Sequence[int]) -> Thumbnails:
+def thumbnails(images: Images, order: Sequence[int], most_bytes: int) -> Thumbnails:
     """Thumbnails of the images at these positions, as many as a page holds; those that cannot be read are left out.
 
     order : positions, the most important first
+    most_bytes : of all sheets, which are compressed further until they fit
     """
     shown = order[:MOST_THUMBNAILS]
     low, high = _SIDES
@@ -116,7 +116,7 @@ def thumbnails(images: Images, order: Sequence[int]) -> Thumbnails:
     sheets: list[bytes] = []
     for quality in _QUALITIES:
         sheets = [_sheet([picture for _, picture in part], side, columns, quality) for part in parts]
-        if sum(map(len, sheets)) <= _MOST_BYTES:
+        if sum(map(len, sheets)) <= most_bytes:
             break
     return Thumbnails(sheets, {i: place for place, (i, _) in enumerate(readable)}, side, columns)
 
