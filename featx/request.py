@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from featx.catalogue import ESTIMATORS
-from featx.errors import FeatxError, Parameter, Part, StoreError, listed, nearest, no_column
+from featx.errors import (
+    FeatxError,
+    Parameter,
+    Part,
+    SourceError,
+    StoreError,
+    file_of_labels,
+    listed,
+    nearest,
+    no_column,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,11 +240,30 @@ class SearchRequest:
         """Labels of the file or of a column of the store; None for the store's own."""
         target = self.target or "class"
         if self.labels is not None:
-            return store.align(self.labels, self.label_column or "label", target=target)
+            return labels_in_file(store, self.labels, self.label_column, target=target)
         if self.label_column is None or target == "class":
             return self.label_column
         cells = _column(store, self.label_column)
         return store.align(dict(zip(store.ids.tolist(), cells.tolist(), strict=True)), target=target)
+
+
+def labels_in_file(
+    store: FeatureStore,
+    file: Path,
+    column: str | None,
+    *,
+    target: Literal["class", "numeric"] = "class",
+    option: str = "labels",
+) -> np.ndarray:
+    """(n,) labels of a CSV file; `option` is the parameter that names it, in messages."""
+    if not file.exists() and not file.suffix:  # it is meant as a column
+        what = f"a column of {store.path.name}" if str(file) in store.columns else "no file"
+        raise SourceError(
+            Parameter(option),
+            f" is a CSV file of labels by image id; {file} is {what}; columns of the store are chosen with ",
+            Parameter("label_column", str(file)),
+        )
+    return store.align(file, column or "label", target=target)
 
 
 def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -270,5 +299,5 @@ def rows_with(store: FeatureStore, name: str, value: str) -> np.ndarray:
 
 def _column(store: FeatureStore, name: str) -> np.ndarray:
     if name not in store.columns:
-        raise StoreError(no_column(store.path.name, name, store.columns))
+        raise StoreError(no_column(store.path.name, name, store.columns), *file_of_labels(name))
     return store.columns[name]

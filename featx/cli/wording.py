@@ -28,11 +28,14 @@ _EXTRACT_OPTIONS = {"like"}
 _COMMANDS = {
     ("featx.extract",): "featx extract",
     ("featx.extract", "backbone", "layers"): "featx extract IMAGES {backbone} {layers}",
+    ("featx.extract", "output", "backbone", "layers"): "featx extract IMAGES {output} {backbone} {layers}",
+    ("featx.export",): "featx export",
     ("featx.merge",): "featx merge",
     ("featx.save",): "featx search -o",
     ("featx.load", "weights"): "featx predict {weights}",
     ("HoldOut", "size"): "{size}",
     ("HoldOut", "rows"): "--split-column",
+    ("FeatureStore.align",): "featx search --labels",
     ("store.align",): "--labels labels.csv",
     ("target_store.align",): "--target-labels labels.csv",
     ("y.astype",): "--labels with --target numeric",
@@ -65,8 +68,12 @@ def worded(message: Message, options: Container[str]) -> str:
 
 
 def _option(parameter: Parameter, placeholder: str = "") -> str:
-    """ "--test-size 0" for `test_size=0`, "--replace" for `replace=True`, "--weights random" for `weights=None`"""
-    words = ["--" + _OPTIONS.get(parameter.name, parameter.name).replace("_", "-")]
+    """ "--test-size 0" for `test_size=0`, "--replace" for `replace=True`, "--weights random" for `weights=None`,
+    "--layer a --layer b" for `layers=["a", "b"]`"""
+    name = "--" + _OPTIONS.get(parameter.name, parameter.name).replace("_", "-")
+    if parameter.value and isinstance(parameter.value[0], list):
+        return " ".join(f"{name} {value}" for value in parameter.value[0])
+    words = [name]
     for value in parameter.value:
         if value is ...:
             words.append(placeholder)

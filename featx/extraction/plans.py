@@ -36,7 +36,15 @@ from featx.extraction.pending import pending
 from featx.forward import Trial, check_choices, decoders, measure, resolve_recipe, stream
 from featx.images import Collection, Stamp, collect, stamp
 from featx.progress import EXTRACTING, Clock, Progress, preparing, shown
-from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, refuse_running, refuse_unwritable, unfinished
+from featx.store import (
+    FeatureStore,
+    Recipe,
+    StoreWriter,
+    Unfinished,
+    refuse_running,
+    refuse_unwritable_store,
+    unfinished,
+)
 from featx.store import discard as discard_unfinished
 
 
@@ -242,7 +250,7 @@ def plan(
     >>> plan("photos/", "photos.h5", layers="stages:flatten").nbytes    # doctest: +SKIP
     """
     output = as_path("output", output, StoreError)
-    refuse_unwritable(output)
+    refuse_unwritable_store(output)
     decoders(workers)  # refuses what is none
     views = expand_views(views)
     example = None if like is None else Example.of(like)

@@ -8,7 +8,7 @@ from featx.recipe import Difference, Recipe, collection_digest
 from featx.store.agreement import rounding_note
 from featx.store.blocks import Damage
 from featx.store.exporting import export
-from featx.store.files import KEPT, disk_errors, refuse_unwritable, written_aside
+from featx.store.files import KEPT, disk_errors, refuse_unwritable_store, written_aside
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
@@ -43,7 +43,7 @@ __all__ = [
     "near_duplicates",
     "nearest",
     "refuse_running",
-    "refuse_unwritable",
+    "refuse_unwritable_store",
     "rounding_note",
     "disk_errors",
     "unfinished",

@@ -30,6 +30,7 @@ from featx.store import FeatureStore
 Stores = FeatureStore | Sequence[FeatureStore]
 Labels = str | Sequence[object] | np.ndarray | None
 _SEEDS = 2**31  # each repeat adds one, and scikit-learn takes seeds below 2**32
+_LARGEST, _CLOSEST = 1e30, 1e-100  # size of numeric labels, and their range
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,6 +184,8 @@ def define_experiment(
     labels = labels_of(store, y)
     if not is_numeric(labels) and len(np.unique(labels)) < 2:
         raise FeatxError(f"at least two classes are needed; there is only {str(labels[0])!r}")
+    if is_numeric(labels):
+        _refuse_extreme(labels)
     for other in stores[1:]:
         if len(lacking := np.setdiff1d(store.ids, other.ids)):
             raise KeysError(
@@ -275,6 +278,16 @@ def _other_groups(store: FeatureStore, test_store: FeatureStore, name: str) -> n
             f"both stores: {listed(shared)}"
         )
     return np.unique(values, return_inverse=True)[1]
+
+
+def _refuse_extreme(y: np.ndarray) -> None:
+    """Raise FeatxError if the numbers would overflow in float32, or the squares of their differences underflow."""
+    low, high = float(y.min()), float(y.max())
+    if max(-low, high) > _LARGEST or 0 < high - low < _CLOSEST:
+        raise FeatxError(
+            f"labels are numbers up to {_LARGEST:g} in size that differ by {_CLOSEST:g} or more; got numbers from "
+            f"{low:g} to {high:g}; multiply them by a power of ten"
+        )
 
 
 def _refuse_unlike(

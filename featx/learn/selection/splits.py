@@ -14,7 +14,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
-from featx.errors import Call, FeatxError, Parameter, Part, StoreError, listed, no_column
+from featx.errors import Call, FeatxError, Parameter, Part, StoreError, file_of_labels, listed, no_column
 from featx.learn.selection.parameters import brief, check_integer, sequence
 from featx.store import NEAR_DUPLICATES, FeatureStore, near_duplicate_groups
 
@@ -101,7 +101,7 @@ def _is_missing(value: object) -> bool:
 def column_of(store: FeatureStore, name: str, noun: str) -> np.ndarray:
     """(n,) cells of a column of the store; raises StoreError if one is empty. noun : what they are, in the message."""
     if name not in store.columns:
-        raise StoreError(no_column(store.path.name, name, store.columns))
+        raise StoreError(no_column(store.path.name, name, store.columns), *file_of_labels(name))
     values = store.columns[name]
     if (empty := values == "").any():
         raise StoreError(

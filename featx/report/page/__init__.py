@@ -28,6 +28,7 @@ from featx.store import written_aside
 if TYPE_CHECKING:
     from featx.learn.selection import ProtocolResult, Selection
 
+_MOST_BYTES = 4_700_000  # of thumbnails and the script's data; with its text and styles, the page has at most 5 MB
 _MOST_PROBABILITIES = 60_000
 _MOST_VALUES = 30  # of a column that colours the map
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -80,8 +81,11 @@ def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: 
             maps = coordinates(result, images)
             if maps:
                 sections.append(map_section(result, images))
-            pictures = thumbnails(images, _by_importance(result, images))
-            data, sheets = _data(result, images, maps, pictures), pictures.urls()
+            data = _data(result, images, maps)
+            left = _MOST_BYTES - len(json.dumps(data))
+            pictures = thumbnails(images, _by_importance(result, images), left * 3 // 4)  # base64 takes a third more
+            data |= _places(images, pictures)
+            sheets = pictures.urls()
     else:
         sections = protocol_sections(result)
     sections.append(_recipe_section(result, command))
@@ -133,7 +137,7 @@ def _recipe_section(result: Selection | ProtocolResult, command: str) -> Section
     return Section("recipe", "How to make it again", blocks, True)
 
 
-def _data(result: Selection, images: Images, maps: dict[str, np.ndarray], pictures: Thumbnails) -> dict[str, Any]:
+def _data(result: Selection, images: Images, maps: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the page's script reads: a list for each attribute of the images, the held-out ones first."""
     test, classes = result.test, result.training.classes
     said = [] if test is None else [_plain(value) for value in test.predicted.tolist()]
@@ -147,12 +151,15 @@ def _data(result: Selection, images: Images, maps: dict[str, np.ndarray], pictur
         "predicted": said,
         "classes": None if classes is None else [str(name) for name in classes],
         "probabilities": probabilities,
-        "thumbnails": [pictures.place_of.get(i, -1) for i in range(len(images))],
-        "columns": pictures.columns,
-        "a_sheet": A_SHEET,
         "maps": {name: np.round(_unit(at), 4).tolist() for name, at in maps.items()},
         "slices": _colours(images),
     }
+
+
+def _places(images: Images, pictures: Thumbnails) -> dict[str, Any]:
+    """Where the script finds each image's thumbnail; -1 for none."""
+    places = [pictures.place_of.get(i, -1) for i in range(len(images))]
+    return {"thumbnails": places, "columns": pictures.columns, "a_sheet": A_SHEET}
 
 
 def _plain(value: Any) -> str | float:

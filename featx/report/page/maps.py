@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MOST_POINTS = 5000
 _COMPONENTS = 50  # of a PCA before t-SNE
 _FEWEST = 5
+# of t-SNE: 5,000 images in 12 s, where the defaults, 0.5 and 1000, take 29 s and keep as many neighbours
+_ANGLE, _ITERATIONS = 0.8, 500
 _HTML = """<div id="map"><p class="controls"><label>map <select id="map-kind"></select></label>
 <label>colour <select id="map-colour"></select></label></p>
 <div class="holder"><canvas id="map-canvas" tabindex="0" role="application"
@@ -57,7 +59,9 @@ def coordinates(selection: Selection, images: Images, random_state: int = 0) -> 
     # one thread: beside other processes several would wait for each other in every one of its thousand steps
     with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")
-        maps["t-SNE"] = TSNE(perplexity=perplexity, init="pca", random_state=random_state).fit_transform(components)
+        maps["t-SNE"] = TSNE(
+            perplexity=perplexity, init="pca", angle=_ANGLE, max_iter=_ITERATIONS, random_state=random_state
+        ).fit_transform(components)
         if find_spec("umap") is not None:
             import umap
 
