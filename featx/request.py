@@ -230,11 +230,22 @@ class SearchRequest:
         """Labels of the file or of a column of the store; None for the store's own."""
         target = self.target or "class"
         if self.labels is not None:
-            return store.align(self.labels, self.label_column or "label", target=target)
+            return store.align(self.labels, self.label_column or "label", target=target, partial=True)
         if self.label_column is None or target == "class":
             return self.label_column
         cells = _column(store, self.label_column)
         return store.align(dict(zip(store.ids.tolist(), cells.tolist(), strict=True)), target=target)
+
+    def unlabelled_text(self, y: np.ndarray | str | None) -> str:
+        """How many images the labels leave out; "" if there are none.
+
+        y : the labels in the result of `arguments` or `experiment`
+        """
+        import numpy as np
+
+        if not isinstance(y, np.ma.MaskedArray):
+            return ""
+        return f"{y.count():,} of {len(y):,} images have a label in {self.labels}; the others are left out"
 
 
 def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Container, Iterator
 from typing import Any
 
-import typer
-
-from featx.display import printable
+from featx.cli.printing import print_note
 from featx.errors import Call, Message, Parameter, RowsDifferWarning
 
 # options that have another name than the library's parameter
@@ -81,7 +79,7 @@ def notes(options: Container[str]) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
         if isinstance(message, RowsDifferWarning):
-            typer.echo(f"note: {printable(worded(message, options))}", err=True)
+            print_note(worded(message, options))
         else:
             showwarning(message, category, *where, **rest)
 

@@ -330,6 +330,7 @@ class FeatureStore:
         *,
         id_column: str | None = None,
         target: str = "class",
+        partial: bool = False,
     ) -> np.ndarray:
         """Labels from a CSV file or a mapping, in the order of this store's images. The store is not changed.
 
@@ -342,19 +343,22 @@ class FeatureStore:
         id_column : str, optional
             The CSV file's column of ids, by default "id" or else "path".
         target : "class" or "numeric"
+        partial : bool
+            Whether images may have no label, or an empty one. Then all ids of the table must be in the store.
 
         Returns
         -------
-        (n,) class names or float64
+        (n,) class names or float64; if `partial` and some have no label, a masked array in which these are masked
 
         Raises
         ------
         SourceError
             The file or a column is missing, or a label is empty.
         StoreError
-            An image of the store has no label, or an id has two.
+            An image of the store has no label, or an id has two; if `partial`, no image has a label, or some have none
+            while the table has labels of images that are not in the store.
         """
-        return align(self.ids.tolist(), labels, label_column, id_column, target)
+        return align(self.ids.tolist(), labels, label_column, id_column, target, partial)
 
 
 def _reopen(path: str, identity: str) -> FeatureStore:
