@@ -15,8 +15,10 @@ _OPTIONS = {
     "random_state": "seed",
     "n_jobs": "jobs",
     "estimators": "estimator",
+    "k": "neighbors",
     "layers": "layer",
     "methods": "method",
+    "n": "number",
     "size": "test_size",
     "validation_rows": "validation_value",
 }
@@ -32,6 +34,7 @@ _COMMANDS = {
     ("HoldOut", "size"): "{size}",
     ("HoldOut", "rows"): "--split-column",
     ("store.align",): "--labels labels.csv",
+    ("store.align", "partial"): "--labels so-far.csv",
     ("target_store.align",): "--target-labels labels.csv",
     ("y.astype",): "--labels with --target numeric",
     ("featx.learn.learning_curves",): "--protocol learning-curve",

@@ -12,6 +12,7 @@ from featx.store.files import KEPT, disk_errors, refuse_unwritable, written_asid
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
+from featx.store.neighbours import Neighbors
 from featx.store.reader import FeatureStore
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
@@ -21,6 +22,7 @@ __all__ = [
     "Damage",
     "Difference",
     "FeatureStore",
+    "Neighbors",
     "Recipe",
     "RowFile",
     "StoreWriter",
@@ -41,4 +43,4 @@ __all__ = [
     "written_aside",
 ]
 
-publish([FeatureStore, Recipe], __name__)
+publish([FeatureStore, Neighbors, Recipe], __name__)

@@ -35,7 +35,7 @@ def align(
         id_column = id_column or ("path" if "path" in csv and "id" not in csv else "id")
         names = column(csv, id_column, labels, "id_column")
         # featx writes an apostrophe in front of an id that a spreadsheet would take for a formula
-        names = [name if name in known else name[name.startswith("'") :] for name in names]
+        names = [name[1:] if name not in known and name[:1] == "'" and name[1:] in known else name for name in names]
         values = column(csv, label_column, labels, "label_column")
         table = dict(zip(names, values, strict=True))
         if len(table) < len(names):
