@@ -240,11 +240,22 @@ class SearchRequest:
         """Labels of the file or of a column of the store; None for the store's own."""
         target = self.target or "class"
         if self.labels is not None:
-            return labels_in_file(store, self.labels, self.label_column, target=target)
+            return labels_in_file(store, self.labels, self.label_column, target=target, partial=True)
         if self.label_column is None or target == "class":
             return self.label_column
         cells = _column(store, self.label_column)
         return store.align(dict(zip(store.ids.tolist(), cells.tolist(), strict=True)), target=target)
+
+    def unlabelled_text(self, y: np.ndarray | str | None) -> str:
+        """How many images the labels leave out; "" if there are none.
+
+        y : the labels in the result of `arguments` or `experiment`
+        """
+        import numpy as np
+
+        if not isinstance(y, np.ma.MaskedArray):
+            return ""
+        return f"{y.count():,} of {len(y):,} images have a label in {self.labels}; the others are left out"
 
 
 def labels_in_file(
@@ -254,8 +265,13 @@ def labels_in_file(
     *,
     target: Literal["class", "numeric"] = "class",
     option: str = "labels",
+    partial: bool = False,
 ) -> np.ndarray:
-    """(n,) labels of a CSV file; `option` is the parameter that names it, in messages."""
+    """(n,) labels of a CSV file.
+
+    option : the parameter that names it, in messages
+    partial : whether images may lack a label; see `FeatureStore.align`
+    """
     if not file.exists() and not file.suffix:  # it is meant as a column
         what = f"a column of {store.path.name}" if str(file) in store.columns else "no file"
         raise SourceError(
@@ -263,7 +279,7 @@ def labels_in_file(
             f" is a CSV file of labels by image id; {file} is {what}; columns of the store are chosen with ",
             Parameter("label_column", str(file)),
         )
-    return store.align(file, column or "label", target=target)
+    return store.align(file, column or "label", target=target, partial=partial)
 
 
 def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from featx.audit.audit import Audit, Finding, audit, shortcut_reason, split_warnings
 from featx.audit.confusion import ConfusedPair
 from featx.audit.label_errors import LabelErrors
+from featx.audit.labelling import ToLabel, next_to_label
 from featx.audit.outliers import Outlier
 from featx.audit.shift import Shift
 from featx.audit.shortcuts import Shortcut, Stratum
@@ -17,7 +18,9 @@ __all__ = [
     "Shift",
     "Shortcut",
     "Stratum",
+    "ToLabel",
     "audit",
+    "next_to_label",
     "shortcut_reason",
     "split_warnings",
 ]

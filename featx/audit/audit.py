@@ -113,7 +113,7 @@ class Audit:
             row, suggested = int(judged.rows[i]), str(judged.suggested[i])
             given = self._label(row)
             other = "" if suggested == given else suggested
-            reason = f"{judged.probability[i]:.0%} likely to be wrong"
+            reason = f"wrong with probability {min(judged.probability[i], 0.99):.2f}"
             reason += f": the features say {other!r}" if other else ": no class fits well"
             found.append(_finding(self.store, "label", i, judged.probability[i], row, given, other, reason))
         return found

@@ -9,7 +9,8 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from featx.store import FeatureStore, directions, nearest
+from featx.audit.neighbours import directions, nearest
+from featx.store import FeatureStore
 
 _NEIGHBOURS = 10
 _COMPONENTS = 50

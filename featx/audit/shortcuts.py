@@ -149,7 +149,7 @@ def _columns(store: FeatureStore, y: np.ndarray) -> dict[str, np.ndarray]:
     columns["file type"] = ends
     for depth in range(max(len(parts) for parts in paths) - 1):
         folder = np.array([parts[depth] if depth < len(parts) - 1 else "" for parts in paths])
-        if not np.array_equal(folder, y.astype(str)):  # the class folder is the label itself
+        if set(folder) != set(y.astype(str)):  # class folders are the labels themselves
             columns[f"folder {depth + 1}"] = folder
     for name, values in store.columns.items():
         texts = values.astype(str)

@@ -65,7 +65,9 @@ def audit(
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(help="A page of the findings with their pictures, which needs no network.", rich_help_panel=_OUTPUT),
+        typer.Option(
+            help="A page of the findings with their pictures, which needs no network.", rich_help_panel=_OUTPUT
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel=_OUTPUT)] = False,
 ) -> None:
@@ -76,7 +78,9 @@ def audit(
     check_file(output, (".csv", ".json"), "findings are a .csv or .json file")
     check_file(html, (".html", ".md"), "a page is a .html or .md file")
     if test_store is not None and split_column is not None:
-        raise FeatxError(Parameter("test_store"), " and ", Parameter("split_column"), " both name test images; give one")
+        raise FeatxError(
+            Parameter("test_store"), " and ", Parameter("split_column"), " both name test images; give one"
+        )
     from featx.store import FeatureStore, written_aside
 
     opened = FeatureStore(store)

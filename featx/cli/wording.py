@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Container, Iterator
 from typing import Any
 
-import typer
-
-from featx.display import printable
+from featx.cli.printing import print_note
 from featx.errors import Call, Message, Parameter, RowsDifferWarning
 
 # options that have another name than the library's parameter
@@ -17,8 +15,10 @@ _OPTIONS = {
     "random_state": "seed",
     "n_jobs": "jobs",
     "estimators": "estimator",
+    "k": "neighbors",
     "layers": "layer",
     "methods": "method",
+    "n": "number",
     "size": "test_size",
     "validation_rows": "validation_value",
 }
@@ -37,6 +37,7 @@ _COMMANDS = {
     ("HoldOut", "rows"): "--split-column",
     ("FeatureStore.align",): "featx search --labels",
     ("store.align",): "--labels labels.csv",
+    ("store.align", "partial"): "--labels so-far.csv",
     ("target_store.align",): "--target-labels labels.csv",
     ("y.astype",): "--labels with --target numeric",
     ("featx.learn.learning_curves",): "--protocol learning-curve",
@@ -88,7 +89,7 @@ def notes(options: Container[str]) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
         if isinstance(message, RowsDifferWarning):
-            typer.echo(f"note: {printable(worded(message, options))}", err=True)
+            print_note(worded(message, options))
         else:
             showwarning(message, category, *where, **rest)
 

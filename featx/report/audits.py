@@ -62,9 +62,9 @@ def _copy_checks(audit: Audit) -> Iterator[Check]:
         n_near = kinds["hash"] + kinds["features"]
         yield (
             "note",
-            f"{count(len(copies.pairs), 'pair')} of copies: {kinds['exact']:,} of the same file, {n_near:,} of the same "
-            "picture saved, resized, mirrored or cropped anew. Searches keep the former together; "
-            "groups 'near-duplicates' keeps all.",
+            f"{count(len(copies.pairs), 'pair')} of copies: {kinds['exact']:,} of the same file, {n_near:,} of the "
+            "same picture saved, resized, mirrored or cropped. A search keeps the former on one side of a split; with "
+            "groups 'near-duplicates' it keeps all.",
         )
     if audit.store.statistics and copies.most_bits < 0:
         yield "note", "Different images look so alike here that hashes alone do not tell copies from them."
@@ -115,7 +115,10 @@ def _split_checks(audit: Audit) -> Iterator[Check]:
     for text in texts:
         yield "warning", f"{text[0].upper()}{text[1:]}."
     if not texts:
-        yield "good", f"Test images are like training images: a classifier cannot tell them apart ({audit.split.auc:.2f})."
+        yield (
+            "good",
+            f"Test images are like training images: a classifier cannot tell them apart ({audit.split.auc:.2f}).",
+        )
 
 
 def audit_text(audit: Audit) -> str:
@@ -161,9 +164,7 @@ def audit_json(audit: Audit) -> str:
             "wrong_labels": None
             if judged is None
             else {"judged": len(judged.rows), "count": judged.count, "interval": list(judged.interval)},
-            "findings": [
-                {name: _plain(getattr(found, name)) for name in _COLUMNS} for found in audit.findings()
-            ],
+            "findings": [{name: _plain(getattr(found, name)) for name in _COLUMNS} for found in audit.findings()],
             "seconds": audit.seconds,
         },
         indent=1,

@@ -13,7 +13,7 @@ from featx.store.journal import Unfinished, discard, is_unfinished, refuse_runni
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
 from featx.store.near_duplicates import NEAR_DUPLICATES, Copies, connected, near_duplicate_groups, near_duplicates
-from featx.store.neighbours import directions, nearest
+from featx.store.neighbours import Neighbors
 from featx.store.reader import FeatureStore
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
@@ -25,6 +25,7 @@ __all__ = [
     "Damage",
     "Difference",
     "FeatureStore",
+    "Neighbors",
     "Recipe",
     "RowFile",
     "StoreWriter",
@@ -32,7 +33,6 @@ __all__ = [
     "collection_digest",
     "connected",
     "copy_rows",
-    "directions",
     "discard",
     "export",
     "image_keys",
@@ -41,7 +41,6 @@ __all__ = [
     "merge_refusal",
     "near_duplicate_groups",
     "near_duplicates",
-    "nearest",
     "refuse_running",
     "refuse_unwritable_store",
     "rounding_note",
@@ -50,4 +49,4 @@ __all__ = [
     "written_aside",
 ]
 
-publish([FeatureStore, Recipe], __name__)
+publish([FeatureStore, Neighbors, Recipe], __name__)

@@ -144,5 +144,7 @@ def test_connected_rows_are_those_of_a_graph():
         graph = coo_matrix((np.ones(len(pairs)), pairs.T), (40, 40)) if len(pairs) else coo_matrix((40, 40))
         expected = connected_components(graph, directed=False)[1]
         numbers = connected(40, pairs)
-        assert len(set(zip(numbers.tolist(), expected.tolist(), strict=True))) == len(set(expected)) == len(set(numbers))
+        assert (
+            len(set(zip(numbers.tolist(), expected.tolist(), strict=True))) == len(set(expected)) == len(set(numbers))
+        )
         assert (numbers <= np.arange(40)).all()

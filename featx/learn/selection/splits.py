@@ -217,7 +217,11 @@ def hold_out(
 
 
 def refuse_split_groups(
-    held_out: np.ndarray, store: FeatureStore, groups: np.ndarray | None, allow_duplicates: bool
+    held_out: np.ndarray,
+    store: FeatureStore,
+    groups: np.ndarray | None,
+    allow_duplicates: bool,
+    has_label: np.ndarray | None = None,
 ) -> None:
     """Raise FeatxError if held-out rows would split a group, or images of the same content.
 
@@ -225,15 +229,20 @@ def refuse_split_groups(
     ----------
     held_out : (n,) bool
     groups : (n,) numbers, optional
+    has_label : (n,) bool, optional
+        Images without a label are on neither side; by default all have one.
     """
-    twins = [] if allow_duplicates else [rows for rows in store.duplicates if len(set(held_out[rows])) > 1]
+    has_label = np.ones(len(store), bool) if has_label is None else has_label
+    copies = [] if allow_duplicates else [rows[has_label[rows]] for rows in store.duplicates]
+    twins = [rows for rows in copies if len(set(held_out[rows])) > 1]
     if twins:
         same = listed(store.ids[twins[0]], 2)
         raise FeatxError(
             f"{len(twins):,} images are both held out and trained on, under several ids ({same}); a score on them says "
             "nothing: hold out both, take one out, or allow duplicates"
         )
-    if groups is not None and len(shared := np.intersect1d(groups[held_out], groups[~held_out])):
+    sides = held_out & has_label, ~held_out & has_label
+    if groups is not None and len(shared := np.intersect1d(*(groups[side] for side in sides))):
         raise FeatxError(
             f"held-out images must be of other groups than the training images; {len(shared):,} groups are on both "
             f"sides, {str(store.ids[groups == shared[0]][0])!r} in one of them: hold out whole groups"

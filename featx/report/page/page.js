@@ -32,6 +32,8 @@
     return made;
   };
   const words = (position) => {
+    if (data.words) return data.words[position];
+    if (data.predicted === null) return data.y[position] === null ? "no label" : `label ${data.y[position]}`;
     const isTest = position < data.n_test;
     const said = isTest ? `, predicted ${data.predicted[position]}` : ", trained on";
     return `true ${data.y[position]}${said}`;
@@ -142,10 +144,14 @@
     options(kinds, Object.keys(data.maps));
     kinds.value = data.maps["t-SNE"] ? "t-SNE" : kinds.options[0].value;
     const isNumeric = data.classes === null;
-    const prediction = data.ids.map((_, i) => (i < data.n_test ? data.predicted[i] : null));
-    const right = data.ids.map((_, i) => (i >= data.n_test ? "trained on" : data.y[i] === data.predicted[i] ? "right" : "wrong"));
-    const parts = data.ids.map((_, i) => (i < data.n_test ? "held out" : "trained on"));
-    const series = { label: data.y, prediction, ...(isNumeric ? {} : { "right or wrong": right }), part: parts, ...data.slices };
+    const ofModel = () => {
+      const prediction = data.ids.map((_, i) => (i < data.n_test ? data.predicted[i] : null));
+      const right = data.ids.map((_, i) => (i >= data.n_test ? "trained on" : data.y[i] === data.predicted[i] ? "right" : "wrong"));
+      const part = data.ids.map((_, i) => (i < data.n_test ? "held out" : "trained on"));
+      return { prediction, ...(isNumeric ? {} : { "right or wrong": right }), part };
+    };
+    const isLabelled = data.y.some((value) => value !== null) || !Object.keys(data.slices).length;
+    const series = { ...(isLabelled ? { label: data.y } : {}), ...(data.predicted === null ? {} : ofModel()), ...data.slices };
     options(colourBy, Object.keys(series));
     let points = [];
     let current = -1;
