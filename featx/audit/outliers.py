@@ -9,12 +9,12 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from featx.audit.neighbours import directions, nearest
+from featx.audit.neighbours import directions, largest_products
 from featx.store import FeatureStore
 
 _NEIGHBOURS = 10
 _COMPONENTS = 50
-_MOST_FITTED = 20_000  # rows that principal components and the covariance are estimated from
+_MOST_FITTED = 20_000  # rows among which neighbours are, and of which components and the covariance are estimated
 _FAR = 5.0  # robust standard deviations
 _BLANK = 0.02  # contrast
 _EXPOSED = 0.9  # share of dark, or bright, pixels
@@ -53,7 +53,7 @@ def outliers(store: FeatureStore, layer: str, y: np.ndarray | None, rows: np.nda
     Notes
     -----
     Features of an image are far if two distances are, by their robust z-score in the logarithm: the mean distance to
-    the 10 nearest images (cosine, centred), and the Mahalanobis distance to the nearest class mean, with one shrunk
+    the 10 nearest images (cosine, centred; among 20,000 drawn at random if there are more), and the Mahalanobis distance to the nearest class mean, with one shrunk
     covariance of 50 principal components (Ledoit and Wolf 2004).
     """
     found = _by_statistics(store) if store.statistics else []
@@ -73,7 +73,10 @@ def _by_features(store: FeatureStore, layer: str, y: np.ndarray | None, rows: np
     features = directions(store.take(rows, layer))
     if not features.any():
         return []
-    _, similarity = nearest(features, features, _NEIGHBOURS, same=True)
+    sample = np.sort(np.random.default_rng(0).permutation(len(features))[:_MOST_FITTED])
+    own = np.full(len(features), -1)
+    own[sample] = np.arange(len(sample))
+    similarity = largest_products(features, features[sample], _NEIGHBOURS, own)
     by_neighbours = robust_z(np.log(np.maximum(1 - similarity.mean(axis=1), 1e-6)))
     by_class = robust_z(np.log(np.maximum(_mahalanobis(features, None if y is None else y[rows]), 1e-6)))
     score = np.minimum(by_neighbours, by_class)
