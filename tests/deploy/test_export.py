@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import PIL
 import pytest
 import torch
 from helpers import class_folders, fresh_python, noise
@@ -23,7 +24,7 @@ from typer.testing import CliRunner
 
 import featx
 from featx.cli import app
-from featx.deploy import Agreement, export, predict_onnx, verification, writing
+from featx.deploy import Agreement, export, predict_onnx, resize, verification, writing
 from featx.deploy.description import Description
 from featx.deploy.program import Program
 from featx.deploy.resize import ResizedAndCropped
@@ -106,6 +107,7 @@ def test_the_file_says_what_it_is(folder: Path) -> None:
     assert featx.store.Recipe.from_json(texts["recipe"]) == recipe
     assert json.loads(texts["preprocessing"]) == recipe.preprocessing
     assert texts["weights_sha256"] == recipe.weights_sha256 and texts["featx"] == featx.__version__
+    assert texts["pillow"] == PIL.__version__
     assert Description.of_texts(texts).layers == {recipe.layers[0]: [0, 3072]}
 
 
@@ -282,13 +284,21 @@ def test_a_name_that_is_no_program_and_a_model_that_is_not_fitted_are_refused(pi
 def test_an_image_is_resized_to_the_bit(interpolation: str) -> None:
     """Larger and smaller, both orders of the passes, odd and equal sizes, crops beyond the picture."""
     sizes = [(50, 70), (71, 51), (20, 333), (333, 20), (31, 31), (17, 5), (1, 9), (57, 56), (301, 140)]
-    for resize in (64, 40, (48, 71), (90, 31)):
-        preprocessing = featx.Preprocessing((56, 57), resize, interpolation)
+    for size in (64, 40, (48, 71), (90, 31)):
+        preprocessing = featx.Preprocessing((56, 57), size, interpolation)
         resized = ResizedAndCropped(preprocessing)
         for seed, (height, width) in enumerate(sizes):
             image = noise(seed, height, width)
             got = resized(torch.from_numpy(image))[0].numpy()
-            np.testing.assert_array_equal(got, preprocessing(Image.fromarray(image)), f"{resize} {image.shape}")
+            np.testing.assert_array_equal(got, preprocessing(Image.fromarray(image)), f"{size} {image.shape}")
+
+
+def test_the_comparison_notices_another_order_of_the_passes(pipe: Any, monkeypatch) -> None:
+    """The graph of another Pillow's order, on the seeded images."""
+    monkeypatch.setattr(resize, "_ROWS_MAY_BE_FIRST", not resize._ROWS_MAY_BE_FIRST)
+    program = Program(pipe, "image")
+    with pytest.raises(ModelError, match="is refused"):
+        verify(eager(program), program, pipe, None)
 
 
 def test_nearest_neighbour_resizing_is_refused_inside_a_program() -> None:
