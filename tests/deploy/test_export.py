@@ -20,6 +20,7 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.export import Dim
 from typer.testing import CliRunner
 
 import featx
@@ -317,6 +318,22 @@ def test_the_image_form_resizes_to_the_bit_in_onnxruntime(interpolation: str, tm
     got, expected = list(predict_onnx(exported.path, images)), list(predict_images(pipe, images))
     assert [one.label for one in got] == [one.label for one in expected]
     np.testing.assert_allclose([a.confidence for a in got], [b.confidence for b in expected], atol=5e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolation", ["hamming", "lanczos"])
+def test_sines_and_their_constants_are_float64_in_onnxruntime(interpolation: str, tmp_path: Path) -> None:
+    preprocessing = featx.Preprocessing((24, 32), 28, interpolation)
+    example, sizes = torch.zeros(70, 90, 3, dtype=torch.uint8), ({0: Dim("height"), 1: Dim("width")},)
+    exported = torch.export.export(ResizedAndCropped(preprocessing), (example,), dynamic_shapes=sizes)
+    with writing._quiet():
+        torch.onnx.export(exported, dynamo=True, opset_version=20, verbose=False).save(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (name,) = [taken.name for taken in session.get_inputs()]
+    for seed in range(60):
+        image = noise(seed, 30 + seed, 70 - seed)
+        expected = preprocessing(Image.fromarray(image))
+        np.testing.assert_array_equal(session.run(None, {name: image})[0][0], expected, f"{seed}")
 
 
 @pytest.mark.slow
