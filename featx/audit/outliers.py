@@ -53,8 +53,8 @@ def outliers(store: FeatureStore, layer: str, y: np.ndarray | None, rows: np.nda
     Notes
     -----
     Features of an image are far if two distances are, by their robust z-score in the logarithm: the mean distance to
-    the 10 nearest images (cosine, centred; among 20,000 drawn at random if there are more), and the Mahalanobis distance to the nearest class mean, with one shrunk
-    covariance of 50 principal components (Ledoit and Wolf 2004).
+    the 10 nearest images (cosine, centred; among 20,000 drawn at random if there are more), and the Mahalanobis
+    distance to the nearest class mean, with one shrunk covariance of 50 principal components (Ledoit and Wolf 2004).
     """
     found = _by_statistics(store) if store.statistics else []
     return [*_by_features(store, layer, y, rows), *found]

@@ -8,6 +8,7 @@ layers : JSON, {layer: [first column, column behind the last]} of a row
 recipe : JSON of the first layer's recipe, see FORMAT.md; null for a model of rows
 weights_sha256 : fingerprint of the network's weights
 featx : the version that exported it
+pillow : the version installed then; a program of input "image" resizes as it does
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import PIL
 
 import featx
 from featx.errors import ModelError
@@ -38,7 +41,8 @@ class Description:
     def texts(self) -> dict[str, str]:
         names = {} if self.classes is None else {"names": repr(dict(enumerate(self.classes)))}
         values = {name: json.dumps(getattr(self, name)) for name in _AS_JSON}
-        return {**names, **values, "weights_sha256": self.weights_sha256, "featx": featx.__version__}
+        versions = {"featx": featx.__version__, "pillow": PIL.__version__}
+        return {**names, **values, "weights_sha256": self.weights_sha256, **versions}
 
     @classmethod
     def of_texts(cls, texts: Mapping[str, str]) -> Description:

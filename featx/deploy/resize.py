@@ -5,6 +5,9 @@ Pillow resizes one axis, rounds to uint8, and resizes the other. A pass is a pro
     y_i = clip((sum_j k_ij x_j + 2^21) div 2^22),    k_ij = round(2^22 w_ij / sum_j w_ij),    w_ij = f((j - c_i) / s)
 
 with the centres c_i = (i + 1/2) in/out - 1/2 and s = max(1, in/out). All of it is exact in float64.
+
+The order of the axes changes the rounding. Pillow 12 resizes horizontally first; Pillow 13 vertically first if the
+height shrinks much more than the width. The module does as the installed Pillow does.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import PIL
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +23,12 @@ from featx.backbones import Preprocessing
 from featx.errors import ModelError, Parameter
 
 _BITS = 2.0**22
+_ROWS_MAY_BE_FIRST = int(PIL.__version__.partition(".")[0]) >= 13
+
+
+def _double(number: float) -> Tensor:
+    """A constant that torch.onnx keeps in float64; it rounds Python's numbers to float32."""
+    return torch.tensor(number, dtype=torch.float64)
 
 
 def _box(x: Tensor) -> Tensor:
@@ -37,13 +47,13 @@ def _bicubic(x: Tensor) -> Tensor:
 
 def _hamming(x: Tensor) -> Tensor:
     x = x.abs()
-    angle = torch.where(x == 0, 1.0, x) * math.pi
-    inside = angle.sin() / angle * (0.54 + 0.46 * angle.cos())
+    angle = torch.where(x == 0, 1.0, x) * _double(math.pi)
+    inside = angle.sin() / angle * (_double(0.54) + _double(0.46) * angle.cos())
     return torch.where(x == 0, 1.0, torch.where(x >= 1, 0.0, inside))
 
 
 def _sinc(x: Tensor) -> Tensor:
-    angle = torch.where(x == 0, 1.0, x) * math.pi
+    angle = torch.where(x == 0, 1.0, x) * _double(math.pi)
     return torch.where(x == 0, 1.0, angle.sin() / angle)
 
 
@@ -80,15 +90,14 @@ class ResizedAndCropped(nn.Module):
         width, height = columns[-1] + 1, rows[-1] + 1
         wide, tall = self._resized(width, height)
         channels = image.permute(2, 0, 1).double()  # (3, h, w)
-        # as Pillow 13 orders its passes
-        is_tall = (height > tall) & (height - tall > 2 * (width - wide))
+        rows_first = (height > tall) & (height - tall > 2 * (width - wide)) & _ROWS_MAY_BE_FIRST
         pixels = []
         for view in self.views or ["center"]:
             left = _offset(view, "left", "right", wide, self.crop[1])
             top = _offset(view, "top", "bottom", tall, self.crop[0])
             across = self._weights(columns, width, wide, left, self.crop[1])  # (crop width, w)
             down = self._weights(rows, height, tall, top, self.crop[0])  # (crop height, h)
-            crop = torch.cond(is_tall, _down_first, _across_first, (channels, across, down)).permute(1, 2, 0)
+            crop = torch.cond(rows_first, _down_first, _across_first, (channels, across, down)).permute(1, 2, 0)
             pixels.append(crop.flip(1) if view.endswith("flip") else crop)
         return (pixels[0] if self.views is None else torch.stack(pixels))[None].to(torch.uint8)
 

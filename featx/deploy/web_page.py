@@ -10,10 +10,11 @@ from importlib.resources import files
 from typing import Any
 
 from featx.deploy.writing import Exported, export
-from featx.errors import ModelError, as_path
+from featx.errors import ModelError, as_path, readable
 
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-_PAGE_FILES = ("index.html", "app.css", "app.js")
+_PAGE_FILES = ("index.html", "app.css", "app.js", "model.mjs")
+_MOST_BYTES = 2_000_000_000  # Chromium's arrays end at 2 GB
 RUNTIME_SOURCE = "To have them: npm pack onnxruntime-web; tar xzf onnxruntime-web-*.tgz; they are in package/dist"
 
 
@@ -45,7 +46,8 @@ def export_web(
     Raises
     ------
     ModelError
-        As in `export`; the folder is not empty, or a file of the runtime is missing.
+        As in `export`; the folder is not empty, a file of the runtime is missing, or the model is too large for a
+        browser.
     """
     folder = as_path("folder", folder, ModelError)
     sources = [] if runtime is None else [as_path("runtime", runtime, ModelError) / name for name in RUNTIME_FILES]
@@ -58,12 +60,21 @@ def export_web(
     except OSError as error:
         raise ModelError(f"cannot make the folder {folder}: {error.strerror}") from error
     exported = export(model, folder / "model.onnx", input="image", check=check)
+    written = list(folder.iterdir())
+    if (nbytes := sum(file.stat().st_size for file in written)) > _MOST_BYTES:
+        for file in written:
+            file.unlink()
+        raise ModelError(
+            f"the model has {readable(nbytes)}, and a browser loads {readable(_MOST_BYTES)} at most; run it on a "
+            "server as a .onnx file, or fit it on a smaller network"
+        )
     description = exported.description
     about = {
         "classes": description.classes,
         "outputs": list(exported.outputs),
         "backbone": (description.recipe or {}).get("backbone"),
         "featx": description.texts()["featx"],
+        "weights": [file.name for file in written if file.suffix == ".data"],
     }
     (folder / "model.json").write_text(json.dumps(about), encoding="utf-8")
     assets = files("featx.deploy") / "web"

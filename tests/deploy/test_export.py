@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+import PIL
 import pytest
 import torch
 from helpers import class_folders, fresh_python, noise
@@ -19,11 +20,12 @@ from PIL import Image
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.export import Dim
 from typer.testing import CliRunner
 
 import featx
 from featx.cli import app
-from featx.deploy import Agreement, export, predict_onnx, verification, writing
+from featx.deploy import Agreement, export, predict_onnx, resize, verification, writing
 from featx.deploy.description import Description
 from featx.deploy.program import Program
 from featx.deploy.resize import ResizedAndCropped
@@ -106,6 +108,7 @@ def test_the_file_says_what_it_is(folder: Path) -> None:
     assert featx.store.Recipe.from_json(texts["recipe"]) == recipe
     assert json.loads(texts["preprocessing"]) == recipe.preprocessing
     assert texts["weights_sha256"] == recipe.weights_sha256 and texts["featx"] == featx.__version__
+    assert texts["pillow"] == PIL.__version__
     assert Description.of_texts(texts).layers == {recipe.layers[0]: [0, 3072]}
 
 
@@ -286,13 +289,21 @@ def test_a_name_that_is_no_program_and_a_model_that_is_not_fitted_are_refused(pi
 def test_an_image_is_resized_to_the_bit(interpolation: str) -> None:
     """Larger and smaller, both orders of the passes, odd and equal sizes, crops beyond the picture."""
     sizes = [(50, 70), (71, 51), (20, 333), (333, 20), (31, 31), (17, 5), (1, 9), (57, 56), (301, 140)]
-    for resize in (64, 40, (48, 71), (90, 31)):
-        preprocessing = featx.Preprocessing((56, 57), resize, interpolation)
+    for size in (64, 40, (48, 71), (90, 31)):
+        preprocessing = featx.Preprocessing((56, 57), size, interpolation)
         resized = ResizedAndCropped(preprocessing)
         for seed, (height, width) in enumerate(sizes):
             image = noise(seed, height, width)
             got = resized(torch.from_numpy(image))[0].numpy()
-            np.testing.assert_array_equal(got, preprocessing(Image.fromarray(image)), f"{resize} {image.shape}")
+            np.testing.assert_array_equal(got, preprocessing(Image.fromarray(image)), f"{size} {image.shape}")
+
+
+def test_the_comparison_notices_another_order_of_the_passes(pipe: Any, monkeypatch) -> None:
+    """The graph of another Pillow's order, on the seeded images."""
+    monkeypatch.setattr(resize, "_ROWS_MAY_BE_FIRST", not resize._ROWS_MAY_BE_FIRST)
+    program = Program(pipe, "image")
+    with pytest.raises(ModelError, match="is refused"):
+        verify(eager(program), program, pipe, None)
 
 
 def test_nearest_neighbour_resizing_is_refused_inside_a_program() -> None:
@@ -311,6 +322,22 @@ def test_the_image_form_resizes_to_the_bit_in_onnxruntime(interpolation: str, tm
     got, expected = list(predict_onnx(exported.path, images)), list(predict_images(pipe, images))
     assert [one.label for one in got] == [one.label for one in expected]
     np.testing.assert_allclose([a.confidence for a in got], [b.confidence for b in expected], atol=5e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("interpolation", ["hamming", "lanczos"])
+def test_sines_and_their_constants_are_float64_in_onnxruntime(interpolation: str, tmp_path: Path) -> None:
+    preprocessing = featx.Preprocessing((24, 32), 28, interpolation)
+    example, sizes = torch.zeros(70, 90, 3, dtype=torch.uint8), ({0: Dim("height"), 1: Dim("width")},)
+    exported = torch.export.export(ResizedAndCropped(preprocessing), (example,), dynamic_shapes=sizes)
+    with writing._quiet():
+        torch.onnx.export(exported, dynamo=True, opset_version=20, verbose=False).save(tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (name,) = [taken.name for taken in session.get_inputs()]
+    for seed in range(60):
+        image = noise(seed, 30 + seed, 70 - seed)
+        expected = preprocessing(Image.fromarray(image))
+        np.testing.assert_array_equal(session.run(None, {name: image})[0][0], expected, f"{seed}")
 
 
 @pytest.mark.slow

@@ -1,59 +1,41 @@
 // A page that shows what the model says of an image. Everything runs in the browser: no image leaves it.
 import * as ort from "./ort.wasm.min.mjs";
+import { linesOf, open, predict, rgbOf } from "./model.mjs";
 
-const MOST_SHOWN = 5;
 const byId = (id) => document.getElementById(id);
 const element = (name, text = "", kind = "") => Object.assign(document.createElement(name), { textContent: text, className: kind });
 
-// The pixels (height, width, 3) of an image, rotated as its EXIF data says, without colour management.
-const pixelsOf = async (blob) => {
-  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const pen = canvas.getContext("2d", { willReadFrequently: true });
-  pen.drawImage(bitmap, 0, 0);
-  const { data } = pen.getImageData(0, 0, bitmap.width, bitmap.height);
-  const pixels = new Uint8Array(3 * bitmap.width * bitmap.height);
-  for (let from = 0, to = 0; from < data.length; from += 4) {
-    pixels[to++] = data[from];
-    pixels[to++] = data[from + 1];
-    pixels[to++] = data[from + 2];
-  }
-  return new ort.Tensor("uint8", pixels, [bitmap.height, bitmap.width, 3]);
+const read = async (name) => {
+  const response = await fetch(name);
+  if (!response.ok) throw new Error(`${name}: ${response.status} ${response.statusText}`);
+  return new Uint8Array(await response.arrayBuffer());
 };
 
-const start = async () => {
+const start = () => {
   ort.env.wasm.numThreads = 1;  // several need headers that a plain file server does not send
   ort.env.wasm.wasmPaths = new URL("./", import.meta.url).href;
-  const about = await (await fetch("model.json")).json();
-  const session = await ort.InferenceSession.create("model.onnx");
-  return { about, session };
+  return open(ort, read);
 };
 
-// {label, values}: the class, and the probabilities or scores; of a regression the value alone.
-const predict = async ({ about, session }, blob) => {
-  const outputs = await session.run({ image: await pixelsOf(blob) });
-  const name = about.outputs.find((output) => output !== "label");
-  const values = Array.from(outputs[name].data, Number);
-  if (about.classes === null) return { label: values[0].toPrecision(4), values: null };
-  const shares = values.length === 1 ? [-values[0], values[0]] : values;  // two classes have one score
-  return { label: about.classes[Number(outputs.label.data[0])], values: shares };
+// An image is rotated as its EXIF data says, without colour management.
+const predictImage = async (model, blob) => {
+  const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
+  const { width, height } = bitmap;
+  const pen = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  pen.drawImage(bitmap, 0, 0);
+  return predict(model, rgbOf(pen.getImageData(0, 0, width, height).data), [height, width, 3]);
 };
 
-const shown = (about, file, { label, values }, seconds) => {
+const shown = (about, file, result, seconds) => {
   const card = element("div", "", "result");
   const picture = element("img");
   picture.src = URL.createObjectURL(file);
   picture.alt = file.name;
   const words = element("div");
-  words.append(element("b", label), element("div", `${file.name}, ${seconds.toFixed(2)} s`));
-  const isShare = about.outputs.includes("probabilities");
-  const order = (values ?? []).map((value, i) => [value, about.classes[i]]).sort(([a], [b]) => b - a);
-  for (const [value, name] of order.slice(0, MOST_SHOWN)) {
+  words.append(element("b", result.label), element("div", `${file.name}, ${seconds.toFixed(2)} s`));
+  for (const { name, text, share } of linesOf(about, result)) {
     const row = element("div", "", "row");
-    const meter = element("meter");
-    meter.value = isShare ? value : Math.max(0, value);
-    meter.max = isShare ? 1 : Math.max(1e-9, order[0][0]);
-    row.append(element("span", name), meter, element("span", isShare ? `${(100 * value).toFixed(1)} %` : value.toFixed(2)));
+    row.append(element("span", name), Object.assign(element("meter"), { value: share }), element("span", text));
     words.append(row);
   }
   card.append(picture, words);
@@ -61,7 +43,7 @@ const shown = (about, file, { label, values }, seconds) => {
 };
 
 const model = start();
-window.featx = { predict: async (blob) => predict(await model, blob) };  // for other scripts of the page, and tests
+window.featx = { predict: async (blob) => predictImage(await model, blob) };  // for other scripts of the page, and tests
 
 const state = byId("state");
 const show = async (files) => {
