@@ -116,7 +116,9 @@ def next_to_label(
     Notes
     -----
     Clusters are those of 50 principal components of the layer, after its columns are standardised and its rows scaled
-    to unit length. The classifier is a logistic regression on the layer, its C chosen by cross-validation.
+    to unit length. The classifier is a logistic regression on the layer, its C chosen by cross-validation. Where
+    clusters have little to do with the labels, random images are better than typical ones: textile in
+    benchmarks/README.md, by the penultimate layer.
 
     References
     ----------
