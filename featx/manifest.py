@@ -29,6 +29,14 @@ def text_array(texts: Sequence[str]) -> np.ndarray:
     return np.array(texts, dtype=str if is_padded(len(texts), longest) else object)
 
 
+def is_missing(value: object) -> bool:
+    """Whether the value is None, NaN, NaT or pandas.NA."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
+
+
 def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
     """Read a CSV file with a header line into its columns, every value a string.
 

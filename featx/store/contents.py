@@ -97,7 +97,7 @@ class Contents:
         if self.recipe.to_json() != text:
             raise hdf5.Malformed("the recipe is not in the form that featx writes")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
-        if layout.version_for(tree, self.recipe.views) != mapped.seal.version:
+        if layout.version_for(tree, self.recipe.views, self.recipe.is_imported) != mapped.seal.version:
             raise hdf5.Malformed("its texts or its views are stored as in another format version")
         folded = {name: _folded(group) for name, group in groups.items()}
         for name, parts in _LAYOUT.items():

@@ -101,6 +101,7 @@ class _Features(TransformerMixin, BaseEstimator):
 
     def _through_recipe(self, images: Sequence[Any], device: str, each_view: bool = False) -> np.ndarray:
         """(n, v, d) float32 features of each view, or (n, 1, d) their means."""
+        self.recipe_.require_network()
         # a calibrated or voting ensemble computes the same matrix once per member
         key = _content_key(self.recipe_, images)
         if key is None:
@@ -269,7 +270,8 @@ class StoredFeatures(_Features):
         Parameters
         ----------
         X : (n,) or (n, 1)
-            Integer keys from `store.X`, or images: paths, PIL images, uint8 arrays.
+            Integer keys from `store.X`, or images: paths, PIL images, uint8 arrays. Of imported features, which cannot
+        be computed of images, also the features themselves, (n, d) floats with d > 1: the layers' columns side by side.
 
         Returns
         -------
@@ -283,6 +285,8 @@ class StoredFeatures(_Features):
             The store has been replaced since `fit`, by one whose rows have another meaning; the differences are named.
         UnreadableImages
             Some images cannot be read.
+        BackboneError
+            The features were imported, or their network is not available; X contains images.
 
         Warns
         -----
@@ -291,6 +295,8 @@ class StoredFeatures(_Features):
         """
         check_is_fitted(self, "recipe_")
         items = items_of(X)
+        if self.recipe_.is_imported and isinstance(items, np.ndarray) and items.ndim == 2 and items.shape[1] > 1:
+            return self._checked_rows(items)
         if isinstance(items, list):
             return self._features_of(as_images(items), self.device)
         rows, origin = self._rows_of(items)
@@ -300,6 +306,15 @@ class StoredFeatures(_Features):
         for name, columns in self._blocks(matrix):  # beside the matrix, the rows of one layer are held at most
             columns[:] = self._stored(rows, name)
         return FeatureRows.of(matrix, origin)
+
+    def _checked_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of features in place of keys, as float32."""
+        if rows.shape[1] != self.n_features_out_:
+            raise KeysError(
+                f"X is one column of keys, or rows of {self.layer_} with {self.n_features_out_:,} columns; got "
+                f"{rows.shape[1]:,}"
+            )
+        return FeatureRows.of(rows.astype(np.float32), Origin(self.recipe_, None))
 
     def transform_views(self, X: object) -> np.ndarray:
         """Features of every view of images, for what is not linear in them; of one layer.
@@ -325,8 +340,9 @@ class StoredFeatures(_Features):
     def _rows_of(self, keys: np.ndarray) -> tuple[np.ndarray, Origin]:
         """Positions of keys in the store, whose recipe is compared with that of `fit`."""
         if isinstance(self.store, Recipe):
+            inputs = "rows of features" if self.recipe_.is_imported else "images"
             raise KeysError(
-                "X contains image keys, but this model has no store to read their rows from; pass images, or "
+                f"X contains image keys, but this model has no store to read their rows from; pass {inputs}, or "
                 "set_params(...__store=featx.FeatureStore(path))"
             )
         recipe = self.store.recipe.only(self.layers_).of_view(self.view)
