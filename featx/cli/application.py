@@ -24,6 +24,7 @@ from featx.cli.doctor import doctor
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.finetune import finetune
+from featx.cli.imports import import_
 from featx.cli.interrupts import left_by_interrupt
 from featx.cli.layers import layers
 from featx.cli.predict import predict
@@ -37,6 +38,7 @@ from featx.errors import FeatxError, nearest
 
 _COMMANDS = (
     extract,
+    import_,
     info,
     verify,
     merge,
@@ -151,7 +153,7 @@ def _version(
 
 
 for _function in _COMMANDS:
-    app.command()(_with_exit_code(_function))
+    app.command(_function.__name__.rstrip("_"))(_with_exit_code(_function))  # `import` is a word of Python's
 
 
 def main() -> None:

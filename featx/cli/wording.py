@@ -29,6 +29,8 @@ _COMMANDS = {
     ("featx.extract",): "featx extract",
     ("featx.extract", "backbone", "layers"): "featx extract IMAGES {backbone} {layers}",
     ("featx.merge",): "featx merge",
+    ("FeatureStore.from_arrays", "name"): "featx import ROWS -o STORE {name}",
+    ("model.predict",): "featx predict MODEL --store STORE",
     ("featx.save",): "featx search -o",
     ("featx.load", "weights"): "featx predict {weights}",
     ("HoldOut", "size"): "{size}",
