@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import assert_tells, class_folders, left_in
 from sklearn.ensemble import VotingClassifier
@@ -123,10 +124,10 @@ def test_protocols_and_reports_work(store, other, tmp_path):
 def test_rows_are_predicted_like_their_keys(store, other, unnamed, pipe):
     rows = np.hstack([other["b"], other["a"]])
     features = pipe[0]
-    for X in (rows, rows.astype(np.float64)):
+    for X in (rows, rows.astype(np.float64), pd.DataFrame(rows)):
         np.testing.assert_array_equal(pipe.predict(X), copy_reading(pipe, other).predict(other.X))
     assert features.transform(rows).origin.recipe == features.recipe_
-    for wrong in (rows[:, 1:], np.hstack([rows, rows])):
+    for wrong in (rows[:, 1:], np.hstack([rows, rows]), rows[:, 1:].astype(np.uint8)):
         with pytest.raises(KeysError, match=f"with 16 columns; got {wrong.shape[1]}"):
             pipe.predict(wrong)
 

@@ -270,8 +270,9 @@ class StoredFeatures(_Features):
         Parameters
         ----------
         X : (n,) or (n, 1)
-            Integer keys from `store.X`, or images: paths, PIL images, uint8 arrays. Of imported features, which cannot
-        be computed of images, also the features themselves, (n, d) floats with d > 1: the layers' columns side by side.
+            Integer keys from `store.X`, or images: paths, PIL images, uint8 arrays. If the store's features were
+            imported, they cannot be computed of images; instead X may contain them, (n, d) numbers with d > 1, the
+            columns of several layers side by side.
 
         Returns
         -------
@@ -294,9 +295,9 @@ class StoredFeatures(_Features):
             The store has been replaced since `fit`, by one whose rows are rounded differently.
         """
         check_is_fitted(self, "recipe_")
+        if self.recipe_.is_imported and (rows := _matrix_in(X)) is not None:
+            return self._checked_rows(rows)
         items = items_of(X)
-        if self.recipe_.is_imported and isinstance(items, np.ndarray) and items.ndim == 2 and items.shape[1] > 1:
-            return self._checked_rows(items)
         if isinstance(items, list):
             return self._features_of(as_images(items), self.device)
         rows, origin = self._rows_of(items)
@@ -308,7 +309,7 @@ class StoredFeatures(_Features):
         return FeatureRows.of(matrix, origin)
 
     def _checked_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of features in place of keys, as float32."""
+        """(n, d) rows of features in place of keys, as float32."""
         if rows.shape[1] != self.n_features_out_:
             raise KeysError(
                 f"X is one column of keys, or rows of {self.layer_} with {self.n_features_out_:,} columns; got "
@@ -467,6 +468,13 @@ class ImageFeatures(_Features):
         """
         check_is_fitted(self, "recipe_")
         return self._features_of(as_images(X), self.device)
+
+
+def _matrix_in(X: Any) -> np.ndarray | None:
+    """X if it is a table or an array of several columns of numbers, else None."""
+    X = X.to_numpy() if hasattr(X, "to_numpy") else X
+    is_matrix = isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] > 1 and X.dtype.kind in "fiub"
+    return X if is_matrix else None
 
 
 def _name(image: object) -> str:
