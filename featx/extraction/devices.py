@@ -183,6 +183,7 @@ class _Share:
                 rows={},
                 digests={i + shift: digest for i, digest in block.digests.items()},
                 failures={i + shift: error for i, error in block.failures.items()},
+                statistics={i + shift: record for i, record in block.statistics.items()},
                 in_file=self.recipe.layers,
             )
 

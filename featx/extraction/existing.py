@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 
 from featx.backbones import Backbone
 from featx.errors import ImageError, Parameter, Part, RecipeError, StoreError, listed
-from featx.images import NO_MEMORY, Collection, content_digest, decode
+from featx.image_statistics import IMAGE_STATISTICS
+from featx.images import NO_MEMORY, Collection, content_digest, decode, decode_and_describe
 from featx.recipe import with_views
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collection_digest, copy_rows
 
@@ -23,6 +25,7 @@ class ExistingStore:
 
     store : FeatureStore
     recipe : Recipe, the run's
+    images, ids : the run's n images and their ids
     rows : (n,) int64, the store's row of each of the run's images, or -1
     gone, new, changed : ids; an image that could not be read then and can be now is new
     labels_differ : how labels or columns differ, or ""
@@ -30,6 +33,8 @@ class ExistingStore:
 
     store: FeatureStore
     recipe: Recipe
+    images: Sequence[Any]
+    ids: list[str]
     rows: np.ndarray
     gone: list[str]
     new: list[str]
@@ -50,7 +55,7 @@ class ExistingStore:
     def is_all(self) -> bool:
         """Whether nothing is left to do: the store has all images and layers of the run, and no other image."""
         images_differ = self.gone or self.new or self.changed or self.labels_differ
-        if images_differ or self.new_layers:
+        if images_differ or self.new_layers or not self.store.statistics:
             return False
         return not self.store.recipe.some(self.recipe.layers).differences(self.recipe)
 
@@ -100,11 +105,24 @@ class ExistingStore:
         """Rows of all stored layers for some of the run's images, which have them; checksums are verified."""
         return {name: self.store.take(self.rows[indices], name, check=True) for name in self.store.layers}
 
-    def copy_rows(self, writer: StoreWriter) -> None:
-        """Write the rows that are kept; none if layers are new, since a row is written with all its layers."""
+    def copy_rows(self, writer: StoreWriter, workers: int) -> None:
+        """Write the rows that are kept; none if layers are new, since a row is written with all its layers.
+
+        workers : threads that decode images for their statistics, if the store has none
+        """
         if self.new_layers:
             return
-        copy_rows(writer, self.store, np.where(writer.todo, self.rows, -1))
+        statistics = None if self.store.statistics else partial(self._statistics, workers=workers)
+        copy_rows(writer, self.store, np.where(writer.todo, self.rows, -1), statistics)
+
+    def _statistics(self, indices: np.ndarray, workers: int) -> np.ndarray:
+        """(m,) of IMAGE_STATISTICS of some of the run's images, read from their files; they must not have changed."""
+        with ThreadPoolExecutor(workers) as pool:
+            described = list(pool.map(_described, [self.images[i] for i in indices.tolist()]))
+        for i, digest, (found, _) in zip(indices.tolist(), self.digests(indices), described, strict=True):
+            if found != digest:
+                raise StoreError(f"the image {self.ids[i]!r} changed while the run was on; run it again")
+        return np.frombuffer(b"".join(record for _, record in described), IMAGE_STATISTICS)
 
 
 def compare(store: FeatureStore, recipe: Recipe, images: Collection) -> ExistingStore:
@@ -123,7 +141,7 @@ def compare(store: FeatureStore, recipe: Recipe, images: Collection) -> Existing
             new.append(name)
     gone = sorted(({*row_of} | failed) - set(images.ids))
     labels_differ = _labels_differ(store, images, rows, bool(new or recipe.taps.keys() - store.recipe.taps.keys()))
-    return ExistingStore(store, recipe, rows, gone, new, changed, labels_differ)
+    return ExistingStore(store, recipe, images.images, images.ids, rows, gone, new, changed, labels_differ)
 
 
 def _labels_differ(store: FeatureStore, images: Collection, rows: np.ndarray, growing: bool) -> str:
@@ -228,3 +246,11 @@ def _is_readable(image: Any) -> bool:
     except ImageError:
         return False
     return True
+
+
+def _described(image: Any) -> tuple[bytes, bytes]:
+    """The content digest and the statistics of an image; empty if it cannot be read any more."""
+    try:
+        return decode_and_describe(image)[1:]
+    except ImageError:
+        return b"", b""

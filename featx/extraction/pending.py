@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.extraction.existing import ExistingStore
 from featx.forward import Block
+from featx.image_statistics import joined
 from featx.images import changed
 from featx.progress import Clock
 from featx.store import Recipe, StoreWriter
@@ -61,7 +62,8 @@ class Part:
                 rows |= self.existing.take(indices)
             digests = np.frombuffer(b"".join(block.digests[i] for i in indices.tolist()), np.uint8)
             halved = block.pass_rows if block.pass_rows < self.recipe.batch_size else None
-            self.writer.write(indices, rows, digests.reshape(-1, 16), halved, block.in_file)
+            statistics = joined(block.statistics, indices)
+            self.writer.write(indices, rows, digests.reshape(-1, 16), halved, block.in_file, statistics)
         self.writer.fail(failures)
 
 

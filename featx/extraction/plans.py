@@ -431,7 +431,7 @@ class Plan:
                 discard_unfinished(output)  # a kill between the last two steps leaves a journal
             return self._with_backbone(existing.store)
         with (
-            StoreWriter(output, self.recipe, images.ids, images.y, images.columns) as writer,
+            StoreWriter(output, self.recipe, images.ids, images.y, images.columns, statistics=True) as writer,
             _threads(self.recipe.threads),
             shown(progress) as show,
         ):
@@ -439,7 +439,9 @@ class Plan:
                 raise StoreError(f"{output} has changed since this was planned; plan again")
             refuse_changed(output, writer, images)
             if existing is not None:
-                existing.copy_rows(writer)
+                if not existing.store.statistics:
+                    preparing(show, len(images.ids))("reading the images' statistics")
+                existing.copy_rows(writer, decoders(self._workers))
             trial, self._trial = self._trial, None  # its rows are needed once
             clock = Clock(writer.todo, show, 0.0 if trial is None else trial.seconds)
             compiling = trial is None and self.recipe.engine == COMPILED

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +25,7 @@ class Block:
     digests : {position: content digest} of the images that have rows
     failures : {position: ImageError} of the others
     pass_rows : images per forward pass; fewer than the recipe's batch if a GPU's memory was too small
+    statistics : {position: bytes of a record of IMAGE_STATISTICS} of the images that have rows, if they are kept
     in_file : layers whose rows are not in `rows`, since the process that computed them wrote them to the file
     """
 
@@ -35,6 +36,7 @@ class Block:
     digests: dict[int, bytes]
     failures: dict[int, ImageError]
     pass_rows: int
+    statistics: dict[int, bytes] = field(default_factory=dict)
     in_file: tuple[str, ...] = ()
 
 
@@ -116,6 +118,7 @@ def block_of(batch: Batch, rows: Rows, n: int) -> Block:
         digests={batch.start + slot: digest for slot, digest in batch.digests.items()},
         failures={batch.start + slot: error for slot, error in sorted(batch.failures.items())},
         pass_rows=rows.pass_rows,
+        statistics={batch.start + slot: batch.statistics[slot] for slot in batch.digests if slot in batch.statistics},
     )
 
 

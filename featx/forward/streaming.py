@@ -274,6 +274,7 @@ def stream(
         workers,
         starts,
         taking_turns=not on_gpu,
+        statistics=todo is not None,
         **({"allocate": pinned} if on_gpu else {}),
     )
     passes = Passes(network, rows, on_gpu, few=todo is None and len(images) <= _FEW and not on_gpu)

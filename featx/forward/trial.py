@@ -127,7 +127,7 @@ class _FirstBatches:
         first = images[: 2 * batch_size]
         self._stamps = {i: stamp(image) for i, image in enumerate(first)}
         start = time.perf_counter()
-        self._decoded = batches(first, prepare, size, batch_size, workers, taking_turns=True)
+        self._decoded = batches(first, prepare, size, batch_size, workers, taking_turns=True, statistics=True)
         self.batches = [next(self._decoded)]
         self._decode_seconds = time.perf_counter() - start
         if 2 * len(self.batches[0].digests) < batch_size:

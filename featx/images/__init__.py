@@ -5,7 +5,7 @@ This room knows nothing of networks or stores.
 
 from featx.images.batches import Batch, batches
 from featx.images.collection import Collection, collect, files
-from featx.images.decoding import DECODER, Stamp, changed, content_digest, decode, stamp
+from featx.images.decoding import DECODER, Stamp, changed, content_digest, decode, decode_and_describe, stamp
 from featx.images.jpeg import has_fast_jpeg
 from featx.images.limits import NO_MEMORY
 
@@ -20,6 +20,7 @@ __all__ = [
     "collect",
     "content_digest",
     "decode",
+    "decode_and_describe",
     "files",
     "has_fast_jpeg",
     "stamp",

@@ -15,13 +15,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
 from featx.errors import ImageError
-from featx.images.decoding import AnyImage, Stamp, decode, stamp
+from featx.images.decoding import AnyImage, Stamp, decode, decode_and_describe, stamp
 from featx.images.limits import MAX_FILE_BYTES, bounded
 
 _BATCHES_AHEAD = 2
@@ -35,12 +35,14 @@ class Batch:
     start : position in the run of the first slot's image
     digests : {slot: 16 bytes}, the content digest of each image that was read
     failures : {slot: ImageError}
+    statistics : {slot: bytes of a record of IMAGE_STATISTICS} of each image that was read, if they were requested
     """
 
     start: int
     pixels: np.ndarray
     digests: dict[int, bytes]
     failures: dict[int, ImageError]
+    statistics: dict[int, bytes] = field(default_factory=dict)
 
 
 def _zeros(shape: tuple[int, ...]) -> np.ndarray:
@@ -56,6 +58,7 @@ def batches(
     starts: Iterable[int] | None = None,
     *,
     taking_turns: bool = False,
+    statistics: bool = False,
     allocate: Callable[[tuple[int, ...]], np.ndarray] = _zeros,
 ) -> Generator[Batch, None, None]:
     """Decode and prepare images in order. A file that changes after the first call is a failure.
@@ -69,6 +72,7 @@ def batches(
     workers : decoding threads
     starts : increasing multiples of `batch_size`, the first image of each batch to compute; by default all
     taking_turns : decode only while the caller waits for a batch
+    statistics : compute the statistics of each image, too
     allocate : shape -> uint8 zeros, the memory of a batch
     """
     starts = list(range(0, len(images), batch_size) if starts is None else starts)
@@ -98,7 +102,7 @@ def batches(
                 if taking_turns:
                     reader.submit(_read_ahead, batch_images)
                 work = [
-                    pool.submit(_fill, gate, batch, slot, *each, prepare)
+                    pool.submit(_fill, gate, batch, slot, *each, prepare, statistics)
                     for slot, each in enumerate(zip(batch_images, stamps[start], strict=True))
                 ]
                 ahead.append((batch, work))
@@ -134,11 +138,15 @@ def _fill(
     image: AnyImage,
     expected: Stamp | None,
     prepare: Callable[[Image.Image], np.ndarray],
+    statistics: bool,
 ) -> None:
     gate.wait()
     try:
         with bounded():
-            picture, digest = decode(image, expected)
+            if statistics:
+                picture, digest, batch.statistics[slot] = decode_and_describe(image, expected)
+            else:
+                picture, digest = decode(image, expected)
             batch.pixels[slot] = prepare(picture)
         batch.digests[slot] = digest
     except ImageError as error:

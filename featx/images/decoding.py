@@ -40,6 +40,7 @@ from PIL import (  # a format's plugin must be imported before the format can be
 
 from featx.errors import ImageError
 from featx.images import jpeg, limits
+from featx.images.statistics import image_statistics
 
 DECODER = "pillow: first frame, EXIF rotation, 16-bit to 8, RGB"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
@@ -97,10 +98,29 @@ def decode(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image,
         The image cannot be decoded; its `code` gives the reason.
     """
     with limits.bounded():
-        content, picture = _open(image, expected)
-        digest = hashlib.blake2b(content, digest_size=16).digest()
-        limits.refuse_picture(picture, content)
-        return picture if isinstance(image, Image.Image) else _to_rgb(picture, content), digest
+        return _decode(image, expected)[:2]
+
+
+def decode_and_describe(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image, bytes, bytes]:
+    """Decode one image as `decode` does.
+
+    Returns
+    -------
+    picture, digest : as from `decode`
+    statistics : bytes of one record of IMAGE_STATISTICS
+    """
+    with limits.bounded():
+        picture, digest, opened, file_bytes = _decode(image, expected)
+        is_file = isinstance(image, str | os.PathLike)
+        return picture, digest, image_statistics(picture, opened if is_file else None, file_bytes if is_file else 0)
+
+
+def _decode(image: AnyImage, expected: Stamp | None) -> tuple[Image.Image, bytes, Image.Image, int]:
+    """The decoded picture, the digest, the picture as Pillow opened it, and the number of bytes that identify it."""
+    content, opened = _open(image, expected)
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    limits.refuse_picture(opened, content)
+    return opened if isinstance(image, Image.Image) else _to_rgb(opened, content), digest, opened, len(content)
 
 
 def content_digest(image: AnyImage) -> bytes:

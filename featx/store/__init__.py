@@ -13,12 +13,15 @@ from featx.store.importing import import_arrays
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
+from featx.store.near_duplicates import Copies, connected, near_duplicates
+from featx.store.neighbours import directions, nearest
 from featx.store.reader import FeatureStore, warn_of_rows
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
 
 __all__ = [
     "KEPT",
+    "Copies",
     "Damage",
     "Difference",
     "FeatureStore",
@@ -27,7 +30,9 @@ __all__ = [
     "StoreWriter",
     "Unfinished",
     "collection_digest",
+    "connected",
     "copy_rows",
+    "directions",
     "discard",
     "export",
     "image_keys",
@@ -35,6 +40,8 @@ __all__ = [
     "is_unfinished",
     "merge",
     "merge_refusal",
+    "near_duplicates",
+    "nearest",
     "refuse_running",
     "refuse_unwritable",
     "rounding_note",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featx.errors import StoreError
+from featx.image_statistics import IMAGE_STATISTICS
 from featx.manifest import is_padded, text_array
 from featx.recipe import Recipe
 from featx.store import hdf5, layout
@@ -82,8 +83,8 @@ class Contents:
 
     def _check(self) -> None:
         mapped, tree = self.mapped, self.mapped.tree
-        labels = ["labels"] if "labels" in tree else []
-        if [*tree] != ["layers", "recipe", "images", *labels, "columns", "failures", "nonfinite", "checksums"]:
+        optional = [name for name in ("statistics", "labels") if name in tree]
+        if [*tree] != ["layers", "recipe", "images", *optional, "columns", "failures", "nonfinite", "checksums"]:
             raise hdf5.Malformed("its groups are not those of a store")
         recipe = _array(tree["recipe"])
         inside = mapped.seal.metadata <= recipe.offset <= mapped.seal.structure - recipe.nbytes
@@ -98,7 +99,7 @@ class Contents:
             raise hdf5.Malformed("the recipe is not in the form that featx writes")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
         if layout.version_for(tree, self.recipe.views, self.recipe.is_imported) != mapped.seal.version:
-            raise hdf5.Malformed("its texts or its views are stored as in another format version")
+            raise hdf5.Malformed("its parts are those of another format version")
         folded = {name: _folded(group) for name, group in groups.items()}
         for name, parts in _LAYOUT.items():
             if tuple(folded[name]) != parts:
@@ -109,6 +110,9 @@ class Contents:
         self.layers = dict(zip(self.recipe.layers, groups["layers"].values(), strict=True))
         self.checksums = dict(zip(self.recipe.layers, groups["checksums"].values(), strict=True))
         self._images, self._labels = folded["images"], folded.get("labels", {})
+        self._statistics = folded.get("statistics", {})
+        if "statistics" in tree and (self.recipe.is_imported or tuple(self._statistics) != IMAGE_STATISTICS.names):
+            raise hdf5.Malformed("the statistics of images are not those of a store")
         self._columns, self._failures, self._nonfinite = folded["columns"], folded["failures"], folded["nonfinite"]
         self._check_shapes()
         others = [array for name, group in groups.items() if name != "layers" for array in group.values()]
@@ -137,6 +141,8 @@ class Contents:
         _expect(self._images["key"], "<i8", (n,))
         _expect(self._images["digest"], "<u1", (n, 16))
         _expect(self._images["id"], "S", (n,))
+        for name, node in self._statistics.items():
+            _expect(node, "S" if name == "camera" else IMAGE_STATISTICS[name].str, (n,))
         for name, text in self._columns.items():
             _expect(text, "S", (n,))
             if layout.member(layout.member_name(name)) != name:
@@ -161,7 +167,7 @@ class Contents:
         in_order = np.sort(self.keys)
         if in_order[0] < 0 or in_order[-1] >= 2**53 or (in_order[1:] == in_order[:-1]).any():
             raise hdf5.Malformed("the image keys are not distinct numbers from 0 to 2**53")
-        groups = (self._images, self._labels, self._columns, self._failures, self._nonfinite)
+        groups = (self._images, self._statistics, self._labels, self._columns, self._failures, self._nonfinite)
         for node in (node for group in groups for node in group.values()):
             if isinstance(node, Unpadded):
                 _check_offsets(array(node.offsets), node.content.nbytes)
@@ -228,6 +234,14 @@ class Contents:
     @cached_property
     def columns(self) -> dict[str, np.ndarray]:
         return {layout.member_name(name): text_array(self._text(text)) for name, text in self._columns.items()}
+
+    @cached_property
+    def statistics(self) -> dict[str, np.ndarray]:
+        values = {name: self._values(node) for name, node in self._statistics.items() if name != "camera"}
+        if values:
+            values["taken"] = values["taken"].view("<M8[s]")
+            values["camera"] = text_array(self._text(self._statistics["camera"]))
+        return values
 
     @cached_property
     def failures(self) -> tuple[Failure, ...]:

@@ -20,7 +20,7 @@ from featx.recipe import Recipe
 from featx.store.files import beside, disk_errors, fsync_folder, is_at, open_alone
 from featx.store.layout import GROUP_ROWS
 
-_FORMAT = "featx-journal 1"
+_FORMAT = "featx-journal 2"
 _UNCHANGED = "the existing files stay as they are"
 
 

@@ -23,7 +23,7 @@ from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import most_bytes
 
 FORMAT = "featx-store"
-VERSIONS = (1, 2, 3)  # version 2 has texts with offsets, or views; version 3 has imported rows
+VERSIONS = (1, 2, 3)  # version 2: texts with offsets, or views; version 3: statistics of images, or imported rows
 ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": 1}
 OFFSETS = "@offsets"  # suffix of a dataset's name; no `member` contains an @
 MOST_RECIPE_BYTES = 4 * 2**20
@@ -120,7 +120,7 @@ def attributes(version: int) -> dict[str, bytes | int]:
 
 def version_for(tree: Mapping[str, Any], views: Sequence[str] | None, is_imported: bool) -> int:
     """The format version of a file with these datasets, whose recipe has these views or is that of imported rows."""
-    if is_imported:
+    if is_imported or "statistics" in tree:
         return 3
     groups = (node for node in tree.values() if isinstance(node, Mapping))
     return 2 if views is not None or any(name.endswith(OFFSETS) for group in groups for name in group) else 1

@@ -59,7 +59,8 @@ class Mapped:
         if (version := layout.version_of(page)) is None:
             raise StoreError(f"{path} is not a featx store; ", Call("featx.extract"), " makes one, under another name")
         if version not in layout.VERSIONS:
-            known = ", ".join(map(str, layout.VERSIONS))
+            *others, last = map(str, layout.VERSIONS)
+            known = f"{', '.join(others)} and {last}" if others else last
             raise StoreError(f"{path} has format version {version}; this featx reads {known}: update it")
         try:
             self.seal = layout.Seal.from_bytes(page)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,8 @@ def merge(
         y = np.array(labels + [0.0] * len(failures))
     if discard:
         discard_unfinished(output)
-    with StoreWriter(output, recipe, [*ids, *failures], y, columns) as writer:
+    have_statistics = all(store.statistics for store in opened)
+    with StoreWriter(output, recipe, [*ids, *failures], y, columns, statistics=have_statistics) as writer:
         start = 0
         for store in opened:
             rows = np.full(len(writer.todo), -1)
@@ -172,12 +173,18 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
             )
 
 
-def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> None:
+def copy_rows(
+    writer: StoreWriter,
+    store: FeatureStore,
+    rows: np.ndarray,
+    statistics: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> None:
     """Write a store's rows, with verified checksums, for images of a run.
 
     Parameters
     ----------
     rows : (n,) the store's row of each of the run's images, or -1
+    statistics : (m,) positions in the run -> (m,) of IMAGE_STATISTICS, if the store has none and the writer needs them
     """
     row_bytes = sum(store.row_bytes(name) for name in store.layers)
     part = max(64, _COPY_BYTES // row_bytes)
@@ -185,7 +192,8 @@ def copy_rows(writer: StoreWriter, store: FeatureStore, rows: np.ndarray) -> Non
     for start in range(0, len(present), part):
         indices = present[start : start + part]
         taken = {name: store.take(rows[indices], name, check=True) for name in store.layers}
-        writer.write(indices, taken, store.digests[rows[indices]])
+        records = store.image_records(rows[indices]) if statistics is None else statistics(indices)
+        writer.write(indices, taken, store.digests[rows[indices]], statistics=records)
 
 
 def _failures(stores: Sequence[FeatureStore]) -> list[Failure]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import StoreError, readable
+from featx.image_statistics import IMAGE_STATISTICS
 from featx.recipe import Recipe
 from featx.store import layout
 from featx.store.contents import Failure
@@ -26,6 +27,7 @@ def datasets(
     failures: Sequence[Failure],
     nonfinite: Mapping[tuple[int, str], str],
     checksums: Mapping[str, np.ndarray],
+    statistics: np.ndarray | None = None,
 ) -> layout.Metadata:
     """The datasets of a file, in their order.
 
@@ -34,6 +36,7 @@ def datasets(
     ids, digests, y, columns : of the n images that have rows
     nonfinite : {(row, layer): what}
     checksums : {layer: (blocks,) uint64}
+    statistics : (n,) of IMAGE_STATISTICS, if they are kept
     """
     tree: dict[str, Any] = {
         "recipe": layout.strings([recipe.to_json()]),
@@ -43,6 +46,11 @@ def datasets(
             "digest": digests,
         },
     }
+    if statistics is not None:
+        cameras = [camera.decode() for camera in statistics["camera"].tolist()]
+        tree["statistics"] = {
+            name: np.ascontiguousarray(statistics[name]) for name in IMAGE_STATISTICS.names or () if name != "camera"
+        } | layout.texts("camera", cameras)
     if y is not None and y.dtype.kind == "f":
         tree["labels"] = {"value": y.astype("<f8")}
     elif y is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from featx.display import printable
 from featx.errors import ContradictionWarning, KeysError, NonFiniteWarning, StoreError, as_path, warn
+from featx.image_statistics import CAMERA_BYTES, IMAGE_STATISTICS
 from featx.recipe import Recipe
 from featx.store import layout
 from featx.store.blocks import Blocks
@@ -43,6 +44,9 @@ class FeatureStore:
     columns : {name: (n,) str}, the manifest's other columns
         If some texts are long, the dtype is object, as for `ids`, `y` and `classes`: each takes memory for its own
         length only.
+    statistics : {name: (n,)}, kept of each image: perceptual hashes, size, quality, brightness, date, camera and others
+        See FORMAT.md. It is empty for a store without them: features from elsewhere, or a store of an earlier version,
+        to which `featx.extract` on the same images adds them.
     failures : the images that could not be read, as (id, code, reason)
     nonfinite : the rows that contain NaN or inf, as (id, layer, "inf" or "nan")
     digests : (n, 16) uint8, the content digest of each image
@@ -193,6 +197,10 @@ class FeatureStore:
     @property
     def columns(self) -> dict[str, np.ndarray]:
         return self._contents.columns
+
+    @property
+    def statistics(self) -> dict[str, np.ndarray]:
+        return self._contents.statistics
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -359,6 +367,18 @@ class FeatureStore:
         """
         self._contents.mapped.check_metadata()
         self._blocks.verify()
+
+    def image_records(self, rows: np.ndarray) -> np.ndarray | None:
+        """The statistics of some images, (m,) of IMAGE_STATISTICS, or None for a store without them."""
+        if not self.statistics:
+            return None
+        records = np.zeros(len(rows), IMAGE_STATISTICS)
+        for name, values in self.statistics.items():
+            taken = values[rows]
+            if name == "camera":
+                taken = np.array([camera.encode() for camera in taken.tolist()], f"S{CAMERA_BYTES}")
+            records[name] = taken.view("<i8") if name == "taken" else taken
+        return records
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:

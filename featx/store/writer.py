@@ -7,10 +7,12 @@ of the folder. All code that needs the state of a run is in this file.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import fcntl
 import os
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import ImageError, Parameter, StoreError
+from featx.image_statistics import IMAGE_STATISTICS
 from featx.recipe import Recipe, collection_digest
 from featx.store import files, layout, metadata
 from featx.store.checksums import Checksums, unfinished_damage
@@ -53,6 +56,7 @@ class StoreWriter:
     ids : n names; each image must be written or declared a failure
     y : (n,) class names or floats, or None
     columns : {name: (n,) str}
+    statistics : whether each image has a record of IMAGE_STATISTICS
 
     Attributes
     ----------
@@ -81,6 +85,8 @@ class StoreWriter:
         ids: Sequence[str],
         y: np.ndarray | None = None,
         columns: Mapping[str, np.ndarray] | None = None,
+        *,
+        statistics: bool = False,
     ) -> None:
         self._output, self._ids, self._y, self._columns = Path(output), list(ids), y, dict(columns or {})
         self._partial = partial_path(self._output)
@@ -91,6 +97,7 @@ class StoreWriter:
         self._end = layout.end_of(self._layers)
         self.todo = np.ones(n, bool)
         self.digests = np.zeros((n, 16), np.uint8)
+        self._statistics = np.zeros(n, IMAGE_STATISTICS) if statistics else None
         self.failures: dict[int, ImageError] = {}
         self._nonfinite: dict[tuple[int, str], str] = {}
         self._journaled = np.zeros(-(-n // GROUP_ROWS), bool)  # by groups of images
@@ -127,7 +134,9 @@ class StoreWriter:
             os.close(self._file)
 
     def _begin(self, begun: Unfinished | None) -> Journal:
-        if begun is not None and (begun.recipe != self.recipe or begun.ids != self._ids):
+        kept = [("statistics" in entry) for entry in begun.entries if "groups" in entry] if begun is not None else []
+        other_parts = (self._statistics is None) in kept
+        if begun is not None and (begun.recipe != self.recipe or begun.ids != self._ids or other_parts):
             raise StoreError(
                 f"an unfinished run for {self._output} has another recipe or other images; finish it, or discard it "
                 "with ",
@@ -137,7 +146,8 @@ class StoreWriter:
             os.ftruncate(self._file, 0)
             journal_path(self._output).unlink(missing_ok=True)
             files.fsync_folder(self._partial.parent)
-        others = len(self._ids) * (_METADATA_BYTES + len(self._layers)) + min(SPARE_BYTES, self._end)
+        per_image = _METADATA_BYTES + 2 * IMAGE_STATISTICS.itemsize * (self._statistics is not None)
+        others = len(self._ids) * (per_image + len(self._layers)) + min(SPARE_BYTES, self._end)
         texts = metadata.text_nbytes(self._ids, self._y, self._columns)
         files.reserve(self._file, self._end, self._output, extra=texts + others)
         if begun is None:
@@ -160,6 +170,9 @@ class StoreWriter:
             self._record_pass_rows(entry.get("pass_rows"))
             digests = np.frombuffer(bytes.fromhex(entry["digests"]), np.uint8)
             self.digests[images.start : images.stop] = digests.reshape(-1, 16)
+            if self._statistics is not None:
+                records = zlib.decompress(base64.b64decode(entry["statistics"]))
+                self._statistics[images.start : images.stop] = np.frombuffer(records, IMAGE_STATISTICS)
             for group in range(start, stop):
                 last[group] = number if rows_moved or self._sums.match_file(group, group + 1) else -1
         self._journaled = last >= 0
@@ -186,6 +199,7 @@ class StoreWriter:
         digests: np.ndarray,
         pass_rows: int | None = None,
         in_file: Collection[str] = (),
+        statistics: np.ndarray | None = None,
     ) -> None:
         """Write the rows of some images.
 
@@ -196,6 +210,7 @@ class StoreWriter:
         digests : (m, 16) uint8, content digests
         pass_rows : images per forward pass, if fewer than the recipe's batch size
         in_file : layers whose rows another process has written; they are read back
+        statistics : (m,) of IMAGE_STATISTICS, if the writer was made with `statistics`
 
         Raises
         ------
@@ -219,6 +234,8 @@ class StoreWriter:
                     self._sums.add(name, int(indices[start]), part)
                 self._unsynced += values.nbytes
             self.digests[indices] = digests
+            if self._statistics is not None:
+                self._statistics[indices] = statistics
             self._record_pass_rows(pass_rows)
             self.todo[indices] = False
             self._sync_if_due()
@@ -278,8 +295,11 @@ class StoreWriter:
             start, stop = int(run[0]), int(run[-1]) + 1
             images = self._images(start, stop)
             self._sums.complete(start, stop)
-            passes = {} if self.recipe.pass_rows is None else {"pass_rows": self.recipe.pass_rows}
-            yield passes | {
+            extra: dict[str, Any] = {} if self.recipe.pass_rows is None else {"pass_rows": self.recipe.pass_rows}
+            if self._statistics is not None:
+                records = zlib.compress(self._statistics[images.start : images.stop].tobytes(), 1)
+                extra["statistics"] = base64.b64encode(records).decode()
+            yield extra | {
                 "groups": [start, stop],
                 "digests": self.digests[images.start : images.stop].tobytes().hex(),
                 "sums": self._sums.to_journal(start, stop),
@@ -331,6 +351,7 @@ class StoreWriter:
             [Failure(self._ids[i], self.failures[i].code, self.failures[i].reason) for i in sorted(self.failures)],
             self._nonfinite,
             self._sums.of,
+            None if self._statistics is None else self._statistics[keep],
         )
 
     def _compact(self, keep: np.ndarray) -> None:

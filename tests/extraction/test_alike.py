@@ -64,7 +64,8 @@ def alike(train):
 def rewritten(store: featx.FeatureStore, name: str, **changes) -> featx.FeatureStore:
     """The same rows, in a store whose recipe says something else."""
     path = store.path.with_name(name)
-    with StoreWriter(path, replace(store.recipe, **changes), store.ids.tolist(), store.y, {}) as writer:
+    recipe, ids = replace(store.recipe, **changes), store.ids.tolist()
+    with StoreWriter(path, recipe, ids, store.y, {}, statistics=True) as writer:
         copy_rows(writer, store, np.arange(len(store)))
         writer.finish()
     return featx.FeatureStore(path)
@@ -113,7 +114,8 @@ def test_rows_of_a_device_that_is_not_here_are_kept_and_none_are_mixed_in(run, t
 
 def test_a_run_that_was_begun_on_a_device_that_is_not_here_is_refused_by_that(tmp_path, run):
     store = run(tmp_path / "whole.h5", range(70), "first")
-    with StoreWriter(tmp_path / "a.h5", replace(store.recipe, device="cuda"), store.ids.tolist(), None, {}) as writer:
+    recipe, ids = replace(store.recipe, device="cuda"), store.ids.tolist()
+    with StoreWriter(tmp_path / "a.h5", recipe, ids, statistics=True) as writer:
         copy_rows(writer, store, np.arange(70))  # and it is broken off
     words = "begun with other settings: device: 'cuda' there, 'cpu' here"
     refused(lambda: run(tmp_path / "a.h5", range(70), "first", device="auto"), tmp_path / "a.h5", words)

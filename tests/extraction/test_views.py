@@ -41,7 +41,6 @@ def test_rows_of_the_center_are_bit_for_bit_those_of_a_store_without_views(store
         np.testing.assert_array_equal(store[layer][:, 0], plain[layer])
         np.testing.assert_array_equal(store.take([3, 1], layer, check=True)[:, 0], plain[layer][[3, 1]])
     assert "views" not in json.loads(plain.recipe.to_json())
-    assert plain.path.read_bytes().startswith(b"featx-store 1\n")
     store.verify()
 
 
@@ -59,18 +58,17 @@ def test_rows_of_other_views_are_those_of_mirrored_and_cropped_images(small_netw
         np.testing.assert_array_equal(store["last"][:, view], plain["last"], name)
 
 
-def test_the_file_has_version_2_and_a_reader_of_version_1_refuses_it(store, tmp_path, monkeypatch):
+def test_the_file_has_its_version_and_a_reader_of_earlier_ones_refuses_it(store, tmp_path, monkeypatch):
     content = store.path.read_bytes()
-    assert content.startswith(b"featx-store 2\n")
     with h5py.File(store.path) as file:
-        assert file.attrs["version"] == 2 and file["layers/last:none"].shape == (N, 6, 5)
+        assert file.attrs["version"] == 3 and file["layers/last:none"].shape == (N, 6, 5)
     forged = with_tree(content, tree_of(content), version=1)
-    refused_file(written(tmp_path / "a.h5", forged), "its texts or its views are stored as in another format version")
+    refused_file(written(tmp_path / "a.h5", forged), "its parts are those of another format version")
     archive = export(store, tmp_path / "b.h5")
     assert export(archive, tmp_path / "c.h5", compression="none").read_bytes() == content
     np.testing.assert_array_equal(np.load(export(store, tmp_path / "d.npy", "last")), store["last"])
-    monkeypatch.setattr(layout, "VERSIONS", (1,))
-    with pytest.raises(StoreError, match="has format version 2; this featx reads 1: update it"):
+    monkeypatch.setattr(layout, "VERSIONS", (1, 2))
+    with pytest.raises(StoreError, match="has format version 3; this featx reads 1 and 2: update it"):
         featx.FeatureStore(store.path)
 
 
@@ -102,7 +100,7 @@ def test_a_store_like_another_has_its_views_and_goes_with_it(store, small_networ
     more = extract(pictures(range(20, 26)), tmp_path / "b.h5", None, like=store, ids=[f"b{i}" for i in range(6)])
     assert more.recipe.views == NAMES and more.recipe.other_meaning(store.recipe) == []
     merged = featx.merge([store, more], tmp_path / "m.h5")
-    assert merged.path.read_bytes().startswith(b"featx-store 2\n")
+    assert merged.path.read_bytes().startswith(b"featx-store 3\n")
     np.testing.assert_array_equal(merged["last"], np.concatenate([store["last"], more["last"]]))
     with pytest.raises(RecipeError, match=r"a.h5 was made with other settings: views: .* there, \['flip'\] here"):
         extract(pictures(range(3)), tmp_path / "c.h5", None, like=store, views="flip")

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import ContradictionWarning, NonFiniteWarning, RecipeError, SourceError, StoreError
+from featx.image_statistics import IMAGE_STATISTICS
 from featx.store import FeatureStore, Recipe, StoreWriter, export, importing, merge
 
 N = 70  # a block of 64 rows and one of 6
@@ -263,13 +264,13 @@ def test_it_is_archived_and_exported_and_read_by_the_hdf5_library(tmp_path):
     np.testing.assert_array_equal(np.load(export(store, tmp_path / "a.npy")), X)
 
 
-def test_the_version_is_3_and_no_other_store_has_it(tmp_path):
+def test_the_version_is_3_and_that_of_no_store_without_new_parts(tmp_path):
     imported = FeatureStore.from_arrays(tmp_path / "a.h5", {"a": numbers()}).path.read_bytes()
     extracted = write_store(tmp_path / "b.h5").path.read_bytes()
     for content, versions in ((imported, (1, 2)), (extracted, (2, 3))):
         for version in versions:
             forged = with_tree(content, tree_of(content), version=version)
-            refused(written(tmp_path / "c.h5", forged), "stored as in another format version")
+            refused(written(tmp_path / "c.h5", forged), "its parts are those of another format version")
 
 
 def test_the_recipe_says_what_is_known_and_nothing_else(tmp_path):
@@ -279,6 +280,17 @@ def test_the_recipe_says_what_is_known_and_nothing_else(tmp_path):
     assert [*json.loads(made.to_json())] == fields and made.backbone == "imported:lm"
     assert Recipe.from_json(made.to_json()) == made == pickle.loads(pickle.dumps(made)) == copy.deepcopy(made)
     assert made.weights_sha256 == hashlib.sha256(b"imported:lm").hexdigest()
+
+
+def test_statistics_of_images_are_refused(tmp_path):
+    content = FeatureStore.from_arrays(tmp_path / "a.h5", {"a": numbers()}).path.read_bytes()
+    statistics = {name: np.zeros(N, IMAGE_STATISTICS[name]) for name in IMAGE_STATISTICS.names if name != "camera"}
+    metadata: dict[str, Any] = {}
+    for name, values in values_of(content).items():
+        metadata[name] = values
+        if name == "images":
+            metadata["statistics"] = statistics | {"camera": np.zeros(N, "S1")}
+    refused(written(tmp_path / "b.h5", with_values(content, metadata)), "statistics of images are not those of a store")
 
 
 FORGED = {
@@ -306,7 +318,9 @@ def test_another_recipe_is_refused(tmp_path, subtests):
             with pytest.raises(StoreError):
                 Recipe.from_json(text)
             metadata = values_of(content) | {"recipe": np.array([text.encode()])}
-            refused(written(tmp_path / "b.h5", with_values(content, metadata)), "not a whole")
+            forged = with_values(content, metadata, is_imported=name != "a network")
+            refused(written(tmp_path / "b.h5", forged), "not a whole")
+    assert with_values(content, values_of(content), is_imported=True) == content
     for name in values:
         with pytest.raises(StoreError, match="damaged"):
             Recipe.from_json(json.dumps({key: value for key, value in values.items() if key != name}))

@@ -194,18 +194,23 @@ def test_an_interrupted_merge_is_continued(tmp_path: Path, monkeypatch) -> None:
     merge(parts, tmp_path / "unbroken.h5")
     write, calls = StoreWriter.write, []
 
-    def interrupted(self, *args):
+    def interrupted(self, *args, **options):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(args)
-        write(self, *args)
+        write(self, *args, **options)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(StoreWriter, "write", interrupted)
         merge(parts, tmp_path / "m.h5")
     assert (tmp_path / "m.h5.journal").exists()
     taken = []
-    monkeypatch.setattr(StoreWriter, "write", lambda self, *args: (taken.append(len(args[0])), write(self, *args))[1])
+
+    def counted(self, indices, *args, **options):
+        taken.append(len(indices))
+        write(self, indices, *args, **options)
+
+    monkeypatch.setattr(StoreWriter, "write", counted)
     merge(parts, tmp_path / "m.h5")
     assert sum(taken) == 400 - 128
     assert (tmp_path / "m.h5").read_bytes() == (tmp_path / "unbroken.h5").read_bytes()

@@ -209,8 +209,8 @@ def test_another_programs_hdf5_file_is_refused(tmp_path, subtests):
 
 def test_a_store_of_another_version_is_refused(own_store):
     content = own_store.path.read_bytes()
-    own_store.path.write_bytes(content.replace(b"featx-store 1\n", b"featx-store 4\n", 1))
-    refused(own_store.path, "version 4", "reads 1, 2, 3", "update")
+    own_store.path.write_bytes(content.replace(b"featx-store 3\n", b"featx-store 4\n", 1))
+    refused(own_store.path, "version 4", "reads 1, 2 and 3", "update")
 
 
 def test_a_truncated_store_is_refused(own_store, subtests):

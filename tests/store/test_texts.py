@@ -242,7 +242,7 @@ def test_wrong_offsets_are_refused(tmp_path, subtests):
 def test_the_version_is_that_of_the_texts(tmp_path):
     for content, version in ((GOOD, 1), (good_store(), 2)):
         forged = with_tree(content, tree_of(content), version=version)
-        refused(written(tmp_path / "a.h5", forged), "its texts or its views are stored as in another format version")
+        refused(written(tmp_path / "a.h5", forged), "its parts are those of another format version")
 
 
 def test_an_unchanged_file_opens(tmp_path):

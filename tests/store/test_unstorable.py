@@ -77,11 +77,11 @@ def test_a_merge_is_not_continued_with_another_store(tmp_path: Path, monkeypatch
     parts = [tmp_path / "1.h5", tmp_path / "2.h5"]
     write, calls = StoreWriter.write, []
 
-    def interrupted(self, *args):
+    def interrupted(self, *args, **options):
         if calls:
             raise KeyboardInterrupt
         calls.append(1)
-        write(self, *args)
+        write(self, *args, **options)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(StoreWriter, "write", interrupted)
