@@ -105,7 +105,7 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str, ids: Sequence[
     if target == "class":
         names = [str(value).strip() for value in array.tolist()]
         for number, (name, value) in enumerate(zip(names, values, strict=True)):
-            if not name or value is None or value != value:  # NaN: pandas' value for an empty cell
+            if not name or is_missing(value):
                 raise SourceError(f"{image(number)} has no label; give every image one, or none at all")
         return text_array(names)
     numbers = np.empty(len(array))

@@ -154,6 +154,7 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "an id that is not Unicode": ({"ids": ["\ud800", *map(str, range(N - 1))]}, ("not Unicode",)),
     "fewer labels": ({"y": ["a"]}, (f"{N} rows and 1 labels",)),
     "a label that is missing": ({"y": [None, *Y[1:]]}, ("image 0 has no label",)),
+    "a label that pandas misses": ({"y": pd.Series([*Y[1:], pd.NA])}, ("image 69 has no label",)),
     "a label that is no number": ({"y": Y, "target": "numeric"}, ("needs a finite number",)),
     "a short column": ({"columns": {"c": [1]}}, (f"{N} rows and 1 values of column 'c'",)),
     "columns without names": ({"columns": [["a"] * N]}, ("columns are named lists", "got list")),
