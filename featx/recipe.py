@@ -382,7 +382,7 @@ class Recipe:
             if kind in kinds and not rule.is_followed and not is_missing_layer:
                 lines.append(f"{name}: {rule.show(first)!r} {first_place}, {rule.show(second)!r} {second_place}")
         if self.is_imported and other.is_imported and self.weights_sha256 != other.weights_sha256:
-            lines.append("imported rows go together if they were imported with the same name= (--name)")
+            lines.append("imported rows go together if they were imported with the same name")
         return lines
 
     def joined(self, other: Recipe) -> Recipe:

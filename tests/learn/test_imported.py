@@ -201,7 +201,7 @@ def test_a_test_store_needs_the_same_name(store, unnamed):
         select_model(store, estimators="knn", holdout=HoldOut(store=unnamed), n_jobs=1)
     assert_tells(caught.value, "imported:unnamed", "imported with the same name")
     assert "like" not in str(caught.value)
-    with pytest.raises(RecipeError, match="imported with the same name=") as caught:
+    with pytest.raises(RecipeError, match="imported with the same name") as caught:
         adapt(store, unnamed, layer="a", progress=False)
     assert "like" not in str(caught.value)
 
