@@ -7,6 +7,7 @@ module imports no other room.
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -48,4 +49,6 @@ def console(**options: Any) -> Console:
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(printable(text, keep="\n"), **options)
 
+    if options.get("stderr") and not sys.stderr.isatty():
+        options.setdefault("force_terminal", False)  # FORCE_COLOR makes rich animate bars in a log, too
     return PlainConsole(highlight=False, markup=False, emoji=False, **options)

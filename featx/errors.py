@@ -210,10 +210,13 @@ class ModelError(FeatxError):
     """A model that cannot be saved or opened."""
 
 
+_NOT_THE_USERS = (__package__, "sklearn", "joblib")  # packages of frames between a warning and the user's code
+
+
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line of the user's code that called featx."""
+    """Warn at the line of the user's code that called featx, directly or through scikit-learn."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == __package__:
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_THE_USERS:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
@@ -249,6 +252,16 @@ def no_column(where: str, name: str, columns: Iterable[str]) -> str:
     if not (has := list(columns)):
         return f"{where} has no column {name!r}, and no others; those of a .csv manifest are kept when it is extracted"
     return f"{where} has no column {name!r}{nearest(name, has)}; it has {', '.join(has)}"
+
+
+def file_of_labels(labels: object) -> list[Part]:
+    """The end of a message about `labels` that name a CSV file where a column is needed; [] if they do not."""
+    if not isinstance(labels, str) or not labels.lower().endswith(".csv"):
+        return []
+    return [
+        f"; {labels} is a file: its labels are read after the extraction, by ",
+        Call("FeatureStore.align", repr(labels)),
+    ]
 
 
 def count(n: int, noun: str) -> str:

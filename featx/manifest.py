@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featx.errors import Parameter, SourceError, nearest
+from featx.errors import Parameter, SourceError, file_of_labels, nearest
 
 _SHORT, _LITTLE = 256, 2**20  # characters or bytes: of one text; of an array
 
@@ -76,6 +76,7 @@ def column(table: dict[str, list[str]], name: str, path: str | os.PathLike, opti
         raise SourceError(
             f"{path} has no column {name!r}{nearest(name, table)}; choose one of {', '.join(table)} with ",
             Parameter(option, ...),
+            *(file_of_labels(name) if option == "labels" else ()),
         )
     return table[name]
 

@@ -315,6 +315,11 @@ class Recipe:
         close = nearest(str(name), [*self.layers, *self.aliases])
         raise LayerError(f"layer {name!r} is not stored{close}. There are: {', '.join(self.layers)}")
 
+    @property
+    def deepest(self) -> str:
+        """The full name of the penultimate layer; without one, of the last layer."""
+        return self.aliases.get("penultimate", self.layers[-1])
+
     def only(self, name: str | Sequence[str] | None) -> Recipe:
         """The recipe of one layer, or of several in the given order; without `origin`, which does not affect rows.
 

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from featx.catalogue import ESTIMATORS
-from featx.errors import FeatxError, Parameter, Part, StoreError, listed, nearest, no_column
+from featx.errors import (
+    FeatxError,
+    Parameter,
+    Part,
+    SourceError,
+    StoreError,
+    file_of_labels,
+    listed,
+    nearest,
+    no_column,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,9 +184,9 @@ class SearchRequest:
 
         arguments = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in _LOOKED_UP}
         if self.split_column is not None and not self._only_validates:
-            arguments["test_rows"] = _rows_with(store, self.split_column, self.test_value or "test")
+            arguments["test_rows"] = rows_with(store, self.split_column, self.test_value or "test")
         if self.split_column is not None and self.validation_value is not None:
-            arguments["validation_rows"] = _rows_with(store, self.split_column, self.validation_value)
+            arguments["validation_rows"] = rows_with(store, self.split_column, self.validation_value)
         arguments["y"] = self._labels(store)
         arguments["test_store"] = None if self.test_store is None else FeatureStore(self.test_store)
         return {name: value for name, value in arguments.items() if value is not None and value is not False}
@@ -230,11 +240,46 @@ class SearchRequest:
         """Labels of the file or of a column of the store; None for the store's own."""
         target = self.target or "class"
         if self.labels is not None:
-            return store.align(self.labels, self.label_column or "label", target=target)
+            return labels_in_file(store, self.labels, self.label_column, target=target, partial=True)
         if self.label_column is None or target == "class":
             return self.label_column
         cells = _column(store, self.label_column)
         return store.align(dict(zip(store.ids.tolist(), cells.tolist(), strict=True)), target=target)
+
+    def unlabelled_text(self, y: np.ndarray | str | None) -> str:
+        """How many images the labels leave out; "" if there are none.
+
+        y : the labels in the result of `arguments` or `experiment`
+        """
+        import numpy as np
+
+        if not isinstance(y, np.ma.MaskedArray):
+            return ""
+        return f"{y.count():,} of {len(y):,} images have a label in {self.labels}; the others are left out"
+
+
+def labels_in_file(
+    store: FeatureStore,
+    file: Path,
+    column: str | None,
+    *,
+    target: Literal["class", "numeric"] = "class",
+    option: str = "labels",
+    partial: bool = False,
+) -> np.ndarray:
+    """(n,) labels of a CSV file.
+
+    option : the parameter that names it, in messages
+    partial : whether images may lack a label; see `FeatureStore.align`
+    """
+    if not file.exists() and not file.suffix:  # it is meant as a column
+        what = f"a column of {store.path.name}" if str(file) in store.columns else "no file"
+        raise SourceError(
+            Parameter(option),
+            f" is a CSV file of labels by image id; {file} is {what}; columns of the store are chosen with ",
+            Parameter("label_column", str(file)),
+        )
+    return store.align(file, column or "label", target=target, partial=partial)
 
 
 def _with_holdout(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -259,7 +304,7 @@ def _joined(names: Sequence[str], separator: str) -> list[Part]:
     return parts[1:]
 
 
-def _rows_with(store: FeatureStore, name: str, value: str) -> np.ndarray:
+def rows_with(store: FeatureStore, name: str, value: str) -> np.ndarray:
     """(n,) bool, the images that have a value in a column."""
     cells = _column(store, name)
     rows = cells == value
@@ -270,5 +315,5 @@ def _rows_with(store: FeatureStore, name: str, value: str) -> np.ndarray:
 
 def _column(store: FeatureStore, name: str) -> np.ndarray:
     if name not in store.columns:
-        raise StoreError(no_column(store.path.name, name, store.columns))
+        raise StoreError(no_column(store.path.name, name, store.columns), *file_of_labels(name))
     return store.columns[name]

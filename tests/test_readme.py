@@ -40,7 +40,8 @@ def test_the_readme_s_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     featx.extract("photos", "maps.h5", network, "layer3:none", progress=False)
     exec(tune.replace("epochs=10", "epochs=1"), names)
     assert names["tuned"].n_iter_ == 1  # type: ignore[attr-defined]
-    featx.extract("new", "theirs.h5", like="photos.h5", progress=False)
+    images = ["new/cat.jpg", "new/other.jpg"]
+    featx.extract(images, "theirs.h5", like="photos.h5", labels=["cat", "dog"], progress=False)
     exec(align.replace("theirs/new.jpg", "new/cat.jpg"), names)
     assert type(names["pipe"][1]).__name__ == "Align"  # type: ignore[index]
 

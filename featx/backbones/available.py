@@ -6,7 +6,8 @@ import os
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from featx.backbones.sources import BUNDLED, checkpoints, import_timm, missing_file
+from featx.backbones.sources import BUNDLED, checkpoints, import_timm, missing_file, names
+from featx.errors import BackboneError, nearest
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,23 @@ def pretrained(pattern: str = "") -> list[Pretrained]:
     Returns
     -------
     list of Pretrained
+
+    Raises
+    ------
+    BackboneError
+        No name contains the pattern.
     """
     rows = [row for row in _bundled() if pattern in row.name]
     rows += [row for row in _torchvision(is_all=bool(pattern)) if pattern in row.name]
-    return rows + (_timm(pattern) if pattern else [])
+    rows += _timm(pattern) if pattern else []
+    if not rows:
+        close = nearest(pattern.rpartition(":")[2], names())
+        more = "" if n_timm() else "timm has a thousand more: pip install 'featx[timm]'; "
+        raise BackboneError(
+            f"no pretrained backbone has {pattern!r} in its name{close}; {more}without a pattern the well-known "
+            "ones are listed"
+        )
+    return rows
 
 
 def n_timm() -> int | None:

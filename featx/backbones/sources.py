@@ -54,10 +54,20 @@ def canonical(name: str) -> str:
             known["timm"] = timm.list_models()
     if source and source not in known:
         raise BackboneError(f"backbone {name!r}: the source is one of torchvision, timm, bundled; got {source!r}")
+    if not source and model in BUNDLED:
+        raise BackboneError(f"there is no backbone {name!r}; its name is bundled:{model}")
     choices = known[source] if source else [model for models in known.values() for model in models]
     if source == "bundled":
         raise BackboneError(f"there is no backbone {name!r}; bundled are {', '.join(map(repr, BUNDLED))}")
     raise BackboneError(f"there is no backbone {name!r}{nearest(model, choices)}")
+
+
+def names() -> list[str]:
+    """Names of all networks, without their sources."""
+    import torchvision
+
+    timm = import_timm()
+    return [*BUNDLED, *torchvision.models.list_models(torchvision.models), *(timm.list_models() if timm else ())]
 
 
 def _torchvision(
@@ -149,9 +159,11 @@ def _timm(
         offline = isinstance(error, LocalEntryNotFoundError)  # its message is three sentences about the client
         reason = "the Hugging Face hub cannot be reached" if offline else _cause(error)
         repository = config.hf_hub_id
+        model = tagged.partition(".")[0]
+        bundled = f"take bundled:{model}, whose weights a package carries, or " if model in _LITE else ""
         file = f"model.safetensors of {repository}" if repository else os.path.basename(config.url or tagged)
         raise BackboneError(
-            f"the weights file {file} is not in {HF_HUB_CACHE} and cannot be downloaded ({reason}); give ",
+            f"the weights file {file} is not in {HF_HUB_CACHE} and cannot be downloaded ({reason}); {bundled}give ",
             Parameter("weights", "path/to/model.safetensors"),
             ", or ",
             Parameter("weights", None),

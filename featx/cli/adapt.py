@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,11 +11,7 @@ from featx.cli.interrupts import loading
 from featx.cli.printing import print_all, print_data, print_line
 from featx.cli.search_files import check_file
 from featx.errors import FeatxError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from featx.store import FeatureStore
+from featx.request import labels_in_file
 
 _WAYS, _LABELS, _SCORING, _OUTPUT = "Ways", "Labels", "Scoring", "Output"
 
@@ -110,7 +106,11 @@ def adapt(
     from featx.store import FeatureStore
 
     stores = [FeatureStore(path) for path in (source, target)]
-    values = [_labels(store, file, label_column) for store, file in zip(stores, (labels, target_labels), strict=True)]
+    files = {"labels": labels, "target_labels": target_labels}
+    values = [
+        label_column if file is None else labels_in_file(store, file, label_column, option=option)
+        for store, (option, file) in zip(stores, files.items(), strict=True)
+    ]
     with loading("loading torch and scikit-learn"):
         from featx.learn import HoldOut, save
         from featx.report import adaptation_json, adaptation_table
@@ -138,7 +138,3 @@ def adapt(
     print_all(adaptation_table(result))
     if output is not None and method is not None:
         print_line(f"{output}: the source aligned by {method[0]}; featx predict {output} IMAGES... predicts the target")
-
-
-def _labels(store: FeatureStore, file: Path | None, column: str | None) -> np.ndarray | str | None:
-    return column if file is None else store.align(file, column or "label")

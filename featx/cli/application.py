@@ -18,6 +18,7 @@ from typer.exceptions import TyperException
 
 import featx
 from featx.cli.adapt import adapt
+from featx.cli.audit import audit
 from featx.cli.compare import compare, models
 from featx.cli.demo import demo
 from featx.cli.doctor import doctor
@@ -26,11 +27,14 @@ from featx.cli.extract import extract
 from featx.cli.finetune import finetune
 from featx.cli.imports import import_
 from featx.cli.interrupts import left_by_interrupt
+from featx.cli.labelling import next_
 from featx.cli.layers import layers
+from featx.cli.map import map_
 from featx.cli.predict import predict
 from featx.cli.printing import print_error
 from featx.cli.report import report
 from featx.cli.search import search
+from featx.cli.similar import similar
 from featx.cli.stores import info, merge, verify
 from featx.cli.wording import notes, worded
 from featx.display import printable
@@ -48,6 +52,10 @@ _COMMANDS = (
     compare,
     search,
     report,
+    audit,
+    next_,
+    similar,
+    map_,
     adapt,
     finetune,
     predict,
@@ -153,7 +161,7 @@ def _version(
 
 
 for _function in _COMMANDS:
-    app.command(_function.__name__.rstrip("_"))(_with_exit_code(_function))  # `import` is a word of Python's
+    app.command(_function.__name__.rstrip("_"))(_with_exit_code(_function))
 
 
 def main() -> None:

@@ -152,11 +152,11 @@ def extract(
     with shown(_print_phase if as_json else not quiet) as show:
         preparing(show)("looking for the images")
         from featx.images import collect
-        from featx.store import FeatureStore, refuse_unwritable
+        from featx.store import FeatureStore, refuse_unwritable_store
 
         refuse_file_as_backbone(backbone)
         images = collect(source, labels, target=target, path_column=path_column)
-        refuse_unwritable(output)
+        refuse_unwritable_store(output)
         if output.exists():
             FeatureStore(output)
         example = None if like is None else FeatureStore(like)

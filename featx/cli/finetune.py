@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from featx.cli.interrupts import loading
-from featx.cli.printing import print_all, print_data, print_error, print_line
+from featx.cli.printing import print_all, print_data, print_error, print_line, print_note
 from featx.cli.search_files import check_file
 from featx.request import SearchRequest
 
@@ -151,6 +151,7 @@ def finetune(
     request.validate()
     opened = FeatureStore(store)
     options: dict[str, Any] = request.experiment(opened)
+    print_note(request.unlabelled_text(options.get("y")))
     with loading("loading torch and scikit-learn"):
         from featx import learn
         from featx.report import finetuning_json, finetuning_table

@@ -26,6 +26,12 @@ def print_error(line: str) -> None:
     typer.echo(f"featx: {printable(line)}", err=True)
 
 
+def print_note(line: str) -> None:
+    """Print a note on stderr; nothing if it is empty."""
+    if line:
+        typer.echo(f"note: {printable(line)}", err=True)
+
+
 def print_data(text: str) -> None:
     """Print JSON or CSV: unchanged when piped, escaped on a terminal."""
     if sys.stdout.isatty():

@@ -9,7 +9,7 @@ import typer
 
 from featx.catalogue import ESTIMATORS, estimator_names
 from featx.cli.interrupts import loading
-from featx.cli.printing import print_all, print_error
+from featx.cli.printing import print_all, print_error, print_note
 from featx.cli.search_files import SearchFiles
 from featx.display import printable
 from featx.errors import FeatxError
@@ -87,7 +87,10 @@ def search(
     ] = False,
     labels: Annotated[
         Path | None,
-        typer.Option(help="A CSV file of labels by image id (columns: id, label).", rich_help_panel=_LABELS),
+        typer.Option(
+            help="A CSV file of labels by image id (columns: id, label); images without one are left out.",
+            rich_help_panel=_LABELS,
+        ),
     ] = None,
     label_column: Annotated[
         str | None,
@@ -240,6 +243,7 @@ def search(
     request.validate()
     opened = [FeatureStore(path) for path in stores]
     arguments = request.arguments(opened[0])
+    print_note(request.unlabelled_text(arguments.get("y")))
     with loading("loading scikit-learn"):
         from featx import learn
         from featx.report import search_progress

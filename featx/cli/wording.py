@@ -7,9 +7,7 @@ import warnings
 from collections.abc import Container, Iterator
 from typing import Any
 
-import typer
-
-from featx.display import printable
+from featx.cli.printing import print_note
 from featx.errors import Call, Message, Parameter, RowsDifferWarning
 
 # options that have another name than the library's parameter
@@ -17,8 +15,10 @@ _OPTIONS = {
     "random_state": "seed",
     "n_jobs": "jobs",
     "estimators": "estimator",
+    "k": "neighbors",
     "layers": "layer",
     "methods": "method",
+    "n": "number",
     "size": "test_size",
     "validation_rows": "validation_value",
 }
@@ -28,6 +28,8 @@ _EXTRACT_OPTIONS = {"like"}
 _COMMANDS = {
     ("featx.extract",): "featx extract",
     ("featx.extract", "backbone", "layers"): "featx extract IMAGES {backbone} {layers}",
+    ("featx.extract", "output", "backbone", "layers"): "featx extract IMAGES {output} {backbone} {layers}",
+    ("featx.export",): "featx export",
     ("featx.merge",): "featx merge",
     ("FeatureStore.from_arrays", "name"): "featx import ROWS -o STORE {name}",
     ("model.predict",): "featx predict MODEL --store STORE",
@@ -35,7 +37,9 @@ _COMMANDS = {
     ("featx.load", "weights"): "featx predict {weights}",
     ("HoldOut", "size"): "{size}",
     ("HoldOut", "rows"): "--split-column",
+    ("FeatureStore.align",): "featx search --labels",
     ("store.align",): "--labels labels.csv",
+    ("store.align", "partial"): "--labels so-far.csv",
     ("target_store.align",): "--target-labels labels.csv",
     ("y.astype",): "--labels with --target numeric",
     ("featx.learn.learning_curves",): "--protocol learning-curve",
@@ -67,8 +71,12 @@ def worded(message: Message, options: Container[str]) -> str:
 
 
 def _option(parameter: Parameter, placeholder: str = "") -> str:
-    """ "--test-size 0" for `test_size=0`, "--replace" for `replace=True`, "--weights random" for `weights=None`"""
-    words = ["--" + _OPTIONS.get(parameter.name, parameter.name).replace("_", "-")]
+    """ "--test-size 0" for `test_size=0`, "--replace" for `replace=True`, "--weights random" for `weights=None`,
+    "--layer a --layer b" for `layers=["a", "b"]`"""
+    name = "--" + _OPTIONS.get(parameter.name, parameter.name).replace("_", "-")
+    if parameter.value and isinstance(parameter.value[0], list):
+        return " ".join(f"{name} {value}" for value in parameter.value[0])
+    words = [name]
     for value in parameter.value:
         if value is ...:
             words.append(placeholder)
@@ -83,7 +91,7 @@ def notes(options: Container[str]) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **rest: Any) -> None:
         if isinstance(message, RowsDifferWarning):
-            typer.echo(f"note: {printable(worded(message, options))}", err=True)
+            print_note(worded(message, options))
         else:
             showwarning(message, category, *where, **rest)
 

@@ -22,7 +22,7 @@ from featx.deploy.description import Description
 from featx.deploy.program import INPUTS, Input, Program
 from featx.deploy.runtime import open_onnx
 from featx.deploy.verification import Agreement, Run, verify
-from featx.errors import FeatxError, ModelError, as_path
+from featx.errors import FeatxError, ModelError, Parameter, as_path
 from featx.learn.models import refuse_unfitted
 
 _OPSET = 20
@@ -104,8 +104,11 @@ def export(
         raise ModelError(f"an exported model is a .onnx or .pt2 file; got {path}")
     if input not in INPUTS:
         raise FeatxError(f"input is one of {', '.join(INPUTS)}; got {input!r}")
-    if path.exists() and not replace:
-        raise ModelError(f"{path} is there already; choose another name, or remove the file")
+    for file in (path, path.with_name(f"{path.name}.data")):  # large weights are written beside
+        if file.exists() and not replace:
+            raise ModelError(
+                f"{file} is there already; choose another name, or replace it with ", Parameter("replace", True)
+            )
     if path.suffix == ".onnx":
         _require_onnx()
     refuse_unfitted(model)

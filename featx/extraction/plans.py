@@ -39,7 +39,7 @@ from featx.store import (
     StoreWriter,
     Unfinished,
     refuse_running,
-    refuse_unwritable,
+    refuse_unwritable_store,
     unfinished,
     warn_of_rows,
 )
@@ -248,7 +248,7 @@ def plan(
     >>> plan("photos/", "photos.h5", layers="stages:flatten").nbytes    # doctest: +SKIP
     """
     output = as_path("output", output, StoreError)
-    refuse_unwritable(output)
+    refuse_unwritable_store(output)
     decoders(workers)  # refuses what is none
     views = expand_views(views)
     example = None if like is None else Example.of(like)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featx.errors import ImageError, SourceError, listed, nearest
+from featx.errors import ImageError, SourceError, file_of_labels, listed, nearest
 from featx.images.decoding import EXTENSIONS, AnyImage
 from featx.manifest import as_labels, column, read_manifest, text_array
 
@@ -98,7 +98,11 @@ def collect(
         path = Path(source)
         if path.is_dir():
             if labels is not None or ids is not None:
-                raise SourceError(f"{path} is a folder: its class folders are the labels; for others use a CSV file")
+                raise SourceError(
+                    f"{path} is a folder: its class folders are the labels; for others use a CSV file of paths and "
+                    "labels as the source",
+                    *file_of_labels(labels),
+                )
             return _from_folder(path, target)
         if not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")

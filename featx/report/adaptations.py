@@ -42,6 +42,10 @@ def adaptation_table(adaptation: Adaptation) -> FittedTable:
     if any(row.shots for row in adaptation.rows):
         drawn = f"the mean of {count(adaptation.draws, 'random draw')}"
         notes.append(f"with labels of the target: {drawn} among those {adaptation.n_target:,}")
+    if adaptation.omitted_shots:
+        name, n = adaptation.fewest
+        left_out = " and ".join(map(str, adaptation.omitted_shots))
+        notes.append(f"not tried: {left_out} labels a class; {name} has {count(n, 'target image')} to draw from")
     unclear = [row for row in adaptation.rows[1:] if row.gain_interval.low <= 0 <= row.gain_interval.high]
     if unclear:
         notes.append("where the interval of the gain includes 0, these images do not show a difference")
@@ -77,6 +81,7 @@ def adaptation_json(adaptation: Adaptation) -> str:
             "target_images": adaptation.n_target,
             "held_out_images": adaptation.n_test,
             "draws": adaptation.draws,
+            "omitted_shots": list(adaptation.omitted_shots),
             "ways": [
                 {
                     "training": row.training,

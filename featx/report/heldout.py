@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from featx.errors import ImageError
 from featx.report.canvas import FAINT, INK
+from featx.report.pictures import picture_of
 from featx.report.scores import amount, score_name, scored, shortened
 
 if TYPE_CHECKING:
@@ -76,26 +74,21 @@ def _draw_scatter(axis: Axes, selection: Selection) -> None:
 
 def mistake_pictures(selection: Selection) -> list[tuple[Any, str]]:
     """(picture, caption) of the most confident mistakes whose images can still be read."""
-    from featx.images import decode
-
     test = selection.test
     if test is None:
         return []
     store = test.store or selection.training.stores[0]
-    if store.recipe.origin is None:
-        return []
     rows = store.rows(test.X)
     worst = selection.mistakes().tolist()
     words: Callable[[Any], str] = amount
     if selection.training.classes is not None:
         worst = _by_turns(worst, [(test.y[i], test.predicted[i]) for i in worst])
-        words = shortened(selection.training.classes, 17).__getitem__
+        words = shortened(selection.training.classes, 15).__getitem__
     captioned: list[tuple[Any, str]] = []
     for i in worst:
-        with contextlib.suppress(ImageError):  # moved or gone since
-            picture, _digest = decode(Path(store.recipe.origin, str(store.ids[rows[i]])))
+        if (picture := picture_of(store, rows[i])) is not None:
             picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            captioned.append((picture, f"true: {words(test.y[i])}\nsaid: {words(test.predicted[i])}"))
+            captioned.append((picture, f"true: {words(test.y[i])}\npredicted: {words(test.predicted[i])}"))
         if len(captioned) == MISTAKES:
             break
     return captioned

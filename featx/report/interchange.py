@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from operator import methodcaller
 from typing import Any
 
@@ -27,19 +27,20 @@ def json_text(value: Any, indent: int | None = None) -> str:
     return "".join(escaped)
 
 
-def csv_text(rows: Iterable[Iterable[object]]) -> str:
+def csv_text(rows: Iterable[Iterable[object]], as_is: Container[int] = ()) -> str:
     r"""CSV of rows of cells; None is an empty cell.
 
     A text that begins with one of = + - @, a tab or a line break, and is no number, gets an apostrophe in front, so
     that a spreadsheet does not take it for a formula; so does one that begins so after apostrophes. To have it back,
-    take one apostrophe off a cell that matches ``'+[=+\-@\t\r\n]``. Numbers stay as they are.
+    take one apostrophe off a cell that matches ``'+[=+\-@\t\r\n]``. Numbers stay as they are, and so do the columns
+    `as_is`, whose texts the user wrote.
     """
-    return "\n".join(",".join(map(_cell, row)) for row in rows)
+    return "\n".join(",".join(_cell(value, place in as_is) for place, value in enumerate(row)) for row in rows)
 
 
-def _cell(value: object) -> str:
+def _cell(value: object, is_as_is: bool) -> str:
     text = "" if value is None else str(value)
-    if isinstance(value, str) and _FORMULA.match(text) and not _NUMBER.fullmatch(text):
+    if not is_as_is and isinstance(value, str) and _FORMULA.match(text) and not _NUMBER.fullmatch(text):
         text = f"'{text}"
     if any(character in text for character in ',"\r\n'):  # the csv module does not quote a carriage return
         text = '"' + text.replace('"', '""') + '"'

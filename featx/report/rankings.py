@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 from featx.display import printable_lines
 from featx.report.columns import FittedTable
-from featx.report.scores import amount, backbone_names, named, number, score_name, scored, setting, stacked, value_text
+from featx.report.scores import (
+    amount,
+    backbone_names,
+    n_features,
+    named,
+    number,
+    score_name,
+    scored,
+    setting,
+    stacked,
+    value_text,
+)
 
 if TYPE_CHECKING:
     from featx.learn.selection import Candidate, Curve, Nested, ProtocolResult, Selection
@@ -43,7 +54,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
             shown.add(candidate.backbone)
             cells: list[str | list[str]] = [_starred(rank, candidate == chosen)]
             cells += [backbones[candidate.backbone]] if several else []
-            cells += [stacked(candidate.layer), candidate.estimator, _features(candidate), setting(candidate)]
+            cells += [stacked(candidate.layer), candidate.estimator, n_features(candidate), setting(candidate)]
             cells += [scored(candidate.mean, candidate.interval, scoring)]
             cells += [amount(candidate.mae or 0.0)] if has_mae else []
             table.add_row(*cells, f"{candidate.fit_seconds:.3f}", style="bold" if candidate == chosen else None)
@@ -59,7 +70,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
     if chosen == selection.best and (simpler := selection.simpler) is not None:
         notes.append(
             f"simpler, and within one standard error of the best: {named(simpler)} "
-            f"({_features(simpler)} features, {number(simpler.mean, scoring)})"
+            f"({n_features(simpler)} features, {number(simpler.mean, scoring)})"
         )
     table.caption = printable_lines(notes) or None
     return table
@@ -155,12 +166,6 @@ def _chosen_cells(curve: Curve) -> list[str]:
         return ["", "", ""]
     validation = scored(curve.chosen.mean, curve.chosen.interval)
     return [value_text(curve.chosen.x), validation, scored(curve.test, curve.test_interval)]
-
-
-def _features(candidate: Candidate) -> str:
-    """Number of features of the estimator: those of the layer, or the components of a PCA."""
-    kept = int(candidate.complexity[0])
-    return f"{candidate.d:,}" if kept == candidate.d else f"{kept:,} of {candidate.d:,}"
 
 
 def _starred(rank: int, is_chosen: bool) -> str:

@@ -6,7 +6,8 @@ kind : "cross-validation", "nested", or the protocol: "linear-probe", "knn", "fe
 rank : from 1, best first; or the number of the outer split, or the rank of a protocol's layer
 chosen : 1 for what was chosen: the candidate that was fitted, an outer split's winner, a layer's best x; else 0
 partial : 1 if the search, the nested cross-validation or the protocol was interrupted, so that rows are missing; else 0
-backbone, layer, features : names, and number of features
+backbone, layer, features, layer_features : names, the number of features that the estimator is fitted on, and that of
+    the layer, from which a choice of features or a PCA may have made fewer
 estimator, parameter, value : the model; for protocols, what x is and its value
 scoring : the name of scikit-learn's scorer; larger is better
 mean, std, low, high : of the scores, with the 95 % interval of the mean
@@ -35,7 +36,19 @@ if TYPE_CHECKING:
     from featx.learn.selection import Candidate, Nested, ProtocolResult, Selection
 
 _COLUMNS = (
-    *("kind", "rank", "chosen", "partial", "backbone", "layer", "features", "estimator", "parameter", "value"),
+    *(
+        "kind",
+        "rank",
+        "chosen",
+        "partial",
+        "backbone",
+        "layer",
+        "features",
+        "layer_features",
+        "estimator",
+        "parameter",
+        "value",
+    ),
     *("scoring", "mean", "std", "low", "high", "mae", "fit_seconds", "held_out", "held_out_low", "held_out_high"),
 )
 
@@ -155,6 +168,7 @@ def _protocol_rows(result: ProtocolResult) -> Iterator[dict[str, Any]]:
                 "backbone": curve.backbone,
                 "layer": curve.layer,
                 "features": curve.d,
+                "layer_features": curve.d,
                 "parameter": result.varied,
                 "value": point.x,
                 "scoring": result.scoring,
@@ -174,7 +188,8 @@ def _of_candidate(candidate: Candidate, scoring: str, is_partial: bool) -> dict[
         "partial": int(is_partial),
         "backbone": candidate.backbone,
         "layer": candidate.layer,
-        "features": candidate.d,
+        "features": int(candidate.complexity[0]),
+        "layer_features": candidate.d,
         "estimator": candidate.estimator,
         "parameter": candidate.parameter or None,
         "value": candidate.value,

@@ -58,6 +58,12 @@ def setting(candidate: Candidate) -> str:
     return "" if candidate.value is None else f"{candidate.parameter} = {value_text(candidate.value)}"
 
 
+def n_features(candidate: Candidate) -> str:
+    """ "512", or "1,280 of 2,064" where the estimator is fitted on fewer features than the layer has."""
+    kept = int(candidate.complexity[0])
+    return f"{candidate.d:,}" if kept == candidate.d else f"{kept:,} of {candidate.d:,}"
+
+
 def value_text(value: float) -> str:
     """A parameter's value, as an integer or with three significant digits."""
     return f"{value:g}" if value == int(value) else f"{value:.3g}"

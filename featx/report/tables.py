@@ -80,8 +80,6 @@ def models_table(pattern: str = "") -> FittedTable:
             row.state,
         )
     notes = ["top-1: published accuracy on ImageNet-1K; empty where the library does not say"]
-    if not rows:
-        notes = [f"there is no pretrained backbone with {pattern!r} in its name"]
     n = n_timm()
     if n is None:
         notes.append("timm has a thousand more: pip install 'featx[timm]'")

@@ -8,23 +8,25 @@ from featx.recipe import Difference, Recipe, collection_digest
 from featx.store.agreement import rounding_note
 from featx.store.blocks import Damage
 from featx.store.exporting import export
-from featx.store.files import KEPT, disk_errors, refuse_unwritable, written_aside
+from featx.store.files import KEPT, disk_errors, refuse_unwritable_store, written_aside
 from featx.store.importing import import_arrays
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
-from featx.store.near_duplicates import Copies, connected, near_duplicates
-from featx.store.neighbours import directions, nearest
+from featx.store.near_duplicates import NEAR_DUPLICATES, Copies, connected, near_duplicate_groups, near_duplicates
+from featx.store.neighbours import Neighbors
 from featx.store.reader import FeatureStore, warn_of_rows
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
 
 __all__ = [
     "KEPT",
+    "NEAR_DUPLICATES",
     "Copies",
     "Damage",
     "Difference",
     "FeatureStore",
+    "Neighbors",
     "Recipe",
     "RowFile",
     "StoreWriter",
@@ -32,7 +34,6 @@ __all__ = [
     "collection_digest",
     "connected",
     "copy_rows",
-    "directions",
     "discard",
     "export",
     "image_keys",
@@ -40,10 +41,10 @@ __all__ = [
     "is_unfinished",
     "merge",
     "merge_refusal",
+    "near_duplicate_groups",
     "near_duplicates",
-    "nearest",
     "refuse_running",
-    "refuse_unwritable",
+    "refuse_unwritable_store",
     "rounding_note",
     "disk_errors",
     "unfinished",
@@ -51,4 +52,4 @@ __all__ = [
     "written_aside",
 ]
 
-publish([FeatureStore, Recipe], __name__)
+publish([FeatureStore, Neighbors, Recipe], __name__)

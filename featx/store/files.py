@@ -10,7 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featx.errors import Parameter, StoreError, readable
+from featx.errors import Call, Parameter, StoreError, readable
+
+_OTHER_FORMATS = frozenset(
+    ".csv .tsv .json .jsonl .npy .npz .parquet .txt .md .html .pdf .png .jpg .jpeg .svg .zip .tar .gz .skops .pkl "
+    ".joblib .onnx .pt .pt2 .pth .safetensors".split()
+)
 
 KEPT, NOTHING_KEPT = "what is done is kept: run it again to go on", "nothing was kept"
 
@@ -120,6 +125,18 @@ def refuse_unwritable(output: Path) -> None:
         raise StoreError(f"cannot write {output}: there is no folder {output.parent}; make it first")
     if not os.access(output.parent, os.W_OK):
         raise StoreError(f"cannot write {output}: no permission in {output.parent}; choose another folder")
+
+
+def refuse_unwritable_store(output: Path) -> None:
+    """Raise StoreError if no file can be created at this path, or its suffix belongs to another format."""
+    refuse_unwritable(output)
+    if output.suffix.lower() in _OTHER_FORMATS and not output.exists():
+        raise StoreError(
+            f"a store is an HDF5 file, and {output.name} is named like a {output.suffix.lower()} file; name it "
+            f"{output.with_suffix('.h5')}, and ",
+            Call("featx.export"),
+            " writes its rows to a .npy or .parquet file",
+        )
 
 
 def refuse_existing(output: Path, replace: bool) -> None:

@@ -18,7 +18,7 @@ from featx.errors import Parameter, StoreError, as_path, count, listed
 from featx.grammar import IMPORTED, UNNAMED
 from featx.manifest import as_labels, is_missing, text_array
 from featx.recipe import Recipe
-from featx.store.files import refuse_existing
+from featx.store.files import refuse_existing, refuse_unwritable_store
 from featx.store.journal import discard, discard_quietly, unfinished
 from featx.store.layout import GROUP_ROWS
 from featx.store.writer import StoreWriter
@@ -46,6 +46,7 @@ def import_arrays(
     {layer: largest relative L2 error of a row} of the arrays whose numbers were rounded to `dtype`
     """
     output = as_path("path", output, StoreError)
+    refuse_unwritable_store(output)
     refuse_existing(output, replace)
     if dtype not in _DTYPES:
         raise StoreError(f"rows are stored as {' or '.join(_DTYPES)}; got dtype {dtype!r}")

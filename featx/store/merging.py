@@ -24,7 +24,7 @@ from featx.errors import (
 from featx.manifest import text_array
 from featx.store.agreement import rounding_note
 from featx.store.contents import Failure
-from featx.store.files import refuse_existing
+from featx.store.files import refuse_existing, refuse_unwritable_store
 from featx.store.journal import discard as discard_unfinished
 from featx.store.journal import is_unfinished
 from featx.store.reader import FeatureStore
@@ -88,6 +88,7 @@ def merge(
         if discard or not is_unfinished(output):
             discard_unfinished(output)  # a kill between the last two steps of a merge leaves its journal
         return _with_backbone(finished, opened)
+    refuse_unwritable_store(output)
     refuse_existing(output, replace)
     _refuse_unlike(opened)
     first = opened[0]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from featx.errors import StoreError
 from featx.store.reader import FeatureStore
 
 MOST_BITS = 8  # of 64, by which the hashes of two copies differ if nothing was cropped
@@ -30,7 +31,8 @@ MOST_NUMBERS = 2**16  # of a row whose features are compared
 class Copies(NamedTuple):
     """Pairs of copies.
 
-    pairs : (p, 2) rows: of one store, the first smaller than the second; or of the first and of the second store
+    pairs : (p, 2) rows: of one store, the first smaller than the second; or of the first and of the second store.
+        Pairs of the same content are first, then those whose hashes differ least
     kinds : (p,) "exact", "hash" or "features"
     bits : (p,) by how many bits of 64 the hashes differ, or those of one image and the mirror image of the other
     are_mirrored : (p,) whether the mirror image is closer
@@ -72,7 +74,9 @@ def near_duplicates(store: FeatureStore, other: FeatureStore | None = None, laye
         similarity, limit = _similarity(store, other, layer, close[:2])
     kinds = np.where(bits <= most_bits, "hash", np.where(similarity >= limit, "features", ""))
     known = {tuple(pair): i for i, pair in enumerate(exact.tolist())}
-    keep = [i for i in np.flatnonzero(kinds != "").tolist() if (int(close[0][i]), int(close[1][i])) not in known]
+    candidates = np.flatnonzero(kinds != "")
+    candidates = candidates[np.argsort(bits[candidates], kind="stable")]
+    keep = [i for i in candidates.tolist() if (int(close[0][i]), int(close[1][i])) not in known]
     n_exact = len(exact)
     return Copies(
         np.concatenate([exact, np.stack([close[0][keep], close[1][keep]], axis=1)]),
@@ -107,12 +111,12 @@ def _close_hashes(
     store: FeatureStore, other: FeatureStore | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(first row, second row, bits, mirrored) of the pairs whose hashes differ by 16 bits or fewer."""
+    empty = np.empty(0, np.int64)
     if not store.statistics or other is not None and not other.statistics:
-        empty = np.empty(0, np.int64)
         return empty, empty, empty, empty.astype(bool)
     first, hashes, _ = _hashes(store)
     second, others, mirrors = (first, hashes, _hashes(store)[2]) if other is None else _hashes(other)
-    found: list[tuple[np.ndarray, ...]] = []
+    found: list[tuple[np.ndarray, ...]] = [(empty, empty, empty, empty.astype(bool))]
     for start, nearest, mirrored in _blocks(hashes, others, mirrors):
         at, to = np.nonzero(nearest <= _MOST_CROPPED_BITS)
         if other is None:
@@ -193,6 +197,26 @@ def _flat(store: FeatureStore, rows: np.ndarray, layer: str) -> np.ndarray:
 def _unit(rows: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+
+
+NEAR_DUPLICATES = "near-duplicates"
+
+
+def near_duplicate_groups(store: FeatureStore) -> np.ndarray:
+    """(n,) numbers of groups of copies, each image in one; the features of the last layer find crops.
+
+    Raises
+    ------
+    StoreError
+        The store keeps no statistics of its images.
+    """
+    if not store.statistics:
+        how = "; extract the same images to it again, which computes them and keeps all rows"
+        raise StoreError(
+            f"{store.path.name} keeps no statistics of its images, by which near duplicates are found"
+            f"{'; its rows were imported' if store.recipe.is_imported else how}"
+        )
+    return connected(len(store), near_duplicates(store, layer=store.layers[-1]).pairs)
 
 
 def connected(n: int, pairs: np.ndarray) -> np.ndarray:

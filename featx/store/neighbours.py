@@ -1,47 +1,70 @@
-"""The nearest rows of each row, exact, in blocks of bounded memory."""
+"""Finds the nearest rows of a layer, exactly. Parts of the layer come in, so that memory is bounded; arrays go out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 
-_BLOCK_BYTES = 64 * 2**20  # of similarities
+METRICS = ("cosine", "euclidean")
 
 
-def directions(rows: np.ndarray) -> np.ndarray:
-    """Centred rows of length 1, (n, d) float32; a row that equals the mean becomes 0.
+class Neighbors(NamedTuple):
+    """The k nearest images of m queries, the nearest first.
 
-    Features behind a ReLU are not negative, so that without centring all cosines would be close to 1.
+    Attributes
+    ----------
+    distances : (m, k) float64
+        1 - cos for "cosine".
+    rows : (m, k) int64
+        Rows of the store; `store.ids[rows]` are the images' ids.
     """
-    rows = rows.reshape(len(rows), -1).astype(np.float32)
-    rows -= rows.mean(axis=0)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=rows, where=lengths > 0)
+
+    distances: np.ndarray
+    rows: np.ndarray
 
 
-def nearest(queries: np.ndarray, rows: np.ndarray, k: int, *, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows with the largest dot products, largest first.
+def nearest_rows(
+    queries: np.ndarray, own: np.ndarray, parts: Iterable[tuple[int, np.ndarray]], k: int, metric: str
+) -> Neighbors:
+    """The nearest rows of each query; of equal distances the first row comes first.
 
     Parameters
     ----------
-    queries : (m, d) float32
-    rows : (n, d) float32
-    k : int, at most n, or n - 1 if `same`
-    same : whether queries are the rows, none of which is its own neighbour
+    queries : (m, d) float64, finite
+    own : (m,) int64
+        The row that each query is itself, which is no neighbour of it; -1 for none.
+    parts : of (position of the first row, (p, d) float64)
+        Rows that contain NaN or inf are no neighbours.
+    k : int
+    metric : one of METRICS
 
     Returns
     -------
-    indices : (m, k) int64
-    products : (m, k) float32
+    Neighbors
+        With fewer than k finite distances where there are fewer rows; the others are inf.
     """
-    indices, products = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
-    step = max(1, _BLOCK_BYTES // (4 * len(rows)))
-    for start in range(0, len(queries), step):
-        part = queries[start : start + step] @ rows.T  # (step, n)
-        if same:
-            part[np.arange(len(part)), start + np.arange(len(part))] = -np.inf
-        found = np.argpartition(part, part.shape[1] - k, axis=1)[:, part.shape[1] - k :]
-        values = np.take_along_axis(part, found, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        indices[start : start + step] = np.take_along_axis(found, order, axis=1)
-        products[start : start + step] = np.take_along_axis(values, order, axis=1)
-    return indices, products
+    distances, rows = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
+    for start, part in parts:
+        new = _distances(queries, part, metric)  # (m, p)
+        numbers = np.broadcast_to(np.arange(start, start + len(part)), new.shape)
+        new[numbers == own[:, None]] = np.inf
+        distances, rows = np.concatenate([distances, new], axis=1), np.concatenate([rows, numbers], axis=1)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        distances, rows = np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    return Neighbors(distances, rows)
+
+
+def _distances(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:
+    """(m, p) distances; inf to rows that contain NaN or inf. A row of zeros is at right angles to all."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        if metric == "cosine":
+            lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(rows, axis=1)
+            cosines = np.divide(queries @ rows.T, lengths, out=np.zeros_like(lengths), where=lengths != 0)
+            distances = np.maximum(1 - cosines, 0)
+        else:
+            squares = (queries**2).sum(axis=1)[:, None] + (rows**2).sum(axis=1) - 2 * queries @ rows.T
+            distances = np.sqrt(np.maximum(squares, 0))
+        distances[:, ~np.isfinite(rows).all(axis=1)] = np.inf
+    return distances

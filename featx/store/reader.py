@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -11,7 +12,18 @@ from typing import Any
 import numpy as np
 
 from featx.display import printable
-from featx.errors import ContradictionWarning, KeysError, NonFiniteWarning, StoreError, as_path, warn
+from featx.errors import (
+    ContradictionWarning,
+    FeatxError,
+    KeysError,
+    NonFiniteWarning,
+    Parameter,
+    StoreError,
+    as_path,
+    listed,
+    nearest,
+    warn,
+)
 from featx.image_statistics import CAMERA_BYTES, IMAGE_STATISTICS
 from featx.recipe import Recipe
 from featx.store import layout
@@ -20,8 +32,10 @@ from featx.store.contents import Contents, Failure, NonFinite
 from featx.store.importing import import_arrays
 from featx.store.labels import align
 from featx.store.mapped import Mapped, reopened
+from featx.store.neighbours import METRICS, Neighbors, nearest_rows
 
 _READ_AHEAD_BYTES = 2**17  # the system's read-ahead
+_QUERIED_BYTES = 16 * 2**20  # of rows that are compared with a query at once; as float64 up to four times as large
 
 
 class FeatureStore:
@@ -428,6 +442,96 @@ class FeatureStore:
         y = self.y
         return () if y is None else tuple(group for group in self.duplicates if len(set(y[group].tolist())) > 1)
 
+    def similar(
+        self,
+        query: str | Sequence[object] | np.ndarray,
+        k: int = 10,
+        *,
+        layer: str | None = None,
+        metric: str = "cosine",
+    ) -> Neighbors:
+        """The images whose rows are nearest to those of a query; exact.
+
+        Parameters
+        ----------
+        query : an id, or m of them; (m,) or (m, 1) int64 keys; or (m, d) floats, rows of the layer
+            The row of a new image is `StoredFeatures(store, layer).fit().transform([path])`.
+        k : int
+            Number of neighbours. An image of this store is no neighbour of itself; neither are rows with NaN or inf.
+        layer : str, optional
+            By default the penultimate layer, or else the last one. Of several views, their mean is used.
+        metric : "cosine" or "euclidean"
+
+        Returns
+        -------
+        Neighbors
+            `distances` and `rows`, (m, k) each; of equal distances the first row comes first.
+
+        Raises
+        ------
+        LayerError
+            The store has no such layer.
+        KeysError
+            The store has no such image.
+        FeatxError
+            k is larger than the number of other images, or the query has another shape.
+        StoreError
+            A row of the query contains NaN or inf.
+
+        Examples
+        --------
+        >>> store.ids[store.similar("cats/1.jpg", 3).rows[0]]    # doctest: +SKIP
+        array(['cats/7.jpg', 'cats/4.jpg', 'lynxes/2.jpg'], dtype='<U12')
+        """
+        name = self.recipe.deepest if layer is None else self.recipe.layer(layer)
+        if metric not in METRICS:
+            raise FeatxError(Parameter("metric"), f" is {' or '.join(METRICS)}; got {metric!r}")
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+            raise FeatxError(Parameter("k"), f" is an integer, 1 or more; got {k!r}")
+
+        def flat(rows: np.ndarray) -> np.ndarray:
+            return rows.reshape(len(rows), self.recipe.n_views, -1).mean(axis=1, dtype=np.float64)
+
+        own, queries = self._query(query, name)
+        queries = flat(self.take(own, name)) if queries is None else queries
+        if not np.isfinite(queries).all():
+            number = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+            which = repr(str(self.ids[own[number]])) if own[number] >= 0 else f"number {number}"
+            raise StoreError(f"query {which} has NaN or inf in layer {name!r}; leave it out, or choose another layer")
+        parts = ((start, flat(rows)) for start, rows in self.blocks(name, budget_bytes=_QUERIED_BYTES))
+        found = nearest_rows(queries, own, parts, int(k), metric)
+        n = int(np.isfinite(found.distances).sum(axis=1).min())
+        if n < k:
+            raise FeatxError(
+                f"{self.path.name} has {n:,} other images without NaN or inf; choose as many or fewer: got ",
+                Parameter("k", k),
+            )
+        return found
+
+    def _query(self, query: object, layer: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """((m,) rows that the queries are, None), or ((m,) of -1, (m, d) float64 rows of a layer)."""
+        array = np.asarray([query] if isinstance(query, str) else query)
+        if array.dtype.kind == "f":
+            d = math.prod(self.recipe.view_taps[layer]["shape"])
+            if array.ndim != 2 or array.shape[1] != d or not len(array):
+                raise FeatxError(
+                    Parameter("query"), f" has rows of layer {layer!r}, shape (m, {d:,}); got {array.shape}"
+                )
+            return np.full(len(array), -1), array.astype(np.float64)
+        if array.dtype.kind in "iu" and array.size:
+            return self.rows(array), None
+        if array.dtype.kind not in "UO" or array.ndim != 1 or not array.size:
+            raise FeatxError(
+                Parameter("query"),
+                f" has ids or keys of images, or rows, (m, d) floats; got {array.dtype} of shape {array.shape}",
+            )
+        row_of = {name: row for row, name in enumerate(self.ids.tolist())}
+        names = list(map(str, array.tolist()))
+        if foreign := [name for name in names if name not in row_of]:
+            close = nearest(foreign[0], list(row_of)[:1000])
+            raise KeysError(f"{self.path.name} has no image {listed(foreign)}{close}")
+        return np.array([row_of[name] for name in names]), None
+
     def align(
         self,
         labels: str | os.PathLike | Mapping[str, object],
@@ -435,6 +539,7 @@ class FeatureStore:
         *,
         id_column: str | None = None,
         target: str = "class",
+        partial: bool = False,
     ) -> np.ndarray:
         """Labels from a CSV file or a mapping, in the order of this store's images. The store is not changed.
 
@@ -447,19 +552,22 @@ class FeatureStore:
         id_column : str, optional
             The CSV file's column of ids, by default "id" or else "path".
         target : "class" or "numeric"
+        partial : bool
+            Whether images may have no label, or an empty one. Then all ids of the table must be in the store.
 
         Returns
         -------
-        (n,) class names or float64
+        (n,) class names or float64; if `partial` and some have no label, a masked array in which these are masked
 
         Raises
         ------
         SourceError
             The file or a column is missing, or a label is empty.
         StoreError
-            An image of the store has no label, or an id has two.
+            An image of the store has no label, or an id has two; if `partial`, no image has a label, or some have none
+            while the table has labels of images that are not in the store.
         """
-        return align(self.ids.tolist(), labels, label_column, id_column, target)
+        return align(self.ids.tolist(), labels, label_column, id_column, target, partial)
 
 
 def warn_of_rows(store: FeatureStore) -> None:

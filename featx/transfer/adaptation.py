@@ -105,6 +105,10 @@ class Adaptation:
     scoring : str
     draws : int
         Random draws of labelled target images.
+    omitted_shots : tuple of int
+        Default numbers of labelled images of each class that were not tried, because a class has fewer.
+    fewest : (str, int)
+        The class with the fewest target images that are not held out, and their number.
     source, target : FeatureStore
     """
 
@@ -118,6 +122,8 @@ class Adaptation:
     chance: float
     scoring: str
     draws: int
+    omitted_shots: tuple[int, ...]
+    fewest: tuple[str, int]
     source: FeatureStore
     target: FeatureStore
 
@@ -299,6 +305,8 @@ def adapt(
         chance=float(chance),
         scoring=scoring,
         draws=draws,
+        omitted_shots=tuple(shot for shot in _SHOTS if shots is None and shot not in drawn),
+        fewest=_fewest(target.y),
         source=source_store,
         target=target_store,
     )
@@ -375,15 +383,16 @@ def _draws(
     target: Experiment, shots: Sequence[int] | None, draws: int, random_state: int
 ) -> dict[int, list[np.ndarray]]:
     """{images per class: positions of each draw}; a draw with more images contains the same draw with fewer."""
-    names, n_of_each = np.unique(target.y, return_counts=True)
+    names = np.unique(target.y)
+    rarest, fewest = _fewest(target.y)
     if shots is None:
-        shots = [shot for shot in _SHOTS if shot <= n_of_each.min()]
-    distinct = [] if not len(shots) else counts(shots, 1, n_of_each.min())
+        shots = [shot for shot in _SHOTS if shot <= fewest]
+    distinct = [] if not len(shots) else counts(shots, 1, fewest)
     if distinct is None:
         raise FeatxError(
             Parameter("shots"),
-            f" is a list of numbers of images per class, from 1 to the {n_of_each.min():,} target images of "
-            f"{str(names[n_of_each.argmin()])!r} that are not held out; got {brief(shots)}",
+            f" is a list of numbers of images per class, from 1 to the {fewest:,} target images of "
+            f"{rarest!r} that are not held out; got {brief(shots)}",
         )
     drawn: dict[int, list[np.ndarray]] = {shot: [] for shot in sorted(distinct)}
     for seed in range(draws):
@@ -392,6 +401,12 @@ def _draws(
         for shot, chosen in drawn.items():
             chosen.append(np.concatenate([positions[:shot] for positions in of_each]))
     return drawn
+
+
+def _fewest(y: np.ndarray) -> tuple[str, int]:
+    """The least frequent class, and its number of images."""
+    names, n_of_each = np.unique(y, return_counts=True)
+    return str(names[n_of_each.argmin()]), int(n_of_each.min())
 
 
 def _reading(source: Experiment, target_store: FeatureStore, pipeline: Pipeline) -> Pipeline:

@@ -111,7 +111,15 @@ def test_without_its_package_a_bundled_network_says_how_to_install_it(monkeypatc
     message(error)
 
 
+def test_a_network_that_a_package_carries_too_is_named_where_timm_s_cannot_be_downloaded(monkeypatch):
+    monkeypatch.setattr("featx.backbones.sources._has_address", lambda _: False)
+    with pytest.raises(BackboneError, match="; take bundled:efficientnet_lite0, whose weights a package carries, or"):
+        _ = Backbone("efficientnet_lite0").module
+
+
 def test_an_unknown_bundled_name_lists_the_known_ones():
+    with pytest.raises(BackboneError, match="there is no backbone 'pixels'; its name is bundled:pixels"):
+        Backbone("pixels")
     with pytest.raises(BackboneError, match="there is no backbone 'bundled:efficientnet_lite'; bundled are") as error:
         Backbone("bundled:efficientnet_lite")
     assert all(repr(f"efficientnet_lite{i}") in message(error) for i in (0, 1, 2)) and "'pixels'" in message(error)

@@ -52,6 +52,18 @@ CASES = [
     ([Call("featx.Backbone", "module"), " is Python's alone"], "featx.Backbone(module) is Python's alone"),
     (["the grid (", Call("featx.learn.select_model"), ")"], "the grid (no --protocol)"),
     (["give floats (", Call("y.astype", "float"), ")"], "give floats (--labels with --target numeric)"),
+    (
+        [
+            Call(
+                "featx.extract",
+                "images",
+                Parameter("output", "a.h5"),
+                Parameter("backbone", "r"),
+                Parameter("layers", ["b:avg", "c"]),
+            )
+        ],
+        "featx extract IMAGES --output a.h5 --backbone r --layer b:avg --layer c",
+    ),
     ([Call("featx.save"), " or ", Call("featx.extract")], "featx search -o or featx extract"),
 ]  # parts of a message, its wording (None: as in Python)
 

@@ -152,6 +152,38 @@ def test_a_download_prints_nothing_and_is_tried_once(monkeypatch):
     assert len(tries) == 1
 
 
+def test_a_pattern_without_models_is_refused_with_the_nearest_names():
+    done = run("models", "convnxt")
+    assert done.exit_code == 2 and done.stdout == "" and "'convnext_tiny'" in done.stderr
+    done = run("models", "xyzzy")
+    assert done.exit_code == 2 and "no pretrained backbone has 'xyzzy' in its name; without a pattern" in done.stderr
+
+
+def test_labels_that_are_a_column_or_a_file_are_told_apart(folder, tmp_path):
+    file, store = tmp_path / "labels.csv", folder / "photos.h5"
+    file.write_text("id,label\n")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,age\na.png,1\n")
+    for command in (
+        ("extract", manifest, "-o", "x.h5"),
+        ("compare", manifest),
+        ("extract", folder / "photos", "-o", "x.h5"),
+    ):
+        done = run(*command, "-b", "bundled:pixels", "--labels", file)
+        assert done.exit_code == 2 and f"{file} is a file: its labels are read" in done.stderr, done.stderr
+        assert "by featx search --labels" in done.stderr
+    for command in (("search", store), ("adapt", store, store), ("finetune", store, "-b", "x")):
+        done = run(*command, "--labels", "site")
+        assert done.exit_code == 2
+        assert "--labels is a CSV file of labels by image id; site is no file; columns" in done.stderr
+        assert "with --label-column site" in done.stderr
+    for command in (("search", store), ("search", store, "--target", "numeric"), ("compare", store)):
+        done = run(*command, "--labels" if command[0] == "compare" else "--label-column", file)
+        assert done.exit_code == 2 and f"has no column '{file}'" in done.stderr
+        assert done.stderr.endswith("its labels are read after the extraction, by featx search --labels\n")
+    assert "--target-labels is a CSV" in run("adapt", store, store, "--target-labels", "site").stderr
+
+
 def test_what_two_stores_go_together_for(folder):
     text = run("info", folder / "photos.h5", folder / "more.h5").stdout
     assert "one can be searched and the other be its test store" in text and "they cannot be merged: it takes" in text

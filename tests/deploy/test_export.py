@@ -137,7 +137,11 @@ def test_options_that_do_not_go_together_are_refused(folder: Path) -> None:
     assert "is made of a model, a .skops file" in refused("export", store, "-o", folder / "x.onnx")
     assert "--layer is for stores" in refused("export", model, "-o", folder / "x.onnx", "-l", "a")
     assert "--input is for models" in refused("export", store, "-o", folder / "x.npy", "--input", "rows")
-    assert "is there already" in refused("export", model, "-o", folder / "m.onnx")
+    assert "m.onnx is there already; choose another name, or replace it with --replace" in refused(
+        "export", model, "-o", folder / "m.onnx"
+    )
+    (folder / "w.onnx.data").write_text("of somebody else")
+    assert "w.onnx.data is there already" in refused("export", model, "-o", folder / "w.onnx")
     save(LogisticRegression().fit(np.eye(4), [0, 0, 1, 1]), folder / "rows.skops")
     assert "export it with --input rows" in refused("export", folder / "rows.skops", "-o", folder / "rows.pt2")
 

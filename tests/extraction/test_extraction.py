@@ -386,6 +386,9 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
     refused(tmp_path, StoreError, "there is no folder", output="file/a.h5")
     refused(tmp_path, StoreError, "is not a featx store", "file", output="file")
     refused(tmp_path, StoreError, "cannot write", output="x" * 300 + ".h5")
+    for suffix in (".csv", ".NPY", ".zip", ".skops"):
+        words = "a store is an HDF5 file", f"a {suffix.lower()} file; name it", "a.h5", "featx.export"
+        refused(tmp_path, StoreError, *words, output=f"a{suffix}")
     monkeypatch.setattr(os, "access", lambda *_: False)
     refused(tmp_path, StoreError, "no permission", "another folder", output="a.h5")
     assert (tmp_path / "file").read_text() == "x"

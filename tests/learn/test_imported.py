@@ -16,7 +16,8 @@ from sklearn.preprocessing import StandardScaler
 
 import featx
 from featx import FeatureStore
-from featx.errors import BackboneError, KeysError, LayerError, ModelError, RecipeError
+from featx.audit import audit
+from featx.errors import BackboneError, KeysError, LayerError, ModelError, RecipeError, StoreError
 from featx.learn import (
     GridSearchCV,
     HoldOut,
@@ -119,6 +120,15 @@ def test_protocols_and_reports_work(store, other, tmp_path):
     assert again.held_out == selection.held_out
     assert compare(store, folds=3, progress=False).best.name == "imported:demo"
     assert adapt(store, other, layer="a", methods="coral", draws=2, shots=[2], progress=False).rows
+
+
+def test_it_is_audited_but_for_what_only_images_have(store):
+    found = audit(store)
+    assert found.labels is not None and any(
+        "imported rows have no statistics of images" in text for text in found.missing
+    )
+    with pytest.raises(StoreError, match="t.h5 keeps no statistics of its images, .*; its rows were imported$"):
+        select_model(store, estimators="knn", groups="near-duplicates")
 
 
 def test_rows_are_predicted_like_their_keys(store, other, unnamed, pipe):

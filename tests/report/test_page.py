@@ -17,12 +17,13 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 import featx
-from featx.errors import FeatxError, KeysError, ModelError
+from featx.errors import FeatxError, KeysError, LayerError, ModelError
 from featx.learn import HoldOut, Selection, few_shot, load_selection, select_model
 from featx.learn.models.records import record_of, selection_of
 from featx.report import html
 from featx.report.page import growth, heldout, maps, verdict
 from featx.report.page.images import images_of, thumbnails
+from featx.report.page.search import grid_section
 
 HOSTILE = "<script>alert(\"1\")</script> & 'x'"
 FAST = {"folds": 3, "n_jobs": 1, "estimators": "logistic_regression"}
@@ -134,16 +135,31 @@ def test_the_held_out_images_are_first_and_labels_are_theirs(page, selection, st
 def test_thumbnails_are_those_of_the_images(selection):
     images = images_of(selection, 10)
     assert len(images) == len(selection.test.y) + 10
-    made = thumbnails(images, list(range(len(images))))
+    made = thumbnails(images, list(range(len(images))), 3_000_000)
     sheets = [Image.open(io.BytesIO(sheet)) for sheet in made.sheets]
     for i in range(len(images)):
         place = made.place_of[i]
         x, y = made.side * (place % made.columns), made.side * (place // made.columns)
         shown = np.asarray(sheets[0].crop((x, y, x + made.side, y + made.side)), float)[made.side // 2].mean()
-        assert abs(shown - np.asarray(Image.open(images.path(i)), float)[8].mean()) < 25
+        assert abs(shown - np.asarray(images.picture(i), float)[8].mean()) < 25
     assert all(
         base64.b64decode(url.partition(",")[2]) == sheet for url, sheet in zip(made.urls(), made.sheets, strict=True)
     )
+
+
+def test_thumbnails_are_compressed_until_they_fit(selection):
+    images = images_of(selection, 10)
+    free, tight = (thumbnails(images, list(range(len(images))), most) for most in (3_000_000, 100_000))
+    assert sum(map(len, tight.sheets)) <= 100_000 < sum(map(len, free.sheets))
+    assert tight.place_of == free.place_of
+
+
+def test_whole_paths_are_shown_without_the_folder_that_they_share(store, tmp_path):
+    files = [Path(store.recipe.origin, name) for name in store.ids]
+    paths = featx.extract(files, tmp_path / "paths.h5", "bundled:pixels", labels=store.y, progress=False)
+    found = select_model(paths, holdout=HoldOut(0.5), **FAST)
+    data = data_of(html(found, tmp_path / "paths.html").read_text())
+    assert set(data["ids"]) == set(store.ids) and min(data["thumbnails"]) == 0
 
 
 def test_images_that_are_gone_have_no_thumbnail(selection, tmp_path):
@@ -203,6 +219,12 @@ def test_more_images_are_said_to_help_only_beyond_chance(selection, monkeypatch,
     assert said in growth.growth_section(replace(selection, test=test)).blocks[0].text
 
 
+def test_a_ranked_score_s_growth_says_that_it_has_no_interval(store):
+    result = select_model(store, holdout=HoldOut(0.5), scoring="roc_auc", **FAST)
+    text = growth.growth_section(result).blocks[0].text
+    assert "a difference of ROC AUC has no interval here" in text and "chance" not in text
+
+
 def says(selection: Selection) -> str:
     return " ".join(text for _, text in verdict.checks(selection))
 
@@ -229,6 +251,12 @@ def test_checks_say_what_is_so_and_nothing_else(selection):
     assert "its interval excludes it" in says(replace(selection, test=perfect))
     guessing = replace(test, predicted=np.where(np.arange(len(test.y)) % 4 < 2, *training.classes))
     assert "its interval includes it" in says(replace(selection, test=guessing))
+
+
+def test_a_grid_below_chance_has_colours_too(selection):
+    below = replace(selection, training=replace(selection.training, chance=1.0))
+    shades = re.findall(r"--v:(\d+)%", grid_section(below).blocks[0].html)
+    assert {"0", "100"} <= set(shades)
 
 
 def test_numbers_have_a_scatter_plot_and_errors_by_column(store, tmp_path):
@@ -289,10 +317,41 @@ def test_a_selection_of_other_stores_or_of_none_is_refused(selection, store, tmp
         load_selection(plain, store)
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
     other = featx.extract([tmp_path / "other.png"], tmp_path / "o.h5", "bundled:pixels", labels=["a"], progress=False)
-    with pytest.raises(KeysError):
+    with pytest.raises(
+        KeysError, match=r"chosen on 40 images of page\.h5; o\.h5 holds none of them; give the store that was searched"
+    ):
         load_selection(path, other)
+    origin = Path(store.recipe.origin)
+    (origin / "part.csv").write_text("\n".join((origin / "images.csv").read_text().splitlines()[:31]))
+    part = featx.extract(origin / "part.csv", tmp_path / "part.h5", "bundled:pixels", progress=False)
+    n = int(np.isin(selection.training.X, part.X).sum())
+    with pytest.raises(KeysError, match=rf"of page\.h5; part\.h5 holds only {n} of them"):
+        load_selection(path, part)
+    rows = {name: np.ones((80, 3), np.float32) for name in ("a:avg", "b:avg")}
+    with pytest.raises(
+        FeatxError, match=r"chosen on page\.h5 and reads features of bundled:pixels; n\.h5 has those of"
+    ):
+        load_selection(path, store_of(tmp_path / "n.h5", rows, y=store.y))
     with pytest.raises(ModelError, match="interrupted"):
         featx.save(replace(selection, best_estimator=None), tmp_path / "none.skops")
+
+
+def test_a_selection_of_another_layer_or_test_store_names_both(tmp_path):
+    y = np.array(["a", "b"] * 20)
+    rows = np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32)
+    searched, tested = (
+        store_of(tmp_path / name, {"a:avg": rows}, y=y, ids=[f"{name}{i}" for i in range(40)], first=first)
+        for name, first in (("s.h5", 0), ("t.h5", 40))
+    )
+    path = featx.save(select_model(searched, holdout=HoldOut(store=tested), **FAST), tmp_path / "model.skops")
+    message = r"the 40 held-out images are those of t\.h5; s\.h5 holds none of them; .* with test_store=\.\.\."
+    for wrong in (None, searched):
+        with pytest.raises(KeysError, match=message):
+            load_selection(path, searched, wrong)
+    assert load_selection(path, searched, tested).held_out is not None
+    other = store_of(tmp_path / "o.h5", {"b:avg": rows}, y=y, ids=searched.ids.tolist())
+    with pytest.raises(LayerError, match=r"chosen on s\.h5 and reads a:avg; o\.h5 has b:avg; give the store"):
+        load_selection(path, other, tested)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import re
+import shutil
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ from featx.report import (
     selection_figure,
     selection_text,
 )
-from featx.report.heldout import mistake_pictures
+from featx.report.heldout import MISTAKES, mistake_pictures
+from featx.report.page.search import candidates_section
 
 
 @pytest.fixture(scope="module")
@@ -283,7 +285,11 @@ def test_what_was_chosen_has_a_row_and_a_star_of_its_own_beside_the_best(selecti
 def test_features_are_those_that_are_left_of_a_pca(selection: Selection) -> None:
     first, second, *_ = made(LAYERS)
     kept = replace(first, complexity=(32.0, *first.complexity[1:]))
-    assert ranking_table(searched(selection, [kept, second])).columns[3].cells.__next__() == f"32 of {first.d}"
+    found = searched(selection, [kept, second])
+    assert ranking_table(found).columns[3].cells.__next__() == f"32 of {first.d}"
+    assert candidates_section(found).blocks[1].rows[0][4] == f"32 of {first.d}"  # type: ignore[union-attr]
+    row = next(csv.DictReader(io.StringIO(results_csv(found))))
+    assert (row["features"], row["layer_features"]) == ("32", str(first.d))
 
 
 def test_a_choice_biases_the_score_if_there_was_one(selection: Selection) -> None:
@@ -464,7 +470,7 @@ def test_what_was_chosen_is_marked_and_has_the_held_out_score(selection: Selecti
 def test_every_field_of_a_candidate_has_a_column(selection: Selection) -> None:
     """A field that is added to Candidate is added here, or left out on purpose."""
     row = json.loads(results_json(selection))["results"][0]
-    elsewhere = {"d": "features", "interval": "low", "complexity": "rank"}
+    elsewhere = {"d": "layer_features", "interval": "low", "complexity": "rank"}
     assert {elsewhere.get(field.name, field.name) for field in fields(Candidate)} <= set(row)
 
 
@@ -509,7 +515,7 @@ def test_the_figure_shows_every_accuracy_the_confusion_and_the_mistakes(selectio
     assert selection.confusion is not None
     assert {str(count) for count in selection.confusion.ravel()} <= set(shown)
     wrong = int(selection.confusion.sum() - np.trace(selection.confusion))
-    assert wrong > 0 and sum("\nsaid: " in text for text in shown) == min(wrong, 8)
+    assert wrong > 0 and sum("\npredicted: " in text for text in shown) == min(wrong, 8)
     _assert_legible(figure)
 
 
@@ -534,7 +540,7 @@ def test_numbers_are_drawn_against_what_was_predicted(selection: Selection, scor
     (scatter,) = [artist for axis in figure.axes for artist in axis.collections]
     np.testing.assert_allclose(scatter.get_offsets(), np.column_stack([found.test.y, found.test.predicted]))  # type: ignore
     largest = found.mistakes()[0]
-    assert f"true: {found.test.y[largest]:,.0f}\nsaid: {found.test.predicted[largest]:,.0f}" in _shown(figure)  # type: ignore
+    assert f"true: {found.test.y[largest]:,.0f}\npredicted: {found.test.predicted[largest]:,.0f}" in _shown(figure)  # type: ignore
     _assert_legible(figure)
 
 
@@ -545,8 +551,24 @@ def test_shown_mistakes_are_the_images_that_were_wrong(selection: Selection) -> 
     pictures = {name: np.asarray(Image.open(Path(store.recipe.origin, name))) for name in wrong}
     for picture, said in mistake_pictures(selection):
         names = [name for name, pixels in pictures.items() if np.array_equal(pixels, np.asarray(picture))]
-        true, predicted = re.findall("(?:true|said): (.*)", said)
+        true, predicted = re.findall("(?:true|predicted): (.*)", said)
         assert names and names[0].split("/")[0] == true != predicted
+
+
+def test_mistakes_of_a_list_of_paths_are_shown_as_long_as_the_files_are_the_same(
+    selection: Selection, tmp_path
+) -> None:
+    store = selection.training.stores[0]
+    files = [shutil.copy(Path(str(store.recipe.origin), name), tmp_path / name.replace("/", "-")) for name in store.ids]
+    listed = featx.extract(files, tmp_path / "list.h5", "bundled:pixels", labels=store.y, progress=False)
+    assert listed.recipe.origin is None
+    rows = store.rows(selection.test.X)  # type: ignore[union-attr]
+    test = replace(selection.test, X=listed.X[rows])  # type: ignore[type-var]
+    found = replace(parted(selection, stores=[listed]), test=test)
+    n = len(mistake_pictures(found))
+    assert n == len(mistake_pictures(selection)) > 0
+    Image.new("RGB", (8, 8)).save(files[rows[found.mistakes()[0]]], "PNG")
+    assert len(mistake_pictures(found)) == n - 1 or n == MISTAKES
 
 
 def test_a_selection_without_held_out_images_or_with_moved_ones_is_drawn(selection: Selection) -> None:
@@ -562,7 +584,7 @@ class _Moved:
 
     def __init__(self, store: featx.FeatureStore) -> None:
         self.recipe = replace(store.recipe, origin="/nowhere")
-        self.layers, self.ids, self.rows = store.layers, store.ids, store.rows
+        self.layers, self.ids, self.rows, self.digests = store.layers, store.ids, store.rows, store.digests
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -624,7 +646,9 @@ def test_the_live_table_ends_with_an_error_too(screen: io.StringIO) -> None:
     assert "1/3" in screen.getvalue() and screen.getvalue().endswith(("\x1b[?25h", "\n"))
 
 
-def test_where_stderr_is_no_terminal_nothing_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("variable", ["FORCE_COLOR", "TTY_COMPATIBLE", "COLORTERM"])
+def test_where_stderr_is_no_terminal_nothing_is_shown(capfd, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "1")
     with search_progress() as show:
         show(SearchProgress(0, 3, 0.0, None), [])
         show(SearchProgress(3, 3, 9.0, 0.0), made(LAYERS))

@@ -163,6 +163,7 @@ WRONG: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "the name of none": ({"name": "unnamed"}, ("name says what made the rows",)),
     "a name of two lines": ({"name": "a\nb"}, ("backbone must be ", "imported:NAME")),
     "a folder that is not there": ({"path": "b/a.h5"}, ("there is no folder",)),
+    "the name of an array": ({"path": "a.npy"}, ("a store is an HDF5 file", "a.h5")),
     "a number for the path": ({"path": 3}, ("path must be a path; got int",)),
 }  # fmt: skip
 

@@ -55,6 +55,15 @@ def adaptation(stores) -> Adaptation:
     return adapt(*stores, layer=LAYER, **SILENT)
 
 
+def test_numbers_of_labels_that_a_class_has_not_are_said_to_be_left_out(stores, adaptation, tmp_path):
+    assert adaptation.omitted_shots == () and "not tried" not in str(adaptation_table(adaptation).caption)
+    few = domain(tmp_path / "few.h5", 2000, 60, shift=1.0)  # 10 images of each class are not held out
+    result = adapt(stores[0], few, layer=LAYER, methods="scaler", **SILENT)
+    assert (result.omitted_shots, result.fewest) == ((25,), ("a", 10))
+    assert "not tried: 25 labels a class; a has 10 target images to draw from" in str(adaptation_table(result).caption)
+    assert json.loads(adaptation_json(result))["omitted_shots"] == [25]
+
+
 def ways(adaptation: Adaptation) -> list[tuple[str, str, int]]:
     return [(row.training, row.method, row.shots) for row in adaptation.rows]
 

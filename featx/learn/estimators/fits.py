@@ -5,7 +5,6 @@ An estimator itself says which problem it stands for, and sets its attributes fr
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, warn
 from featx.learn._sklearn import check_sample_weight
 from featx.learn.estimators.linear_model import LinearModel, Targets, Weights
 
@@ -48,7 +47,6 @@ def fit_all(
     fits: Sequence[Fit],
     X: Any,
     y: Any,
-    stacklevel: int,
     failed: dict[int, Exception] | None = None,
 ) -> None:
     """Fit each estimator as its fit says, all on the same rows, which are checked once.
@@ -83,7 +81,7 @@ def fit_all(
         estimator = estimators[number]
         estimator._keep_features(checked)
         estimator._keep(solution, targets, problems[number].weights)
-    _warn(estimators, fits, solutions, stacklevel)
+    _warn(estimators, fits, solutions)
 
 
 @contextmanager
@@ -168,9 +166,7 @@ class _Affine:
         return self.valid[key]
 
 
-def _warn(
-    estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Mapping[int, Solution], level: int
-) -> None:
+def _warn(estimators: Sequence[LinearModel], fits: Sequence[Fit], solutions: Mapping[int, Solution]) -> None:
     """Issue one ConvergenceWarning that names the fits that did not converge, if there are any."""
     from featx.solvers import Status
 
@@ -183,6 +179,4 @@ def _warn(
             unfinished.setdefault(solution.status, {})[name] = None
     if unfinished:
         reasons = "; ".join(f"{' and '.join(names)}: {status.value}" for status, names in unfinished.items())
-        warnings.warn(
-            f"{type(estimators[0]).__name__} did not converge for {reasons}", ConvergenceWarning, stacklevel=level
-        )
+        warn(f"{type(estimators[0]).__name__} did not converge for {reasons}", ConvergenceWarning)

@@ -55,7 +55,7 @@ class LinearEstimator(LinearModel):
         ConvergenceWarning
             `max_iter` was reached, or rounding prevents further descent.
         """
-        fit_all([self], [Fit(sample_weight=sample_weight)], X, y, stacklevel=5)
+        fit_all([self], [Fit(sample_weight=sample_weight)], X, y)
         return self
 
     def fit_many(self, X: Any, y: Any, fits: Sequence[Fit]) -> list[Self]:
@@ -84,7 +84,7 @@ class LinearEstimator(LinearModel):
         for estimator in estimators:
             estimator._validate_params()
         if estimators:
-            fit_all(estimators, fits, X, y, stacklevel=4)
+            fit_all(estimators, fits, X, y)
         return estimators
 
     @classmethod
@@ -105,7 +105,7 @@ class LinearEstimator(LinearModel):
         good = [number for number in range(len(jobs)) if number not in failed]
         if good:
             refused: dict[int, Exception] = {}
-            fit_all([jobs[i].estimator for i in good], [fits[i] for i in good], X, y, 4, refused)
+            fit_all([jobs[i].estimator for i in good], [fits[i] for i in good], X, y, refused)
             failed |= {good[number]: error for number, error in refused.items()}
         seconds = (time.perf_counter() - start) / len(jobs)
         turns = {fold: turn for turn, fold in enumerate(weights)}

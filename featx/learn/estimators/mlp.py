@@ -24,7 +24,7 @@ from sklearn.utils import check_array, check_consistent_length, check_random_sta
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.errors import FeatxError
+from featx.errors import FeatxError, warn
 from featx.learn._sklearn import Interval, StrOptions, check_sample_weight, fit_context
 from featx.learn.estimators.batched import Fitted, Job
 from featx.learn.estimators.neighbors import dense
@@ -99,7 +99,7 @@ class _MLP(BaseEstimator):
         low_precision = self.precision is not None
         (trained,) = train_mlps([run], device=self.device, low_precision=low_precision)
         self._keep(trained[0][0], run)
-        _warn(type(self), [trained[0][0].outcome], stacklevel=4)
+        _warn(type(self), [trained[0][0].outcome])
         return self
 
     @classmethod
@@ -146,7 +146,7 @@ class _MLP(BaseEstimator):
                             fitted = error
                         yield Fitted(number, fitted, share)
                 began = perf_counter()
-        _warn(cls, outcomes, stacklevel=3)
+        _warn(cls, outcomes)
 
     def _refuse(self) -> None:
         """Raise FeatxError if a parameter has a value that only scikit-learn's class supports."""
@@ -659,11 +659,11 @@ _ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def _warn(cls: type[_MLP], outcomes: Sequence[Outcome], stacklevel: int) -> None:
+def _warn(cls: type[_MLP], outcomes: Sequence[Outcome]) -> None:
     """Issue one ConvergenceWarning that counts the networks that did not converge, if there are any."""
     from featx.solvers import Outcome
 
     counts = Counter(outcome.value for outcome in outcomes if outcome is not Outcome.CONVERGED)
     if counts:
         reasons = "; ".join(f"{count} of {len(outcomes)}: {reason}" for reason, count in counts.items())
-        warnings.warn(f"{cls.__name__} did not converge, {reasons}", ConvergenceWarning, stacklevel)
+        warn(f"{cls.__name__} did not converge, {reasons}", ConvergenceWarning)

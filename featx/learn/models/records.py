@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError, KeysError, ModelError
+from featx.errors import FeatxError, KeysError, LayerError, ModelError, Parameter
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import METRICS, Interval
 from featx.learn.selection import Candidate, SearchSettings, Selection, TrainingSet, predicted_test_set
@@ -33,10 +33,16 @@ def record_of(selection: Selection) -> str:
                 "chance": training.chance,
                 "n_duplicates": training.n_duplicates,
                 "n_groups": training.n_groups,
+                "stores": [store.path.name for store in training.stores],
             },
             "test": None
             if test is None
-            else {"keys": _listed(test.X), "y": _listed(test.y), "groups": _listed(test.groups)},
+            else {
+                "keys": _listed(test.X),
+                "y": _listed(test.y),
+                "groups": _listed(test.groups),
+                "store": None if test.store is None else test.store.path.name,
+            },
         }
     )
 
@@ -80,32 +86,75 @@ def selection_of(
         groups = None if test is None or test["groups"] is None else np.array(test["groups"], np.int64)
         if groups is not None and (X_test is None or groups.shape != (len(X_test),)):
             raise ValueError("there is not one group for each held-out image")
+        names = [str(name) for name in training.get("stores", ())]  # files of featx 0.1 may lack the stores' names
+        test_name = None if test is None or test.get("store") is None else str(test["store"])
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
         raise ModelError(f"the model's record of its search is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(estimator, Pipeline) or not isinstance(estimator.steps[0][1], StoredFeatures):
         raise ModelError("the model's record of its search is damaged: its model is not one that a search fits")
-    store = _store_of(estimator, every)
+    store = _searched_store(estimator, every, X, names)
     best = Pipeline([(estimator.steps[0][0], _reading(estimator, store)), *estimator.steps[1:]])
-    every[0].rows(X)  # raises KeysError if these are other images
     predicted = None
     if X_test is not None and y_test is not None:
-        reading = best
+        reading, of = best, store
         if test_store is not None:
-            reading = Pipeline([("features", _reading(estimator, test_store)), *best.steps[1:]])
-        try:
-            predicted = predicted_test_set(reading, METRICS[described.scoring], X_test, y_test, groups, test_store)
-        except KeysError as error:
-            raise KeysError(f"the held-out images are of another store, the test store: {error}") from error
+            reading, of = Pipeline([("features", _reading(estimator, test_store)), *best.steps[1:]]), test_store
+        if not np.isin(X_test, of.X).all():
+            raise KeysError(
+                f"the {len(X_test):,} held-out images are those of {test_name or 'another store'}; "
+                f"{_held(of, X_test)}; give the store that holds them with ",
+                Parameter("test_store", ...),
+            )
+        predicted = predicted_test_set(reading, METRICS[described.scoring], X_test, y_test, groups, test_store)
     return Selection(candidates, chosen, best, of_training, described, test=predicted)
 
 
-def _store_of(estimator: Pipeline, stores: Sequence[FeatureStore]) -> FeatureStore:
-    """The store of the estimator's network."""
+def _searched_store(
+    estimator: Pipeline, stores: Sequence[FeatureStore], X: np.ndarray, names: Sequence[str]
+) -> FeatureStore:
+    """The store of the estimator's network.
+
+    names : of the stores that were searched, if they are known
+
+    Raises
+    ------
+    KeysError, LayerError, FeatxError
+        The stores are not those that were searched.
+    """
     recipe = estimator.steps[0][1].recipe_
-    for store in stores:
-        if store.recipe.backbone == recipe.backbone and store.recipe.weights_sha256 == recipe.weights_sha256:
-            return store
-    raise FeatxError(f"none of the stores has features of {recipe.backbone}, which the model reads")
+    searched = " and ".join(names) or "another store"
+    given = " and ".join(store.path.name for store in stores)
+    of_network = [
+        store
+        for store in stores
+        if (store.recipe.backbone, store.recipe.weights_sha256) == (recipe.backbone, recipe.weights_sha256)
+    ]
+    if not of_network:
+        others = ", ".join(store.recipe.backbone for store in stores)
+        others = "other weights" if others == recipe.backbone else others
+        raise FeatxError(
+            f"the model was chosen on {searched} and reads features of {recipe.backbone}; {given} has those of "
+            f"{others}; give the store that was searched"
+        )
+    for store in {each.identity: each for each in (stores[0], of_network[0])}.values():
+        if not np.isin(X, store.X).all():
+            raise KeysError(
+                f"the model was chosen on {len(X):,} images of {searched}; {_held(store, X)}; give the store that was "
+                "searched"
+            )
+    for name in recipe.layers:
+        if name not in of_network[0].layers:
+            raise LayerError(
+                f"the model was chosen on {searched} and reads {name}; {of_network[0].path.name} has "
+                f"{', '.join(of_network[0].layers)}; give the store that was searched"
+            )
+    return of_network[0]
+
+
+def _held(store: FeatureStore, X: np.ndarray) -> str:
+    """ "b.h5 holds none of them" """
+    held = int(np.isin(X, store.X).sum())
+    return f"{store.path.name} holds {f'only {held:,}' if held else 'none'} of them"
 
 
 def _reading(estimator: Pipeline, store: FeatureStore) -> StoredFeatures:

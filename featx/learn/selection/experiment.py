@@ -30,6 +30,7 @@ from featx.store import FeatureStore
 Stores = FeatureStore | Sequence[FeatureStore]
 Labels = str | Sequence[object] | np.ndarray | None
 _SEEDS = 2**31  # each repeat adds one, and scikit-learn takes seeds below 2**32
+_LARGEST, _CLOSEST = 1e30, 1e-100  # size of numeric labels, and their range
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +83,8 @@ class Experiment:
     X_test, y_test : (m, 1), (m,), or None
     test_groups : (m,) numbers, or None
     test_store : the store of X_test, if it is not one of `stores`
-    n_duplicates : images of `stores` that have the same content as another one, and stay together
-    n_groups : number of groups among all images, or None
+    n_duplicates : labelled images of `stores` that have the same content as another one, and stay together
+    n_groups : number of groups among all labelled images, or None
     """
 
     stores: list[FeatureStore] = field(repr=False)
@@ -180,9 +181,13 @@ def define_experiment(
     check_flags(allow_duplicates=allow_duplicates)
     if not isinstance(holdout, HoldOut):
         raise FeatxError(f"holdout is a featx.learn.HoldOut, HoldOut(0.2) for example; got {brief(holdout)}")
+    has_label = ~np.ma.getmaskarray(y) if isinstance(y, np.ma.MaskedArray) else np.ones(len(store), bool)
     labels = labels_of(store, y)
-    if not is_numeric(labels) and len(np.unique(labels)) < 2:
-        raise FeatxError(f"at least two classes are needed; there is only {str(labels[0])!r}")
+    labelled = np.flatnonzero(has_label)
+    if not is_numeric(labels) and len(np.unique(labels[labelled])) < 2:
+        raise FeatxError(f"at least two classes are needed; there is only {str(labels[labelled][0])!r}")
+    if is_numeric(labels):
+        _refuse_extreme(labels[labelled])
     for other in stores[1:]:
         if len(lacking := np.setdiff1d(store.ids, other.ids)):
             raise KeysError(
@@ -201,16 +206,19 @@ def define_experiment(
     together = groups_of(store, numbers, allow_duplicates)
     test_store = holdout.store
     if test_store is not None:
-        train, test = np.arange(len(store)), np.arange(0)
+        train, test = labelled, np.arange(0)
     elif holdout.rows is not None:
         in_holdout = Parameter("holdout", Call("HoldOut", Parameter("rows", ...)))
         held_out = check_rows(in_holdout, holdout.rows, len(store))
-        if held_out.all() or not held_out.any():
+        if held_out[labelled].all() or not held_out[labelled].any():
             raise FeatxError("the test images (", in_holdout, ") must be some of the images, not all and not none")
-        refuse_split_groups(held_out, store, numbers, allow_duplicates)
-        train, test = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        refuse_split_groups(held_out, store, numbers, allow_duplicates, has_label)
+        train, test = np.flatnonzero(has_label & ~held_out), np.flatnonzero(has_label & held_out)
     else:
-        train, test = hold_out(labels, together, holdout.size or 0, random_state)
+        of_labelled = None if together is None else together.of(labelled)
+        train, test = (
+            labelled[side] for side in hold_out(labels[labelled], of_labelled, holdout.size or 0, random_state)
+        )
     X_test, y_test = (store.X[test], labels[test]) if len(test) else (None, None)
     test_groups = None if numbers is None or not len(test) else numbers[test]
     if test_store is not None:
@@ -220,7 +228,7 @@ def define_experiment(
                 "folders, or from a manifest with labels"
             )
         X_test, y_test = test_store.X, labels_of(test_store, y if isinstance(y, str) else None)
-        _refuse_unlike(store, labels, test_store, y_test, allow_duplicates)
+        _refuse_unlike(store.digests[train], labels[train], test_store, y_test, allow_duplicates)
         if isinstance(groups, str) and groups in test_store.columns:
             test_groups = _other_groups(store, test_store, groups)
     if is_numeric(labels) and np.ptp(labels[train]) == 0:
@@ -236,9 +244,14 @@ def define_experiment(
         y_test=y_test,
         test_groups=test_groups,
         test_store=test_store,
-        n_duplicates=0 if allow_duplicates else sum(map(len, store.duplicates)),
-        n_groups=None if numbers is None else int(numbers.max()) + 1,
+        n_duplicates=0 if allow_duplicates else _n_duplicates(store, has_label),
+        n_groups=None if numbers is None else len(np.unique(numbers[labelled])),
     )
+
+
+def _n_duplicates(store: FeatureStore, has_label: np.ndarray) -> int:
+    counts = [int(has_label[rows].sum()) for rows in store.duplicates]
+    return sum(n for n in counts if n > 1)
 
 
 def _checked_stores(stores: Stores) -> list[FeatureStore]:
@@ -255,9 +268,16 @@ def _checked_stores(stores: Stores) -> list[FeatureStore]:
 
 
 def labels_of(store: FeatureStore, y: Labels) -> np.ndarray:
-    """(n,) class names, the store's own or of a column; or float64 if the labels are floats."""
+    """(n,) class names, the store's own or of a column; or float64 if the labels are floats.
+
+    Where labels are masked, they are some label.
+    """
     if isinstance(y, str):
         return column_of(store, y, "label")
+    if isinstance(y, np.ma.MaskedArray):
+        if not len(present := y.compressed()):
+            raise StoreError("all labels (", Parameter("y"), ") are masked; give some images a label")
+        y = y.filled(present[0])
     labels = store.y if y is None else one_per_image(store, y, "label", "y")
     if labels is None:
         raise StoreError(
@@ -282,11 +302,24 @@ def _other_groups(store: FeatureStore, test_store: FeatureStore, name: str) -> n
     return np.unique(values, return_inverse=True)[1]
 
 
+def _refuse_extreme(y: np.ndarray) -> None:
+    """Raise FeatxError if the numbers would overflow in float32, or the squares of their differences underflow."""
+    low, high = float(y.min()), float(y.max())
+    if max(-low, high) > _LARGEST or 0 < high - low < _CLOSEST:
+        raise FeatxError(
+            f"labels are numbers up to {_LARGEST:g} in size that differ by {_CLOSEST:g} or more; got numbers from "
+            f"{low:g} to {high:g}; multiply them by a power of ten"
+        )
+
+
 def _refuse_unlike(
-    store: FeatureStore, y: np.ndarray, test_store: FeatureStore, y_test: np.ndarray, allow_duplicates: bool
+    digests: np.ndarray, y: np.ndarray, test_store: FeatureStore, y_test: np.ndarray, allow_duplicates: bool
 ) -> None:
-    """Raise FeatxError if a score on the test store would be meaningless: shared images, or other labels."""
-    shared = set(map(bytes, test_store.digests)) & set(map(bytes, store.digests))
+    """Raise FeatxError if a score on the test store would be meaningless: shared images, or other labels.
+
+    digests, y : of the training images
+    """
+    shared = set(map(bytes, test_store.digests)) & set(map(bytes, digests))
     if shared and not allow_duplicates:
         raise FeatxError(
             f"{len(shared):,} of the {len(test_store):,} test images are training images too; a score on them says "

@@ -16,7 +16,18 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
 
 from featx.catalogue import ESTIMATORS, EstimatorSpec, estimator_names
-from featx.errors import FeatxError, LayerError, Parameter, RecipeError, RowsDifferWarning, listed, nearest, warn
+from featx.errors import (
+    Call,
+    FeatxError,
+    LayerError,
+    Parameter,
+    Part,
+    RecipeError,
+    RowsDifferWarning,
+    listed,
+    nearest,
+    warn,
+)
 from featx.learn import estimators as classes
 from featx.learn._sklearn import check_parameters
 from featx.learn.features import StoredFeatures
@@ -283,11 +294,8 @@ def stored_features(
             try:
                 features.fit()
             except LayerError as error:
-                if len(stores) == 1:
-                    raise
-                raise LayerError(
-                    f"every store needs every layer that is named; {store.path.name}: ", *error.parts
-                ) from error
+                where = f"every store needs every layer that is named; {store.path.name}: " if len(stores) > 1 else ""
+                raise LayerError(where, *error.parts, *_how_to_add(store, layer)) from error
             by_layer[number, features.layer_] = features
             _refuse_nonfinite(store, features)
             if test_store is not None:
@@ -296,6 +304,16 @@ def stored_features(
     for note in filter(None, notes):
         warn(note, RowsDifferWarning)
     return sorted(by_layer.values(), key=lambda features: features.n_features_out_)
+
+
+def _how_to_add(store: FeatureStore, layer: str | Sequence[str]) -> list[Part]:
+    """The end of a message: how to add the first of some layers that is not stored; [] if all are."""
+    stored = {*store.layers, *store.recipe.aliases, *(name.rpartition(":")[0] for name in store.layers)}
+    missing = [name for name in ([layer] if isinstance(layer, str) else layer) if name not in stored]
+    if not missing:
+        return []
+    options = {"output": str(store.path), "backbone": store.recipe.backbone, "layers": [*store.layers, missing[0]]}
+    return ["; to add it: ", Call("featx.extract", "images", *(Parameter(*option) for option in options.items()))]
 
 
 def _layer_names(layers: object) -> list[str | list[str]]:

@@ -69,7 +69,8 @@ def select_model(
     stores : FeatureStore, or several of the same images (from several backbones)
     y : (n,) class names, or floats to predict; or a column of the store, optional
         By default the first store's labels. The cells of a column are class names; numbers to predict are
-        `store.columns["age"].astype(float)`.
+        `store.columns["age"].astype(float)`. Images whose label is masked, as in `store.align("labels.csv",
+        partial=True)`, are left out.
     layers : a name, or sequence of names, or of lists of names for layers side by side, optional
         By default each stored layer. "all" puts the layers of a store side by side and chooses, in each fold, as many
         features as the widest layer has: those with the largest weights in a linear model of all of them, after

@@ -14,10 +14,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
-from featx.errors import Call, FeatxError, Parameter, Part, StoreError, listed, no_column
+from featx.errors import Call, FeatxError, Parameter, Part, StoreError, file_of_labels, listed, no_column
 from featx.learn.selection.parameters import brief, check_integer, sequence
 from featx.manifest import is_missing
-from featx.store import FeatureStore
+from featx.store import NEAR_DUPLICATES, FeatureStore, near_duplicate_groups
 
 _MANY_CLASSES = 10
 Split = tuple[np.ndarray, np.ndarray]  # training positions, test positions, each ascending
@@ -39,7 +39,7 @@ class Groups:
 
 
 def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarray | None) -> np.ndarray | None:
-    """(n,) numbers of groups, from a column of the store or from one value per image.
+    """(n,) numbers of groups, from a column of the store, from one value per image, or "near-duplicates".
 
     Raises
     ------
@@ -50,6 +50,8 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
     """
     if groups is None:
         return None
+    if isinstance(groups, str) and groups == NEAR_DUPLICATES and groups not in store.columns:
+        return near_duplicate_groups(store)
     if isinstance(groups, str):
         values = column_of(store, groups, "group")
     else:
@@ -92,7 +94,7 @@ def one_per_image(store: FeatureStore, values: object, noun: str, parameter: str
 def column_of(store: FeatureStore, name: str, noun: str) -> np.ndarray:
     """(n,) cells of a column of the store; raises StoreError if one is empty. noun : what they are, in the message."""
     if name not in store.columns:
-        raise StoreError(no_column(store.path.name, name, store.columns))
+        raise StoreError(no_column(store.path.name, name, store.columns), *file_of_labels(name))
     values = store.columns[name]
     if (empty := values == "").any():
         raise StoreError(
@@ -208,7 +210,11 @@ def hold_out(
 
 
 def refuse_split_groups(
-    held_out: np.ndarray, store: FeatureStore, groups: np.ndarray | None, allow_duplicates: bool
+    held_out: np.ndarray,
+    store: FeatureStore,
+    groups: np.ndarray | None,
+    allow_duplicates: bool,
+    has_label: np.ndarray | None = None,
 ) -> None:
     """Raise FeatxError if held-out rows would split a group, or images of the same content.
 
@@ -216,15 +222,20 @@ def refuse_split_groups(
     ----------
     held_out : (n,) bool
     groups : (n,) numbers, optional
+    has_label : (n,) bool, optional
+        Images without a label are on neither side; by default all have one.
     """
-    twins = [] if allow_duplicates else [rows for rows in store.duplicates if len(set(held_out[rows])) > 1]
+    has_label = np.ones(len(store), bool) if has_label is None else has_label
+    copies = [] if allow_duplicates else [rows[has_label[rows]] for rows in store.duplicates]
+    twins = [rows for rows in copies if len(set(held_out[rows])) > 1]
     if twins:
         same = listed(store.ids[twins[0]], 2)
         raise FeatxError(
             f"{len(twins):,} images are both held out and trained on, under several ids ({same}); a score on them says "
             "nothing: hold out both, take one out, or allow duplicates"
         )
-    if groups is not None and len(shared := np.intersect1d(groups[held_out], groups[~held_out])):
+    sides = held_out & has_label, ~held_out & has_label
+    if groups is not None and len(shared := np.intersect1d(*(groups[side] for side in sides))):
         raise FeatxError(
             f"held-out images must be of other groups than the training images; {len(shared):,} groups are on both "
             f"sides, {str(store.ids[groups == shared[0]][0])!r} in one of them: hold out whole groups"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from featx.report.page.heldout import (
     scatter_section,
     slices_section,
 )
-from featx.report.page.images import A_SHEET, Images, Thumbnails, images_of, thumbnails
+from featx.report.page.images import A_SHEET, Images, images_of, thumbnails
 from featx.report.page.protocols import protocol_sections
 from featx.report.page.search import candidates_section, grid_section, nested_section
 from featx.report.page.sections import Code, Section, Text, markdown_of, section_html, text_html
@@ -28,6 +29,7 @@ from featx.store import written_aside
 if TYPE_CHECKING:
     from featx.learn.selection import ProtocolResult, Selection
 
+_MOST_BYTES = 4_700_000  # of thumbnails and the script's data; with its text and styles, the page has at most 5 MB
 _MOST_PROBABILITIES = 60_000
 _MOST_VALUES = 30  # of a column that colours the map
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -80,12 +82,11 @@ def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: 
             maps = coordinates(result, images)
             if maps:
                 sections.append(map_section(result, images))
-            pictures = thumbnails(images, _by_importance(result, images))
-            data, sheets = _data(result, images, maps, pictures), pictures.urls()
+            data, sheets = illustrated(_data(result, images, maps), images, _by_importance(result, images))
     else:
         sections = protocol_sections(result)
     sections.append(_recipe_section(result, command))
-    text = _document(title, sections, data, sheets) if is_page else markdown_of(title, sections)
+    text = document(title, sections, data, sheets) if is_page else markdown_of(title, sections)
     with written_aside(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
     return path
@@ -133,33 +134,41 @@ def _recipe_section(result: Selection | ProtocolResult, command: str) -> Section
     return Section("recipe", "How to make it again", blocks, True)
 
 
-def _data(result: Selection, images: Images, maps: dict[str, np.ndarray], pictures: Thumbnails) -> dict[str, Any]:
+def _data(result: Selection, images: Images, maps: dict[str, np.ndarray]) -> dict[str, Any]:
     """What the page's script reads: a list for each attribute of the images, the held-out ones first."""
     test, classes = result.test, result.training.classes
-    said = [] if test is None else [_plain(value) for value in test.predicted.tolist()]
+    said = [] if test is None else [plain(value) for value in test.predicted.tolist()]
     probabilities = None
     if test is not None and test.probabilities is not None and test.probabilities.size <= _MOST_PROBABILITIES:
         probabilities = np.round(test.probabilities, 4).tolist()
     return {
         "ids": images.ids,
         "n_test": images.n_test,
-        "y": [_plain(value) for value in images.y.tolist()],
+        "y": [plain(value) for value in images.y.tolist()],
         "predicted": said,
         "classes": None if classes is None else [str(name) for name in classes],
         "probabilities": probabilities,
-        "thumbnails": [pictures.place_of.get(i, -1) for i in range(len(images))],
-        "columns": pictures.columns,
-        "a_sheet": A_SHEET,
-        "maps": {name: np.round(_unit(at), 4).tolist() for name, at in maps.items()},
+        "maps": {name: np.round(unit(at), 4).tolist() for name, at in maps.items()},
         "slices": _colours(images),
     }
 
 
-def _plain(value: Any) -> str | float:
+def illustrated(data: dict[str, Any], images: Images, order: Sequence[int]) -> tuple[dict[str, Any], list[str]]:
+    """The data of a page with the places of the images' thumbnails, -1 for none, and the URLs of their sheets.
+
+    order : positions, the most important first; as many get a thumbnail as the page holds
+    """
+    left = _MOST_BYTES - len(json.dumps(data))
+    pictures = thumbnails(images, order, left * 3 // 4)  # base64 takes a third more
+    places = [pictures.place_of.get(i, -1) for i in range(len(images))]
+    return data | {"thumbnails": places, "columns": pictures.columns, "a_sheet": A_SHEET}, pictures.urls()
+
+
+def plain(value: Any) -> str | float:
     return float(f"{value:.5g}") if isinstance(value, float) else str(value)
 
 
-def _unit(at: np.ndarray) -> np.ndarray:
+def unit(at: np.ndarray) -> np.ndarray:
     """(n, 2) scaled into the unit square, with equal scales."""
     low, high = at.min(axis=0), at.max(axis=0)
     return (at - (low + high) / 2) / max(float((high - low).max()), 1e-30) + 0.5
@@ -179,7 +188,8 @@ def _colours(images: Images) -> dict[str, list[str]]:
     return columns
 
 
-def _document(title: str, sections: list[Section], data: dict[str, Any], sheets: list[str]) -> str:
+def document(title: str, sections: list[Section], data: dict[str, Any], sheets: list[str]) -> str:
+    """The page. data : what its script reads; sheets : URLs of pictures"""
     assets = files("featx.report.page")
     style, script = (assets.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     # JSON inside a script element: no "<" may end it, and line separators are escaped for older browsers
@@ -193,7 +203,7 @@ def _document(title: str, sections: list[Section], data: dict[str, Any], sheets:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{text_html(title)}: featx report</title>
 <style>{style}{sheet_style}</style></head>
-<body><a class="skip" href="#verdict">skip to the result</a>
+<body><a class="skip" href="#{sections[0].name}">skip to the result</a>
 <header><h1>{text_html(title)}</h1><nav aria-label="parts of this report">{links}</nav></header>
 <main>
 {body}

@@ -48,7 +48,11 @@ def growth_section(selection: Selection, random_state: int = 0) -> Section | Non
     )
     half, whole = outputs[-2:]
     low, high = UNKNOWN if metric.is_ranked else paired_interval(metric, test.y, half, whole, test.groups)
-    if low > 0:
+    if metric.is_ranked:
+        text += (
+            f"a difference of {score_name(scoring)} has no interval here, so it is not known whether more would help."
+        )
+    elif low > 0:
         text += "more than chance explains, so more images would probably help."
     elif high < _GAIN * max(1.0, abs(scores[-1])):
         text += "twice as many images would change little."

@@ -21,6 +21,7 @@ _MOST_MISTAKES = 24
 _BINS = 10
 _MOST_VALUES = 30  # of a column that is taken for categories
 _LEAST_IN_SLICE = 5
+DARK = 0.7  # share of a cell's full colour from which white is easier to read on it than black
 
 
 def confusion_section(selection: Selection) -> Section | None:
@@ -57,7 +58,7 @@ def _matrix(names: Sequence[str], cells: dict[tuple[str, str], list[int]]) -> st
         drawn = []
         for said, of in zip(names, of_row, strict=True):
             share = len(of) / total
-            kind = " class=dark" if share > 0.5 else ""
+            kind = " class=dark" if share > DARK else ""
             title = f"{len(of):,} images of {true}, predicted {said}"
             button = images_button(of, title, f"{len(of):,}") or "·"
             drawn.append(f'<td{kind} style="--v:{100 * share:.0f}%">{button}</td>')
@@ -76,7 +77,7 @@ def _class_cells(selection: Selection, test: TestSet, name: str) -> list[str]:
     right = int(np.sum(is_true & is_said))
     cells = [f"{is_true.sum():,}"]
     for n in (int(is_true.sum()), int(is_said.sum())):
-        cells.append("" if not n else f"{right / n:.2f} {bracket(wilson(right / n, n))}")
+        cells.append("" if not n else f"{right / n:.3f} {bracket(wilson(right / n, n))}")
     return cells
 
 

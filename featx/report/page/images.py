@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from featx.errors import ImageError
+from featx.report.pictures import picture_of
 
 if TYPE_CHECKING:
     from featx.learn.selection import Selection
     from featx.store import FeatureStore
 
 MOST_THUMBNAILS = 2000
-_MOST_BYTES = 3_300_000  # of all sheets; base64 makes them a third larger
 _MOST_PIXELS = 16_000_000  # of all sheets
 _SIDES = (48, 144)  # pixels of a thumbnail
 A_SHEET = 250  # thumbnails
@@ -35,7 +33,7 @@ class Images:
     rows : (n,) their rows in their stores
     n_test : number of held-out images
     y : (n,) labels
-    ids : n names
+    ids : n names; of whole paths without the folder that they have in common
     store : the store of the held-out images
     training_store : the store of the training images
     """
@@ -50,10 +48,9 @@ class Images:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def path(self, position: int) -> Path | None:
-        """Where the image was when it was extracted; None if that is not known."""
-        store = self.store if position < self.n_test else self.training_store
-        return None if store.recipe.origin is None else Path(store.recipe.origin, self.ids[position])
+    def picture(self, position: int) -> Image.Image | None:
+        """The image, read again; None if there is no file of it, or another one since."""
+        return picture_of(self.store if position < self.n_test else self.training_store, self.rows[position])
 
 
 def images_of(selection: Selection, most_training: int, random_state: int = 0) -> Images:
@@ -71,7 +68,16 @@ def images_of(selection: Selection, most_training: int, random_state: int = 0) -
     labels = [] if test is None else test.y.tolist()
     labels += [] if training.y is None else training.y[chosen].tolist()
     ids = [*map(str, store.ids[rows]), *map(str, training_store.ids[of_training])]
+    ids = _in_common_folder(ids)
     return Images(np.r_[rows, of_training], len(rows), np.array(labels), ids, store, training_store)
+
+
+def _in_common_folder(ids: list[str]) -> list[str]:
+    """Whole paths without the folder that they have in common; other names as they are."""
+    if not ids or not all(map(os.path.isabs, ids)):
+        return ids
+    folder = os.path.commonpath(map(os.path.dirname, ids))
+    return [os.path.relpath(name, folder) for name in ids]
 
 
 @dataclass(frozen=True)
@@ -93,39 +99,37 @@ class Thumbnails:
         return [f"data:image/jpeg;base64,{base64.b64encode(sheet).decode()}" for sheet in self.sheets]
 
 
-def thumbnails(images: Images, order: Sequence[int]) -> Thumbnails:
+def thumbnails(images: Images, order: Sequence[int], most_bytes: int) -> Thumbnails:
     """Thumbnails of the images at these positions, as many as a page holds; those that cannot be read are left out.
 
     order : positions, the most important first
+    most_bytes : of all sheets, which are compressed further until they fit
     """
-    paths = {i: path for i in order[:MOST_THUMBNAILS] if (path := images.path(i)) is not None}
+    shown = order[:MOST_THUMBNAILS]
     low, high = _SIDES
-    side = int(np.clip(np.sqrt(_MOST_PIXELS / max(len(paths), 1)), low, high))
+    side = int(np.clip(np.sqrt(_MOST_PIXELS / max(len(shown), 1)), low, high))
     with ThreadPoolExecutor() as threads:
-        pictures = list(threads.map(lambda path: _square(path, side), paths.values()))
-    readable = [(i, picture) for i, picture in zip(paths, pictures, strict=True) if picture is not None]
+        pictures = list(threads.map(lambda i: _square(images.picture(i), side), shown))
+    readable = [(i, picture) for i, picture in zip(shown, pictures, strict=True) if picture is not None]
     columns = max(1, int(np.sqrt(A_SHEET)))
     parts = [readable[at : at + A_SHEET] for at in range(0, len(readable), A_SHEET)]
     sheets: list[bytes] = []
     for quality in _QUALITIES:
         sheets = [_sheet([picture for _, picture in part], side, columns, quality) for part in parts]
-        if sum(map(len, sheets)) <= _MOST_BYTES:
+        if sum(map(len, sheets)) <= most_bytes:
             break
     return Thumbnails(sheets, {i: place for place, (i, _) in enumerate(readable)}, side, columns)
 
 
-def _square(path: Path, side: int) -> Image.Image | None:
-    """The whole picture in a square, on grey; None if it cannot be read."""
-    from featx.images import decode
-
-    with contextlib.suppress(ImageError, OSError):
-        picture, _ = decode(path)
-        scale = side / max(picture.size)
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-        square = Image.new("RGB", (side, side), (128, 128, 128))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        return square
-    return None
+def _square(picture: Image.Image | None, side: int) -> Image.Image | None:
+    """The whole picture in a square, on grey."""
+    if picture is None:
+        return None
+    scale = side / max(picture.size)
+    picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
+    square = Image.new("RGB", (side, side), (128, 128, 128))
+    square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+    return square
 
 
 def _sheet(pictures: Sequence[Image.Image], side: int, columns: int, quality: int) -> bytes:

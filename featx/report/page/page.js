@@ -18,6 +18,7 @@
     made.setAttribute("aria-label", data.ids[position]);
     if (place < 0) {
       made.classList.add("none");
+      made.textContent = "no picture";
       return made;
     }
     const inSheet = place % data.a_sheet;
@@ -31,13 +32,20 @@
     return made;
   };
   const words = (position) => {
+    if (data.words) return data.words[position];
+    if (data.predicted === null) return data.y[position] === null ? "no label" : `label ${data.y[position]}`;
     const isTest = position < data.n_test;
     const said = isTest ? `, predicted ${data.predicted[position]}` : ", trained on";
     return `true ${data.y[position]}${said}`;
   };
+  const captionOf = (name, position) => {
+    const caption = element(name, words(position));
+    caption.append(element("span", data.ids[position], "id"));
+    return caption;
+  };
   const figureOf = (position) => {
     const figure = element("figure");
-    figure.append(thumbnail(position, 144), element("figcaption", `${words(position)}; ${data.ids[position]}`));
+    figure.append(thumbnail(position, 144), captionOf("figcaption", position));
     return figure;
   };
   const numbers = (text) => (text ? text.split(" ").map(Number) : []);
@@ -59,9 +67,14 @@
   });
   document.querySelectorAll("[data-gallery]").forEach((box) => fill(box, numbers(box.dataset.gallery)));
   viewer?.addEventListener("click", (event) => event.target === viewer && viewer.close());
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((each) => (each.open = true)));
+  const closed = [];
+  addEventListener("beforeprint", () => {
+    closed.push(...document.querySelectorAll("details:not([open])"));
+    closed.forEach((each) => (each.open = true));
+  });
+  addEventListener("afterprint", () => closed.splice(0).forEach((each) => (each.open = false)));
 
-  const colours = (n) => Array.from({ length: n }, (_, i) => `hsl(${Math.round((i * 360 * 0.618) % 360)} 62% 52%)`);
+  const colours = (n) => Array.from({ length: n }, (_, i) => `hsl(${Math.round(210 + (i * 360) / n) % 360} 65% ${i % 2 ? 60 : 44}%)`);
   const options = (select, names) => select.append(...names.map((name) => new Option(name, name)));
 
   // precision and recall of a class at a threshold of its probability
@@ -131,10 +144,14 @@
     options(kinds, Object.keys(data.maps));
     kinds.value = data.maps["t-SNE"] ? "t-SNE" : kinds.options[0].value;
     const isNumeric = data.classes === null;
-    const prediction = data.ids.map((_, i) => (i < data.n_test ? data.predicted[i] : null));
-    const right = data.ids.map((_, i) => (i >= data.n_test ? "trained on" : data.y[i] === data.predicted[i] ? "right" : "wrong"));
-    const parts = data.ids.map((_, i) => (i < data.n_test ? "held out" : "trained on"));
-    const series = { label: data.y, prediction, ...(isNumeric ? {} : { "right or wrong": right }), part: parts, ...data.slices };
+    const ofModel = () => {
+      const prediction = data.ids.map((_, i) => (i < data.n_test ? data.predicted[i] : null));
+      const right = data.ids.map((_, i) => (i >= data.n_test ? "trained on" : data.y[i] === data.predicted[i] ? "right" : "wrong"));
+      const part = data.ids.map((_, i) => (i < data.n_test ? "held out" : "trained on"));
+      return { prediction, ...(isNumeric ? {} : { "right or wrong": right }), part };
+    };
+    const isLabelled = data.y.some((value) => value !== null) || !Object.keys(data.slices).length;
+    const series = { ...(isLabelled ? { label: data.y } : {}), ...(data.predicted === null ? {} : ofModel()), ...data.slices };
     options(colourBy, Object.keys(series));
     let points = [];
     let current = -1;
@@ -198,10 +215,11 @@
       current = i;
       tip.hidden = i < 0;
       if (i >= 0) {
-        tip.replaceChildren(thumbnail(i, 112), element("div", `${words(i)}; ${data.ids[i]}`));
+        tip.replaceChildren(thumbnail(i, 112), captionOf("div", i));
         const [x, y] = points[i];
-        tip.style.left = `${Math.min(x + 10, canvas.clientWidth - 150)}px`;
-        tip.style.top = `${Math.min(y + 10, canvas.clientHeight - 60)}px`;
+        const beside = (at, size, room) => `${Math.max(0, at + 10 + size <= room ? at + 10 : at - 10 - size)}px`;
+        tip.style.left = beside(x, tip.offsetWidth, canvas.clientWidth);
+        tip.style.top = beside(y, tip.offsetHeight, canvas.clientHeight);
         if (says) byId("map-said").textContent = `${data.ids[i]}: ${words(i)}`;
       }
       paint();
@@ -222,7 +240,10 @@
     canvas.addEventListener("click", () => current >= 0 && show(data.ids[current], [current]));
     const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     canvas.addEventListener("keydown", (event) => {
-      if (event.key === "Enter" && current >= 0) show(data.ids[current], [current]);
+      if (event.key === "Enter" && current >= 0) {
+        event.preventDefault();  // or the same key press would close the viewer, whose button gets the focus
+        show(data.ids[current], [current]);
+      }
       const step = STEPS[event.key];
       if (!step) return;
       event.preventDefault();

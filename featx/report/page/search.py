@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featx.report.page.heldout import DARK
 from featx.report.page.sections import Html, Section, Table, Text, text_html
-from featx.report.scores import backbone_names, named, number, score_name, scored, setting, value_text
+from featx.report.scores import backbone_names, n_features, named, number, score_name, scored, setting, value_text
 
 if TYPE_CHECKING:
     from featx.learn.selection import Candidate, Selection
@@ -19,7 +20,8 @@ def grid_section(selection: Selection) -> Section:
     """The mean score of each layer at each value of each estimator's parameter, as coloured tables."""
     scoring = selection.settings.scoring
     means = [candidate.mean for candidate in selection.candidates]
-    high, low = max(means), max(min(means), min(selection.training.chance, max(means)))
+    high, chance = max(means), selection.training.chance
+    low = max(min(means), chance) if chance < high else min(means)
     tables = []
     layers = list(dict.fromkeys((c.backbone, c.layer) for c in _in_order(selection)))
     names = backbone_names(backbone for backbone, _ in layers)
@@ -60,7 +62,7 @@ def _cell(candidate: Candidate | None, selection: Selection, low: float, high: f
     if candidate is None:
         return "<td></td>"
     share = float(np.clip((candidate.mean - low) / (high - low), 0, 1)) if high > low else 1.0
-    kind = ("dark " if share > 0.5 else "") + ("chosen" if candidate == selection.chosen else "")
+    kind = ("dark " if share > DARK else "") + ("chosen" if candidate == selection.chosen else "")
     score = scored(candidate.mean, candidate.interval, selection.settings.scoring)
     title = text_html(f"{named(candidate)}: {score}")
     shown = number(candidate.mean, selection.settings.scoring)
@@ -83,7 +85,7 @@ def candidates_section(selection: Selection) -> Section:
             names[c.backbone],
             c.estimator,
             setting(c),
-            f"{c.d:,}",
+            n_features(c),
             scored(c.mean, c.interval, scoring),
             f"{c.fit_seconds:.3f}",
         ]

@@ -114,7 +114,10 @@ def _bullet(level: Level, text: str) -> str:
 
 def _table_html(table: Table) -> str:
     shows = bool(table.images)
-    head = "".join(f'<th scope="col">{text_html(name)}</th>' for name in table.header)
+    head = "".join(
+        f'<th scope="col"{" class=words" if place < table.words else ""}>{text_html(name)}</th>'
+        for place, name in enumerate(table.header)
+    )
     lines = []
     for number, row in enumerate(table.rows):
         cells = [

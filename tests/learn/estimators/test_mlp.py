@@ -362,7 +362,7 @@ def test_epochs_that_run_out_warn_once():
             ConvergenceWarning, match="^MLPClassifier did not converge, 3 of 6: the epochs ran out"
         ) as all_:
             search.fit(X, CLASSES)
-        assert len(one) == len(all_) == 1
+        assert len(one) == len(all_) == 1 and all_[0].filename == __file__
 
 
 def test_a_batch_larger_than_the_data_is_clipped_with_a_warning():
