@@ -29,6 +29,14 @@ def text_array(texts: Sequence[str]) -> np.ndarray:
     return np.array(texts, dtype=str if is_padded(len(texts), longest) else object)
 
 
+def is_missing(value: object) -> bool:
+    """Whether the value is None, NaN, NaT or pandas.NA."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
+
+
 def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
     """Read a CSV file with a header line into its columns, every value a string.
 
@@ -98,7 +106,7 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str, ids: Sequence[
     if target == "class":
         names = [str(value).strip() for value in array.tolist()]
         for number, (name, value) in enumerate(zip(names, values, strict=True)):
-            if not name or value is None or value != value:  # NaN: pandas' value for an empty cell
+            if not name or is_missing(value):
                 raise SourceError(f"{image(number)} has no label; give every image one, or none at all")
         return text_array(names)
     numbers = np.empty(len(array))

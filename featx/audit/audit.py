@@ -274,8 +274,13 @@ def audit(
     chosen = _layers(store, layers)
     if not store.statistics:
         missing.append(
-            "near duplicates, image quality and shortcuts by file: the store keeps no statistics of its images; "
-            "extract the same images to it again, which computes them and keeps all rows"
+            "near duplicates, image quality and shortcuts by file: "
+            + (
+                "imported rows have no statistics of images"
+                if store.recipe.is_imported
+                else "the store keeps no statistics of its images; extract the same images to it again, which computes "
+                "them and keeps all rows"
+            )
         )
     test_rows, test_store = _test_of(store, test, chosen)
     numbers = group_numbers(store, groups)

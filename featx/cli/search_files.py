@@ -55,7 +55,9 @@ class SearchFiles:
         lines = []
         if self.output is not None and self.saves_model_of(result):
             save(result if isinstance(result, Selection) else result.best_estimator, self.output)
-            lines.append(f"{self.output}: {model_text(result)}; featx predict {self.output} IMAGES... uses it")
+            stores = result.training.stores if isinstance(result, Selection) else result.stores
+            inputs = "--store STORE" if stores[0].recipe.is_imported else "IMAGES..."
+            lines.append(f"{self.output}: {model_text(result)}; featx predict {self.output} {inputs} uses it")
         if self.results is not None:
             text = results_csv(result) if self.results.suffix == ".csv" else results_json(result)
             with written_aside(self.results) as file:

@@ -18,10 +18,7 @@ import torch
 from torch import nn
 
 from featx.backbones import COMPILED, Backbone, expand_views
-from featx.display import printable
 from featx.errors import (
-    ContradictionWarning,
-    NonFiniteWarning,
     Parameter,
     RecipeError,
     StoreError,
@@ -44,6 +41,7 @@ from featx.store import (
     refuse_running,
     refuse_unwritable_store,
     unfinished,
+    warn_of_rows,
 )
 from featx.store import discard as discard_unfinished
 
@@ -273,6 +271,10 @@ def plan(
         "batch_size": batch_size,
         "dtype": dtype,
     }
+    if known is not None and known.is_imported:
+        raise RecipeError(
+            f"{output} has imported rows ({known.backbone}), which no network computes; choose another output"
+        )
     if example is not None:
         known = example.recipe
         backbone, layers = example.backbone(backbone, weights), example.layers(layers, pool)
@@ -474,24 +476,7 @@ def _warn(store: FeatureStore, n: int) -> None:
             UnreadableImagesWarning,
             stacklevel=4,
         )
-    if store.nonfinite:
-        overflow = store.recipe.dtype == "float16" and any(entry.what == "inf" for entry in store.nonfinite)
-        named = ", ".join(f"{entry.id!r} in {entry.layer!r} ({entry.what})" for entry in store.nonfinite[:3])
-        warnings.warn(
-            f"{len(store.nonfinite):,} rows contain NaN or inf, see store.nonfinite: {named}"
-            + ("; float32 may hold what float16 cannot" if overflow else ""),
-            NonFiniteWarning,
-            stacklevel=4,
-        )
-    if contradictions := store.contradictions:
-        first = contradictions[0][:2].tolist()
-        pair = " and ".join(f"{str(store.ids[row])!r} ({printable(store.y[row])})" for row in first)  # type: ignore[index]
-        warnings.warn(
-            f"{len(contradictions):,} images occur several times with different labels, see store.contradictions: "
-            f"{pair}",
-            ContradictionWarning,
-            stacklevel=4,
-        )
+    warn_of_rows(store)
 
 
 @contextlib.contextmanager

@@ -98,7 +98,7 @@ class Contents:
         if self.recipe.to_json() != text:
             raise hdf5.Malformed("the recipe is not in the form that featx writes")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
-        if layout.version_for(tree, self.recipe.views) != mapped.seal.version:
+        if layout.version_for(tree, self.recipe.views, self.recipe.is_imported) != mapped.seal.version:
             raise hdf5.Malformed("its parts are those of another format version")
         folded = {name: _folded(group) for name, group in groups.items()}
         for name, parts in _LAYOUT.items():
@@ -111,7 +111,7 @@ class Contents:
         self.checksums = dict(zip(self.recipe.layers, groups["checksums"].values(), strict=True))
         self._images, self._labels = folded["images"], folded.get("labels", {})
         self._statistics = folded.get("statistics", {})
-        if "statistics" in tree and tuple(self._statistics) != IMAGE_STATISTICS.names:
+        if "statistics" in tree and (self.recipe.is_imported or tuple(self._statistics) != IMAGE_STATISTICS.names):
             raise hdf5.Malformed("the statistics of images are not those of a store")
         self._columns, self._failures, self._nonfinite = folded["columns"], folded["failures"], folded["nonfinite"]
         self._check_shapes()

@@ -161,9 +161,8 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
         where = (f"in {first.path.name}", f"in {other.path.name}")
         if differences := first.recipe.differences(other.recipe, where):
             raise RecipeError(
-                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of the others "
-                "again with ",
-                Parameter("like", first.path.name),
+                f"the stores were made in different ways: {'; '.join(differences)}",
+                *first.recipe.like_hint("; extract the images of the others again with ", first.path.name),
             )
         if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
             raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")

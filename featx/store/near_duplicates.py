@@ -211,9 +211,10 @@ def near_duplicate_groups(store: FeatureStore) -> np.ndarray:
         The store keeps no statistics of its images.
     """
     if not store.statistics:
+        how = "; extract the same images to it again, which computes them and keeps all rows"
         raise StoreError(
-            f"{store.path.name} keeps no statistics of its images, by which near duplicates are found; extract the "
-            "same images to it again, which computes them and keeps all rows"
+            f"{store.path.name} keeps no statistics of its images, by which near duplicates are found"
+            f"{'; its rows were imported' if store.recipe.is_imported else how}"
         )
     return connected(len(store), near_duplicates(store, layer=store.layers[-1]).pairs)
 

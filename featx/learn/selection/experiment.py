@@ -196,6 +196,11 @@ def define_experiment(
                 Call("featx.merge"),
                 " makes one store of several with different images",
             )
+        if (store.recipe.is_imported or other.recipe.is_imported) and not np.isin(store.X, other.X).all():
+            raise KeysError(
+                f"{other.path.name} has other rows for the same ids, so its images count as other ones: features that "
+                "are searched together must be imported as layers of one store"
+            )
         other.rows(store.X)  # raises where images of the same id differ
     numbers = group_numbers(store, groups)
     together = groups_of(store, numbers, allow_duplicates)
