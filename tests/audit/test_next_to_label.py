@@ -129,14 +129,14 @@ def test_the_layers_are_the_last_three_with_the_deepest_at_the_end(store, tmp_pa
     assert next_to_label(store, 1, NONE, layer="a").layers == ("a:avg",)
     rows = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     deep = store_of(tmp_path / "deep.h5", {f"{name}:avg": rows for name in "abcd"}, aliases={"penultimate": "c:avg"})
-    assert next_to_label(deep, 1, NONE).layers == ("b:avg", "d:avg", "c:avg")
+    assert next_to_label(deep, 1).layers == ("b:avg", "d:avg", "c:avg")
 
 
 def test_images_without_a_finite_row_in_one_layer_are_not_chosen(tmp_path):
     rows = np.random.default_rng(0).normal(size=(2, 40, 3)).astype(np.float32)
     rows[0, :10], rows[1, 30:] = np.nan, np.inf
     store = store_of(tmp_path / "nan.h5", dict(zip(["a:avg", "b:avg"], rows, strict=True)))
-    chosen = next_to_label(store, 20, NONE)
+    chosen = next_to_label(store, 20)
     assert sorted(chosen.rows) == list(range(10, 30)) and chosen.n_nonfinite == 20
 
 
