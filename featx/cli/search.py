@@ -140,7 +140,8 @@ def search(
     groups: Annotated[
         str | None,
         typer.Option(
-            help="A column of the manifest: images with the same value are never split between training and test.",
+            help="A column of the manifest: images with the same value are never split between training and test. "
+            "near-duplicates: copies that were saved, resized, mirrored or cropped are not.",
             rich_help_panel=_HELD_OUT,
         ),
     ] = None,
