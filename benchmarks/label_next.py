@@ -3,12 +3,11 @@
     pip install conformal-clip-data; apt install dataset-fashion-mnist
     python benchmarks/label_next.py --cifar DIR --fashion /usr/share/dataset-fashion-mnist [--folder label_next]
 
-CIFAR-10 (DIR holds class folders in train/ and test/), textile and Fashion-MNIST; images are chosen by three layers of
-EfficientNet-Lite0, blocks.4, blocks.5 and the penultimate one. Labels are bought in rounds, up to each budget; each
-round knows the labels of those before. Two classifiers are fitted on the penultimate rows and scored on other images: a
-logistic regression on standardised columns, C = 0.01, and one on rows of unit length, C = 10. A difference is the mean
-over the seeds, with the 95 % interval of Student's t of the paired differences. Stores are kept in the folder;
-`--json FILE` adds a line for each data set and choice to a file.
+CIFAR-10 (DIR holds class folders in train/ and test/), textile and Fashion-MNIST, penultimate rows of
+EfficientNet-Lite0. Labels are bought in rounds, up to each budget; each round knows the labels of those before. Two
+classifiers are fitted on them and scored on other images: a logistic regression on standardised columns, C = 0.01, and
+one on rows of unit length, C = 10. A difference is the mean over the seeds, with the 95 % interval of Student's t of
+the paired differences. Stores are kept in the folder; `--json FILE` adds a line for each data set and choice to a file.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ CLASSIFIERS = {
     "standardised": make_pipeline(StandardScaler(), LogisticRegression(C=0.01)),
     "unit length": make_pipeline(Normalizer(), LogisticRegression(C=10.0)),
 }
-LAYERS = ["blocks.4", "blocks.5", "penultimate"]
 CHOICES = ("random", "typical", "auto")
 
 
@@ -55,7 +53,7 @@ def stores(name: str, arguments: argparse.Namespace) -> list[featx.FeatureStore]
     if not all(path.exists() for path in paths):
         parts = cifar(arguments.cifar) if name == "cifar" else split(name, arguments.fashion)
         for path, part in zip(paths, parts, strict=True):
-            featx.extract(part.images, path, "bundled:efficientnet_lite0", LAYERS, labels=part.y, progress=False)
+            featx.extract(part.images, path, "bundled:efficientnet_lite0", "penultimate", labels=part.y, progress=False)
     return [featx.FeatureStore(path) for path in paths]
 
 
