@@ -1,47 +1,23 @@
-"""The nearest rows of each row, exact, in blocks of bounded memory."""
+"""The distances of each row to the nearest others, exact, in blocks of bounded memory."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_BLOCK_BYTES = 64 * 2**20  # of similarities
+_BLOCK_BYTES = 64 * 2**20  # of products
 
 
-def directions(rows: np.ndarray) -> np.ndarray:
-    """Centred rows of length 1, (n, d) float32; a row that equals the mean becomes 0.
+def distances_to_nearest(rows: np.ndarray, k: int) -> np.ndarray:
+    """(n, k) Euclidean distances of each of (n, d) float32 rows to the k nearest others, in no order.
 
-    Features behind a ReLU are not negative, so that without centring all cosines would be close to 1.
+    Rows should be centred: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b loses digits where the mean is large.
     """
-    rows = rows.reshape(len(rows), -1).astype(np.float32)
-    rows -= rows.mean(axis=0)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=rows, where=lengths > 0)
-
-
-def nearest(queries: np.ndarray, rows: np.ndarray, k: int, *, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows with the largest dot products, largest first.
-
-    Parameters
-    ----------
-    queries : (m, d) float32
-    rows : (n, d) float32
-    k : int, at most n, or n - 1 if `same`
-    same : whether queries are the rows, none of which is its own neighbour
-
-    Returns
-    -------
-    indices : (m, k) int64
-    products : (m, k) float32
-    """
-    indices, products = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+    squares = np.einsum("ij,ij->i", rows, rows)
+    distances = np.empty((len(rows), k), np.float32)
     step = max(1, _BLOCK_BYTES // (4 * len(rows)))
-    for start in range(0, len(queries), step):
-        part = queries[start : start + step] @ rows.T  # (step, n)
-        if same:
-            part[np.arange(len(part)), start + np.arange(len(part))] = -np.inf
-        found = np.argpartition(part, part.shape[1] - k, axis=1)[:, part.shape[1] - k :]
-        values = np.take_along_axis(part, found, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        indices[start : start + step] = np.take_along_axis(found, order, axis=1)
-        products[start : start + step] = np.take_along_axis(values, order, axis=1)
-    return indices, products
+    for start in range(0, len(rows), step):
+        part = squares - 2 * (rows[start : start + step] @ rows.T)  # (step, n)
+        part[np.arange(len(part)), start + np.arange(len(part))] = np.inf
+        least = np.partition(part, k - 1, axis=1)[:, :k] + squares[start : start + step, None]
+        distances[start : start + step] = np.sqrt(np.maximum(least, 0))
+    return distances

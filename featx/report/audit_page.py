@@ -98,7 +98,7 @@ class _Shown:
         words = []
         for of_test, row in keys:
             y = labels[of_test]
-            label = [] if y is None else [f"label {y[row]}"]
+            label = [] if y is None or y[row] == "" else [f"label {y[row]}"]
             words.append("; ".join([*label, *self._words.get((of_test, row), [])]) or "no label")
         rows = np.array([row for _, row in keys], np.int64)
         ids = [str((test if of_test else audit.store).ids[row]) for of_test, row in keys]
@@ -192,11 +192,12 @@ def _strata_table(found: Shortcut, shown: _Shown) -> Table:
 def _split_blocks(audit: Audit) -> Iterable[Block]:
     split = audit.split
     assert split is not None
-    yield Text(
-        f"{split.n_training:,} training and {split.n_test:,} test images. A classifier of their features tells them "
-        f"apart with ROC AUC {split.auc:.3f} {bracket(split.interval)}; 0.5 is chance."
-    )
+    yield Text(f"{split.n_training:,} training and {split.n_test:,} test images.")
+    if split.auc is not None:
+        score = f"{split.auc:.3f} {bracket(split.interval)}"
+        yield Text(f"A classifier of their features tells them apart with ROC AUC {score}; 0.5 is chance.")
     if split.shares:
         rows = [[name, f"{a:.1%}", f"{b:.1%}"] for name, (a, b) in split.shares.items()]
-        caption = f"shares of the classes (chi-square test: p = {split.p_value:.2g})"
+        test = "" if split.p_value is None else f" (chi-square test: p = {split.p_value:.2g})"
+        caption = f"shares of the classes{test}"
         yield Table(caption, ["class", "training", "test"], rows)
