@@ -6,15 +6,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featx.errors import FeatxError, as_path, count
-from featx.report.audits import audit_checks
 from featx.report.page import document, illustrated
+from featx.report.page.data import data_section
 from featx.report.page.images import Images
-from featx.report.page.sections import Block, Bullets, Code, Html, Level, Section, Table, Text, markdown_of
+from featx.report.page.sections import Block, Code, Html, Section, Table, Text, markdown_of, section_html
 from featx.report.scores import bracket
 from featx.store import written_aside
 
@@ -65,7 +65,8 @@ def audit_html(audit: Audit, path: str | os.PathLike, *, title: str = "") -> Pat
             "ids": images.ids, "n_test": images.n_test, "y": [None] * len(images), "predicted": None, "classes": None,
             "probabilities": None, "maps": {}, "slices": {}, "words": words,
         }  # fmt: skip
-        text = document(title, sections, *illustrated(data, images, range(len(images))))
+        text_bytes = sum(len(section_html(section).encode()) for section in sections)
+        text = document(title, sections, *illustrated(data, images, range(len(images)), text_bytes))
     with written_aside(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
     return path
@@ -106,10 +107,7 @@ class _Shown:
 
 
 def _sections(audit: Audit, shown: _Shown) -> Iterator[Section]:
-    n = len(audit.store)
-    text = f"{n:,} images of {audit.store.path.name}, by {', '.join(audit.layers)}, in {audit.seconds:.0f} s."
-    checks = [(cast(Level, level), sentence) for level, sentence in audit_checks(audit)]
-    yield Section("verdict", "What the data say", [Text(text), Bullets(checks)])
+    yield data_section(audit)
     findings = audit.findings()
     for kind, title in _TITLES.items():
         if found := [finding for finding in findings if finding.kind == kind]:
