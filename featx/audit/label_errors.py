@@ -28,7 +28,7 @@ _FOLDS = 5
 _C = (3e-4, 3e-3, 3e-2, 0.3)
 _LEAST_PROBABILITY = 1e-12
 _CONTRADICTED = np.log(10)  # the predicted label is ten times as probable as the given one
-_LEAST_PROBABLE = 2  # of clean labels, one of 500 to 1,000 is taken for a wrong one
+_LEAST_PROBABLE = 2  # labels; of clean ones a single one may seem wrong
 _MOST_WRONG = 0.5  # share of the labels
 _DEVIANCE = 1.92  # half the 95 % point of chi-square with one degree of freedom
 

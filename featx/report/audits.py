@@ -71,7 +71,9 @@ def _copy_checks(audit: Audit) -> Iterator[Check]:
     kinds = Counter(copies.kinds.tolist())
     if not kinds:
         how = "is a copy of" if audit.store.statistics else "has the same content as"
-        yield "good", f"No image {how} another one."
+        image = "image" if audit.test is None else "training image"
+        where = " on its side of the split" if audit.test is None and audit.leaks is not None else ""
+        yield "good", f"No {image} {how} another one{where}."
     else:
         n_near = kinds["hash"] + kinds["features"]
         yield (

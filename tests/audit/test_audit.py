@@ -183,7 +183,10 @@ def test_stores_with_statistics(tmp_path):
     ]
     assert {each.kind for each in result.findings()} <= {"leak", "confused"}
     assert findings(result, "leak")[0].reason.startswith("hashes differ by ")
-    assert "ok: No image is a copy of another one." in audit_text(result)
+    assert "ok: No training image is a copy of another one." in audit_text(result)
+    assert "ok: No image is a copy of another one." in audit_text(audit(training))
+    halves = audit_text(audit(training, test=np.arange(60) < 30))
+    assert "ok: No image is a copy of another one on its side of the split." in halves
     features = {name: test[name] for name in test.layers}
     without = store_of(tmp_path / "w.h5", features, first=0, **recipe_of(test))
     result = audit(training, test=without)
