@@ -53,9 +53,13 @@ class ExistingStore:
 
     @property
     def is_all(self) -> bool:
-        """Whether nothing is left to do: the store has all images and layers of the run, and no other image."""
+        """Whether nothing is left to do: the store has all images and layers of the run, and no other image.
+
+        Statistics of images are added only if the run names all layers of the store, since the others would be lost.
+        """
         images_differ = self.gone or self.new or self.changed or self.labels_differ
-        if images_differ or self.new_layers or not self.store.statistics:
+        lacks_statistics = not self.store.statistics and len(self.recipe.layers) == len(self.store.layers)
+        if images_differ or self.new_layers or lacks_statistics:
             return False
         return not self.store.recipe.some(self.recipe.layers).differences(self.recipe)
 

@@ -146,3 +146,11 @@ def test_a_run_that_an_earlier_version_began_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("featx.store.journal._FORMAT", "featx-journal 2")
     words = "another version of featx began"
     refused(lambda: extract(images, tmp_path / "a.h5", batch_size=8), tmp_path / "a.h5", words, error=StoreError)
+
+
+def test_fewer_layers_of_a_store_without_them_return_it_as_it_is(tmp_path, small_network):
+    images, options = [noise(i) for i in range(6)], {"backbone": small_network, "precision": "float32"}
+    whole = extract(images, tmp_path / "whole.h5", layers=["first", "second"], **options)
+    old = without_statistics(whole, tmp_path / "a.h5")
+    assert extract(images, tmp_path / "a.h5", layers="first", **options).identity == old.identity
+    assert same_file(extract(images, tmp_path / "a.h5", layers=["first", "second"], **options), whole)
