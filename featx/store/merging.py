@@ -31,6 +31,7 @@ from featx.store.reader import FeatureStore
 from featx.store.writer import StoreWriter
 
 _COPY_BYTES = 64 * 2**20
+_DESCRIBED = 1024  # images whose statistics are read before their rows are written, and so kept
 
 
 def merge(
@@ -189,6 +190,7 @@ def copy_rows(
     """
     row_bytes = sum(store.row_bytes(name) for name in store.layers)
     part = max(64, _COPY_BYTES // row_bytes)
+    part = part if statistics is None else min(part, _DESCRIBED)
     present = np.flatnonzero(rows >= 0)
     for start in range(0, len(present), part):
         indices = present[start : start + part]

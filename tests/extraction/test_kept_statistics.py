@@ -110,6 +110,27 @@ def test_an_image_that_changes_meanwhile_is_refused(tmp_path, monkeypatch):
     assert featx.FeatureStore(tmp_path / "a.h5").statistics == {}  # the old store is still there
 
 
+def test_interrupted_while_statistics_are_read_it_goes_on_where_it_was(tmp_path, monkeypatch):
+    images = [noise(i) for i in range(200)]
+    whole = extract(images, tmp_path / "whole.h5")
+    without_statistics(whole, tmp_path / "a.h5")
+    monkeypatch.setattr("featx.store.merging._DESCRIBED", 64)
+    described, seen, phases = featx.extraction.existing._described, [], []
+    monkeypatch.setattr("featx.extraction.existing._described", lambda image: seen.append(0) or described(image))
+
+    def stopping(now):
+        phases.append((now.phase, now.done))
+        if now.done == 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(images, tmp_path / "a.h5", progress=stopping)
+    assert phases[-3:] == [("reading the images' statistics", done) for done in (0, 64, 128)]
+    assert len(seen) == 128 and featx.FeatureStore(tmp_path / "a.h5").statistics == {}
+    assert same_file(extract(images, tmp_path / "a.h5"), whole)
+    assert len(seen) == 200
+
+
 def test_merging_keeps_them_if_all_stores_have_them(tmp_path):
     one = extract([noise(i) for i in range(5)], tmp_path / "a.h5", ids=list("abcde"))
     other = extract([noise(i) for i in range(9, 12)], tmp_path / "b.h5", ids=list("xyz"))
