@@ -13,7 +13,7 @@ from runs import extract
 
 import featx
 from featx.errors import FeatxError, StoreError
-from featx.learn import select_model
+from featx.learn import HoldOut, select_model
 from featx.store import StoreWriter, connected, near_duplicate_groups, near_duplicates
 
 N = 60
@@ -198,3 +198,21 @@ def test_a_row_of_nan_or_inf_hides_no_copies(tmp_path):
     copies = near_duplicates(featx.FeatureStore(tmp_path / "b.h5"), layer=layer)
     assert (copies.kinds == "features").sum() >= 3
     assert (copies.pairs[:, 0] + 80 == copies.pairs[:, 1]).all()
+
+
+def test_a_test_store_with_near_duplicates_of_training_images_is_refused(store, tmp_path):
+    def other(name, seeds, change):
+        images = [np.asarray(change(scene(seed))) for seed in seeds]
+        return extract(images, tmp_path / name, labels=[str(i % 2) for i in range(len(images))])
+
+    options = {"estimators": ["nearest_centroid"], "groups": "near-duplicates", "folds": 3}
+    leaking = HoldOut(store=other("a.h5", (*range(900, 910), 7, 8), jpeg))
+    with pytest.raises(
+        FeatxError,
+        match=r"^2 of the 12 test images are near duplicates of training images: '11' of '008', '10' of '007'",
+    ):
+        select_model(store, **options, holdout=leaking)
+    select_model(store, **(options | {"groups": None}), holdout=leaking)
+    fresh = HoldOut(store=other("b.h5", (*range(900, 906), 900), lambda p: p))
+    selection = select_model(store, **options, holdout=fresh)
+    assert selection.test.groups.tolist() == [0, 1, 2, 3, 4, 5, 0]
