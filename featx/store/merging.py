@@ -46,7 +46,8 @@ def merge(
     Parameters
     ----------
     stores : two or more, with equal recipes and different images
-        If one store has a row of an image that failed in another, the row is used.
+        If one store has a row of an image that failed in another, the row is used. Statistics of images are kept if
+        all stores have them.
     output : path
         The file to make. An interrupted merge is continued. If the file is already the result of this merge, it is
         returned as it is.
@@ -222,7 +223,10 @@ def _finished(stores: Sequence[FeatureStore], output: Path) -> FeatureStore | No
         return None
     if len(parts) == len(stores):
         ids = [name for part in parts for name in part.ids.tolist()]
+        have_statistics = all(part.statistics for part in parts)
         if merged.ids.tolist() != ids or list(merged.failures) != _failures(parts):
+            return None
+        if have_statistics and not merged.statistics:  # the parts have been extracted again since
             return None
     try:
         merged.verify()

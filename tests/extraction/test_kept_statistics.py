@@ -140,6 +140,17 @@ def test_merging_keeps_them_if_all_stores_have_them(tmp_path):
     assert featx.merge([one, old], tmp_path / "mixed.h5").statistics == {}
 
 
+def test_a_merge_without_them_is_made_again_once_all_stores_have_them(tmp_path):
+    one = extract([noise(i) for i in range(5)], tmp_path / "a.h5", ids=list("abcde"))
+    other = extract([noise(i) for i in range(9, 12)], tmp_path / "b.h5", ids=list("xyz"))
+    old = without_statistics(other, tmp_path / "old.h5")
+    mixed = featx.merge([one, old], tmp_path / "ab.h5")
+    assert featx.merge([one, old], tmp_path / "ab.h5").identity == mixed.identity
+    with pytest.raises(StoreError, match="ab.h5 is there already"):
+        featx.merge([one, other], tmp_path / "ab.h5")
+    assert len(records(featx.merge([one, other], tmp_path / "ab.h5", replace=True))) == 8
+
+
 def test_an_archive_has_them(tmp_path):
     store = extract([noise(i) for i in range(5)], tmp_path / "a.h5")
     archive = featx.FeatureStore(featx.export(store, tmp_path / "archive.h5"))
