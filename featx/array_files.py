@@ -107,19 +107,26 @@ def _opened(location: str, label_column: str | None) -> ArrayFile:
 def _npy(path: Path) -> ArrayFile:
     try:
         return ArrayFile({path.stem: np.lib.format.open_memmap(path, mode="r")}, {})
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy raises many types on damaged headers
         raise _unreadable(path, "a .npy file", error) from error
 
 
 def _npz(path: Path) -> ArrayFile:
     try:
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no archive of arrays")
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return ArrayFile({name: archive[name] for name in archive.files}, {})
-    except (ValueError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+            arrays = {name: archive[name] for name in archive.files}
+    except Exception as error:  # as above
         raise _unreadable(path, "a .npz file", error) from error
+    if not arrays:
+        raise SourceError(f"{path} holds no arrays")
+    return ArrayFile(arrays, {})
 
 
 def _unreadable(path: Path, kind: str, error: Exception) -> SourceError:
+    if isinstance(error, MemoryError):
+        return SourceError(f"{path} does not fit into memory; save its arrays as .npy files, which are read in parts")
     if "pickle" in str(error).lower() or "Python objects" in str(error):
         return SourceError(f"{path} holds Python objects, which can run code when they are read; save numbers instead")
     return SourceError(f"{path} cannot be read as {kind}: {' '.join(str(error).split())}")

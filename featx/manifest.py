@@ -43,7 +43,8 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
     Raises
     ------
     SourceError
-        The file is missing, is not UTF-8, has no rows, two columns with one name, or a row of the wrong length.
+        The file is missing, is not UTF-8, has other separators than commas, no rows, two columns with one name, or a
+        row of the wrong length.
     """
     path = Path(path)
     try:
@@ -60,6 +61,9 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
     names = header[1]
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            raise SourceError(f"the columns of {path} are separated by {word}; save it with commas")
     if not rows:
         raise SourceError(f"{path} needs a header line and at least one row; it has no row")
     if repeated := [name for name in names if names.count(name) > 1]:

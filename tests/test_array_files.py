@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,7 +108,15 @@ WRONG: dict[str, tuple[str, ...]] = {
     "objects.npy": ("objects.npy holds Python objects, which can run code",),
     "objects.npz": ("objects.npz holds Python objects",),
     "pickle.npy": ("pickle.npy cannot be read as a .npy file",),
-    "pickle.npz": ("pickle.npz", "Python objects"),
+    "pickle.npz": ("pickle.npz cannot be read as a .npz file: it is no archive of arrays",),
+    "none.npz": ("none.npz holds no arrays",),
+    "large.npz": ("large.npz does not fit into memory", ".npy"),
+    **{
+        f"{kind}.{end}": (f"{kind}.{end} cannot be read as a .{end} file",)
+        for kind in ("endless", "nested")
+        for end in ("npy", "npz")
+    },
+    "true.npy": ("true.npy cannot be read as a .npy file",),
     "empty.npy": ("empty.npy cannot be read as a .npy file",),
     "cut.npy": ("cut.npy cannot be read as a .npy file",),
     "cut.npz": ("cut.npz cannot be read as a .npz file",),
@@ -138,6 +147,14 @@ def test_what_is_no_array_is_refused_by_name(folder, subtests):
     Path("empty.npy").touch()
     for name, whole in (("cut.npy", "x.npy"), ("cut.npz", "both.npz")):
         Path(name).write_bytes(Path(whole).read_bytes()[:-40])
+    np.savez("none.npz")
+    shapes = {"large": "(9999999999999, 4)", "endless": f"({10**22}, 4)", "nested": "(" * 5000, "true": "(True, 4)"}
+    for name, shape in shapes.items():
+        header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+        content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + bytes(64)
+        Path(f"{name}.npy").write_bytes(content)
+        with zipfile.ZipFile(f"{name}.npz", "w") as file:
+            file.writestr("x.npy", content)
     Path("npy.npz").write_bytes(Path("x.npy").read_bytes())
     for name in ("x.parquet", "x.h5"):
         Path(name).write_text("no such file")

@@ -19,7 +19,7 @@ from featx.catalogue import ESTIMATORS
 from featx.errors import Call, FeatxError, Parameter, StoreError, count, no_column
 from featx.learn.features import StoredFeatures
 from featx.learn.search import GridSearchCV
-from featx.learn.selection import brief, check_integer, labels_of, new_estimator
+from featx.learn.selection import brief, check_integer, check_seed, labels_of, new_estimator
 from featx.store import FeatureStore
 
 Strategy = Literal["auto", "typical", "uncertain"]
@@ -132,7 +132,7 @@ def next_to_label(
     if not isinstance(store, FeatureStore):
         raise FeatxError(f"store is a featx.FeatureStore; got {brief(store)}; featx.FeatureStore(path) opens one")
     check_integer("n", n, 1)
-    check_integer("random_state", random_state, 0)
+    check_seed("random_state", random_state)
     if strategy not in ("auto", "typical", "uncertain"):
         raise FeatxError(Parameter("strategy"), f" is auto, typical or uncertain; got {brief(strategy)}")
     labels = _labels_so_far(store, y)

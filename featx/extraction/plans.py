@@ -439,9 +439,12 @@ class Plan:
                 raise StoreError(f"{output} has changed since this was planned; plan again")
             refuse_changed(output, writer, images)
             if existing is not None:
-                if not existing.store.statistics:
-                    preparing(show, len(images.ids))("reading the images' statistics")
-                existing.copy_rows(writer, decoders(self._workers))
+                reading = Clock(writer.todo, show)
+                existing.copy_rows(
+                    writer,
+                    decoders(self._workers),
+                    lambda: reading.tick(len(writer.failures), "reading the images' statistics"),
+                )
             trial, self._trial = self._trial, None  # its rows are needed once
             clock = Clock(writer.todo, show, 0.0 if trial is None else trial.seconds)
             compiling = trial is None and self.recipe.engine == COMPILED

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featx.errors import StoreError
-from featx.image_statistics import IMAGE_STATISTICS
+from featx.image_statistics import CAMERA_BYTES, IMAGE_STATISTICS
 from featx.manifest import is_padded, text_array
 from featx.recipe import Recipe
 from featx.store import hdf5, layout
@@ -173,6 +173,8 @@ class Contents:
                 _check_offsets(array(node.offsets), node.content.nbytes)
             if _is_text(node) and not _is_ascii(array(node.content if isinstance(node, Unpadded) else node)):
                 self._text(node)
+        if self._statistics and self._longest(self._statistics["camera"]) > CAMERA_BYTES:
+            raise hdf5.Malformed(f"the name of a camera has more than {CAMERA_BYTES} bytes")
         _check_indices(array(self._nonfinite["row"]), len(self.keys))
         _check_indices(array(self._nonfinite["layer"]), len(self.layers))
         if "code" in self._labels:
@@ -203,6 +205,12 @@ class Contents:
             return self._values(node).tolist()
         content, offsets = self._values(node.content), self._values(node.offsets).tolist()
         return [content[start:stop].tobytes() for start, stop in pairwise(offsets)]
+
+    def _longest(self, node: Array | Unpadded) -> int:
+        """Bytes of the longest text, or more for padded ones."""
+        if isinstance(node, Unpadded):
+            return int(np.diff(self._values(node.offsets)).max(initial=0))
+        return int(node.dtype[1:])
 
     def _text(self, node: Array | Unpadded) -> list[str]:
         try:

@@ -25,6 +25,7 @@ from featx.store.writer import StoreWriter
 
 _DTYPES = ("float32", "float16")
 _PART_BYTES = 64 * 2**20  # of all layers as float64
+_MOST_NAME, _MOST_LAYER_NAME = 200, 1000  # characters
 
 
 def import_arrays(
@@ -51,8 +52,12 @@ def import_arrays(
     if dtype not in _DTYPES:
         raise StoreError(f"rows are stored as {' or '.join(_DTYPES)}; got dtype {dtype!r}")
     backbone = UNNAMED if name is None else f"{IMPORTED}{name}"
-    if name is not None and (not isinstance(name, str) or not name or backbone == UNNAMED):
-        raise StoreError(Parameter("name"), f" says what made the rows, 'all-MiniLM-L6-v2' for example; got {name!r}")
+    if name is not None and (not _is_line(name, _MOST_NAME) or backbone == UNNAMED):
+        raise StoreError(
+            Parameter("name"),
+            f" says what made the rows, 'all-MiniLM-L6-v2' for example, in one line of at most {_MOST_NAME} "
+            f"characters; got {str(name)[:100]!r}",
+        )
     arrays = _checked_layers(layers)
     n = len(next(iter(arrays.values())))
     names = _checked_ids(ids, n)
@@ -92,6 +97,10 @@ def _checked_layers(layers: object) -> dict[str, Any]:
     arrays: dict[str, Any] = {}
     for key, values in layers.items():
         layer = str(key).removesuffix(":none")
+        if not _is_line(layer, _MOST_LAYER_NAME):
+            raise StoreError(
+                f"a layer's name is one line of at most {_MOST_LAYER_NAME:,} characters; got {layer[:100]!r}"
+            )
         if layer in arrays:
             raise StoreError(f"every layer needs a name of its own; {layer!r} is there twice")
         arrays[layer] = _checked_array(f"layer {layer!r}", values)
@@ -100,6 +109,10 @@ def _checked_layers(layers: object) -> dict[str, Any]:
         text = ", ".join(f"{layer!r} has {length:,}" for layer, length in lengths.items())
         raise StoreError(f"all layers have one row for each id; {text}")
     return arrays
+
+
+def _is_line(text: object, most: int) -> bool:
+    return isinstance(text, str) and 0 < len(text) <= most and text.isprintable()
 
 
 def _checked_array(layer: str, values: Any) -> Any:
@@ -127,6 +140,8 @@ def _checked_ids(ids: Any, n: int) -> list[str]:
         return [str(row) for row in range(n)]
     _refuse_other_length("ids", ids, n)
     names = [str(name) for name in ids]
+    if empty := [row for row, name in enumerate(ids) if is_missing(name) or not names[row]]:
+        raise StoreError(f"every row needs an id; there is none in row {empty[0]:,}, counted from 0")
     if repeated := [name for name, times in Counter(names).items() if times > 1]:
         raise StoreError(f"every id needs one row; these have several: {listed(repeated)}")
     return names

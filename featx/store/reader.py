@@ -499,7 +499,7 @@ class FeatureStore:
             which = repr(str(self.ids[own[number]])) if own[number] >= 0 else f"number {number}"
             raise StoreError(f"query {which} has NaN or inf in layer {name!r}; leave it out, or choose another layer")
         parts = ((start, flat(rows)) for start, rows in self.blocks(name, budget_bytes=_QUERIED_BYTES))
-        found = nearest_rows(queries, own, parts, int(k), metric)
+        found = nearest_rows(queries, own, parts, min(int(k), len(self)), metric)
         n = int(np.isfinite(found.distances).sum(axis=1).min())
         if n < k:
             raise FeatxError(

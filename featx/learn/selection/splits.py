@@ -50,7 +50,7 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
     """
     if groups is None:
         return None
-    if isinstance(groups, str) and groups == NEAR_DUPLICATES and groups not in store.columns:
+    if is_near_duplicates(store, groups):
         return near_duplicate_groups(store)
     if isinstance(groups, str):
         values = column_of(store, groups, "group")
@@ -65,6 +65,11 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
             Parameter("groups"), f" need two or more different values; all images have {str(distinct[0])!r}"
         )
     return numbers
+
+
+def is_near_duplicates(store: FeatureStore, groups: object) -> bool:
+    """Whether groups are those of near duplicates, and not a column of that name."""
+    return isinstance(groups, str) and groups == NEAR_DUPLICATES and groups not in store.columns
 
 
 def one_per_image(store: FeatureStore, values: object, noun: str, parameter: str) -> np.ndarray:
