@@ -13,7 +13,7 @@ copies: images saved, resized, mirrored, brightened or cropped; share that is fo
 of the originals that are taken for a copy of another image. imagehash's pHash and dHash, of the image and of its
 mirror image, decide at the distance within which 1 % of the originals have another image.
 shortcuts: class A saved at another JPEG quality, or by one camera, must be named; untouched sets must give no warning.
-cost: seconds of an audit of all images by four layers; memory of 100,000 x 1,280 rows.
+cost: seconds of an audit of all images by four layers.
 
 Prints tables and adds lines to benchmarks/results/audit.jsonl.
 """
@@ -227,13 +227,13 @@ def shortcuts(sets: dict[str, featx.FeatureStore], options: argparse.Namespace) 
 
 def cost(sets: dict[str, featx.FeatureStore], options: argparse.Namespace) -> list[dict[str, Any]]:
     lines = []
-    print("\n| audit of | seconds | CPU seconds | peak memory beside the store, GB |")
+    print("\n| audit of | seconds | CPU seconds |")
     for name, store in sets.items():
         start, cpu = time.perf_counter(), time.process_time()
         audit(store)
         line = {"part": "cost", "set": f"{name}, {len(store):,} x {len(store.layers)} layers"}
         lines.append(line | {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu})
-        print(f"| {lines[-1]['set']} | {lines[-1]['seconds']:.1f} | {lines[-1]['cpu']:.1f} | |", flush=True)
+        print(f"| {lines[-1]['set']} | {lines[-1]['seconds']:.1f} | {lines[-1]['cpu']:.1f} |", flush=True)
     return lines
 
 
