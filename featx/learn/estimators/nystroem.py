@@ -27,8 +27,8 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
 
     - Kernels are computed by matrix products, in blocks of bounded memory; only the landmarks are copied from a memory
       map. float16 is computed in float32.
-    - Eigenvalues of k(Z, Z), computed in float64, are raised to at least 1e-12 and to the rounding error of X's type
-      relative to the largest one. scikit-learn raises singular values, computed in X's type, to 1e-12.
+    - Eigenvalues of k(Z, Z) are raised to at least 1e-12 and to the rounding error of X's type relative to the largest
+      one; scikit-learn raises singular values to 1e-12.
     - It falls back to scikit-learn for sparse X and for other kernels than "rbf", "linear", "poly", "polynomial" and
       "sigmoid"; its kernel values are all in memory then.
 
@@ -132,7 +132,7 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
         import torch
 
         from featx.learn.estimators.kernels import Rows
-        from featx.solvers import device_of
+        from featx.solvers import device_of, eigenvectors, full_precision
 
         X = validate_data(self, X, dtype=_DTYPES, order="C")
         m = min(len(X), self.n_components)
@@ -145,16 +145,17 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
         self.component_indices_ = check_random_state(self.random_state).permutation(len(X))[:m]
         self.components_ = np.array(X[self.component_indices_], dtype=np.promote_types(X.dtype, np.float32))
         kernel = self._products_kernel()
-        Z = torch.from_numpy(self.components_.astype(np.float64)).to(device_of(self.device))
+        Z = torch.from_numpy(self.components_.copy()).to(device_of(self.device))
         K = kernel.apply_(Rows(Z, kernel.squared).among(slice(0, m), slice(0, m)))  # (m, m)
         if not K.isfinite().all():
             raise ValueError("the kernel of the landmarks has NaN or inf; scale the columns, or choose a smaller gamma")
-        eigenvalues, Q = torch.linalg.eigh((K + K.T) / 2)
+        eigenvalues, Q = eigenvectors((K + K.T) / 2)
         sizes = eigenvalues.abs()
         least = max(1e-12, float(sizes.max()) * float(np.finfo(self.components_.dtype).eps))
         # of an indefinite kernel, sigmoid's for example, as in scikit-learn: Q sign(l) |l|^(-1/2) Q'
         roots = eigenvalues.sign() / sizes.clamp(min=least).sqrt()
-        self.normalization_ = ((Q * roots) @ Q.T).cpu().numpy().astype(self.components_.dtype)
+        with full_precision():
+            self.normalization_ = ((Q * roots) @ Q.T).cpu().numpy()
         self._n_features_out = m
         return self
 

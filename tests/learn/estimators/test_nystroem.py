@@ -68,7 +68,7 @@ def test_equal_landmarks_do_not_amplify_rounding_in_float32():
     X = np.repeat(rows_of(20, dtype=np.float32), 5, axis=0)
     phi = Nystroem(gamma=0.01, n_components=100, random_state=0).fit_transform(X)
     exact = pairwise_kernels(X.astype(np.float64), metric="rbf", gamma=0.01)
-    assert_allclose(phi @ phi.T, exact, atol=3e-4)
+    assert_allclose(phi @ phi.T, exact, atol=1e-3)
 
 
 def test_float16_is_computed_in_float32():
