@@ -77,7 +77,8 @@ def extract(
     Parameters
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
-        A folder of class folders, a folder of images, a CSV manifest, or the images themselves.
+        A folder of class folders, a folder of images, a `.zip` file of one, WebDataset shards ("{00..15}.tar"), a CSV
+        manifest, or the images themselves.
     output : path
         The HDF5 file to make. If it exists with this recipe and these images, it is returned as it is. If there are
         more images or layers now, a store with the existing rows and the new ones replaces it. An interrupted run is

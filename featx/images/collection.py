@@ -1,4 +1,4 @@
-"""Builds a `Collection` from a folder, a list, a CSV manifest or arrays: the ordered images of a run.
+"""Builds a `Collection` from a folder, an archive, a list, a CSV manifest or arrays: the ordered images of a run.
 
 Each image has an id and, if there are any, a label and column values. Nothing is decoded here.
 """
@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from featx.errors import ImageError, SourceError, file_of_labels, listed, nearest
-from featx.images.decoding import EXTENSIONS, AnyImage
+from featx.images.containers import Contents, container_stamp, contents_of
+from featx.images.decoding import AnyImage
+from featx.images.members import EXTENSIONS, is_image
 from featx.manifest import as_labels, column, read_manifest, text_array
 
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "testing"}
@@ -26,7 +30,7 @@ class Collection:
 
     Attributes
     ----------
-    images : n paths, uint8 arrays or PIL images
+    images : n paths, Members, uint8 arrays or PIL images
         An ImageError takes the place of a file whose name is not UTF-8.
     ids : list of n different str
         Names of the images in the store.
@@ -35,9 +39,9 @@ class Collection:
     columns : {name: (n,) str}
         The other columns of the manifest; see `manifest.text_array`.
     origin : Path or None
-        The folder that ids are relative to.
+        The folder or archive that ids are relative to.
     passed_over : int
-        Number of files in the folder whose names are not those of images.
+        Number of files in the folder or archive whose names are not those of images.
     """
 
     images: Sequence[AnyImage]
@@ -75,8 +79,9 @@ def collect(
     Parameters
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
-        A folder contains class folders, or images without labels. A `.csv` file has a column of paths, relative to the
-        file's own folder.
+        A folder or a `.zip` file contains class folders, or images without labels. A `.csv` file has a column of paths,
+        relative to the file's own folder. WebDataset shards are a `.tar` file, several ("{000..099}.tar" or a list), or
+        a folder of them.
     labels : sequence of n labels, or for a CSV file the name of a column, optional
         By default the class folders of a folder, or a CSV file's column "label" if it has one.
     ids : sequence of n str, optional
@@ -96,65 +101,112 @@ def collect(
         return source
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if path.is_dir():
-            if labels is not None or ids is not None:
-                raise SourceError(
-                    f"{path} is a folder: its class folders are the labels; for others use a CSV file of paths and "
-                    "labels as the source",
-                    *file_of_labels(labels),
-                )
-            return _from_folder(path, target)
+        contents = contents_of(path)
+        if contents is None and path.is_dir():
+            contents = _folder_contents(path)
+        if contents is not None:
+            return _from_contents(contents, labels, ids, target)
         if not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
         if path.suffix.lower() == ".csv":
             if ids is not None or not (labels is None or isinstance(labels, str)):
                 raise SourceError(f"{path} is a CSV file: give the name of its label column as labels")
             return _from_manifest(path, path_column, labels, target)
-        raise SourceError(f"{path} is a single file; give a folder, or a .csv file of paths with a first line 'path'")
+        raise SourceError(
+            f"{path} is a single file; give a folder, an archive, or a .csv file of paths with a first line 'path'"
+        )
     if isinstance(labels, str):
         raise SourceError(f"labels are one value per image; got the string {labels!r}")
+    if isinstance(source, Sequence) and (contents := contents_of(source)) is not None:
+        return _from_contents(contents, labels, ids, target)
     return _from_sequence(source, labels, ids, target)
 
 
-def files(paths: Sequence[str | os.PathLike]) -> list[Path]:
-    """Image files, and all images inside folders, in the order given.
+def files(paths: Sequence[str | os.PathLike]) -> list[Any]:
+    """Image files, and all images inside folders and archives, in the order given.
 
     Raises
     ------
     SourceError
-        A path does not exist, or a folder contains no images.
+        A path does not exist, or a folder or archive contains no images.
     """
-    images: list[Path] = []
+    images: list[Any] = []
     for path in map(Path, paths):
-        if not path.exists():
+        contents = contents_of(path)
+        if contents is None and not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
-        inside = _walk(path)[0] if path.is_dir() else [path]
+        inside: Sequence[AnyImage] = (
+            contents.images if contents is not None else _walk(path)[0] if path.is_dir() else [path]
+        )
         if not inside:
             raise SourceError(f"{path} holds no images")
         images += inside
     return images
 
 
-def _from_folder(root: Path, target: str) -> Collection:
-    files, passed_over = _walk(root)
-    if not files:
+@lru_cache(maxsize=2)
+def _members(origin: str, listed: object) -> dict[str, AnyImage]:
+    contents = contents_of(Path(origin))
+    return {} if contents is None else dict(zip(contents.names, contents.images, strict=True))
+
+
+def image_at(origin: str | os.PathLike | None, name: str) -> AnyImage:
+    """The image of an id in the folder or archive that ids are relative to; a path if there is none.
+
+    Parameters
+    ----------
+    origin : path or None
+        `Recipe.origin`. Without one, ids may be whole paths.
+    name : str
+    """
+    path = Path(origin or "", name)
+    if origin is None or path.is_file():
+        return path
+    try:
+        return _members(os.fspath(origin), container_stamp(Path(origin))).get(name, path)
+    except SourceError:
+        return path
+
+
+def _from_contents(contents: Contents, labels: object, ids: object, target: str) -> Collection:
+    where, images, names = contents.origin, contents.images, contents.names
+    if labels is not None or ids is not None:
         raise SourceError(
-            f"{root} holds no images (of {passed_over:,} files none ends in {', '.join(sorted(EXTENSIONS))})"
+            f"{where} is {contents.kind}; for others use a CSV file of paths and labels as the source",
+            *file_of_labels(labels),
         )
-    images, names = _named(files, [file.relative_to(root).as_posix() for file in files])
+    if not images:
+        raise SourceError(
+            f"{where} holds no images (of {contents.passed_over:,} files none ends in {', '.join(sorted(EXTENSIONS))})"
+        )
+    images, names = _named(images, names)
+    if contents.labels is not None:
+        has_labels = any(label is not None for label in contents.labels)
+        y = as_labels(contents.labels, target, names) if has_labels else None
+        return Collection(images, names, y, origin=where, passed_over=contents.passed_over)
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
-        return Collection(images, names, origin=root, passed_over=passed_over)
+        return Collection(images, names, origin=where, passed_over=contents.passed_over)
     if loose:
         raise SourceError(
-            f"{root} holds class folders and loose images beside them ({listed(loose)}); move the loose images"
+            f"{where} holds class folders and loose images beside them ({listed(loose)}); move the loose images"
         )
     y = as_labels([name.split("/")[0] for name in names], target, names)
     if target == "class" and {str(name).lower() for name in np.unique(y)} <= _SPLIT_NAMES:
         raise SourceError(
-            f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); give one of them"
+            f"the folders in {where} are splits, not classes ({listed(np.unique(y).tolist())}); give one of them"
         )
-    return Collection(images, names, y, origin=root, passed_over=passed_over)
+    if not where.is_dir() and len(set(y.tolist())) == 1 and all(name.count("/") > 1 for name in names):
+        raise SourceError(
+            f"all images in {where} lie in folders of {str(y[0])!r}; give {where / str(y[0])} as the source"
+        )
+    return Collection(images, names, y, origin=where, passed_over=contents.passed_over)
+
+
+def _folder_contents(root: Path) -> Contents:
+    files, passed_over = _walk(root)
+    names = [file.relative_to(root).as_posix() for file in files]
+    return Contents("a folder: its class folders are the labels", root, files, names, None, passed_over)
 
 
 def _walk(root: Path) -> tuple[list[Path], int]:
@@ -169,9 +221,8 @@ def _walk(root: Path) -> tuple[list[Path], int]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith("."):
-                is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
-                passed_over += not is_image
-                if is_image:
+                passed_over += not is_image(name)
+                if is_image(name):
                     files.append(Path(folder, name))
     return sorted(files), passed_over
 

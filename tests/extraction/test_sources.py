@@ -1,0 +1,61 @@
+"""A store of images inside an archive is, apart from its origin, byte for byte that of the same images in a folder."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import replace
+
+import pytest
+from helpers import class_folders
+from runs import extract, same_file
+
+from featx.errors import UnreadableImagesWarning
+from featx.extraction.devices import _sent
+from featx.images import collect, decode
+from featx.report.pictures import picture_of
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = class_folders(tmp_path / "photos", n=20)
+    (root / "ant" / "text.png").write_text("no picture")
+    return root
+
+
+def zip_of(root, path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(root.rglob("*.png")):
+            archive.write(file, file.relative_to(root).as_posix())
+    return path
+
+
+def test_a_store_of_a_zip_file_is_that_of_the_folder(photos, tmp_path):
+    archive = zip_of(photos, tmp_path / "photos.zip")
+    with pytest.warns(UnreadableImagesWarning):
+        zipped = extract(archive, tmp_path / "a.h5")
+        same, other = (
+            extract(replace(collect(source), origin=None), tmp_path / f"{source.name}.h5")
+            for source in (photos, archive)
+        )
+    assert same_file(same, other) and len(same.failures) == 1
+    assert zipped.recipe.origin == str(archive) and replace(zipped.recipe, origin=None) == same.recipe
+    assert picture_of(zipped, 3).tobytes() == decode(photos / zipped.ids[3])[0].tobytes()
+    made = zipped.path.stat().st_mtime_ns
+    assert extract(archive, tmp_path / "a.h5").path.stat().st_mtime_ns == made
+    archive.unlink()
+    assert picture_of(zipped, 3) is None
+
+
+def test_a_store_of_a_zip_file_grows_and_fails_by_name(photos, tmp_path):
+    (photos / "ant" / "text.png").unlink()
+    few = zip_of(photos / "ant", tmp_path / "x.zip")
+    first = extract(few, tmp_path / "a.h5")
+    few.unlink()
+    class_folders(photos, ("ant",), n=22)
+    grown = extract(zip_of(photos / "ant", few), tmp_path / "a.h5")
+    assert len(first) == 20 and len(grown) == 22
+
+
+def test_a_member_is_handed_to_a_process_as_it_is_and_a_path_as_text(photos, tmp_path):
+    member = collect(zip_of(photos, tmp_path / "photos.zip")).images[0]
+    assert _sent(member) is member and _sent(photos) == str(photos)
