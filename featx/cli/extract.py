@@ -32,7 +32,9 @@ _NETWORK, _LABELS, _COMPUTING, _OUTPUT, _PRINTED = (
 def extract(
     source: Annotated[
         Path,
-        typer.Argument(help="A folder of class folders or of images, a .zip of one, .tar shards, or a .csv manifest."),
+        typer.Argument(
+            help="A folder of class folders or of images, a .zip of one, .tar or .parquet files, or a .csv manifest."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to make.", rich_help_panel=_OUTPUT)],
     backbone: Annotated[

@@ -77,8 +77,8 @@ def extract(
     Parameters
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
-        A folder of class folders, a folder of images, a `.zip` file of one, WebDataset shards ("{00..15}.tar"), a CSV
-        manifest, or the images themselves.
+        A folder of class folders, a folder of images, a `.zip` file of one, WebDataset shards ("{00..15}.tar"), Parquet
+        files with a column of images, a CSV manifest, or the images themselves.
     output : path
         The HDF5 file to make. If it exists with this recipe and these images, it is returned as it is. If there are
         more images or layers now, a store with the existing rows and the new ones replaces it. An interrupted run is
@@ -106,7 +106,7 @@ def extract(
         pass has one view of each image of a batch, so the network's memory does not grow. StoredFeatures averages them.
     weights : str, path or None
         See Backbone.
-    labels : sequence of n labels, or the name of a CSV file's column, optional
+    labels : sequence of n labels, or the name of a CSV or Parquet file's column, optional
         By default the class folders of a folder, or the column "label".
     ids : sequence of n str, optional
         Names of the images of a sequence.

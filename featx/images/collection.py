@@ -81,9 +81,9 @@ def collect(
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder or a `.zip` file contains class folders, or images without labels. A `.csv` file has a column of paths,
         relative to the file's own folder. WebDataset shards are a `.tar` file, several ("{000..099}.tar" or a list), or
-        a folder of them.
-    labels : sequence of n labels, or for a CSV file the name of a column, optional
-        By default the class folders of a folder, or a CSV file's column "label" if it has one.
+        a folder of them; so are Parquet files with a column of image bytes.
+    labels : sequence of n labels, or for a CSV or Parquet file the name of a column, optional
+        By default the class folders of a folder, or the column "label" if there is one.
     ids : sequence of n str, optional
         For a sequence of images; by default the paths, or the numbers of other images.
     target : "class" or "numeric"
@@ -144,7 +144,7 @@ def files(paths: Sequence[str | os.PathLike]) -> list[Any]:
     return images
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=8)
 def _members(origin: str, listed: object) -> dict[str, AnyImage]:
     contents = contents_of(Path(origin))
     return {} if contents is None else dict(zip(contents.names, contents.images, strict=True))
@@ -162,6 +162,9 @@ def image_at(origin: str | os.PathLike | None, name: str) -> AnyImage:
     path = Path(origin or "", name)
     if origin is None or path.is_file():
         return path
+    shards = (folder for folder in path.parents if folder.suffix in (".tar", ".parquet") and folder.is_file())
+    if Path(origin).is_dir() and (shard := next(shards, None)):
+        origin, name = shard, path.relative_to(shard.parent).as_posix()
     try:
         return _members(os.fspath(origin), container_stamp(Path(origin))).get(name, path)
     except SourceError:
@@ -170,6 +173,8 @@ def image_at(origin: str | os.PathLike | None, name: str) -> AnyImage:
 
 def _from_contents(contents: Contents, labels: object, ids: object, target: str) -> Collection:
     where, images, names = contents.origin, contents.images, contents.names
+    if contents.columns is not None and ids is None and (labels is None or isinstance(labels, str)):
+        return _from_columns(contents, labels, target)
     if labels is not None or ids is not None:
         raise SourceError(
             f"{where} is {contents.kind}; for others use a CSV file of paths and labels as the source",
@@ -201,6 +206,22 @@ def _from_contents(contents: Contents, labels: object, ids: object, target: str)
             f"all images in {where} lie in folders of {str(y[0])!r}; give {where / str(y[0])} as the source"
         )
     return Collection(images, names, y, origin=where, passed_over=contents.passed_over)
+
+
+def _from_columns(contents: Contents, label_column: str | None, target: str) -> Collection:
+    where = contents.origin
+    columns: dict[str, Any] = contents.columns or {}
+    if not contents.images:
+        raise SourceError(f"{where} holds no images; it has no rows")
+    images, names = _named(contents.images, contents.names)
+    label_column = label_column or ("label" if "label" in columns else None)
+    values = None if label_column is None else column(columns, label_column, where, "labels")
+    has_labels = values is not None and any(value is not None for value in values)
+    y = as_labels(values or [], target, names) if has_labels else None
+    others = {
+        name: text_array([value or "" for value in texts]) for name, texts in columns.items() if name != label_column
+    }
+    return Collection(images, names, y, others, origin=where)
 
 
 def _folder_contents(root: Path) -> Contents:

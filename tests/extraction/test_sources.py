@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 import zipfile
 from dataclasses import replace
 
+import pyarrow
 import pytest
 from helpers import class_folders
+from pyarrow import parquet
 from runs import extract, same_file
 
 from featx.errors import UnreadableImagesWarning
@@ -59,3 +63,24 @@ def test_a_store_of_a_zip_file_grows_and_fails_by_name(photos, tmp_path):
 def test_a_member_is_handed_to_a_process_as_it_is_and_a_path_as_text(photos, tmp_path):
     member = collect(zip_of(photos, tmp_path / "photos.zip")).images[0]
     assert _sent(member) is member and _sent(photos) == str(photos)
+
+
+def test_rows_and_digests_of_shards_and_of_parquet_are_those_of_the_folder(photos, tmp_path):
+    (photos / "ant" / "text.png").unlink()
+    folder = extract(photos, tmp_path / "folder.h5")
+    paths = sorted(photos.rglob("*.png"))
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, path.name)
+            label = tarfile.TarInfo(f"{path.stem}.cls")
+            label.size = len(path.parent.name)
+            tar.addfile(label, io.BytesIO(path.parent.name.encode()))
+    structs = [{"bytes": path.read_bytes(), "path": path.relative_to(photos).as_posix()} for path in paths]
+    table = pyarrow.table({"image": structs, "label": [path.parent.name for path in paths]})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=7)
+    for source in ("0.tar", "x.parquet"):
+        store = extract(tmp_path / source, tmp_path / f"{source}.h5")
+        assert store.digests.tobytes() == folder.digests.tobytes() and store.y.tolist() == folder.y.tolist()
+        assert all(store[layer].tobytes() == folder[layer].tobytes() for layer in folder.layers)
+        assert picture_of(store, 25).tobytes() == decode(paths[25])[0].tobytes()
+    assert store.ids.tolist() == folder.ids.tolist() and store.X.tolist() == folder.X.tolist()
