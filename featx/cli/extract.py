@@ -31,7 +31,7 @@ _NETWORK, _LABELS, _COMPUTING, _OUTPUT, _PRINTED = (
 
 def extract(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
             help="A folder of class folders or of images, a .zip of one, .tar or .parquet files, or a .csv manifest."
         ),
@@ -160,7 +160,7 @@ def extract(
         from featx.store import FeatureStore, refuse_unwritable_store
 
         refuse_file_as_backbone(backbone)
-        images = collect(source, labels, target=target, path_column=path_column)
+        images = collect(source, labels, target=target, path_column=path_column, on_phase=preparing(show))
         refuse_unwritable_store(output)
         if output.exists():
             FeatureStore(output)

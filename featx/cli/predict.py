@@ -21,7 +21,7 @@ def predict(
     model: Annotated[
         Path, typer.Argument(help="A model that featx search or featx.save made, or a .onnx file of featx export.")
     ],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders or archives of them.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, or folders or archives of them.")],
     weights: Annotated[
         str | None,
         typer.Option(

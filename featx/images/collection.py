@@ -6,7 +6,7 @@ Each image has an id and, if there are any, a label and column values. Nothing i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 from featx.errors import ImageError, SourceError, file_of_labels, listed, nearest
-from featx.images.containers import Contents, container_stamp, contents_of
+from featx.images.containers import Contents, container_stamp, contents_of, remote_manifest
 from featx.images.decoding import AnyImage
 from featx.images.members import EXTENSIONS, is_image
+from featx.images.remote import is_url, shown
 from featx.manifest import as_labels, column, read_manifest, text_array
 
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "testing"}
@@ -38,8 +39,8 @@ class Collection:
         Class names, or numbers.
     columns : {name: (n,) str}
         The other columns of the manifest; see `manifest.text_array`.
-    origin : Path or None
-        The folder or archive that ids are relative to.
+    origin : Path, str or None
+        The folder or archive, or its URL, that ids are relative to.
     passed_over : int
         Number of files in the folder or archive whose names are not those of images.
     """
@@ -48,7 +49,7 @@ class Collection:
     ids: list[str]
     y: np.ndarray | None = None
     columns: dict[str, np.ndarray] = field(default_factory=dict)
-    origin: Path | None = None
+    origin: Path | str | None = None
     passed_over: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +74,7 @@ def collect(
     ids: Sequence[str] | None = None,
     target: str = "class",
     path_column: str = "path",
+    on_phase: Callable[[str], None] = lambda phase: None,
 ) -> Collection:
     """Collect the images that `source` names.
 
@@ -81,7 +83,7 @@ def collect(
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder or a `.zip` file contains class folders, or images without labels. A `.csv` file has a column of paths,
         relative to the file's own folder. WebDataset shards are a `.tar` file, several ("{000..099}.tar" or a list), or
-        a folder of them; so are Parquet files with a column of image bytes.
+        a folder of them; so are Parquet files with a column of image bytes. Each may be a URL that fsspec knows.
     labels : sequence of n labels, or for a CSV or Parquet file the name of a column, optional
         By default the class folders of a folder, or the column "label" if there is one.
     ids : sequence of n str, optional
@@ -90,6 +92,8 @@ def collect(
         Whether labels are class names or numbers.
     path_column : str
         A CSV file's column of image paths.
+    on_phase : callable
+        Called with a few words while remote folders are listed.
 
     Raises
     ------
@@ -99,9 +103,11 @@ def collect(
     """
     if isinstance(source, Collection):
         return source
+    if isinstance(source, str) and is_url(source) and shown(source).lower().endswith(".csv"):
+        return _from_manifest(source, path_column, _column_name(source, labels, ids), target, on_phase)
+    contents = contents_of(source, on_phase) if isinstance(source, str | os.PathLike | list | tuple) else None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        contents = contents_of(path)
         if contents is None and path.is_dir():
             contents = _folder_contents(path)
         if contents is not None:
@@ -109,16 +115,14 @@ def collect(
         if not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
         if path.suffix.lower() == ".csv":
-            if ids is not None or not (labels is None or isinstance(labels, str)):
-                raise SourceError(f"{path} is a CSV file: give the name of its label column as labels")
-            return _from_manifest(path, path_column, labels, target)
+            return _from_manifest(path, path_column, _column_name(path, labels, ids), target)
         raise SourceError(
             f"{path} is a single file; give a folder, an archive, or a .csv file of paths with a first line 'path'"
         )
+    if contents is not None:
+        return _from_contents(contents, labels, ids, target)
     if isinstance(labels, str):
         raise SourceError(f"labels are one value per image; got the string {labels!r}")
-    if isinstance(source, Sequence) and (contents := contents_of(source)) is not None:
-        return _from_contents(contents, labels, ids, target)
     return _from_sequence(source, labels, ids, target)
 
 
@@ -131,15 +135,15 @@ def files(paths: Sequence[str | os.PathLike]) -> list[Any]:
         A path does not exist, or a folder or archive contains no images.
     """
     images: list[Any] = []
-    for path in map(Path, paths):
-        contents = contents_of(path)
+    for source in paths:
+        contents, path = contents_of(source), Path(source)
         if contents is None and not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
         inside: Sequence[AnyImage] = (
             contents.images if contents is not None else _walk(path)[0] if path.is_dir() else [path]
         )
         if not inside:
-            raise SourceError(f"{path} holds no images")
+            raise SourceError(f"{source} holds no images")
         images += inside
     return images
 
@@ -160,7 +164,7 @@ def image_at(origin: str | os.PathLike | None, name: str) -> AnyImage:
     name : str
     """
     path = Path(origin or "", name)
-    if origin is None or path.is_file():
+    if origin is None or path.is_file() or is_url(origin):  # a store must not make featx open a URL
         return path
     shards = (folder for folder in path.parents if folder.suffix in (".tar", ".parquet") and folder.is_file())
     if Path(origin).is_dir() and (shard := next(shards, None)):
@@ -201,10 +205,8 @@ def _from_contents(contents: Contents, labels: object, ids: object, target: str)
         raise SourceError(
             f"the folders in {where} are splits, not classes ({listed(np.unique(y).tolist())}); give one of them"
         )
-    if not where.is_dir() and len(set(y.tolist())) == 1 and all(name.count("/") > 1 for name in names):
-        raise SourceError(
-            f"all images in {where} lie in folders of {str(y[0])!r}; give {where / str(y[0])} as the source"
-        )
+    if contents.is_zip and len(set(y.tolist())) == 1 and all(name.count("/") > 1 for name in names):
+        raise SourceError(f"all images in {where} lie in folders of {str(y[0])!r}; give {where}/{y[0]} as the source")
     return Collection(images, names, y, origin=where, passed_over=contents.passed_over)
 
 
@@ -252,12 +254,34 @@ def _refuse_folder(error: OSError) -> None:
     raise SourceError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
-def _from_manifest(path: Path, path_column: str, label_column: str | None, target: str) -> Collection:
-    table = read_manifest(path)
+def _column_name(path: object, labels: object, ids: object) -> str | None:
+    """The label column of a CSV file that `labels` names."""
+    if ids is not None or not (labels is None or isinstance(labels, str)):
+        raise SourceError(f"{path} is a CSV file: give the name of its label column as labels")
+    return labels
+
+
+def _from_manifest(
+    path: Path | str,
+    path_column: str,
+    label_column: str | None,
+    target: str,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> Collection:
+    if isinstance(path, str):
+        content, remote = remote_manifest(path, on_phase)
+        path = shown(path)
+        table = read_manifest(path, content)
+    else:
+        table = read_manifest(path)
     names = column(table, path_column, path, "path_column")
     label_column = label_column or ("label" if "label" in table else None)
     y = None if label_column is None else as_labels(column(table, label_column, path, "labels"), target, names)
     others = {key: text_array(values) for key, values in table.items() if key not in (path_column, label_column)}
+    if isinstance(path, str):
+        missing = ImageError("missing", "there is no such file")
+        objects = [remote.get(name.removeprefix("./"), missing) for name in names]
+        return Collection(objects, names, y, others, origin=path.rpartition("/")[0])
     files = [path.parent / name for name in names]
     if not any(file.exists() for file in files):
         raise SourceError(f"none of the {len(files):,} images in {path} exists; the first would be {files[0]}")

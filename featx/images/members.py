@@ -133,14 +133,14 @@ class Member(os.PathLike[str]):
     ----------
     file : ContainingFile
     name : str
-        Its name inside the file.
+        Its name inside the file; "" if it is the whole file.
     """
 
     def __init__(self, file: ContainingFile, name: str) -> None:
         self.file, self.name = file, name
 
     def __fspath__(self) -> str:
-        return f"{self.file.path}/{self.name}"
+        return f"{self.file.path}/{self.name}" if self.name else self.file.path
 
     def __str__(self) -> str:
         return self.__fspath__()
@@ -149,7 +149,7 @@ class Member(os.PathLike[str]):
         return f"{type(self).__name__}({self.__fspath__()!r})"
 
     def stamp(self) -> Stamp | None:
-        return self.file.stamp()
+        return self.file.listed  # `read` compares it with what is there
 
     def read(self) -> bytes:
         """Its bytes; raises ImageError, also if the file has changed since it was listed."""

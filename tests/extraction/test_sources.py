@@ -7,11 +7,12 @@ import tarfile
 import zipfile
 from dataclasses import replace
 
+import fsspec
 import pyarrow
 import pytest
 from helpers import class_folders
 from pyarrow import parquet
-from runs import extract, same_file
+from runs import extract, refused, same_file
 
 from featx.errors import UnreadableImagesWarning
 from featx.extraction.devices import _sent
@@ -84,3 +85,26 @@ def test_rows_and_digests_of_shards_and_of_parquet_are_those_of_the_folder(photo
         assert all(store[layer].tobytes() == folder[layer].tobytes() for layer in folder.layers)
         assert picture_of(store, 25).tobytes() == decode(paths[25])[0].tobytes()
     assert store.ids.tolist() == folder.ids.tolist() and store.X.tolist() == folder.X.tolist()
+
+
+def test_a_run_on_a_bucket_resumes_and_says_what_has_changed(photos, tmp_path):
+    memory = fsspec.filesystem("memory")
+    (photos / "ant" / "text.png").unlink()
+    memory.put(str(photos), "/bucket-of-a-run", recursive=True)
+    phases: list[str] = []
+    url, output = "memory://bucket-of-a-run", tmp_path / "a.h5"
+    store = extract(url, output, progress=lambda now: phases.append(now.phase))
+    assert f"listing {url}: 40 files" in phases and store.recipe.origin == url
+    folder = extract(photos, tmp_path / "b.h5")
+    assert store.X.tolist() == folder.X.tolist() and store.digests.tobytes() == folder.digests.tobytes()
+    made = output.stat().st_mtime_ns
+    extract(url, output)
+    assert output.stat().st_mtime_ns == made
+    memory.pipe("/bucket-of-a-run/ant/ant_0.png", memory.cat("/bucket-of-a-run/ant/ant_1.png"))
+    refused(lambda: extract(url, output), output, "changed", "'ant/ant_0.png'")
+    images = collect(url)
+    memory.pipe("/bucket-of-a-run/bee/bee_0.png", b"changed after the listing")
+    with pytest.warns(UnreadableImagesWarning):
+        store = extract(images, tmp_path / "c.h5")
+    assert [(failure.id, failure.code) for failure in store.failures] == [("bee/bee_0.png", "changed")]
+    memory.rm("/bucket-of-a-run", recursive=True)
