@@ -15,6 +15,7 @@ from pyarrow import parquet
 from runs import extract, refused, same_file
 
 from featx.errors import UnreadableImagesWarning
+from featx.extraction import plans
 from featx.extraction.devices import _sent
 from featx.images import collect, decode
 from featx.report.pictures import picture_of
@@ -108,3 +109,28 @@ def test_a_run_on_a_bucket_resumes_and_says_what_has_changed(photos, tmp_path):
         store = extract(images, tmp_path / "c.h5")
     assert [(failure.id, failure.code) for failure in store.failures] == [("bee/bee_0.png", "changed")]
     memory.rm("/bucket-of-a-run", recursive=True)
+
+
+def test_a_run_on_an_archive_goes_on_to_the_bytes_of_an_unbroken_one(photos, tmp_path):
+    (photos / "ant" / "text.png").unlink()
+    class_folders(photos, ("cat",), n=110, seed=5000)
+    archive = zip_of(photos, tmp_path / "photos.zip")
+    unbroken = extract(archive, tmp_path / "unbroken.h5", batch_size=8)
+
+    def stop(now):
+        if now.done > 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(archive, tmp_path / "a.h5", batch_size=8, progress=stop)
+    assert (tmp_path / "a.h5.journal").exists()
+    assert same_file(extract(archive, tmp_path / "a.h5", batch_size=8), unbroken)
+
+
+def test_processes_read_members(photos, tmp_path, monkeypatch, small_network):
+    archive = zip_of(photos, tmp_path / "photos.zip")
+    options = {"backbone": small_network, "batch_size": 8, "precision": "float32"}
+    with pytest.warns(UnreadableImagesWarning):
+        one = extract(archive, tmp_path / "one.h5", **options)
+        monkeypatch.setattr(plans, "places", lambda *_: ["cpu", "cpu"])
+        assert same_file(extract(archive, tmp_path / "two.h5", **options), one)
