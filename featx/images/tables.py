@@ -21,6 +21,7 @@ from featx.images.members import ContainingFile, Member, refuse_name
 
 _KEPT_BYTES = 2**29  # of row groups; two are always kept
 _MAX_GROUP_BYTES = 2**32
+_IMAGES_AT_ONCE, _TEXTS_AT_ONCE = 16, 4096  # rows decoded before their size is known
 _NAMES = ("image", "img", "picture", "photo")  # which of several image columns is meant
 
 
@@ -67,6 +68,18 @@ class _Table:
         groups = range(self.parquet.num_row_groups)
         return [0, *accumulate(self.parquet.metadata.row_group(group).num_rows for group in groups)]
 
+    def read(self, columns: list[str], rows_at_once: int, groups: list[int]) -> Any:
+        """Some columns as a table; raises ImageError if they take more memory than a row group may."""
+        import pyarrow
+
+        batches, nbytes = [], 0  # a small file may repeat a large value in every row
+        for batch in self.parquet.iter_batches(rows_at_once, groups, columns):
+            batches.append(batch)
+            nbytes += batch.nbytes
+            if nbytes > _MAX_GROUP_BYTES:
+                raise ImageError("too-large", f"its rows take more than the {readable(_MAX_GROUP_BYTES)} that are read")
+        return pyarrow.Table.from_batches(batches)
+
     def group(self, number: int) -> Any:
         """The images of a row group, (rows,) binary."""
         with self._lock:
@@ -74,7 +87,8 @@ class _Table:
                 self._kept.move_to_end(number)
                 return self._kept[number]
             name, is_struct = self.image_column
-            column = self.parquet.read_row_group(number, columns=[f"{name}.bytes" if is_struct else name]).column(0)
+            leaf = f"{name}.bytes" if is_struct else name
+            column = self.read([leaf], _IMAGES_AT_ONCE, [number]).column(0)
             if is_struct:
                 import pyarrow.compute
 
@@ -178,7 +192,11 @@ def _listed(table: _Table) -> tuple[list[str | None], dict[str, list[str | None]
     is_kept = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
     kept = [field.name for field in schema if field.name != name and any(is_kind(field.type) for is_kind in is_kept)]
     has_path = is_struct and schema.field(name).type.get_field_index("path") >= 0
-    read = table.parquet.read(columns=[*kept, *([f"{name}.path"] if has_path else [])])
+    if not metadata.num_rows:
+        return [], {column: [] for column in kept}
+    groups = list(range(metadata.num_row_groups))
+    columns_read = [*kept, *([f"{name}.path"] if has_path else [])]
+    read: Any = table.read(columns_read, _TEXTS_AT_ONCE, groups) if columns_read else None
     classes = _class_names(schema)
     columns = {column: _texts(read.column(column).to_pylist(), classes.get(column)) for column in kept}
     structs = read.column(name).to_pylist() if has_path else []

@@ -14,7 +14,7 @@ import pytest
 from helpers import assert_tells, class_folders, save_noise
 
 from featx.errors import ImageError, SourceError
-from featx.images import collect, content_digest, decode, files, image_at
+from featx.images import collect, content_digest, decode, files, image_at, tables
 
 NAMES = ["ant", "bee"]
 CLASS_LABEL = {b"huggingface": json.dumps({"info": {"features": {"label": {"names": NAMES, "_type": "ClassLabel"}}}})}
@@ -85,10 +85,13 @@ def test_without_paths_rows_are_numbered_in_one_file_and_in_several(tmp_path, ph
 
 def test_each_row_group_is_read_once(tmp_path, photos, monkeypatch):
     images = collect(written(tmp_path / "x.parquet", photos)).images
-    read, groups = pq.ParquetFile.read_row_group, []
-    monkeypatch.setattr(
-        pq.ParquetFile, "read_row_group", lambda self, i, **options: groups.append(i) or read(self, i, **options)
-    )
+    read, groups = pq.ParquetFile.iter_batches, []
+
+    def counted(self, rows, read_groups, columns):
+        groups.extend(read_groups)
+        return read(self, rows, read_groups, columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(content_digest, images))
     assert sorted(groups) == [0, 1, 2, 3, 4]
@@ -156,3 +159,21 @@ def test_damaged_pages_and_a_changed_file_are_failures(tmp_path, photos):
     decode(images[-1])
     os.utime(path, ns=(1, 1))
     assert failure(images[-1]).code == "changed"
+
+
+def test_a_value_that_a_dictionary_repeats_in_every_row_fills_no_memory(tmp_path, monkeypatch):
+    value = save_noise(tmp_path / "x.png", seed=0).read_bytes()
+    path = plain(tmp_path / "x.parquet", image=[value] * 1000, label=["x" * 1000] * 1000)
+    assert path.stat().st_size < 20 * len(value)
+    images = collect(path).images
+    monkeypatch.setattr(tables, "_MAX_GROUP_BYTES", 100 * len(value))
+    assert failure(images[0]).code == "too-large"
+    monkeypatch.setattr(tables, "_MAX_GROUP_BYTES", 100_000)
+    refused(path, "x.parquet", "100 kB")
+
+
+def test_more_rows_than_bytes_and_large_row_groups_are_refused(tmp_path, photos, monkeypatch):
+    path = plain(tmp_path / "x.parquet", image=[b""] * 100_000)
+    refused(path, "100,000 images in", "B")
+    monkeypatch.setattr(tables, "_MAX_GROUP_BYTES", 1000)
+    refused(written(path, photos), "a row group takes", "smaller row groups")
