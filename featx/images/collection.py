@@ -148,7 +148,7 @@ def files(paths: Sequence[str | os.PathLike]) -> list[Any]:
     return images
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def _members(origin: str, listed: object) -> dict[str, AnyImage]:
     contents = contents_of(Path(origin))
     return {} if contents is None else dict(zip(contents.names, contents.images, strict=True))
@@ -281,6 +281,8 @@ def _from_manifest(
     if isinstance(path, str):
         missing = ImageError("missing", "there is no such file")
         objects = [remote.get(name.removeprefix("./"), missing) for name in names]
+        if all(image is missing for image in objects):
+            raise SourceError(f"none of the {len(names):,} images in {path} exists; the first would be {names[0]!r}")
         return Collection(objects, names, y, others, origin=path.rpartition("/")[0])
     files = [path.parent / name for name in names]
     if not any(file.exists() for file in files):

@@ -140,15 +140,21 @@ def _zip_of(source: Path) -> tuple[Path, str] | None:
 
 def _shards_of(source: Path) -> list[str]:
     """The tar or Parquet files that a path names: one, a pattern, or a folder that has no images beside them."""
+    shards = []
     try:
-        names = sorted(name for name in os.listdir(source) if not name.startswith("."))
+        with os.scandir(source) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if is_image(entry.name) or entry.is_dir():
+                    return []
+                if _ending(entry.name) in _SEVERAL:
+                    shards.append(entry.path)
     except (NotADirectoryError, FileNotFoundError):
         return expand_braces(str(source)) if _ending(str(source)) in _SEVERAL else []
-    except OSError:  # listing its images tells why
+    except (OSError, ValueError):  # listing its images tells why
         return []
-    if any(is_image(name) or (source / name).is_dir() for name in names):
-        return []
-    return [str(source / name) for name in names if _ending(name) in _SEVERAL]
+    return sorted(shards)
 
 
 def _from_zip(file: ContainingFile, folder: str, origin: Path | str) -> Contents:

@@ -174,6 +174,13 @@ class Slice(Member):
         return self.file.read_at(self._start, self._nbytes)
 
 
+class Link(Member):
+    """What has the name of an image in an archive, and is no file."""
+
+    def _content(self) -> bytes:
+        raise ImageError("unreadable", "it cannot be read: it is not a file")
+
+
 def refuse_name(where: str, name: str) -> None:
     """Raise SourceError if a name inside an archive is not a plain relative path."""
     if "\\" in name or "\0" in name or name[1:2] == ":" or not {"", ".", ".."}.isdisjoint(name.split("/")):

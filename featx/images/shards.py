@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from featx.errors import ImageError, SourceError, readable
-from featx.images.members import EXTENSIONS, ContainingFile, Member, Slice, is_hidden, refuse_name
+from featx.images.members import EXTENSIONS, ContainingFile, Link, Member, Slice, is_hidden, refuse_name
 
 _MAX_LABEL_BYTES = 2**20
 _MAX_SHARDS = 100_000
@@ -29,7 +29,7 @@ class Samples:
     passed_over : number of files that are neither an image nor a label
     """
 
-    images: list[Member | ImageError] = field(default_factory=list)
+    images: list[Member] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
     passed_over: int = 0
@@ -79,7 +79,9 @@ def samples_of(files: Sequence[ContainingFile], names: Sequence[str]) -> Samples
             _add(samples, file, name)
         except ImageError as error:
             raise SourceError(f"cannot read {file.path}: {error}") from error
-        except (tarfile.TarError, EOFError) as error:
+        except (SourceError, MemoryError):
+            raise
+        except Exception as error:  # tarfile raises other types too on crafted headers
             raise SourceError(
                 f"{file.path} is not a plain tar file, or is damaged or cut short; make the shard anew, uncompressed"
             ) from error
@@ -87,7 +89,7 @@ def samples_of(files: Sequence[ContainingFile], names: Sequence[str]) -> Samples
 
 
 def _add(samples: Samples, file: ContainingFile, shard: str) -> None:
-    images: dict[str, Member | ImageError] = {}
+    images: dict[str, Member] = {}
     classes: dict[str, str] = {}
     with tarfile.open(fileobj=file.opened(), mode="r:", encoding="utf-8") as tar:
         end = 0
@@ -111,7 +113,7 @@ def _add(samples: Samples, file: ContainingFile, shard: str) -> None:
                 images[key] = (
                     Slice(file, key, info.offset_data, info.size)
                     if info.isreg() and not info.issparse()
-                    else ImageError("unreadable", "it cannot be read: it is not a file")
+                    else Link(file, key)
                 )
             elif kind in ("cls", "json") and info.isreg():
                 label = _label(file, name, kind, info.offset_data, info.size)

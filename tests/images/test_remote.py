@@ -87,6 +87,8 @@ def test_archives_and_manifests_are_read_where_they_are(memory, photos, tmp_path
     assert listed.y.tolist() == ["a", "b", "c"] and listed.columns["site"].tolist() == ["1", "2", "3"]
     assert content_digest(listed.images[0]) == content_digest(photos / "ant/ant_0.png")
     assert [failure(image).code for image in listed.images[1:]] == ["missing", "missing"]
+    memory.pipe("/photos/none.csv", b"path\nno.png\n")
+    refused("memory://photos/none.csv", "none of the 1 images", "'no.png'")
     assert digests(files(["memory://photos/ant/ant_0.png", "memory://photos/bee"])) == digests(
         [photos / "ant/ant_0.png", *sorted((photos / "bee").iterdir())]
     )
