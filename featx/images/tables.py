@@ -192,11 +192,14 @@ def _listed(table: _Table) -> tuple[list[str | None], dict[str, list[str | None]
     is_kept = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
     kept = [field.name for field in schema if field.name != name and any(is_kind(field.type) for is_kind in is_kept)]
     has_path = is_struct and schema.field(name).type.get_field_index("path") >= 0
-    if not metadata.num_rows:
+    if not metadata.num_rows and not table.starts[-1]:
         return [], {column: [] for column in kept}
     groups = list(range(metadata.num_row_groups))
     columns_read = [*kept, *([f"{name}.path"] if has_path else [])]
     read: Any = table.read(columns_read, _TEXTS_AT_ONCE, groups) if columns_read else None
+    counts = {metadata.num_rows, table.starts[-1], metadata.num_rows if read is None else read.num_rows}
+    if len(counts) > 1 or table.starts != sorted(table.starts):
+        raise SourceError(f"its row groups and columns differ in their number of rows: {listed(sorted(counts))}")
     classes = _class_names(schema)
     columns = {column: _texts(read.column(column).to_pylist(), classes.get(column)) for column in kept}
     structs = read.column(name).to_pylist() if has_path else []
