@@ -20,6 +20,8 @@ _CORNERS = ("top-left", "top-right", "bottom-left", "bottom-right")
 VIEWS = ("center", "flip", *_CORNERS, *(f"{corner}-flip" for corner in _CORNERS))
 PROGRAM_FILE = ".pt2"
 WEIGHT_FILES = (".safetensors", ".pth", ".pt", ".bin")
+IMPORTED = "imported:"
+UNNAMED = "imported:unnamed"  # rows that go with no others
 
 MOST_BATCH = 2**16  # images
 MOST_SIDE = 4096  # pixels, of the network's input
@@ -39,6 +41,33 @@ _ENGINE = re.compile("(eager|compiled)(, batch norms folded)?")
 # Called with the name of a field, its value and the recipe, whose fields before this one have been checked; raises
 # ValueError for a value that featx does not write.
 Check = Callable[[str, Any, Any], None]
+
+
+def is_imported(backbone: object) -> bool:
+    """Whether a recipe's backbone stands for rows that were imported, not computed by featx."""
+    return type(backbone) is str and backbone.startswith(IMPORTED)
+
+
+def not_computed() -> dict[str, Any]:
+    """The fields of a recipe that say how featx computed rows, with their values in the recipe of imported rows.
+
+    A file does not contain them.
+    """
+    return {
+        "weights": None,
+        "preprocessing": {},
+        "decoder": "",
+        "engine": "",
+        "precision": "",
+        "precision_error": None,
+        "batch_size": 0,
+        "device": "",
+        "threads": 0,
+        "origin": None,
+        "pass_rows": None,
+        "weights_file_sha256": None,
+        "views": None,
+    }
 
 
 def is_weights_file(weights: str | None) -> bool:
@@ -69,9 +98,15 @@ def hexadecimal(digits: int) -> Check:
     return lambda field, value, recipe: _require(_is_hexadecimal(value, digits), field, needed, value)
 
 
+def check_not_computed(field: str, value: Any, recipe: Any) -> None:
+    absent = not_computed()[field]
+    _require(type(value) is type(absent) and value == absent, field, "absent from a recipe of imported rows", value)
+
+
 def check_backbone(field: str, value: Any, recipe: Any) -> None:
-    needed = "torchvision:NAME, timm:NAME, bundled:NAME, module:NAME or export:NAME"
-    _require(_is_users(value) or _matches(_BACKBONE, value), field, needed, value)
+    needed = "torchvision:NAME, timm:NAME, bundled:NAME, module:NAME, export:NAME or imported:NAME"
+    fits = is_imported(value) and _is_text(value.removeprefix(IMPORTED), 200)
+    _require(fits or _is_users(value) or _matches(_BACKBONE, value), field, needed, value)
 
 
 def check_weights(field: str, value: Any, recipe: Any) -> None:
@@ -95,6 +130,9 @@ def check_taps(field: str, value: Any, recipe: Any) -> None:
     check_views("views", recipe.views, recipe)  # they decide the shapes
     for name, tap in value.items():
         _check_tap(name, tap, recipe.views)
+        made = tap["pool"], tap["layout"], "projected" in tap
+        fits = not is_imported(recipe.backbone) or made == ("none", "bd", False)
+        _require(fits, "taps", "rows (bd) without a pool if they were imported", {name: tap})
 
 
 def check_aliases(field: str, value: Any, recipe: Any) -> None:

@@ -30,6 +30,14 @@ def text_array(texts: Sequence[str]) -> np.ndarray:
     return np.array(texts, dtype=str if is_padded(len(texts), longest) else object)
 
 
+def is_missing(value: object) -> bool:
+    """Whether the value is None, NaN, NaT or pandas.NA."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
+
+
 def read_manifest(path: str | os.PathLike, content: bytes | None = None) -> dict[str, list[str]]:
     """Read a CSV file with a header line into its columns, every value a string.
 
@@ -41,7 +49,8 @@ def read_manifest(path: str | os.PathLike, content: bytes | None = None) -> dict
     Raises
     ------
     SourceError
-        The file is missing, is not UTF-8, has no rows, two columns with one name, or a row of the wrong length.
+        The file is missing, is not UTF-8, has other separators than commas, no rows, two columns with one name, or a
+        row of the wrong length.
     """
     try:
         opened = Path(path).open("rb") if content is None else io.BytesIO(content)
@@ -58,6 +67,9 @@ def read_manifest(path: str | os.PathLike, content: bytes | None = None) -> dict
     except UnicodeDecodeError as error:
         raise SourceError(f"{path} is not a CSV file in UTF-8; save it as one") from error
     names = header[1]
+    for separator, word in ((";", "semicolons"), ("\t", "tabs")):
+        if len(names) == 1 and separator in names[0]:
+            raise SourceError(f"the columns of {path} are separated by {word}; save it with commas")
     if not rows:
         raise SourceError(f"{path} needs a header line and at least one row; it has no row")
     if repeated := [name for name in names if names.count(name) > 1]:
@@ -104,7 +116,7 @@ def as_labels(values: Sequence[object] | np.ndarray, target: str, ids: Sequence[
     if target == "class":
         names = [str(value).strip() for value in array.tolist()]
         for number, (name, value) in enumerate(zip(names, values, strict=True)):
-            if not name or value is None or value != value:  # NaN: pandas' value for an empty cell
+            if not name or is_missing(value):
                 raise SourceError(f"{image(number)} has no label; give every image one, or none at all")
         return text_array(names)
     numbers = np.empty(len(array))

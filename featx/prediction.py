@@ -11,7 +11,7 @@ class Prediction(NamedTuple):
     Attributes
     ----------
     image : str
-        Path of the image, or its position.
+        Path of the image, its position, or its id in a store.
     label : str, float or None
         Class name, or the value that a regressor predicts; None if the image cannot be read.
     confidence : float or None

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from featx import grammar
-from featx.errors import LayerError, Parameter, StoreError, listed, nearest
+from featx.errors import BackboneError, Call, LayerError, Parameter, Part, StoreError, listed, nearest
 
 Kind = Literal["meaning", "rounding", "recorded"]
 
@@ -98,11 +98,14 @@ def _smaller(first: int | None, second: int | None) -> int | None:
 class Recipe:
     """Everything that determined the features.
 
+    Of imported rows, which featx did not compute, only `backbone`, `weights_sha256`, `taps`, `dtype`, `versions` and
+    `collection` are known; the others have the values of `grammar.not_computed`.
+
     Parameters
     ----------
-    backbone : canonical name, "torchvision:resnet50"
+    backbone : canonical name, "torchvision:resnet50"; "imported:NAME" of imported rows
     weights : a weights name, a file, or None (random, from a recorded seed)
-    weights_sha256 : fingerprint of the state dict
+    weights_sha256 : fingerprint of the state dict; of imported rows see `imported`
     preprocessing : resize, crop, interpolation, mean, std
     decoder : the rule by which files were decoded to RGB
     taps : {name: {"node", "pool", "layout", "shape"}}
@@ -165,7 +168,7 @@ class Recipe:
     def to_json(self) -> str:
         """The recipe as one line of JSON; `from_json` reads it."""
         values = asdict(self)
-        omitted = [name for name, default in _OPTIONAL.items() if values[name] == default]
+        omitted = [name for name, default in _defaults(self.backbone).items() if values[name] == default]
         return json.dumps({name: value for name, value in values.items() if name not in omitted}, ensure_ascii=False)
 
     @classmethod
@@ -174,8 +177,9 @@ class Recipe:
         try:
             values = json.loads(text, parse_constant=_refuse_constant)
             _check_depth(values, 16)
-            required = {name: values[name] for name in _RULES if name not in _OPTIONAL}
-            recipe = cls(**required, **{name: values.get(name, default) for name, default in _OPTIONAL.items()})
+            defaults = _defaults(values["backbone"])
+            required = {name: values[name] for name in _RULES if name not in defaults}
+            recipe = cls(**required, **{name: values.get(name, default) for name, default in defaults.items()})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError("the recipe is damaged: a field is missing or invalid") from error
         recipe.check()
@@ -186,11 +190,65 @@ class Recipe:
 
         A recipe may come from an untrusted file: it is checked when a file is opened and before a network is built.
         """
+        not_computed = grammar.not_computed() if self.is_imported else ()
         try:
             for name, rule in _RULES.items():
-                rule.check(name, getattr(self, name), self)
+                check = grammar.check_not_computed if name in not_computed else rule.check
+                check(name, getattr(self, name), self)
         except ValueError as error:
             raise StoreError(f"featx does not write such a recipe: {error}") from error
+
+    @classmethod
+    def imported(
+        cls, backbone: str, fingerprint: str, widths: Mapping[str, int], dtype: str, versions: dict[str, str]
+    ) -> Recipe:
+        """The recipe of imported rows.
+
+        Parameters
+        ----------
+        backbone : "imported:NAME", of what made the rows
+        fingerprint : 64 hexadecimal digits; rows with equal names and fingerprints can be used together
+        widths : {layer: number of columns}
+        dtype, versions : as in the class
+        """
+        taps = {
+            f"{layer}:none": {"node": layer, "pool": "none", "layout": "bd", "shape": [width]}
+            for layer, width in widths.items()
+        }
+        return cls(
+            backbone=backbone,
+            weights_sha256=fingerprint,
+            taps=taps,
+            aliases={},
+            dtype=dtype,
+            versions=versions,
+            **grammar.not_computed(),
+        )
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the rows were imported: featx did not compute them, and knows no network that does."""
+        return grammar.is_imported(self.backbone)
+
+    def require_network(self) -> None:
+        """Raise BackboneError if the rows were imported."""
+        if self.is_imported:
+            name = self.backbone.partition(":")[2]
+            how: tuple[Part, ...] = (
+                "; or make a store of them: ",
+                Call("FeatureStore.from_arrays", "path", "layers", Parameter("name", name)),
+                " and ",
+                Call("model.predict", "store.X"),
+            )
+            raise BackboneError(
+                f"featx cannot compute these features of new inputs, since they were imported ({self.backbone}). "
+                "Compute them with the tool that made these, and pass the rows, (n, d), as X in Python",
+                *(() if self.backbone == grammar.UNNAMED else how),
+            )
+
+    def like_hint(self, text: str, store: str) -> tuple[Part, ...]:
+        """The end of a message: `text` and `like` with a store of this recipe; empty if its rows were imported."""
+        return () if self.is_imported else (text, Parameter("like", store))
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -328,6 +386,8 @@ class Recipe:
             is_missing_layer = name.startswith("taps.") and (first is None or second is None)
             if kind in kinds and not rule.is_followed and not is_missing_layer:
                 lines.append(f"{name}: {rule.show(first)!r} {first_place}, {rule.show(second)!r} {second_place}")
+        if self.is_imported and other.is_imported and self.weights_sha256 != other.weights_sha256:
+            lines.append("imported rows go together if they were imported with the same name")
         return lines
 
     def joined(self, other: Recipe) -> Recipe:
@@ -340,6 +400,11 @@ class Recipe:
 
 _RULES: dict[str, FieldRule] = {one.name: one.metadata["rule"] for one in fields(Recipe)}
 _OPTIONAL = {one.name: one.default for one in fields(Recipe) if _RULES[one.name].is_optional}
+
+
+def _defaults(backbone: object) -> dict[str, Any]:
+    """The fields that a file need not have, with the values that this means."""
+    return _OPTIONAL | (grammar.not_computed() if grammar.is_imported(backbone) else {})
 
 
 def with_views(taps: Mapping[str, dict[str, Any]], views: Sequence[str] | None) -> dict[str, dict[str, Any]]:

@@ -129,12 +129,13 @@ def with_values(
     metadata: Mapping[str, Any],
     layers: Mapping[str, hdf5.Array] | None = None,
     views: Sequence[str] | None = None,
+    is_imported: bool = False,
 ) -> bytes:
     """The same rows with other metadata, every dataset of it in its right place."""
     seal = seal_of(content)
     if layers is None:
         layers = {layout.member_name(name): array for name, array in tree_of(content)["layers"].items()}
-    page, rest, new = layout.assemble(layers, metadata, views)
+    page, rest, new = layout.assemble(layers, metadata, views, is_imported)
     rows = content[layout.FIRST_LAYER : seal.metadata]
     return new.to_bytes() + page + rows[: new.metadata - layout.FIRST_LAYER] + rest
 

@@ -24,6 +24,13 @@ def test_a_csv_file_is_read_as_written(tmp_path):
     assert read_manifest(tmp_path / "m.csv") == dict(zip(header, map(list, zip(*values, strict=True)), strict=True))
 
 
+@pytest.mark.parametrize("separator, word", [(";", "semicolons"), ("\t", "tabs")])
+def test_other_separators_are_named(tmp_path, separator, word):
+    (tmp_path / "m.csv").write_text(f"id{separator}label\na{separator}x\n")
+    with pytest.raises(SourceError, match=f"m.csv are separated by {word}; save it with commas"):
+        read_manifest(tmp_path / "m.csv")
+
+
 def test_bom_and_empty_lines_are_ignored(tmp_path):
     (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbfpath,label\r\na.jpg,x\r\n\r\nb.jpg,y\r\n\r\n")
     assert read_manifest(tmp_path / "m.csv") == {"path": ["a.jpg", "b.jpg"], "label": ["x", "y"]}

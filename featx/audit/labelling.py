@@ -19,7 +19,7 @@ from featx.catalogue import ESTIMATORS
 from featx.errors import Call, FeatxError, Parameter, StoreError, count, no_column
 from featx.learn.features import StoredFeatures
 from featx.learn.search import GridSearchCV
-from featx.learn.selection import brief, check_integer, labels_of, new_estimator
+from featx.learn.selection import brief, check_integer, check_seed, labels_of, new_estimator
 from featx.store import FeatureStore
 
 Strategy = Literal["auto", "typical", "uncertain"]
@@ -116,7 +116,9 @@ def next_to_label(
     Notes
     -----
     Clusters are those of 50 principal components of the layer, after its columns are standardised and its rows scaled
-    to unit length. The classifier is a logistic regression on the layer, its C chosen by cross-validation.
+    to unit length. The classifier is a logistic regression on the layer, its C chosen by cross-validation. Where
+    clusters have little to do with the labels, random images are better than typical ones: textile in
+    benchmarks/README.md, by the penultimate layer.
 
     References
     ----------
@@ -130,7 +132,7 @@ def next_to_label(
     if not isinstance(store, FeatureStore):
         raise FeatxError(f"store is a featx.FeatureStore; got {brief(store)}; featx.FeatureStore(path) opens one")
     check_integer("n", n, 1)
-    check_integer("random_state", random_state, 0)
+    check_seed("random_state", random_state)
     if strategy not in ("auto", "typical", "uncertain"):
         raise FeatxError(Parameter("strategy"), f" is auto, typical or uncertain; got {brief(strategy)}")
     labels = _labels_so_far(store, y)

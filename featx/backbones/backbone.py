@@ -278,8 +278,9 @@ def passed_backbone(
     Raises
     ------
     BackboneError
-        `backbone` is no network, or not the recorded one.
+        `backbone` is no network, or not the recorded one; or the rows of the recipe were imported.
     """
+    recipe.require_network()
     preprocessing = Preprocessing.from_dict(recipe.preprocessing)
     if isinstance(backbone, Backbone):
         return backbone
@@ -309,8 +310,9 @@ def resolve_backbone(recipe: Recipe, known: Backbone | None = None) -> Backbone:
     Raises
     ------
     BackboneError
-        The weights are not the recorded ones, or the backbone must be passed.
+        The weights are not the recorded ones, or the backbone must be passed; or the rows of the recipe were imported.
     """
+    recipe.require_network()
     name, weights = recipe.backbone, recipe.weights
     if known is None and name.startswith("module:"):
         raise UnavailableBackbone(

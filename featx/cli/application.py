@@ -25,6 +25,7 @@ from featx.cli.doctor import doctor
 from featx.cli.export import export
 from featx.cli.extract import extract
 from featx.cli.finetune import finetune
+from featx.cli.imports import import_
 from featx.cli.interrupts import left_by_interrupt
 from featx.cli.labelling import next_
 from featx.cli.layers import layers
@@ -41,6 +42,7 @@ from featx.errors import FeatxError, nearest
 
 _COMMANDS = (
     extract,
+    import_,
     info,
     verify,
     merge,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -68,5 +69,5 @@ def next_(
     copied = f" and the {count(n_labels, 'label')} so far" if n_labels else ""
     print_line(
         f"{output}: {count(number, 'image')} to label{copied}; fill in its column label, then: "
-        f"featx search {store} --labels {output}"
+        f"{shlex.join(['featx', 'search', str(store), '--labels', str(output)])}"
     )

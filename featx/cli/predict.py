@@ -1,4 +1,4 @@
-"""`featx predict`: a saved or exported model on new images."""
+"""`featx predict`: a saved or exported model on new images, or on the rows of a store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ def predict(
     model: Annotated[
         Path, typer.Argument(help="A model that featx search or featx.save made, or a .onnx file of featx export.")
     ],
-    images: Annotated[list[str], typer.Argument(help="Image files, or folders or archives of them.")],
+    images: Annotated[list[str] | None, typer.Argument(help="Image files, or folders or archives of them.")] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Predict the images of this store, from their stored rows; no network is needed."),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -39,7 +43,7 @@ def predict(
         ),
     ] = False,
 ) -> int:
-    """Predict the label of each image, with its probability or score."""
+    """Predict the label of each image, or of each row of a store, with its probability or score."""
     from rich.progress import track
 
     from featx.images import files
@@ -51,12 +55,17 @@ def predict(
     if not model.exists():
         siblings = [path.name for ending in ("skops", "onnx") for path in model.parent.glob(f"*.{ending}")]
         raise ModelError(f"there is no model file {model}{nearest(model.name, siblings)}; featx search -o makes one")
-    paths = files(images)
-    rows = _predictions(model, paths, weights)
+    if bool(images) == (store is not None):
+        raise FeatxError("give images, or a store with --store: featx predict MODEL IMAGES")
+    if store is not None:
+        rows, n = _of_store(model, store, weights)
+    else:
+        paths = files(images or [])
+        rows, n = _predictions(model, paths, weights), len(paths)
     from featx.report import predictions_csv, predictions_json, predictions_table
 
     bar = console(stderr=True)
-    predictions = list(track(rows, "predicting", len(paths), console=bar, transient=True, disable=not bar.is_terminal))
+    predictions = list(track(rows, "predicting", n, console=bar, transient=True, disable=not bar.is_terminal))
     if as_json or as_csv:
         print_data(predictions_json(predictions) if as_json else predictions_csv(predictions))
     else:
@@ -79,3 +88,18 @@ def _predictions(model: Path, images: Sequence[Any], weights: str | None) -> Ite
         from featx.learn import load, predict_images
 
         return predict_images(load(model, weights=weights), images)
+
+
+def _of_store(model: Path, path: Path, weights: str | None) -> tuple[Iterator[Prediction], int]:
+    """Predictions of a store's rows, and their number."""
+    from featx.store import FeatureStore
+
+    if model.suffix.lower() == ".onnx":
+        raise FeatxError("--store is for a .skops model; a .onnx file of rows is run by onnxruntime")
+    if weights is not None:
+        raise FeatxError("--store needs no network; leave out --weights")
+    store = FeatureStore(path)
+    with loading("loading scikit-learn"):
+        from featx.learn import load, predict_store
+
+        return predict_store(load(model), store), len(store)

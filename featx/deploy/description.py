@@ -2,7 +2,8 @@
 
 names : the classes, as Ultralytics writes them: "{0: 'ant', 1: 'bee'}"
 classes : the same as a JSON list; null for a regression
-preprocessing : JSON, the recipe's: resize, interpolation, crop; mean and std are part of the program
+preprocessing : JSON, the recipe's: resize, interpolation, crop; mean and std are part of the program;
+    null for a model of rows or of imported features
 views : JSON list of the views of an image, whose rows are averaged; null if there is no axis of views
 layers : JSON, {layer: [first column, column behind the last]} of a row
 recipe : JSON of the first layer's recipe, see FORMAT.md; null for a model of rows

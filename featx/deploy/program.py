@@ -192,6 +192,12 @@ class Program(nn.Module):
                 "this model has no StoredFeatures or ImageFeatures, so it predicts rows of features: export it with ",
                 Parameter("input", "rows"),
             )
+        if self.layers.recipe.is_imported:
+            raise ModelError(
+                f"this model reads imported features ({self.layers.recipe.backbone}), and no network is known that "
+                "computes them of images: export it with ",
+                Parameter("input", "rows"),
+            )
         network = self.layers.network()
         if self.input == "pixels":
             return network

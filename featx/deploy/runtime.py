@@ -40,7 +40,8 @@ def predict_onnx(path: str | os.PathLike, images: Sequence[Any]) -> Iterator[Pre
     session, description = open_onnx(path)
     (taken,) = session.get_inputs()
     if taken.name not in ("pixels", "image") or description.preprocessing is None:
-        raise ModelError(f"{path} predicts rows of features, not images; export it with input='pixels'")
+        how = "" if description.preprocessing is None else "; export it with input='pixels'"
+        raise ModelError(f"{path} predicts rows of features, not images{how}")
     of_batch = _pixels if taken.name == "pixels" else _images
     for position, output in enumerate(of_batch(session, description, images)):
         image = images[position]

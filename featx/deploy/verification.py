@@ -15,7 +15,7 @@ from featx.backbones import Preprocessing
 from featx.deploy.program import Program
 from featx.errors import ImageError, ModelError
 from featx.images import decode
-from featx.learn.features import as_images
+from featx.learn.features import StoredFeatures, as_images
 
 TOLERANCE = 5e-5  # of probabilities; of scores and values, relative to the largest
 _SEEDED, _SEEDED_ROWS = 16, 64
@@ -63,10 +63,16 @@ def verify(run: Run, program: Program, model: Any, check: Sequence[Any] | np.nda
     """
     is_seeded = check is None
     features = program.layers.steps
-    on = "image" if features else "row"
+    reads_rows = not features or features[0].recipe_.is_imported
+    on = "row" if reads_rows else "image"
     X: Any
-    if not features:
-        X = _seeded_rows(model, program.d) if check is None else np.asarray(check, np.float32)
+    if reads_rows:
+        if len({step.layers_ for step in features}) > 1:
+            raise ModelError(
+                "a model with several steps of imported features exports only if they read the same layers; give one "
+                "step a list of layers"
+            )
+        X = _seeded_rows(model, program.d) if check is None else _rows(check)
         if X.ndim != 2 or X.shape[1] != program.d:
             raise ModelError(f"rows to compare on are (n, {program.d:,}); got shape {X.shape}")
         inputs, precision = [X], "float32"
@@ -114,6 +120,13 @@ def _compare_labels(got: Mapping[str, np.ndarray], model: Any, X: Any, why: str)
         )
 
 
+def _rows(check: Any) -> np.ndarray:
+    try:
+        return np.array(check, np.float32)
+    except (ValueError, TypeError) as error:
+        raise ModelError("this model reads rows of features, so rows are needed to compare on, not images") from error
+
+
 def _inputs(program: Program, preprocessing: Preprocessing, images: Sequence[Any]) -> list[np.ndarray]:
     """The program's inputs for images, in batches."""
     if program.input == "image":
@@ -155,7 +168,8 @@ def _seeded_images(preprocessing: Preprocessing) -> list[np.ndarray]:
 def _seeded_rows(model: Any, d: int) -> np.ndarray:
     """Normal rows, with the means and scales of the model's scaler if it begins with one."""
     rows = np.random.default_rng(0).normal(size=(_SEEDED_ROWS, d))
-    first = model.steps[0][1] if hasattr(model, "steps") else model
+    steps = [step for _, step in model.steps] if hasattr(model, "steps") else [model]
+    first = next((step for step in steps if not isinstance(step, StoredFeatures)), None)
     scale, mean = getattr(first, "scale_", None), getattr(first, "mean_", None)
     if isinstance(scale, np.ndarray) and isinstance(mean, np.ndarray) and len(scale) == len(mean) == d:
         rows = rows * scale + mean

@@ -176,7 +176,7 @@ def _description(program: Program, model: Any) -> Description:
     recipe = program.layers.recipe
     return Description(
         classes=[str(label) for label in model.classes_] if "label" in program.outputs else None,
-        preprocessing=None if recipe is None else recipe.preprocessing,
+        preprocessing=None if recipe is None or recipe.is_imported else recipe.preprocessing,
         views=None if recipe is None else recipe.views,
         layers={name: list(span) for name, span in program.layers.spans.items()},
         recipe=None if recipe is None else json.loads(recipe.to_json()),

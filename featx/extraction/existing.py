@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -53,9 +53,13 @@ class ExistingStore:
 
     @property
     def is_all(self) -> bool:
-        """Whether nothing is left to do: the store has all images and layers of the run, and no other image."""
+        """Whether nothing is left to do: the store has all images and layers of the run, and no other image.
+
+        Statistics of images are added only if the run names all layers of the store, since the others would be lost.
+        """
         images_differ = self.gone or self.new or self.changed or self.labels_differ
-        if images_differ or self.new_layers or not self.store.statistics:
+        lacks_statistics = not self.store.statistics and len(self.recipe.layers) == len(self.store.layers)
+        if images_differ or self.new_layers or lacks_statistics:
             return False
         return not self.store.recipe.some(self.recipe.layers).differences(self.recipe)
 
@@ -105,18 +109,20 @@ class ExistingStore:
         """Rows of all stored layers for some of the run's images, which have them; checksums are verified."""
         return {name: self.store.take(self.rows[indices], name, check=True) for name in self.store.layers}
 
-    def copy_rows(self, writer: StoreWriter, workers: int) -> None:
+    def copy_rows(self, writer: StoreWriter, workers: int, on_part: Callable[[], None]) -> None:
         """Write the rows that are kept; none if layers are new, since a row is written with all its layers.
 
         workers : threads that decode images for their statistics, if the store has none
+        on_part : called before each part of the images whose statistics are read
         """
         if self.new_layers:
             return
-        statistics = None if self.store.statistics else partial(self._statistics, workers=workers)
+        statistics = None if self.store.statistics else partial(self._statistics, workers=workers, on_part=on_part)
         copy_rows(writer, self.store, np.where(writer.todo, self.rows, -1), statistics)
 
-    def _statistics(self, indices: np.ndarray, workers: int) -> np.ndarray:
+    def _statistics(self, indices: np.ndarray, workers: int, on_part: Callable[[], None]) -> np.ndarray:
         """(m,) of IMAGE_STATISTICS of some of the run's images, read from their files; they must not have changed."""
+        on_part()
         with ThreadPoolExecutor(workers) as pool:
             described = list(pool.map(_described, [self.images[i] for i in indices.tolist()]))
         for i, digest, (found, _) in zip(indices.tolist(), self.digests(indices), described, strict=True):

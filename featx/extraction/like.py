@@ -60,6 +60,11 @@ class Example:
     def of(cls, like: FeatureStore | str | os.PathLike) -> Example:
         """Open it; raises StoreError if there is no store."""
         store = like if isinstance(like, FeatureStore) else FeatureStore(as_path("like", like, StoreError))
+        if store.recipe.is_imported:
+            raise RecipeError(
+                f"{store.path.name} has imported rows ({store.recipe.backbone}): images cannot be extracted like it. "
+                "Import other rows with the same name instead"
+            )
         return cls(store.recipe, store.path.name, store.backbone)
 
     def backbone(self, backbone: Any, weights: str | os.PathLike | None) -> Backbone:

@@ -18,10 +18,7 @@ import torch
 from torch import nn
 
 from featx.backbones import COMPILED, Backbone, expand_views
-from featx.display import printable
 from featx.errors import (
-    ContradictionWarning,
-    NonFiniteWarning,
     Parameter,
     RecipeError,
     StoreError,
@@ -44,6 +41,7 @@ from featx.store import (
     refuse_running,
     refuse_unwritable_store,
     unfinished,
+    warn_of_rows,
 )
 from featx.store import discard as discard_unfinished
 
@@ -274,6 +272,10 @@ def plan(
         "batch_size": batch_size,
         "dtype": dtype,
     }
+    if known is not None and known.is_imported:
+        raise RecipeError(
+            f"{output} has imported rows ({known.backbone}), which no network computes; choose another output"
+        )
     if example is not None:
         known = example.recipe
         backbone, layers = example.backbone(backbone, weights), example.layers(layers, pool)
@@ -438,9 +440,12 @@ class Plan:
                 raise StoreError(f"{output} has changed since this was planned; plan again")
             refuse_changed(output, writer, images)
             if existing is not None:
-                if not existing.store.statistics:
-                    preparing(show, len(images.ids))("reading the images' statistics")
-                existing.copy_rows(writer, decoders(self._workers))
+                reading = Clock(writer.todo, show)
+                existing.copy_rows(
+                    writer,
+                    decoders(self._workers),
+                    lambda: reading.tick(len(writer.failures), "reading the images' statistics"),
+                )
             trial, self._trial = self._trial, None  # its rows are needed once
             clock = Clock(writer.todo, show, 0.0 if trial is None else trial.seconds)
             compiling = trial is None and self.recipe.engine == COMPILED
@@ -475,24 +480,7 @@ def _warn(store: FeatureStore, n: int) -> None:
             UnreadableImagesWarning,
             stacklevel=4,
         )
-    if store.nonfinite:
-        overflow = store.recipe.dtype == "float16" and any(entry.what == "inf" for entry in store.nonfinite)
-        named = ", ".join(f"{entry.id!r} in {entry.layer!r} ({entry.what})" for entry in store.nonfinite[:3])
-        warnings.warn(
-            f"{len(store.nonfinite):,} rows contain NaN or inf, see store.nonfinite: {named}"
-            + ("; float32 may hold what float16 cannot" if overflow else ""),
-            NonFiniteWarning,
-            stacklevel=4,
-        )
-    if contradictions := store.contradictions:
-        first = contradictions[0][:2].tolist()
-        pair = " and ".join(f"{str(store.ids[row])!r} ({printable(store.y[row])})" for row in first)  # type: ignore[index]
-        warnings.warn(
-            f"{len(contradictions):,} images occur several times with different labels, see store.contradictions: "
-            f"{pair}",
-            ContradictionWarning,
-            stacklevel=4,
-        )
+    warn_of_rows(store)
 
 
 @contextlib.contextmanager

@@ -136,7 +136,7 @@ def rows_of(files: Sequence[ContainingFile], names: Sequence[str]) -> Rows:
     try:
         import pyarrow  # noqa: F401
     except ImportError as error:
-        raise SourceError("Parquet files are read by pyarrow; pip install 'featx[datasets]'") from error
+        raise SourceError("Parquet files are read by pyarrow; pip install 'featx[parquet]'") from error
     images: list[Member] = []
     numbered: list[str] = []
     paths: list[str | None] = []

@@ -17,7 +17,7 @@ from featx.learn.estimators import (
     RidgeClassifier,
 )
 from featx.learn.features import ImageFeatures, StoredFeatures
-from featx.learn.models import Prediction, load, load_selection, predict_images, save
+from featx.learn.models import Prediction, load, load_selection, predict_images, predict_store, save
 from featx.learn.protocols import few_shot, knn_probe, learning_curves, linear_probe
 from featx.learn.search import GridSearchCV, HalvingGridSearchCV, HalvingRandomSearchCV, RandomizedSearchCV
 from featx.learn.selection import (
@@ -75,6 +75,7 @@ __all__ = [
     "load_selection",
     "one_se",
     "predict_images",
+    "predict_store",
     "save",
     "select_model",
 ]

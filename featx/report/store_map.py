@@ -68,12 +68,13 @@ def store_map(
     from sklearn.preprocessing import StandardScaler
 
     from featx.learn import StoredFeatures
-    from featx.learn.selection import labels_of
+    from featx.learn.selection import check_seed, labels_of
     from featx.report.page.maps import FEWEST_POINTS, MAP_HTML, MOST_POINTS, matrix_coordinates
 
     path = as_path("path", path, FeatxError)
     if path.suffix.lower() != ".html":
         raise FeatxError(f"a map is a .html file; got {path}")
+    check_seed("random_state", random_state)
     features = StoredFeatures(store, store.recipe.deepest if layer is None else layer).fit()
     rows = np.sort(np.random.default_rng(random_state).permutation(len(store))[:MOST_POINTS])
     matrix = np.asarray(features.transform(store.X[rows]), np.float32)

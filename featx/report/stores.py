@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.display import printable_lines
 from featx.errors import count, readable
+from featx.grammar import UNNAMED
 from featx.report.columns import PlainTable
 from featx.store import FeatureStore, Recipe, merge_refusal, rounding_note
 
@@ -24,6 +25,11 @@ def _unless_none(text: str) -> Callable[[Any], str]:
 
 def _pairs(values: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items())
+
+
+def _imported(backbone: str) -> str:
+    alone = "; no other rows go with these, since they were imported without --name"
+    return f"{backbone}{alone if backbone == UNNAMED else ''}"
 
 
 # label of a row: fields of the recipe in it, each with its text; a field in no row gets its own
@@ -51,6 +57,12 @@ _RECIPE_ROWS: dict[str, dict[str, Callable[[Any], str]]] = {
     "images from": {"origin": lambda origin: origin or "no folder"},
     "collection": {"collection": "{}, the digest of ids, labels and columns".format},
 }
+# of imported rows, of which the other fields are not known
+_IMPORTED_ROWS: dict[str, dict[str, Callable[[Any], str]]] = {
+    "made by": {"backbone": _imported},
+    "fingerprint": {"weights_sha256": str},
+    **{label: _RECIPE_ROWS[label] for label in ("versions", "collection")},
+}
 _LAYER_FIELDS = ("taps", "aliases", "dtype")  # shown with the layers
 
 
@@ -60,7 +72,8 @@ def store_table(store: FeatureStore) -> PlainTable:
     table = PlainTable(str(store.path), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("images", f"{len(store):,}{', compressed' if store.is_archive else ''}")
+    images = "rows" if recipe.is_imported else "images"
+    table.add_row(images, f"{len(store):,}{', compressed' if store.is_archive else ''}")
     if store.classes is not None and store.y is not None:
         names, counts = np.unique(store.y, return_counts=True)
         shown = ", ".join(f"{name} {count:,}" for name, count in list(zip(names, counts, strict=True))[:12])
@@ -76,14 +89,15 @@ def store_table(store: FeatureStore) -> PlainTable:
     if store.duplicates:
         copies = sum(map(len, store.duplicates))
         table.add_row("duplicates", f"{copies:,} images have the same content as another one")
+    if not store.statistics and not recipe.is_imported:
+        table.add_row("statistics", "none of the images; featx extract adds them to this store, for featx audit")
     for name, tap in recipe.taps.items():
         size = len(store) * store.row_bytes(name)
         others = [alias for alias, meant in recipe.aliases.items() if meant == name]
         alias = f" = {', '.join(others)}" if others else ""
         shape = " x ".join(f"{side:,}" for side in tap["shape"])
-        table.add_row(
-            "layer", f"{name}{alias}: {shape} {recipe.dtype}, {readable(size)}, from {','.join(tap['layout'])}"
-        )
+        made = "" if recipe.is_imported else f", from {','.join(tap['layout'])}"
+        table.add_row("layer", f"{name}{alias}: {shape} {recipe.dtype}, {readable(size)}{made}")
     table.add_section()
     for label, cell in _recipe_rows(recipe):
         table.add_row(label, cell)
@@ -93,10 +107,13 @@ def store_table(store: FeatureStore) -> PlainTable:
 
 def _recipe_rows(recipe: Recipe) -> Iterator[tuple[str, str]]:
     """(label, text) of the rows that show a recipe, apart from its layers."""
-    in_rows = {name for row in _RECIPE_ROWS.values() for name in row}
-    others = [one.name for one in fields(recipe) if one.name not in (*in_rows, *_LAYER_FIELDS)]
-    own_rows: dict[str, dict[str, Callable[[Any], str]]] = {name: {name: _value} for name in others}
-    for label, row in (_RECIPE_ROWS | own_rows).items():
+    if recipe.is_imported:
+        rows = _IMPORTED_ROWS
+    else:
+        in_rows = {name for row in _RECIPE_ROWS.values() for name in row}
+        others = [one.name for one in fields(recipe) if one.name not in (*in_rows, *_LAYER_FIELDS)]
+        rows = _RECIPE_ROWS | {name: {name: _value} for name in others}
+    for label, row in rows.items():
         if texts := [text for name, write in row.items() if (text := write(getattr(recipe, name)))]:
             yield label, ", ".join(texts)
 

@@ -9,12 +9,13 @@ from featx.store.agreement import rounding_note
 from featx.store.blocks import Damage
 from featx.store.exporting import export
 from featx.store.files import KEPT, disk_errors, refuse_unwritable_store, written_aside
+from featx.store.importing import import_arrays
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
 from featx.store.near_duplicates import NEAR_DUPLICATES, Copies, connected, near_duplicate_groups, near_duplicates
 from featx.store.neighbours import Neighbors
-from featx.store.reader import FeatureStore
+from featx.store.reader import FeatureStore, warn_of_rows
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
 
@@ -36,6 +37,7 @@ __all__ = [
     "discard",
     "export",
     "image_keys",
+    "import_arrays",
     "is_unfinished",
     "merge",
     "merge_refusal",
@@ -46,6 +48,7 @@ __all__ = [
     "rounding_note",
     "disk_errors",
     "unfinished",
+    "warn_of_rows",
     "written_aside",
 ]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from featx.errors import StoreError
-from featx.image_statistics import IMAGE_STATISTICS
+from featx.image_statistics import CAMERA_BYTES, IMAGE_STATISTICS
 from featx.manifest import is_padded, text_array
 from featx.recipe import Recipe
 from featx.store import hdf5, layout
@@ -98,7 +98,7 @@ class Contents:
         if self.recipe.to_json() != text:
             raise hdf5.Malformed("the recipe is not in the form that featx writes")
         groups = {name: node for name, node in tree.items() if not isinstance(node, Array)}
-        if layout.version_for(tree, self.recipe.views) != mapped.seal.version:
+        if layout.version_for(tree, self.recipe.views, self.recipe.is_imported) != mapped.seal.version:
             raise hdf5.Malformed("its parts are those of another format version")
         folded = {name: _folded(group) for name, group in groups.items()}
         for name, parts in _LAYOUT.items():
@@ -111,7 +111,7 @@ class Contents:
         self.checksums = dict(zip(self.recipe.layers, groups["checksums"].values(), strict=True))
         self._images, self._labels = folded["images"], folded.get("labels", {})
         self._statistics = folded.get("statistics", {})
-        if "statistics" in tree and tuple(self._statistics) != IMAGE_STATISTICS.names:
+        if "statistics" in tree and (self.recipe.is_imported or tuple(self._statistics) != IMAGE_STATISTICS.names):
             raise hdf5.Malformed("the statistics of images are not those of a store")
         self._columns, self._failures, self._nonfinite = folded["columns"], folded["failures"], folded["nonfinite"]
         self._check_shapes()
@@ -173,6 +173,8 @@ class Contents:
                 _check_offsets(array(node.offsets), node.content.nbytes)
             if _is_text(node) and not _is_ascii(array(node.content if isinstance(node, Unpadded) else node)):
                 self._text(node)
+        if self._statistics and self._longest(self._statistics["camera"]) > CAMERA_BYTES:
+            raise hdf5.Malformed(f"the name of a camera has more than {CAMERA_BYTES} bytes")
         _check_indices(array(self._nonfinite["row"]), len(self.keys))
         _check_indices(array(self._nonfinite["layer"]), len(self.layers))
         if "code" in self._labels:
@@ -203,6 +205,12 @@ class Contents:
             return self._values(node).tolist()
         content, offsets = self._values(node.content), self._values(node.offsets).tolist()
         return [content[start:stop].tobytes() for start, stop in pairwise(offsets)]
+
+    def _longest(self, node: Array | Unpadded) -> int:
+        """Bytes of the longest text, or more for padded ones."""
+        if isinstance(node, Unpadded):
+            return int(np.diff(self._values(node.offsets)).max(initial=0))
+        return int(node.dtype[1:])
 
     def _text(self, node: Array | Unpadded) -> list[str]:
         try:

@@ -190,7 +190,7 @@ def _write_store(file: BinaryIO, output: Path, store: FeatureStore, layers: list
             chunks = Chunks(layout.block_rows(array.row_bytes), filters, tuple(extents))
             placed[name] = changed(array, offset=0, chunks=chunks)
     metadata = {**store._contents.datasets(), "checksums": checksums}
-    page, rest, seal = layout.assemble(placed, metadata, store.recipe.views)
+    page, rest, seal = layout.assemble(placed, metadata, store.recipe.views, store.recipe.is_imported)
     files.pwrite(handle, page, layout.PAGE)
     files.pwrite(handle, rest, seal.metadata)
     os.ftruncate(handle, seal.size)

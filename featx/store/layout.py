@@ -23,7 +23,7 @@ from featx.store.hdf5 import Array
 from featx.store.hdf5_parse import most_bytes
 
 FORMAT = "featx-store"
-VERSIONS = (1, 2, 3)  # version 2 has texts with offsets, or views; version 3 has statistics of images
+VERSIONS = (1, 2, 3)  # version 2: texts with offsets, or views; version 3: statistics of images, or imported rows
 ATTRIBUTES: Mapping[str, bytes | int] = {"format": FORMAT.encode(), "version": 1}
 OFFSETS = "@offsets"  # suffix of a dataset's name; no `member` contains an @
 MOST_RECIPE_BYTES = 4 * 2**20
@@ -118,9 +118,9 @@ def attributes(version: int) -> dict[str, bytes | int]:
     return {**ATTRIBUTES, "version": version}
 
 
-def version_for(tree: Mapping[str, Any], views: Sequence[str] | None) -> int:
-    """The format version of a file with these datasets, whose recipe has these views."""
-    if "statistics" in tree:
+def version_for(tree: Mapping[str, Any], views: Sequence[str] | None, is_imported: bool) -> int:
+    """The format version of a file with these datasets, whose recipe has these views or is that of imported rows."""
+    if is_imported or "statistics" in tree:
         return 3
     groups = (node for node in tree.values() if isinstance(node, Mapping))
     return 2 if views is not None or any(name.endswith(OFFSETS) for group in groups for name in group) else 1
@@ -139,13 +139,13 @@ def identity_of(superblock_page: Any, metadata: Any) -> str:
 
 
 def assemble(
-    layers: Mapping[str, Array], metadata: Metadata, views: Sequence[str] | None = None
+    layers: Mapping[str, Array], metadata: Metadata, views: Sequence[str] | None = None, is_imported: bool = False
 ) -> tuple[bytes, bytearray, Seal]:
     """The bytes of everything but the rows.
 
     Parameters
     ----------
-    views : of the recipe
+    views, is_imported : of the recipe
 
     Returns
     -------
@@ -169,7 +169,7 @@ def assemble(
     for name, node in metadata.items():
         tree[name] = placed(node) if isinstance(node, np.ndarray) else {key: placed(node[key]) for key in node}
     structure = start + len(rest)
-    version = version_for(tree, views)
+    version = version_for(tree, views, is_imported)
     superblock, objects = hdf5.emit(tree, attributes(version), PAGE, structure)
     if len(objects) > most_bytes(structure):
         raise StoreError(

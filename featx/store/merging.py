@@ -31,6 +31,7 @@ from featx.store.reader import FeatureStore
 from featx.store.writer import StoreWriter
 
 _COPY_BYTES = 64 * 2**20
+_DESCRIBED = 1024  # images whose statistics are read before their rows are written, and so kept
 
 
 def merge(
@@ -45,7 +46,8 @@ def merge(
     Parameters
     ----------
     stores : two or more, with equal recipes and different images
-        If one store has a row of an image that failed in another, the row is used.
+        If one store has a row of an image that failed in another, the row is used. Statistics of images are kept if
+        all stores have them.
     output : path
         The file to make. An interrupted merge is continued. If the file is already the result of this merge, it is
         returned as it is.
@@ -161,9 +163,8 @@ def _refuse_unlike(stores: Sequence[FeatureStore]) -> None:
         where = (f"in {first.path.name}", f"in {other.path.name}")
         if differences := first.recipe.differences(other.recipe, where):
             raise RecipeError(
-                f"the stores were made in different ways: {'; '.join(differences)}; extract the images of the others "
-                "again with ",
-                Parameter("like", first.path.name),
+                f"the stores were made in different ways: {'; '.join(differences)}",
+                *first.recipe.like_hint("; extract the images of the others again with ", first.path.name),
             )
         if (kinds := (_kind(first), _kind(other)))[0] != kinds[1]:
             raise StoreError(f"{first.path} has {kinds[0]} and {other.path} has {kinds[1]}; a store has one kind")
@@ -190,6 +191,7 @@ def copy_rows(
     """
     row_bytes = sum(store.row_bytes(name) for name in store.layers)
     part = max(64, _COPY_BYTES // row_bytes)
+    part = part if statistics is None else min(part, _DESCRIBED)
     present = np.flatnonzero(rows >= 0)
     for start in range(0, len(present), part):
         indices = present[start : start + part]
@@ -221,7 +223,10 @@ def _finished(stores: Sequence[FeatureStore], output: Path) -> FeatureStore | No
         return None
     if len(parts) == len(stores):
         ids = [name for part in parts for name in part.ids.tolist()]
+        have_statistics = all(part.statistics for part in parts)
         if merged.ids.tolist() != ids or list(merged.failures) != _failures(parts):
+            return None
+        if have_statistics and not merged.statistics:  # the parts have been extracted again since
             return None
     try:
         merged.verify()

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 METRICS = ("cosine", "euclidean")
+_CELLS = 2**22  # distances that are computed at once
 
 
 class Neighbors(NamedTuple):
@@ -43,17 +44,22 @@ def nearest_rows(
     Returns
     -------
     Neighbors
-        With fewer than k finite distances where there are fewer rows; the others are inf.
+        With fewer than k finite distances where there are fewer rows; the others are inf, and their rows mean nothing.
     """
-    distances, rows = np.empty((len(queries), 0)), np.empty((len(queries), 0), np.int64)
+    best = Neighbors(np.full((len(queries), k), np.inf), np.full((len(queries), k), -1))
     for start, part in parts:
-        new = _distances(queries, part, metric)  # (m, p)
-        numbers = np.broadcast_to(np.arange(start, start + len(part)), new.shape)
-        new[numbers == own[:, None]] = np.inf
-        distances, rows = np.concatenate([distances, new], axis=1), np.concatenate([rows, numbers], axis=1)
-        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
-        distances, rows = np.take_along_axis(distances, order, axis=1), np.take_along_axis(rows, order, axis=1)
-    return Neighbors(distances, rows)
+        step = max(1, _CELLS // len(part))
+        for first in range(0, len(queries), step):
+            some = slice(first, first + step)
+            new = _distances(queries[some], part, metric)  # (r, p)
+            numbers = np.broadcast_to(np.arange(start, start + len(part)), new.shape)
+            new[numbers == own[some, None]] = np.inf
+            distances = np.concatenate([best.distances[some], new], axis=1)
+            rows = np.concatenate([best.rows[some], numbers], axis=1)
+            order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+            best.distances[some] = np.take_along_axis(distances, order, axis=1)
+            best.rows[some] = np.take_along_axis(rows, order, axis=1)
+    return best
 
 
 def _distances(queries: np.ndarray, rows: np.ndarray, metric: str) -> np.ndarray:

@@ -11,12 +11,25 @@ from typing import Any
 
 import numpy as np
 
-from featx.errors import FeatxError, KeysError, Parameter, StoreError, as_path, listed, nearest
+from featx.display import printable
+from featx.errors import (
+    ContradictionWarning,
+    FeatxError,
+    KeysError,
+    NonFiniteWarning,
+    Parameter,
+    StoreError,
+    as_path,
+    listed,
+    nearest,
+    warn,
+)
 from featx.image_statistics import CAMERA_BYTES, IMAGE_STATISTICS
 from featx.recipe import Recipe
 from featx.store import layout
 from featx.store.blocks import Blocks
 from featx.store.contents import Contents, Failure, NonFinite
+from featx.store.importing import import_arrays
 from featx.store.labels import align
 from featx.store.mapped import Mapped, reopened
 from featx.store.neighbours import METRICS, Neighbors, nearest_rows
@@ -72,6 +85,89 @@ class FeatureStore:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self._read(Mapped(as_path("path", path, StoreError).absolute()))
+
+    @classmethod
+    def from_arrays(
+        cls,
+        path: str | os.PathLike,
+        layers: Mapping[str, Any],
+        *,
+        ids: Sequence[object] | np.ndarray | None = None,
+        y: Sequence[object] | np.ndarray | None = None,
+        columns: Mapping[str, Sequence[object] | np.ndarray] | None = None,
+        target: str = "class",
+        name: str | None = None,
+        dtype: str = "float32",
+        replace: bool = False,
+    ) -> FeatureStore:
+        """Make a store of features that were computed elsewhere: of texts or sounds, or by another tool.
+
+        Searches, protocols, reports, merging and exports work as on an extracted store. New inputs cannot be predicted,
+        since featx knows no network for them; keys of a store and rows of features can.
+
+        Parameters
+        ----------
+        path : path
+            The HDF5 file to make. If anything fails, it is not made, and an existing one stays.
+        layers : {name: (n, d) array}
+            Floats, integers or booleans; row i of every array belongs to `ids[i]`. Arrays on disk, such as a
+            `numpy.memmap` or an h5py dataset, are read twice, in parts, and may be larger than memory.
+        ids : (n,) different names, optional
+            By default "0", "1" ...
+        y : (n,) labels, optional
+        columns : {name: (n,) values}, optional
+            Kept as texts, such as groups and splits; None and NaN become "".
+        target : "class" or "numeric"
+            Whether labels are class names or numbers.
+        name : str, optional
+            What made the rows, "all-MiniLM-L6-v2" for example. Stores with the same name and layers can be used
+            together, as test stores or merged: give it only to rows that were computed in the same way. Without it, no
+            other rows can be used with these.
+        dtype : "float32" or "float16"
+            Of the stored rows. Other numbers are rounded to it, with a relative error of at most 2^-24 or 2^-11 each;
+            numbers that are too large become inf.
+        replace : bool
+            Replace an existing file.
+
+        Returns
+        -------
+        FeatureStore
+            A layer is called "NAME:none", as one that was not pooled; `store["NAME"]` finds it. An image's content
+            digest is that of its row, so that equal rows count as copies.
+
+        Raises
+        ------
+        StoreError
+            An array is not (n, d), is empty or holds no numbers; arrays, ids, labels or columns differ in length; an id
+            is repeated; or the file exists or cannot be written.
+        SourceError
+            A label is empty, or not a finite number although the target is numeric.
+
+        Warns
+        -----
+        NonFiniteWarning
+            Rows contain NaN or inf; `nonfinite` lists them.
+        ContradictionWarning
+            Equal rows have different labels.
+
+        Examples
+        --------
+        >>> FeatureStore.from_arrays("texts.h5", {"minilm": X}, y=topics, name="all-MiniLM-L6-v2")    # doctest: +SKIP
+        """
+        import_arrays(
+            path,
+            layers,
+            ids=ids,
+            y=y,
+            columns=columns,
+            target=target,
+            name=name,
+            dtype=dtype,
+            replace=replace,
+        )
+        store = cls(path)
+        warn_of_rows(store)
+        return store
 
     def _read(self, mapped: Mapped) -> None:
         self.path = mapped.path
@@ -403,7 +499,7 @@ class FeatureStore:
             which = repr(str(self.ids[own[number]])) if own[number] >= 0 else f"number {number}"
             raise StoreError(f"query {which} has NaN or inf in layer {name!r}; leave it out, or choose another layer")
         parts = ((start, flat(rows)) for start, rows in self.blocks(name, budget_bytes=_QUERIED_BYTES))
-        found = nearest_rows(queries, own, parts, int(k), metric)
+        found = nearest_rows(queries, own, parts, min(int(k), len(self)), metric)
         n = int(np.isfinite(found.distances).sum(axis=1).min())
         if n < k:
             raise FeatxError(
@@ -472,6 +568,26 @@ class FeatureStore:
             while the table has labels of images that are not in the store.
         """
         return align(self.ids.tolist(), labels, label_column, id_column, target, partial)
+
+
+def warn_of_rows(store: FeatureStore) -> None:
+    """Warn of a new store's non-finite rows and contradictory labels, at the line of the user's code that made it."""
+    if store.nonfinite:
+        overflow = store.recipe.dtype == "float16" and any(entry.what == "inf" for entry in store.nonfinite)
+        named = ", ".join(f"{entry.id!r} in {entry.layer!r} ({entry.what})" for entry in store.nonfinite[:3])
+        warn(
+            f"{len(store.nonfinite):,} rows contain NaN or inf, see store.nonfinite: {named}"
+            + ("; float32 may hold what float16 cannot" if overflow else ""),
+            NonFiniteWarning,
+        )
+    if contradictions := store.contradictions:
+        first = contradictions[0][:2].tolist()
+        pair = " and ".join(f"{str(store.ids[row])!r} ({printable(store.y[row])})" for row in first)  # type: ignore[index]
+        warn(
+            f"{len(contradictions):,} images occur several times with different labels, see store.contradictions: "
+            f"{pair}",
+            ContradictionWarning,
+        )
 
 
 def _reopen(path: str, identity: str) -> FeatureStore:

@@ -327,7 +327,9 @@ class StoreWriter:
             if self.failures:
                 self._sync()
                 self._compact(keep)
-            page, rest, seal = layout.assemble(self._layers, self._metadata(keep), self.recipe.views)
+            page, rest, seal = layout.assemble(
+                self._layers, self._metadata(keep), self.recipe.views, self.recipe.is_imported
+            )
             files.pwrite(self._file, page, layout.PAGE)
             files.pwrite(self._file, rest, seal.metadata)
             os.ftruncate(self._file, seal.size)

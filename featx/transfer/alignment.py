@@ -211,8 +211,8 @@ def check_target(target_store: FeatureStore, recipe: Recipe, view: str = "mean")
         differences = recipe.other_meaning(target, where)
     if differences:
         raise RecipeError(
-            f"the target was made with other settings: {'; '.join(differences)}; extract its images with ",
-            Parameter("like", "SOURCE.h5"),
+            f"the target was made with other settings: {'; '.join(differences)}",
+            *recipe.like_hint("; extract its images with ", "SOURCE.h5"),
         )
     return rounding_note(target, recipe, (name, "the source"))
 

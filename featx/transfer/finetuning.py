@@ -28,7 +28,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import INPUT, Preprocessing, Tail
-from featx.errors import Call, FeatxError, KeysError, LayerError, ModelError, Parameter, StoreError
+from featx.errors import BackboneError, Call, FeatxError, KeysError, LayerError, ModelError, Parameter, StoreError
 from featx.forward import backbone_of, device_of
 from featx.learn._sklearn import Interval, StrOptions, fit_context
 from featx.learn.features import StoredFeatures, items_of, keys_of
@@ -146,6 +146,8 @@ class _FineTuner(BaseEstimator):
         """The stored layer of the boundary; of "input" any layer, whose recipe says what the images go through."""
         if not isinstance(self.store, FeatureStore):
             raise StoreError(f"store is a featx.FeatureStore to train on; got {type(self.store).__name__}")
+        if self.store.recipe.is_imported:
+            raise BackboneError(f"fine-tuning needs the network, and {self.store.path.name} has imported features")
         if self.boundary == INPUT:
             return StoredFeatures(self.store, self.store.layers[0], self.device).fit()
         whole = f"{self.boundary}:none"

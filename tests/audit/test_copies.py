@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 
 import numpy as np
 import pytest
+from audited import scene
 from helpers import noise
 from PIL import Image, ImageEnhance, ImageOps
 from runs import extract
 
 import featx
 from featx.errors import FeatxError, StoreError
-from featx.learn import select_model
-from featx.store import connected, near_duplicate_groups, near_duplicates
+from featx.learn import HoldOut, select_model
+from featx.store import StoreWriter, connected, near_duplicate_groups, near_duplicates
 
 N = 60
-
-
-def scene(seed: int, side: int = 64) -> Image.Image:
-    """A smooth random picture."""
-    small = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8))
-    return small.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def jpeg(picture: Image.Image) -> Image.Image:
@@ -148,3 +144,70 @@ def test_connected_rows_are_those_of_a_graph():
             len(set(zip(numbers.tolist(), expected.tolist(), strict=True))) == len(set(expected)) == len(set(numbers))
         )
         assert (numbers <= np.arange(40)).all()
+
+
+def test_pairs_of_equal_pictures_grow_with_their_number_and_not_with_its_square(tmp_path):
+    rng = np.random.default_rng(0)
+    picture = np.asarray(scene(0, 16))
+    images = [picture + rng.integers(0, 2, picture.shape, np.uint8) for _ in range(400)]  # of different content
+    store = extract([*images, np.asarray(scene(1, 16))], tmp_path / "a.h5")
+    assert len(near_duplicates(store, layer=store.layers[0]).pairs) < 20 * len(store)
+    assert near_duplicate_groups(store).tolist() == [0] * 400 + [400]
+
+
+@pytest.mark.parametrize("kept", [0, 2**22])
+@pytest.mark.parametrize("block", [500, 2**22])
+def test_groups_do_not_depend_on_how_many_pairs_of_an_image_are_kept(store, tmp_path, monkeypatch, kept, block):
+    module = importlib.import_module("featx.store.near_duplicates")
+    layer = store.layers[0]
+    other = extract([np.asarray(p) for i in (3, 900, 7) for p in (scene(i), jpeg(scene(i)))] * 2, tmp_path / "b.h5")
+    whole = [near_duplicates(store, layer=layer), near_duplicates(store, other, layer)]
+    monkeypatch.setattr(module, "_MOST_KEPT", kept)
+    monkeypatch.setattr(module, "_BLOCK", block)
+    for one, parts in zip(
+        whole, [near_duplicates(store, layer=layer), near_duplicates(store, other, layer)], strict=True
+    ):
+        assert sorted(one.pairs.tolist()) == sorted(parts.pairs.tolist())
+    monkeypatch.setattr(module, "_MOST_COPIES", 1)
+    n = len(store) + len(other)
+    for one, few, shift in zip(
+        whole,
+        [near_duplicates(store, layer=layer), near_duplicates(store, other, layer)],
+        ([0, 0], [0, len(store)]),
+        strict=True,
+    ):
+        assert len(few.pairs) <= len(one.pairs)
+        assert connected(n, few.pairs + shift).tolist() == connected(n, one.pairs + shift).tolist()
+
+
+def test_a_row_of_nan_or_inf_hides_no_copies(tmp_path):
+    pictures = [scene(seed, 96) for seed in range(80)]
+    crops = [p.crop((5, 5, 91, 91)) for p in pictures[:10]]
+    whole = extract([np.asarray(p) for p in [*pictures, *crops]], tmp_path / "a.h5", layers="flatten")
+    layer = whole.layers[0]
+    rows = np.array(whole[layer])
+    rows[40, 3], rows[41] = np.nan, np.inf
+    with StoreWriter(tmp_path / "b.h5", whole.recipe, whole.ids.tolist(), statistics=True) as writer:
+        writer.write(np.arange(90), {layer: rows}, whole.digests, statistics=whole.image_records(np.arange(90)))
+        writer.finish()
+    copies = near_duplicates(featx.FeatureStore(tmp_path / "b.h5"), layer=layer)
+    assert (copies.kinds == "features").sum() >= 3
+    assert (copies.pairs[:, 0] + 80 == copies.pairs[:, 1]).all()
+
+
+def test_a_test_store_with_near_duplicates_of_training_images_is_refused(store, tmp_path):
+    def other(name, seeds, change):
+        images = [np.asarray(change(scene(seed))) for seed in seeds]
+        return extract(images, tmp_path / name, labels=[str(i % 2) for i in range(len(images))])
+
+    options = {"estimators": ["nearest_centroid"], "groups": "near-duplicates", "folds": 3}
+    leaking = HoldOut(store=other("a.h5", (*range(900, 910), 7, 8), jpeg))
+    with pytest.raises(
+        FeatxError,
+        match=r"^2 of the 12 test images are near duplicates of training images: '11' of '008', '10' of '007'",
+    ):
+        select_model(store, **options, holdout=leaking)
+    select_model(store, **(options | {"groups": None}), holdout=leaking)
+    fresh = HoldOut(store=other("b.h5", (*range(900, 906), 900), lambda p: p))
+    selection = select_model(store, **options, holdout=fresh)
+    assert selection.test.groups.tolist() == [0, 1, 2, 3, 4, 5, 0]

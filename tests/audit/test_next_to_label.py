@@ -137,7 +137,7 @@ def test_the_layer_is_the_penultimate_or_the_last_one(store):
         ({"n": 2.0}, FeatxError, "n is an integer"),
         ({"layer": "c"}, LayerError, "layer 'c' is not stored"),
         ({"strategy": "margin"}, FeatxError, "strategy is auto, typical or uncertain; got 'margin'"),
-        ({"random_state": -1}, FeatxError, "random_state is an integer, 0 or more"),
+        ({"random_state": -1}, FeatxError, "random_state is an integer from 0 to 4294967295; got -1"),
         ({"y": "so near"}, StoreError, "has no column 'so near'; close: 'so far'"),
         ({"y": np.ma.masked_all(3, str)}, StoreError, "all labels .* are masked"),
         (

@@ -166,3 +166,11 @@ def test_a_map_is_one_page(folder):
     assert "map.html is there already" in refused("map", store, "-o", "map.html")
     assert "a map is a .html file" in refused("map", store, "-o", "map.png")
     assert "--label-column is a column of --labels" in refused("map", store, "-o", "b.html", "--label-column", "kind")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_scikit_learn_does_not_take_is_refused(folder, seed):
+    words = f"--seed is an integer from 0 to 4294967295; got {seed}"
+    assert words in refused("map", folder / "photos.h5", "-o", "map.html", "--seed", seed)
+    assert words in refused("next", folder / "photos.h5", "-n", 2, "--seed", seed)
+    assert left_in(Path()) == []

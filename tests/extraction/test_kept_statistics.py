@@ -16,6 +16,7 @@ import featx
 from featx.errors import StoreError
 from featx.image_statistics import IMAGE_STATISTICS
 from featx.images import decode_and_describe
+from featx.report import store_table
 from featx.store import StoreWriter
 from featx.store import writer as writer_module
 
@@ -110,6 +111,27 @@ def test_an_image_that_changes_meanwhile_is_refused(tmp_path, monkeypatch):
     assert featx.FeatureStore(tmp_path / "a.h5").statistics == {}  # the old store is still there
 
 
+def test_interrupted_while_statistics_are_read_it_goes_on_where_it_was(tmp_path, monkeypatch):
+    images = [noise(i) for i in range(200)]
+    whole = extract(images, tmp_path / "whole.h5")
+    without_statistics(whole, tmp_path / "a.h5")
+    monkeypatch.setattr("featx.store.merging._DESCRIBED", 64)
+    described, seen, phases = featx.extraction.existing._described, [], []
+    monkeypatch.setattr("featx.extraction.existing._described", lambda image: seen.append(0) or described(image))
+
+    def stopping(now):
+        phases.append((now.phase, now.done))
+        if now.done == 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extract(images, tmp_path / "a.h5", progress=stopping)
+    assert phases[-3:] == [("reading the images' statistics", done) for done in (0, 64, 128)]
+    assert len(seen) == 128 and featx.FeatureStore(tmp_path / "a.h5").statistics == {}
+    assert same_file(extract(images, tmp_path / "a.h5"), whole)
+    assert len(seen) == 200
+
+
 def test_merging_keeps_them_if_all_stores_have_them(tmp_path):
     one = extract([noise(i) for i in range(5)], tmp_path / "a.h5", ids=list("abcde"))
     other = extract([noise(i) for i in range(9, 12)], tmp_path / "b.h5", ids=list("xyz"))
@@ -119,6 +141,17 @@ def test_merging_keeps_them_if_all_stores_have_them(tmp_path):
     assert featx.merge([one, old], tmp_path / "mixed.h5").statistics == {}
 
 
+def test_a_merge_without_them_is_made_again_once_all_stores_have_them(tmp_path):
+    one = extract([noise(i) for i in range(5)], tmp_path / "a.h5", ids=list("abcde"))
+    other = extract([noise(i) for i in range(9, 12)], tmp_path / "b.h5", ids=list("xyz"))
+    old = without_statistics(other, tmp_path / "old.h5")
+    mixed = featx.merge([one, old], tmp_path / "ab.h5")
+    assert featx.merge([one, old], tmp_path / "ab.h5").identity == mixed.identity
+    with pytest.raises(StoreError, match="ab.h5 is there already"):
+        featx.merge([one, other], tmp_path / "ab.h5")
+    assert len(records(featx.merge([one, other], tmp_path / "ab.h5", replace=True))) == 8
+
+
 def test_an_archive_has_them(tmp_path):
     store = extract([noise(i) for i in range(5)], tmp_path / "a.h5")
     archive = featx.FeatureStore(featx.export(store, tmp_path / "archive.h5"))
@@ -126,10 +159,12 @@ def test_an_archive_has_them(tmp_path):
     assert featx.export(archive, tmp_path / "b.h5", compression="none").read_bytes() == store.path.read_bytes()
 
 
-def test_a_store_of_version_1_has_none(tmp_path):
+def test_a_store_of_version_1_has_none_and_its_table_says_how_to_get_them(tmp_path):
     shutil.copy(VERSION1, tmp_path / "a.h5")
     store = featx.FeatureStore(tmp_path / "a.h5")
     assert store.statistics == {} and store.image_records(np.arange(3)) is None
+    tables = [store_table(each).columns[0]._cells for each in (store, extract([noise(0)], tmp_path / "b.h5"))]
+    assert ["statistics" in cells for cells in tables] == [True, False]
 
 
 def test_a_run_that_an_earlier_version_began_is_refused(tmp_path, monkeypatch):
@@ -146,3 +181,11 @@ def test_a_run_that_an_earlier_version_began_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("featx.store.journal._FORMAT", "featx-journal 2")
     words = "another version of featx began"
     refused(lambda: extract(images, tmp_path / "a.h5", batch_size=8), tmp_path / "a.h5", words, error=StoreError)
+
+
+def test_fewer_layers_of_a_store_without_them_return_it_as_it_is(tmp_path, small_network):
+    images, options = [noise(i) for i in range(6)], {"backbone": small_network, "precision": "float32"}
+    whole = extract(images, tmp_path / "whole.h5", layers=["first", "second"], **options)
+    old = without_statistics(whole, tmp_path / "a.h5")
+    assert extract(images, tmp_path / "a.h5", layers="first", **options).identity == old.identity
+    assert same_file(extract(images, tmp_path / "a.h5", layers=["first", "second"], **options), whole)

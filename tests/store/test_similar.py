@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from helpers import fresh_python, store_of
@@ -33,6 +35,16 @@ def test_neighbours_are_those_of_an_exact_search(store, X, metric, budget_bytes,
     assert np.array_equal(found.rows, rows) and np.allclose(found.distances, distances, atol=1e-7)
     few = store.similar([str(store.ids[8]), "image 3"], 2, metric=metric)
     assert few.rows.tolist() == rows[[8, 3], :2].tolist()
+
+
+def test_memory_does_not_grow_with_the_number_of_queries(tmp_path):
+    X = np.random.default_rng(0).normal(size=(4000, 2)).astype(np.float32)
+    store = store_of(tmp_path / "s.h5", {"a:avg": X})
+    tracemalloc.start()
+    found = store.similar(store.X, 3)
+    assert tracemalloc.get_traced_memory()[1] < 300e6  # all distances alone have 128 MB, their order as many
+    tracemalloc.stop()
+    assert found.rows[[5, 3999]].tolist() == store.similar(store.X[[5, 3999]], 3).rows.tolist()
 
 
 def test_a_row_from_elsewhere_may_be_near_any_image(store, X):

@@ -101,6 +101,7 @@ class _Features(TransformerMixin, BaseEstimator):
 
     def _through_recipe(self, images: Sequence[Any], device: str, each_view: bool = False) -> np.ndarray:
         """(n, v, d) float32 features of each view, or (n, 1, d) their means."""
+        self.recipe_.require_network()
         # a calibrated or voting ensemble computes the same matrix once per member
         key = _content_key(self.recipe_, images)
         if key is None:
@@ -269,7 +270,9 @@ class StoredFeatures(_Features):
         Parameters
         ----------
         X : (n,) or (n, 1)
-            Integer keys from `store.X`, or images: paths, PIL images, uint8 arrays.
+            Integer keys from `store.X`, or images: paths, PIL images, uint8 arrays. If the store's features were
+            imported, they cannot be computed of images; instead X may contain them, (n, d) numbers with d > 1, the
+            columns of several layers side by side.
 
         Returns
         -------
@@ -283,6 +286,8 @@ class StoredFeatures(_Features):
             The store has been replaced since `fit`, by one whose rows have another meaning; the differences are named.
         UnreadableImages
             Some images cannot be read.
+        BackboneError
+            The features were imported, or their network is not available; X contains images.
 
         Warns
         -----
@@ -290,6 +295,8 @@ class StoredFeatures(_Features):
             The store has been replaced since `fit`, by one whose rows are rounded differently.
         """
         check_is_fitted(self, "recipe_")
+        if self.recipe_.is_imported and (rows := _matrix_in(X)) is not None:
+            return self._checked_rows(rows)
         items = items_of(X)
         if isinstance(items, list):
             return self._features_of(as_images(items), self.device)
@@ -300,6 +307,15 @@ class StoredFeatures(_Features):
         for name, columns in self._blocks(matrix):  # beside the matrix, the rows of one layer are held at most
             columns[:] = self._stored(rows, name)
         return FeatureRows.of(matrix, origin)
+
+    def _checked_rows(self, rows: np.ndarray) -> np.ndarray:
+        """(n, d) rows of features in place of keys, as float32."""
+        if rows.shape[1] != self.n_features_out_:
+            raise KeysError(
+                f"X is one column of keys, or rows of {self.layer_} with {self.n_features_out_:,} columns; got "
+                f"{rows.shape[1]:,}"
+            )
+        return FeatureRows.of(rows.astype(np.float32), Origin(self.recipe_, None))
 
     def transform_views(self, X: object) -> np.ndarray:
         """Features of every view of images, for what is not linear in them; of one layer.
@@ -325,8 +341,9 @@ class StoredFeatures(_Features):
     def _rows_of(self, keys: np.ndarray) -> tuple[np.ndarray, Origin]:
         """Positions of keys in the store, whose recipe is compared with that of `fit`."""
         if isinstance(self.store, Recipe):
+            inputs = "rows of features" if self.recipe_.is_imported else "images"
             raise KeysError(
-                "X contains image keys, but this model has no store to read their rows from; pass images, or "
+                f"X contains image keys, but this model has no store to read their rows from; pass {inputs}, or "
                 "set_params(...__store=featx.FeatureStore(path))"
             )
         recipe = self.store.recipe.only(self.layers_).of_view(self.view)
@@ -451,6 +468,13 @@ class ImageFeatures(_Features):
         """
         check_is_fitted(self, "recipe_")
         return self._features_of(as_images(X), self.device)
+
+
+def _matrix_in(X: Any) -> np.ndarray | None:
+    """X if it is a table or an array of several columns of numbers, else None."""
+    X = X.to_numpy() if hasattr(X, "to_numpy") else X
+    is_matrix = isinstance(X, np.ndarray) and X.ndim == 2 and X.shape[1] > 1 and X.dtype.kind in "fiub"
+    return X if is_matrix else None
 
 
 def _name(image: object) -> str:

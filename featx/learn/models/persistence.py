@@ -127,7 +127,7 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
 
     try:
         copy = detached(estimator)
-        for step in _features_of(copy):
+        for step in features_of(copy):
             step.hand_over(None)
         check_trees(copy)
         model = {"format": _FORMAT, "version": _VERSION, "estimator": copy} | record
@@ -141,7 +141,7 @@ def save(estimator: Any, path: str | os.PathLike) -> Path:
         raise ModelError(
             f"{type(estimator).__name__} holds types that a model file must not: {listed(foreign)}; {instead}"
         )
-    if not _features_of(copy):
+    if not features_of(copy):
         warn(
             f"{type(estimator).__name__} has no StoredFeatures or ImageFeatures: the saved model predicts rows of "
             "features, not images; to predict images, fit and save a pipeline that begins with one of them",
@@ -336,11 +336,11 @@ def _refuse_bomb(content: bytes, path: Path) -> None:
 
 def recipes(estimator: Any) -> list[Recipe]:
     """The distinct recipes of all StoredFeatures and ImageFeatures in a fitted estimator, however deeply nested."""
-    by_text = {step.recipe_.to_json(): step.recipe_ for step in _features_of(estimator)}
+    by_text = {step.recipe_.to_json(): step.recipe_ for step in features_of(estimator)}
     return list(by_text.values())
 
 
-def _features_of(estimator: Any) -> list[StoredFeatures | ImageFeatures]:
+def features_of(estimator: Any) -> list[StoredFeatures | ImageFeatures]:
     """Fitted features steps in an estimator, however deeply nested."""
     steps = (held for held in objects_of(estimator) if isinstance(held, StoredFeatures | ImageFeatures))
     return [step for step in steps if hasattr(step, "recipe_")]
@@ -361,10 +361,12 @@ def _check(estimator: Any) -> None:
                     setattr(held, name, None)
             if hasattr(held, "check_loaded"):
                 held.check_loaded()
-    for step in _features_of(estimator):
+    for step in features_of(estimator):
         recipe = step.recipe_
         if not isinstance(recipe, Recipe) or not isinstance(getattr(step, "store", recipe), Recipe):
             raise StoreError("it holds features without a recipe")
+        if isinstance(step, ImageFeatures) and recipe.is_imported:
+            raise StoreError("it computes features that were imported")
         if isinstance(step, ImageFeatures) and is_weights_file(str(step.weights)):
             from featx.backbones import Backbone, Preprocessing  # seconds to import, and rarely needed
 
@@ -385,7 +387,7 @@ def _hand_back(estimator: Any, backbone: Any, weights: str | os.PathLike | None)
 
     resolved: dict[str, Backbone] = {}
     refusals: list[BackboneError] = []
-    steps = _features_of(estimator)
+    steps = features_of(estimator)
     for recipe in {step.recipe_.weights_sha256: step.recipe_ for step in steps}.values():
         try:
             known = passed_backbone(recipe, backbone, ... if weights is None else weights)

@@ -1,16 +1,18 @@
-"""Predict images one by one: a label with its confidence, or the reason why the image cannot be read."""
+"""Predict images, or the rows of a store, one by one: a label with its confidence, or why an image cannot be read."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from featx.errors import FeatxError, ModelError, UnreadableImages
-from featx.learn.features import as_images
-from featx.learn.models.persistence import recipes
+from featx.learn.features import StoredFeatures, as_images
+from featx.learn.models.persistence import features_of, recipes
 from featx.prediction import Prediction
+from featx.store import FeatureStore
 
 _CHUNK = 256  # images per call: results are shown after each, and an unreadable image makes one run twice
 
@@ -51,7 +53,41 @@ def predict_images(model: Any, images: Sequence[Any]) -> Iterator[Prediction]:
                 yield Prediction(name, *next(remaining), "")
 
 
-def _predict(model: Any, images: list[Any]) -> list[tuple[str | float, float | None, str]]:
+def predict_store(model: Any, store: FeatureStore) -> Iterator[Prediction]:
+    """Predict every row of a store; no network is needed.
+
+    Parameters
+    ----------
+    model : fitted pipeline that begins with StoredFeatures, as `featx.load` returns it
+    store : FeatureStore
+        Of rows with the same meaning as those that the model was fitted on.
+
+    Yields
+    ------
+    Prediction, one for each image of the store, in order; its `image` is the image's id
+
+    Raises
+    ------
+    ModelError
+        The model does not begin with StoredFeatures, or a step cannot use its input.
+    RecipeError
+        The store was made in another way; the differences are named.
+    LayerError
+        The store does not have the model's layers.
+    """
+    model = copy.deepcopy(model)
+    steps = features_of(model)
+    if not steps or not all(isinstance(step, StoredFeatures) for step in steps):
+        raise ModelError(f"{type(model).__name__} does not begin with StoredFeatures, which reads rows of a store")
+    for step in steps:
+        step.store = store
+    for start in range(0, len(store), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        for name, result in zip(store.ids[part].tolist(), _predict(model, store.X[part]), strict=True):
+            yield Prediction(name, *result, "")
+
+
+def _predict(model: Any, images: list[Any] | np.ndarray) -> list[tuple[str | float, float | None, str]]:
     """(label, confidence, kind) for each image; the features are computed once."""
     try:
         return _results(model, images)
@@ -67,7 +103,7 @@ def _predict(model: Any, images: list[Any]) -> list[tuple[str | float, float | N
         raise ModelError(f"{type(model).__name__} cannot predict images: {cause}") from error
 
 
-def _results(model: Any, images: list[Any]) -> list[tuple[str | float, float | None, str]]:
+def _results(model: Any, images: list[Any] | np.ndarray) -> list[tuple[str | float, float | None, str]]:
     if not hasattr(model, "classes_"):
         return [(float(value), None, "value") for value in model.predict(images)]
     method, kind = ("predict_proba", "probability")

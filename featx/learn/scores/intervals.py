@@ -127,7 +127,9 @@ def held_out_interval(
     """Interval of a score on held-out images: Wilson's for an accuracy without groups, otherwise by bootstrap.
 
     Images of one group are alike, so the percentile bootstrap draws whole groups. It has 1,000 resamples from a fixed
-    seed. (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.)
+    seed. (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993, chapters 8 and 13.) An accuracy over
+    groups of one image each has Wilson's interval too; so does one of 0 or 1, whose resamples would all be equal, with
+    n the number of groups.
 
     Parameters
     ----------
@@ -246,8 +248,11 @@ def _over_images(
     classes: np.ndarray | None = None,
 ) -> Interval:
     """Interval over the images, of the mean score of several models."""
-    if metric.name == "accuracy" and groups is None:
-        return wilson(min(1.0, float(np.mean([metric.score(y, one) for one in outputs]))), len(y))
+    n = len(y) if groups is None else len(np.unique(groups))
+    if metric.name == "accuracy":
+        share = min(1.0, float(np.mean([metric.score(y, one) for one in outputs])))
+        if n == len(y) or n >= _LEAST_GROUPS and share in (0.0, 1.0):
+            return wilson(share, n)
     samples = _resamples(len(y), groups)
     if samples is None:
         return UNKNOWN

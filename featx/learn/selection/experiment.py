@@ -20,12 +20,13 @@ from featx.learn.selection.splits import (
     group_numbers,
     groups_of,
     hold_out,
+    is_near_duplicates,
     is_numeric,
     one_per_image,
     refuse_split_groups,
 )
 from featx.manifest import text_array
-from featx.store import FeatureStore
+from featx.store import FeatureStore, near_duplicate_groups, near_duplicates
 
 Stores = FeatureStore | Sequence[FeatureStore]
 Labels = str | Sequence[object] | np.ndarray | None
@@ -196,6 +197,11 @@ def define_experiment(
                 Call("featx.merge"),
                 " makes one store of several with different images",
             )
+        if (store.recipe.is_imported or other.recipe.is_imported) and not np.isin(store.X, other.X).all():
+            raise KeysError(
+                f"{other.path.name} has other rows for the same ids, so its images count as other ones: features that "
+                "are searched together must be imported as layers of one store"
+            )
         other.rows(store.X)  # raises where images of the same id differ
     numbers = group_numbers(store, groups)
     together = groups_of(store, numbers, allow_duplicates)
@@ -224,7 +230,9 @@ def define_experiment(
             )
         X_test, y_test = test_store.X, labels_of(test_store, y if isinstance(y, str) else None)
         _refuse_unlike(store.digests[train], labels[train], test_store, y_test, allow_duplicates)
-        if isinstance(groups, str) and groups in test_store.columns:
+        if is_near_duplicates(store, groups):
+            test_groups = _groups_without_copies(store, train, test_store)
+        elif isinstance(groups, str) and groups in test_store.columns:
             test_groups = _other_groups(store, test_store, groups)
     if is_numeric(labels) and np.ptp(labels[train]) == 0:
         raise FeatxError(f"the training images need labels that differ; they are all {labels[train][0]:g}")
@@ -295,6 +303,20 @@ def _other_groups(store: FeatureStore, test_store: FeatureStore, name: str) -> n
             f"both stores: {listed(shared)}"
         )
     return np.unique(values, return_inverse=True)[1]
+
+
+def _groups_without_copies(store: FeatureStore, train: np.ndarray, test_store: FeatureStore) -> np.ndarray:
+    """(m,) numbers of the test images' groups of copies; raises FeatxError if one is a copy of a training image."""
+    groups, layer = near_duplicate_groups(test_store), store.layers[-1]
+    copies = near_duplicates(store, test_store, layer if layer in test_store.layers else None)
+    pairs = copies.pairs[np.isin(copies.pairs[:, 0], train)]
+    if len(pairs):
+        ids = [f"{str(test_store.ids[row])!r} of {str(store.ids[of])!r}" for of, row in pairs[:3].tolist()]
+        raise FeatxError(
+            f"{len(np.unique(pairs[:, 1])):,} of the {len(test_store):,} test images are near duplicates of training "
+            f"images: {', '.join(ids)}{' ...' if len(pairs) > 3 else ''}; take them out of one of the stores"
+        )
+    return groups
 
 
 def _refuse_extreme(y: np.ndarray) -> None:

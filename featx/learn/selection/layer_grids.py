@@ -354,8 +354,8 @@ def _test_note(features: StoredFeatures, store: FeatureStore, test_store: Featur
         differences = features.recipe_.other_meaning(recipe, where)
     if differences:
         raise RecipeError(
-            f"the test store was made with other settings: {'; '.join(differences)}; extract its images with ",
-            Parameter("like", trained_on),
+            f"the test store was made with other settings: {'; '.join(differences)}",
+            *features.recipe_.like_hint("; extract its images with ", trained_on),
         )
     return rounding_note(recipe, features.recipe_, (name, trained_on))
 

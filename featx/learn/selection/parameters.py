@@ -22,6 +22,12 @@ def check_integer(name: str, value: object, least: int) -> None:
         raise FeatxError(Parameter(name), f" is an integer, {least} or more; got {brief(value)}")
 
 
+def check_seed(name: str, value: object) -> None:
+    """Raise FeatxError unless scikit-learn takes the value as a seed."""
+    if counts([value], 0, 2**32 - 1) is None:
+        raise FeatxError(Parameter(name), f" is an integer from 0 to {2**32 - 1}; got {brief(value)}")
+
+
 def check_positive(name: str, value: object) -> None:
     if not _is_number(value) or not value > 0:
         raise FeatxError(Parameter(name), f" is a positive number; got {brief(value)}")

@@ -16,6 +16,7 @@ from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
 from featx.errors import Call, FeatxError, Parameter, Part, StoreError, file_of_labels, listed, no_column
 from featx.learn.selection.parameters import brief, check_integer, sequence
+from featx.manifest import is_missing
 from featx.store import NEAR_DUPLICATES, FeatureStore, near_duplicate_groups
 
 _MANY_CLASSES = 10
@@ -49,7 +50,7 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
     """
     if groups is None:
         return None
-    if isinstance(groups, str) and groups == NEAR_DUPLICATES and groups not in store.columns:
+    if is_near_duplicates(store, groups):
         return near_duplicate_groups(store)
     if isinstance(groups, str):
         values = column_of(store, groups, "group")
@@ -64,6 +65,11 @@ def group_numbers(store: FeatureStore, groups: str | Sequence[object] | np.ndarr
             Parameter("groups"), f" need two or more different values; all images have {str(distinct[0])!r}"
         )
     return numbers
+
+
+def is_near_duplicates(store: FeatureStore, groups: object) -> bool:
+    """Whether groups are those of near duplicates, and not a column of that name."""
+    return isinstance(groups, str) and groups == NEAR_DUPLICATES and groups not in store.columns
 
 
 def one_per_image(store: FeatureStore, values: object, noun: str, parameter: str) -> np.ndarray:
@@ -83,19 +89,11 @@ def one_per_image(store: FeatureStore, values: object, noun: str, parameter: str
         array = np.empty((len(store), 0))
     if array.ndim != 1:
         raise StoreError(Parameter(parameter), f" is one {noun} per image; got {brief(every[0])} for the first")
-    if array.dtype.kind in "OfM" and (missing := [row for row, value in enumerate(array) if _is_missing(value)]):
+    if array.dtype.kind in "OfM" and (missing := [row for row, value in enumerate(array) if is_missing(value)]):
         raise StoreError(
             f"every image needs a {noun} (", Parameter(parameter), f"); none is given for {listed(store.ids[missing])}"
         )
     return array
-
-
-def _is_missing(value: object) -> bool:
-    """Whether the value is None, NaN, NaT or pandas.NA."""
-    try:
-        return value is None or bool(value != value)
-    except TypeError:  # pandas.NA has no truth value
-        return True
 
 
 def column_of(store: FeatureStore, name: str, noun: str) -> np.ndarray:

@@ -107,6 +107,19 @@ def test_an_interval_over_few_groups_is_not_known():
     assert low < 23 / 24 <= high
 
 
+def test_an_accuracy_of_1_over_groups_has_the_width_of_their_number():
+    y = np.arange(24) % 2
+    assert held_out_interval(ACCURACY, y, y, np.arange(24) // 3) == wilson(1.0, 8)
+    assert held_out_interval(ACCURACY, y, 1 - y, np.arange(24) // 3) == wilson(0.0, 8)
+    assert np.isnan(held_out_interval(ACCURACY, y, y, np.arange(24) // 12)).all()
+
+
+def test_groups_of_one_image_are_as_none():
+    y = np.arange(24) % 2
+    right = np.where(np.arange(24) == 5, 1 - y, y)
+    assert held_out_interval(ACCURACY, y, right, np.arange(24)[::-1]) == held_out_interval(ACCURACY, y, right)
+
+
 def test_images_that_go_together_say_less():
     y = np.tile(["a", "b"], 100)
     predicted = np.where(np.arange(200) < 150, y, "c")
