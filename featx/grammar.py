@@ -158,7 +158,7 @@ def check_batch_size(field: str, value: Any, recipe: Any) -> None:
 
 
 def check_origin(field: str, value: Any, recipe: Any) -> None:
-    _require(value is None or (type(value) is str and len(value) < 2**16), field, "a folder, or null", value)
+    _require(value is None or (type(value) is str and len(value) < 2**16), field, "a path or URL, or null", value)
 
 
 def check_collection(field: str, value: Any, recipe: Any) -> None:

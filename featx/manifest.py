@@ -6,6 +6,7 @@ Both extraction and learning need this, and neither may import the other; so it 
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -37,8 +38,13 @@ def is_missing(value: object) -> bool:
         return True
 
 
-def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
+def read_manifest(path: str | os.PathLike, content: bytes | None = None) -> dict[str, list[str]]:
     """Read a CSV file with a header line into its columns, every value a string.
+
+    Parameters
+    ----------
+    content : bytes, optional
+        Of the file, if it is not read here.
 
     Raises
     ------
@@ -46,9 +52,9 @@ def read_manifest(path: str | os.PathLike) -> dict[str, list[str]]:
         The file is missing, is not UTF-8, has other separators than commas, no rows, two columns with one name, or a
         row of the wrong length.
     """
-    path = Path(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        opened = Path(path).open("rb") if content is None else io.BytesIO(content)
+        with io.TextIOWrapper(opened, newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
             header, *rows = [(reader.line_num, row) for row in reader if row] or [(0, [])]
     except OSError as error:

@@ -118,7 +118,7 @@ class Recipe:
     device : "cpu" or "cuda"
     threads : number of threads of the forward pass
     versions : {library: version}
-    origin : the folder that ids are relative to, or None
+    origin : the folder, archive or URL that ids are relative to, or None
     collection : digest of the run's ids, labels and columns, in order; None if no store was made
     pass_rows : the smallest number of images in a forward pass, if a GPU's memory was too small for a whole batch;
         else None

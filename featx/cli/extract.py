@@ -30,7 +30,12 @@ _NETWORK, _LABELS, _COMPUTING, _OUTPUT, _PRINTED = (
 
 
 def extract(
-    source: Annotated[Path, typer.Argument(help="A folder of class folders, a folder of images, or a .csv manifest.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of class folders or of images, a .zip of one, .tar or .parquet files, or a .csv manifest."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to make.", rich_help_panel=_OUTPUT)],
     backbone: Annotated[
         str | None,
@@ -155,7 +160,7 @@ def extract(
         from featx.store import FeatureStore, refuse_unwritable_store
 
         refuse_file_as_backbone(backbone)
-        images = collect(source, labels, target=target, path_column=path_column)
+        images = collect(source, labels, target=target, path_column=path_column, on_phase=preparing(show))
         refuse_unwritable_store(output)
         if output.exists():
             FeatureStore(output)

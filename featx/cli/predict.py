@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,7 +21,7 @@ def predict(
     model: Annotated[
         Path, typer.Argument(help="A model that featx search or featx.save made, or a .onnx file of featx export.")
     ],
-    images: Annotated[list[Path] | None, typer.Argument(help="Image files, or folders of them.")] = None,
+    images: Annotated[list[str] | None, typer.Argument(help="Image files, or folders or archives of them.")] = None,
     store: Annotated[
         Path | None,
         typer.Option(help="Predict the images of this store, from their stored rows; no network is needed."),
@@ -76,7 +76,7 @@ def predict(
     return 1 if unreadable else 0
 
 
-def _predictions(model: Path, images: Sequence[Path], weights: str | None) -> Iterator[Prediction]:
+def _predictions(model: Path, images: Sequence[Any], weights: str | None) -> Iterator[Prediction]:
     """By onnxruntime, which starts at once, or by torch and scikit-learn."""
     if model.suffix.lower() == ".onnx":
         if weights is not None:

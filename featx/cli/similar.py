@@ -53,11 +53,11 @@ def similar(
     check_file(output, FIGURES, "a sheet is a .png, .pdf or .svg file")
     opened = FeatureStore(store)
     found = _neighbors(opened, images, neighbors, layer, metric)
-    from featx.report import similar_csv, similar_figure, similar_json, similar_table, stored_path
+    from featx.report import similar_csv, similar_figure, similar_json, similar_table, stored_image
 
     if output is not None:
         ids = set(opened.ids.tolist())
-        paths = [stored_path(opened, image) if image in ids else Path(image) for image in images]
+        paths = [stored_image(opened, image) if image in ids else Path(image) for image in images]
         figure = similar_figure(opened, images, paths, found)
         with working("drawing the sheet"), written_aside(output) as file:
             figure.savefig(file, format=output.suffix[1:].lower(), dpi=110)

@@ -32,6 +32,7 @@ from PIL import Image, ImageFile
 from featx.backbones import Backbone
 from featx.errors import FeatxError
 from featx.forward import Block, decoders, release, stream
+from featx.images import Member
 from featx.store import KEPT, Recipe, RowFile, disk_errors
 
 _LEAST_BATCHES = 32  # per GPU; with fewer, the seconds that a process takes to start are not recovered
@@ -196,12 +197,16 @@ def _deal(
     for number, place in enumerate(places):
         own = starts[number :: len(places)]
         positions = [i for start in own for i in range(start, min(start + size, len(images)))]
-        named = (str, os.PathLike)  # a path is handed over as text
-        chosen = [os.fspath(images[i]) if isinstance(images[i], named) else images[i] for i in positions]
+        chosen = [_sent(images[i]) for i in positions]
         # on a CPU their number decides the last bits
         threads = recipe.threads if place == "cpu" else max(1, recipe.threads // len(places))
         load_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
         yield _Share(place, recipe, own, chosen, todo[positions], workers, threads, rows, load_truncated)
+
+
+def _sent(image: Any) -> Any:
+    """An image as it is handed over: a path as text."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) and not isinstance(image, Member) else image
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,8 @@ def extract(
     Parameters
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
-        A folder of class folders, a folder of images, a CSV manifest, or the images themselves.
+        A folder of class folders, a folder of images, a `.zip` file of one, WebDataset shards ("{00..15}.tar"), Parquet
+        files with a column of images, a CSV manifest, the URL of one of these ("s3://..."), or the images themselves.
     output : path
         The HDF5 file to make. If it exists with this recipe and these images, it is returned as it is. If there are
         more images or layers now, a store with the existing rows and the new ones replaces it. An interrupted run is
@@ -103,7 +104,7 @@ def extract(
         pass has one view of each image of a batch, so the network's memory does not grow. StoredFeatures averages them.
     weights : str, path or None
         See Backbone.
-    labels : sequence of n labels, or the name of a CSV file's column, optional
+    labels : sequence of n labels, or the name of a CSV or Parquet file's column, optional
         By default the class folders of a folder, or the column "label".
     ids : sequence of n str, optional
         Names of the images of a sequence.
@@ -256,7 +257,7 @@ def plan(
     if example is None and not isinstance(backbone, Backbone):  # an unknown name is refused before images are looked at
         backbone = Backbone("resnet50" if backbone is None else backbone, weights)
     there = stamp(output)
-    images = collect(source, labels, ids=ids, target=target, path_column=path_column)
+    images = collect(source, labels, ids=ids, target=target, path_column=path_column, on_phase=preparing(progress))
     on_phase = preparing(progress, len(images.ids))
     on_phase(f"building {backbone.name if isinstance(backbone, Backbone) else 'the network'}")
     refuse_running(output)

@@ -63,7 +63,7 @@ def resolve_recipe(
     batch_size: int | str = "auto",
     dtype: str = "float32",
     views: Sequence[str] | None = None,
-    origin: Path | None = None,
+    origin: Path | str | None = None,
     workers: int | str = "auto",
     on_phase: Callable[[str], None] = lambda phase: None,
     on_trial: Callable[[Trial], None] | None = lambda trial: None,
@@ -76,8 +76,8 @@ def resolve_recipe(
         Images of the run. The first batch decides precision and engine "auto", if the run is long enough for that.
     backbone, weights, layers, pool, device, precision, engine, batch_size, dtype, views
         As in `featx.extract`.
-    origin : path, optional
-        The folder that ids are relative to; only recorded.
+    origin : path or URL, optional
+        The folder or archive that ids are relative to; only recorded.
     workers : int or "auto"
         Threads that decode the first batch.
     on_phase : callable
@@ -125,7 +125,7 @@ def resolve_recipe(
         device=place.type,
         threads=torch.get_num_threads(),
         versions={name: version(name) for name in libraries},
-        origin=None if origin is None else str(origin.absolute()),
+        origin=str(origin.absolute()) if isinstance(origin, Path) else origin,
         weights_file_sha256=backbone.weights_file_sha256,
         views=views,
     )

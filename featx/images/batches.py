@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image
 
 from featx.errors import ImageError
-from featx.images.decoding import AnyImage, Stamp, decode, decode_and_describe, stamp
+from featx.images.decoding import AnyImage, decode, decode_and_describe, stamp
 from featx.images.limits import MAX_FILE_BYTES, bounded
+from featx.images.members import Member, Stamp
 
 _BATCHES_AHEAD = 2
 
@@ -121,7 +122,7 @@ def _read_ahead(images: Sequence[AnyImage]) -> None:
     if not hasattr(os, "posix_fadvise"):
         return
     for image in images:
-        if isinstance(image, str | os.PathLike):
+        if isinstance(image, str | os.PathLike) and not isinstance(image, Member):
             with contextlib.suppress(OSError, ValueError):  # decoding reports the error
                 file = os.open(image, os.O_RDONLY | os.O_NONBLOCK)
                 try:

@@ -1,4 +1,4 @@
-"""Builds a `Collection` from a folder, a list, a CSV manifest or arrays: the ordered images of a run.
+"""Builds a `Collection` from a folder, an archive, a list, a CSV manifest or arrays: the ordered images of a run.
 
 Each image has an id and, if there are any, a label and column values. Nothing is decoded here.
 """
@@ -6,15 +6,20 @@ Each image has an id and, if there are any, a label and column values. Nothing i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from featx.errors import ImageError, SourceError, file_of_labels, listed, nearest
-from featx.images.decoding import EXTENSIONS, AnyImage
+from featx.images.containers import Contents, container_stamp, contents_of, remote_manifest
+from featx.images.decoding import AnyImage
+from featx.images.members import EXTENSIONS, is_image
+from featx.images.remote import is_url, shown
 from featx.manifest import as_labels, column, read_manifest, text_array
 
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "testing"}
@@ -26,7 +31,7 @@ class Collection:
 
     Attributes
     ----------
-    images : n paths, uint8 arrays or PIL images
+    images : n paths, Members, uint8 arrays or PIL images
         An ImageError takes the place of a file whose name is not UTF-8.
     ids : list of n different str
         Names of the images in the store.
@@ -34,17 +39,17 @@ class Collection:
         Class names, or numbers.
     columns : {name: (n,) str}
         The other columns of the manifest; see `manifest.text_array`.
-    origin : Path or None
-        The folder that ids are relative to.
+    origin : Path, str or None
+        The folder or archive, or its URL, that ids are relative to.
     passed_over : int
-        Number of files in the folder whose names are not those of images.
+        Number of files in the folder or archive whose names are not those of images.
     """
 
     images: Sequence[AnyImage]
     ids: list[str]
     y: np.ndarray | None = None
     columns: dict[str, np.ndarray] = field(default_factory=dict)
-    origin: Path | None = None
+    origin: Path | str | None = None
     passed_over: int = 0
 
     def __post_init__(self) -> None:
@@ -69,22 +74,26 @@ def collect(
     ids: Sequence[str] | None = None,
     target: str = "class",
     path_column: str = "path",
+    on_phase: Callable[[str], None] = lambda phase: None,
 ) -> Collection:
     """Collect the images that `source` names.
 
     Parameters
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
-        A folder contains class folders, or images without labels. A `.csv` file has a column of paths, relative to the
-        file's own folder.
-    labels : sequence of n labels, or for a CSV file the name of a column, optional
-        By default the class folders of a folder, or a CSV file's column "label" if it has one.
+        A folder or a `.zip` file contains class folders, or images without labels. A `.csv` file has a column of paths,
+        relative to the file's own folder. WebDataset shards are a `.tar` file, several ("{000..099}.tar" or a list), or
+        a folder of them; so are Parquet files with a column of image bytes. Each may be a URL that fsspec knows.
+    labels : sequence of n labels, or for a CSV or Parquet file the name of a column, optional
+        By default the class folders of a folder, or the column "label" if there is one.
     ids : sequence of n str, optional
         For a sequence of images; by default the paths, or the numbers of other images.
     target : "class" or "numeric"
         Whether labels are class names or numbers.
     path_column : str
         A CSV file's column of image paths.
+    on_phase : callable
+        Called with a few words while remote folders are listed.
 
     Raises
     ------
@@ -94,67 +103,133 @@ def collect(
     """
     if isinstance(source, Collection):
         return source
+    if isinstance(source, str) and is_url(source) and shown(source).lower().endswith(".csv"):
+        return _from_manifest(source, path_column, _column_name(source, labels, ids), target, on_phase)
+    contents = contents_of(source, on_phase) if isinstance(source, str | os.PathLike | list | tuple) else None
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if path.is_dir():
-            if labels is not None or ids is not None:
-                raise SourceError(
-                    f"{path} is a folder: its class folders are the labels; for others use a CSV file of paths and "
-                    "labels as the source",
-                    *file_of_labels(labels),
-                )
-            return _from_folder(path, target)
+        if contents is None and path.is_dir():
+            contents = _folder_contents(path)
+        if contents is not None:
+            return _from_contents(contents, labels, ids, target)
         if not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
         if path.suffix.lower() == ".csv":
-            if ids is not None or not (labels is None or isinstance(labels, str)):
-                raise SourceError(f"{path} is a CSV file: give the name of its label column as labels")
-            return _from_manifest(path, path_column, labels, target)
-        raise SourceError(f"{path} is a single file; give a folder, or a .csv file of paths with a first line 'path'")
+            return _from_manifest(path, path_column, _column_name(path, labels, ids), target)
+        raise SourceError(
+            f"{path} is a single file; give a folder, an archive, or a .csv file of paths with a first line 'path'"
+        )
+    if contents is not None:
+        return _from_contents(contents, labels, ids, target)
     if isinstance(labels, str):
         raise SourceError(f"labels are one value per image; got the string {labels!r}")
     return _from_sequence(source, labels, ids, target)
 
 
-def files(paths: Sequence[str | os.PathLike]) -> list[Path]:
-    """Image files, and all images inside folders, in the order given.
+def files(paths: Sequence[str | os.PathLike]) -> list[Any]:
+    """Image files, and all images inside folders and archives, in the order given.
 
     Raises
     ------
     SourceError
-        A path does not exist, or a folder contains no images.
+        A path does not exist, or a folder or archive contains no images.
     """
-    images: list[Path] = []
-    for path in map(Path, paths):
-        if not path.exists():
+    images: list[Any] = []
+    for source in paths:
+        contents, path = contents_of(source), Path(source)
+        if contents is None and not path.exists():
             raise SourceError(f"there is no {path}{_neighbours(path)}")
-        inside = _walk(path)[0] if path.is_dir() else [path]
+        inside: Sequence[AnyImage] = (
+            contents.images if contents is not None else _walk(path)[0] if path.is_dir() else [path]
+        )
         if not inside:
-            raise SourceError(f"{path} holds no images")
+            raise SourceError(f"{source} holds no images")
         images += inside
     return images
 
 
-def _from_folder(root: Path, target: str) -> Collection:
-    files, passed_over = _walk(root)
-    if not files:
+@lru_cache(maxsize=16)
+def _members(origin: str, listed: object) -> dict[str, AnyImage]:
+    contents = contents_of(Path(origin))
+    return {} if contents is None else dict(zip(contents.names, contents.images, strict=True))
+
+
+def image_at(origin: str | os.PathLike | None, name: str) -> AnyImage:
+    """The image of an id in the folder or archive that ids are relative to; a path if there is none.
+
+    Parameters
+    ----------
+    origin : path or None
+        `Recipe.origin`. Without one, ids may be whole paths.
+    name : str
+    """
+    path = Path(origin or "", name)
+    if origin is None or path.is_file() or is_url(origin):  # a store must not make featx open a URL
+        return path
+    shards = (folder for folder in path.parents if folder.suffix in (".tar", ".parquet") and folder.is_file())
+    if Path(origin).is_dir() and (shard := next(shards, None)):
+        origin, name = shard, path.relative_to(shard.parent).as_posix()
+    try:
+        return _members(os.fspath(origin), container_stamp(Path(origin))).get(name, path)
+    except SourceError:
+        return path
+
+
+def _from_contents(contents: Contents, labels: object, ids: object, target: str) -> Collection:
+    where, images, names = contents.origin, contents.images, contents.names
+    if contents.columns is not None and ids is None and (labels is None or isinstance(labels, str)):
+        return _from_columns(contents, labels, target)
+    if labels is not None or ids is not None:
         raise SourceError(
-            f"{root} holds no images (of {passed_over:,} files none ends in {', '.join(sorted(EXTENSIONS))})"
+            f"{where} is {contents.kind}; for others use a CSV file of paths and labels as the source",
+            *file_of_labels(labels),
         )
-    images, names = _named(files, [file.relative_to(root).as_posix() for file in files])
+    if not images:
+        raise SourceError(
+            f"{where} holds no images (of {contents.passed_over:,} files none ends in {', '.join(sorted(EXTENSIONS))})"
+        )
+    images, names = _named(images, names)
+    if contents.labels is not None:
+        has_labels = any(label is not None for label in contents.labels)
+        y = as_labels(contents.labels, target, names) if has_labels else None
+        return Collection(images, names, y, origin=where, passed_over=contents.passed_over)
     loose = [name for name in names if "/" not in name]
     if len(loose) == len(names):
-        return Collection(images, names, origin=root, passed_over=passed_over)
+        return Collection(images, names, origin=where, passed_over=contents.passed_over)
     if loose:
         raise SourceError(
-            f"{root} holds class folders and loose images beside them ({listed(loose)}); move the loose images"
+            f"{where} holds class folders and loose images beside them ({listed(loose)}); move the loose images"
         )
     y = as_labels([name.split("/")[0] for name in names], target, names)
     if target == "class" and {str(name).lower() for name in np.unique(y)} <= _SPLIT_NAMES:
         raise SourceError(
-            f"the folders in {root} are splits, not classes ({listed(np.unique(y).tolist())}); give one of them"
+            f"the folders in {where} are splits, not classes ({listed(np.unique(y).tolist())}); give one of them"
         )
-    return Collection(images, names, y, origin=root, passed_over=passed_over)
+    if contents.is_zip and len(set(y.tolist())) == 1 and all(name.count("/") > 1 for name in names):
+        raise SourceError(f"all images in {where} lie in folders of {str(y[0])!r}; give {where}/{y[0]} as the source")
+    return Collection(images, names, y, origin=where, passed_over=contents.passed_over)
+
+
+def _from_columns(contents: Contents, label_column: str | None, target: str) -> Collection:
+    where = contents.origin
+    columns: dict[str, Any] = contents.columns or {}
+    if not contents.images:
+        raise SourceError(f"{where} holds no images; it has no rows")
+    images, names = _named(contents.images, contents.names)
+    label_column = label_column or ("label" if "label" in columns else None)
+    values = None if label_column is None else column(columns, label_column, where, "labels")
+    has_labels = values is not None and any(value is not None for value in values)
+    y = as_labels(values or [], target, names) if has_labels else None
+    others = {
+        name: text_array([value or "" for value in texts]) for name, texts in columns.items() if name != label_column
+    }
+    return Collection(images, names, y, others, origin=where)
+
+
+def _folder_contents(root: Path) -> Contents:
+    files, passed_over = _walk(root)
+    names = [file.relative_to(root).as_posix() for file in files]
+    return Contents("a folder: its class folders are the labels", root, files, names, None, passed_over)
 
 
 def _walk(root: Path) -> tuple[list[Path], int]:
@@ -169,9 +244,8 @@ def _walk(root: Path) -> tuple[list[Path], int]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith("."):
-                is_image = os.path.splitext(name)[1].lower() in EXTENSIONS
-                passed_over += not is_image
-                if is_image:
+                passed_over += not is_image(name)
+                if is_image(name):
                     files.append(Path(folder, name))
     return sorted(files), passed_over
 
@@ -180,12 +254,36 @@ def _refuse_folder(error: OSError) -> None:
     raise SourceError(f"cannot list the folder {error.filename}: {error.strerror}") from error
 
 
-def _from_manifest(path: Path, path_column: str, label_column: str | None, target: str) -> Collection:
-    table = read_manifest(path)
+def _column_name(path: object, labels: object, ids: object) -> str | None:
+    """The label column of a CSV file that `labels` names."""
+    if ids is not None or not (labels is None or isinstance(labels, str)):
+        raise SourceError(f"{path} is a CSV file: give the name of its label column as labels")
+    return labels
+
+
+def _from_manifest(
+    path: Path | str,
+    path_column: str,
+    label_column: str | None,
+    target: str,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> Collection:
+    if isinstance(path, str):
+        content, remote = remote_manifest(path, on_phase)
+        path = shown(path)
+        table = read_manifest(path, content)
+    else:
+        table = read_manifest(path)
     names = column(table, path_column, path, "path_column")
     label_column = label_column or ("label" if "label" in table else None)
     y = None if label_column is None else as_labels(column(table, label_column, path, "labels"), target, names)
     others = {key: text_array(values) for key, values in table.items() if key not in (path_column, label_column)}
+    if isinstance(path, str):
+        missing = ImageError("missing", "there is no such file")
+        objects = [remote.get(name.removeprefix("./"), missing) for name in names]
+        if all(image is missing for image in objects):
+            raise SourceError(f"none of the {len(names):,} images in {path} exists; the first would be {names[0]!r}")
+        return Collection(objects, names, y, others, origin=path.rpartition("/")[0])
     files = [path.parent / name for name in names]
     if not any(file.exists() for file in files):
         raise SourceError(f"none of the {len(files):,} images in {path} exists; the first would be {files[0]}")

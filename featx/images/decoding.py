@@ -1,4 +1,4 @@
-"""Decodes one image (a path, a PIL image, a uint8 array) to an RGB picture, and computes the digest of its content.
+"""Decodes one image (a path, a `Member`, a PIL image, a uint8 array) to RGB, and computes the digest of its content.
 
 The rule, recorded in every recipe as `DECODER`, is that Pillow reads the file, with these choices:
 
@@ -40,11 +40,11 @@ from PIL import (  # a format's plugin must be imported before the format can be
 
 from featx.errors import ImageError
 from featx.images import jpeg, limits
+from featx.images.members import Member, Stamp, changed
 from featx.images.statistics import image_statistics
 
 DECODER = "pillow: first frame, EXIF rotation, 16-bit to 8, RGB"
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
-EXTENSIONS = frozenset(".jpg .jpeg .jpe .png .webp .bmp .tif .tiff .gif .ppm .pgm".split())
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -60,11 +60,12 @@ _TURNS = {
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.", append=True)
 
 AnyImage = str | os.PathLike | np.ndarray | Image.Image | ImageError  # an ImageError says why the image cannot be read
-Stamp = tuple[int, int]
 
 
 def stamp(image: AnyImage) -> Stamp | None:
     """(size in bytes, modification time in ns) of a file, for `decode` to compare; None for other images."""
+    if isinstance(image, Member):
+        return image.stamp()
     if not isinstance(image, str | os.PathLike):
         return None
     try:
@@ -72,11 +73,6 @@ def stamp(image: AnyImage) -> Stamp | None:
     except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns
-
-
-def changed() -> ImageError:
-    """The failure of an image whose file has changed during the run."""
-    return ImageError("changed", "the file changed while the run was on")
 
 
 def decode(image: AnyImage, expected: Stamp | None = None) -> tuple[Image.Image, bytes]:
@@ -131,6 +127,8 @@ def content_digest(image: AnyImage) -> bytes:
 
 
 def _read(path: str | os.PathLike, expected: Stamp | None = None) -> bytes:
+    if isinstance(path, Member):
+        return path.read()  # checks that it has not changed since it was listed
     try:
         _check_file(os.stat(path))  # checked before opening, to which devices may react
         with open(path, "rb", opener=_open_at_once) as file:

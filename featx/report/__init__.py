@@ -17,7 +17,7 @@ from featx.report.page import html
 from featx.report.progress import search_progress
 from featx.report.rankings import nested_table, protocol_table, ranking_table
 from featx.report.results import results_csv, results_json
-from featx.report.similar import similar_csv, similar_figure, similar_json, similar_table, stored_path
+from featx.report.similar import similar_csv, similar_figure, similar_json, similar_table, stored_image
 from featx.report.store_map import store_map
 from featx.report.stores import difference_table, notes_text, store_table, together_text
 from featx.report.tables import (
@@ -73,7 +73,7 @@ __all__ = [
     "similarity_figure",
     "store_map",
     "store_table",
-    "stored_path",
+    "stored_image",
     "to_label_csv",
     "to_label_table",
     "together_text",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featx.errors import ImageError
@@ -15,11 +14,11 @@ if TYPE_CHECKING:
 
 def picture_of(store: FeatureStore, row: int) -> Image | None:
     """The picture of a row; None if there is no file of it, or another one since."""
-    from featx.images import decode
+    from featx.images import decode, image_at
 
     try:
         # without a folder, ids may be whole paths, or names of anything
-        picture, digest = decode(Path(store.recipe.origin or "", str(store.ids[row])))
+        picture, digest = decode(image_at(store.recipe.origin, str(store.ids[row])))
     except (ImageError, OSError):
         return None
     return picture if digest == bytes(store.digests[row]) else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import FeatxError, ImageError, Parameter
@@ -69,7 +68,7 @@ def _found(store: FeatureStore, neighbors: Neighbors) -> list[list[tuple[str, st
     ]
 
 
-def similar_figure(store: FeatureStore, names: Sequence[str], paths: Sequence[Path], neighbors: Neighbors) -> Figure:
+def similar_figure(store: FeatureStore, names: Sequence[str], paths: Sequence[Any], neighbors: Neighbors) -> Figure:
     """Draw a line of thumbnails for each image: itself, then its neighbours with their labels and distances.
 
     Parameters
@@ -97,18 +96,20 @@ def similar_figure(store: FeatureStore, names: Sequence[str], paths: Sequence[Pa
     for line, (query, path, found) in enumerate(zip(names, paths, _found(store, neighbors), strict=True)):
         cells = [(path, query, "")]
         for name, label, distance in found:
-            cells.append((stored_path(store, name), name, f"{'' if label is None else f'{label}, '}{distance:.3f}"))
+            cells.append((stored_image(store, name), name, f"{'' if label is None else f'{label}, '}{distance:.3f}"))
         for place, cell in enumerate(cells):
             _draw(axis, place * _CELL_INCHES, line * (_CELL_INCHES + _CAPTION_INCHES), *cell)
     return figure
 
 
-def stored_path(store: FeatureStore, name: str) -> Path:
-    """Where an image was when it was extracted, as far as the store knows."""
-    return Path(store.recipe.origin or "", name)
+def stored_image(store: FeatureStore, name: str) -> Any:
+    """The image where it was when it was extracted, as far as the store knows."""
+    from featx.images import image_at
+
+    return image_at(store.recipe.origin, name)
 
 
-def _draw(axis: Any, left: float, top: float, path: Path, name: str, words: str) -> None:
+def _draw(axis: Any, left: float, top: float, path: Any, name: str, words: str) -> None:
     """A picture below its caption, in a cell of the sheet."""
     from featx.images import decode
 

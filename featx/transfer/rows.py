@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from featx.backbones import INPUT, Preprocessing
 from featx.errors import ImageError, KeysError, LayerError, StoreError, UnreadableImages
 from featx.forward import decoders
-from featx.images import content_digest, decode
+from featx.images import content_digest, decode, image_at
 from featx.learn.features import StoredFeatures, as_images, items_of, keys_of
 from featx.store import FeatureStore
 
@@ -112,7 +112,7 @@ def images_of(features: StoredFeatures, X: Any) -> Sequence[Any]:
     if not isinstance(store, FeatureStore):
         raise KeysError(f"boundary={INPUT!r} needs images, and a loaded model has no store of their keys: give images")
     positions, origin = store.rows(keys_of(items)), store.recipe.origin
-    files = [Path(origin or "", name) for name in store.ids[positions]]
+    files = [image_at(origin, str(name)) for name in store.ids[positions]]
     if origin is None:  # ids may be names of anything
         digests = map(bytes, store.digests[positions])
         if n := sum(not _has(file, digest) for file, digest in zip(files, digests, strict=True)):
@@ -123,7 +123,7 @@ def images_of(features: StoredFeatures, X: Any) -> Sequence[Any]:
     return files
 
 
-def _has(file: Path, digest: bytes) -> bool:
+def _has(file: Any, digest: bytes) -> bool:
     """Whether there is a file with this content."""
     try:
         return content_digest(file) == digest
@@ -177,7 +177,7 @@ def _decoded(images: Sequence[Any], position: int) -> Image.Image:
     try:
         return decode(images[position])[0]
     except ImageError as error:
-        name = images[position] if isinstance(images[position], str | Path) else type(images[position]).__name__
+        name = images[position] if isinstance(images[position], str | os.PathLike) else type(images[position]).__name__
         raise UnreadableImages(f"image {position} ({name}) cannot be read: {error}", {position: error}) from error
 
 

@@ -91,6 +91,9 @@ def test_folder_to_predictions(photos: Path, store: Path, model: Path) -> None:
     assert all(0.5 < row["confidence"] <= 1 and row["kind"] == "probability" for row in rows.values())
     as_csv = list(csv.DictReader(io.StringIO(_run("predict", model, *new.values(), "--csv").stdout)))
     assert [row["label"] for row in as_csv] == list(new)
+    archive = shutil.make_archive(str(photos.parent / "new"), "zip", photos.parent / "new")
+    zipped = json.loads(_run("predict", model, archive, "--json").stdout)
+    assert [row | {"image": f"{archive}/{Path(row['image']).name}"} for row in rows.values()] == zipped
     table = _run("predict", model, *new.values()).stdout
     assert all(name in table for name in new)
 

@@ -58,7 +58,7 @@ def folder(tmp_path_factory) -> Path:
             "search photos.h5 -e svm",
             "there is no estimator 'svm'; close: 'rbf_svm', 'linear_svm', 'svr'; choose nearest_centroid",
         ),
-        ("extract list.txt -o x.h5", "list.txt is a single file; give a folder, or a .csv file of paths"),
+        ("extract list.txt -o x.h5", "list.txt is a single file; give a folder, an archive, or a .csv file of paths"),
         ("extract photos/ant/ant_0.png -o x.h5", "is a single file; give a folder"),
         ("extract photos -o x.h5 -b photos.h5", "a backbone is a network's name"),
         ("layers photos.h5", "featx info photos.h5 says what a store holds"),

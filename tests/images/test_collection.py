@@ -120,7 +120,7 @@ def test_a_missing_source_lists_similar_names(tmp_path):
 @pytest.mark.parametrize("name", ["a.png", "list.txt"])
 def test_a_single_file_is_refused_with_what_is_needed(tmp_path, name):
     path = save_noise(tmp_path / "a.png", seed=0).rename(tmp_path / name)
-    refused("single file", str(path), "give a folder, or a .csv file of paths", source=path)
+    refused("single file", str(path), "give a folder, an archive, or a .csv file of paths", source=path)
 
 
 @pytest.mark.parametrize("where", ["image", "class folder", "list"])

@@ -16,8 +16,9 @@ from PIL import Image, ImageOps
 
 from featx.errors import ImageError
 from featx.images import content_digest, decode, limits
-from featx.images.decoding import EXTENSIONS, FORMATS, stamp
+from featx.images.decoding import FORMATS, stamp
 from featx.images.limits import MAX_PIXELS
+from featx.images.members import EXTENSIONS
 
 CODES = {"missing", "unreadable", "not-an-image", "damaged", "too-large", "pixel-type", "changed"}
 STEPS = (np.arange(12, dtype=np.uint16) * 5957).reshape(3, 4)  # 0 ... 65,527 of 16-bit grey

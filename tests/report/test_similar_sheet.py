@@ -8,7 +8,7 @@ import numpy as np
 from helpers import class_folders, store_of
 
 import featx
-from featx.report import similar_figure, similar_table, stored_path
+from featx.report import similar_figure, similar_table, stored_image
 
 
 def texts(figure) -> list[str]:
@@ -18,7 +18,7 @@ def texts(figure) -> list[str]:
 def test_a_line_for_each_query(pixel_store):
     names = pixel_store.ids[[0, 5]].tolist()
     found = pixel_store.similar(names, 3)
-    figure = similar_figure(pixel_store, names, [stored_path(pixel_store, name) for name in names], found)
+    figure = similar_figure(pixel_store, names, [stored_image(pixel_store, name) for name in names], found)
     assert len(figure.axes[0].images) == 8 and len(texts(figure)) == 8
     for row, distance in zip(found.rows[1], found.distances[1], strict=True):
         assert f"{pixel_store.ids[row]}\n{pixel_store.y[row]}, {distance:.3f}" in texts(figure)

@@ -1,0 +1,155 @@
+"""A URL gives the images of what it names, as on disk; an object that changes after the listing is a failure."""
+
+from __future__ import annotations
+
+import pickle
+
+import fsspec
+import pytest
+from helpers import assert_tells, class_folders
+from test_shards import shards_of
+from test_tables import written
+from test_zips import zip_of
+
+from featx.errors import ImageError, SourceError
+from featx.images import collect, content_digest, decode, files, image_at, remote
+from featx.images.remote import shown
+
+
+@pytest.fixture
+def memory():
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    system.pseudo_dirs[:] = [""]
+    yield system
+    system.store.clear()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return class_folders(tmp_path / "photos", ("bee", "ant"), n=4)
+
+
+def refused(source, *words, **options):
+    with pytest.raises(SourceError) as caught:
+        collect(source, **options)
+    assert_tells(caught.value, *words)
+
+
+def failure(image):
+    with pytest.raises(ImageError) as caught:
+        decode(image)
+    return caught.value
+
+
+def digests(images):
+    return [content_digest(image) for image in images]
+
+
+def test_a_folder_is_listed_as_on_disk_with_progress(memory, photos):
+    (photos / "ant" / ".hidden.png").write_bytes(b"x")
+    (photos / ".cache").mkdir()
+    (photos / ".cache" / "x.png").write_bytes(b"x")
+    (photos / "ant" / "notes.txt").write_bytes(b"x")
+    memory.put(str(photos), "/photos", recursive=True)
+    phases: list[str] = []
+    folder, found = collect(photos), collect("memory://photos/", on_phase=phases.append)
+    assert found.ids == folder.ids and found.y.tolist() == folder.y.tolist() and found.passed_over == 1
+    assert digests(found.images) == digests(folder.images) and found.origin == "memory://photos"
+    assert str(found.images[0]) == f"memory://photos/{found.ids[0]}"
+    assert phases[-1] == "listing memory://photos: 9 files"
+    assert digests(pickle.loads(pickle.dumps(found.images))) == digests(folder.images)
+    assert collect(f"file://{photos}").ids == folder.ids
+
+
+def test_archives_and_manifests_are_read_where_they_are(memory, photos, tmp_path):
+    folder = collect(photos)
+    paths = shards_of(photos, tmp_path / "shards")
+    memory.put(str(tmp_path / "shards"), "/shards", recursive=True)
+    memory.put(str(zip_of(photos, tmp_path / "photos.zip", inside="all/")), "/data/photos.zip")
+    memory.put(str(written(tmp_path / "x.parquet", photos)), "/data/x.parquet")
+    zipped = collect("memory://data/photos.zip/all")
+    assert zipped.ids == folder.ids and digests(zipped.images) == digests(folder.images)
+    refused("memory://data/photos.zip", "give memory://data/photos.zip/all")
+    for source in (
+        "memory://shards",
+        "memory://shards/{000..003}.tar",
+        [f"memory://shards/00{i}.tar" for i in range(4)],
+    ):
+        shards = collect(source)
+        assert shards.ids[3] == f"001.tar/{paths[3].stem}" and digests(shards.images) == digests(paths)
+        assert shards.origin == "memory://shards"
+    table = collect("memory://data/x.parquet")
+    assert table.ids == folder.ids and digests(table.images) == digests(folder.images)
+    memory.put(str(photos), "/photos", recursive=True)
+    memory.pipe("/photos/list.csv", b"path,label,site\nant/ant_0.png,a,1\nno.png,b,2\n../data/photos.zip,c,3\n")
+    listed = collect("memory://photos/list.csv")
+    assert listed.y.tolist() == ["a", "b", "c"] and listed.columns["site"].tolist() == ["1", "2", "3"]
+    assert content_digest(listed.images[0]) == content_digest(photos / "ant/ant_0.png")
+    assert [failure(image).code for image in listed.images[1:]] == ["missing", "missing"]
+    memory.pipe("/photos/none.csv", b"path\nno.png\n")
+    refused("memory://photos/none.csv", "none of the 1 images", "'no.png'")
+    assert digests(files(["memory://photos/ant/ant_0.png", "memory://photos/bee"])) == digests(
+        [photos / "ant/ant_0.png", *sorted((photos / "bee").iterdir())]
+    )
+
+
+def test_an_object_that_changes_after_it_was_listed_is_a_failure(memory, photos, tmp_path):
+    memory.put(str(photos), "/photos", recursive=True)
+    memory.put(str(zip_of(photos, tmp_path / "photos.zip")), "/photos.zip")
+    images, zipped = collect("memory://photos").images, collect("memory://photos.zip").images
+    decode(images[0])
+    decode(zipped[0])
+    memory.pipe("/photos/ant/ant_0.png", memory.cat("/photos/ant/ant_1.png"))
+    memory.pipe("/photos/ant/ant_1.png", b"shorter")
+    memory.rm("/photos/ant/ant_2.png")
+    memory.pipe("/photos.zip", memory.cat("/photos.zip"))
+    assert [failure(image).code for image in images[:3]] == ["changed", "changed", "missing"]
+    assert failure(zipped[0]).code == "changed"
+    decode(images[3])
+
+
+def test_what_is_not_there_or_not_readable_is_refused(memory, monkeypatch):
+    refused("memory://nowhere", "there is no memory://nowhere")
+    refused("memory://nowhere/{0..1}.tar", "there is no memory://nowhere/0.tar")
+    refused("memory://nowhere/x.csv", "there is no memory://nowhere/x.csv")
+    refused("nosuchscheme://x", "cannot list nosuchscheme://x")
+    memory.makedirs("/empty")
+    refused("memory://empty", "memory://empty holds no images")
+
+    def denied(self, path, **options):
+        raise PermissionError("403 Forbidden\nmore lines")
+
+    monkeypatch.setattr(type(memory), "info", denied)
+    refused("memory://photos", "cannot list memory://photos", "PermissionError: 403 Forbidden")
+
+
+def test_an_object_that_cannot_be_fetched_is_a_failure_without_the_librarys_text(memory, photos, monkeypatch):
+    memory.put(str(photos), "/photos", recursive=True)
+    images = collect("memory://photos").images
+
+    def broken(self, path, **options):
+        raise OSError("request 123 timed out")
+
+    monkeypatch.setattr(type(memory), "cat_file", broken)
+    assert (failure(images[0]).code, str(failure(images[0]))) == ("unreadable", "the object cannot be read")
+
+
+def test_an_object_that_is_too_large_is_not_fetched(memory, photos, monkeypatch):
+    memory.put(str(photos), "/photos", recursive=True)
+    images = collect("memory://photos").images
+    monkeypatch.setattr("featx.images.limits.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr(type(memory), "cat_file", None)
+    assert failure(images[0]).code == "too-large"
+
+
+def test_urls_are_shown_without_secrets():
+    assert shown("ftp://me:secret@host/a.zip?sig=abc") == "ftp://host/a.zip"
+    assert shown("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
+
+
+def test_a_url_in_a_store_is_not_opened(memory, photos, monkeypatch):
+    memory.put(str(photos), "/photos", recursive=True)
+    monkeypatch.setattr(remote, "RemotePath", None)
+    image = image_at("memory://photos", "ant/ant_0.png")
+    assert failure(image).code == "missing"
