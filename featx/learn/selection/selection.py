@@ -91,8 +91,10 @@ def select_model(
         "neg_mean_absolute_error".
     folds, repeats : int
         Number of folds of the cross-validation, and of its repetitions with other folds.
-    groups : a column of the first store, or (n,) values, optional
-        Images of one group (a patient, near-duplicates) are never split between training and test.
+    groups : a column of the first store, (n,) values, or "near-duplicates", optional
+        Images of one group, of a patient for example, are never split between training and test. "near-duplicates" are
+        copies of one picture that were saved, resized, mirrored or cropped; a test store with copies of training images
+        is refused then.
     allow_duplicates : bool
         Whether images of the same content may be split between training and test.
     one_se : bool
