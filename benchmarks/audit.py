@@ -7,13 +7,13 @@ TRAIN has class folders; the other set is conformal-clip-data's textile images i
 EfficientNet-Lite0's: blocks.2, blocks.4, blocks.5 and the penultimate layer.
 
 labels: a share of the labels is replaced by another class, drawn at random; average precision of the ranking, and of
-cleanlab's (self-confidence of scikit-learn's logistic regression on the standardised penultimate layer, 5 folds, its
-best C of four by log loss); how often the number of flipped labels is inside the interval.
+cleanlab's (self-confidence of a logistic regression on the standardised penultimate layer, 5 folds, its best C of four
+by log loss); how often the number of flipped labels is inside the interval.
 copies: images saved, resized, mirrored, brightened or cropped; share that is found as a copy of its own original, and
 of the originals that are taken for a copy of another image. imagehash's pHash and dHash, of the image and of its
 mirror image, decide at the distance within which 1 % of the originals have another image.
 shortcuts: class A saved at another JPEG quality, or by one camera, must be named; untouched sets must give no warning.
-cost: seconds of an audit of all images by four layers; memory of 100,000 x 1,280 rows.
+cost: seconds of an audit of all images by four layers.
 
 Prints tables and adds lines to benchmarks/results/audit.jsonl.
 """
@@ -39,6 +39,7 @@ from solve_data import RESULTS
 import featx
 from featx.audit import audit
 from featx.images import collect, decode
+from featx.learn import GridSearchCV, LogisticRegression, StoredFeatures
 from featx.store import near_duplicates
 
 LAYERS = ["blocks.2", "blocks.4", "blocks.5", "penultimate"]
@@ -95,26 +96,21 @@ def flipped(y: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndar
     return given, wrong
 
 
-def cleanlab_scores(X: np.ndarray, y: np.ndarray, seed: int) -> np.ndarray:
+def cleanlab_scores(store: featx.FeatureStore, y: np.ndarray, seed: int) -> np.ndarray:
     """(n,) cleanlab's label quality, low for labels that are probably wrong."""
     from cleanlab.rank import get_label_quality_scores
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import log_loss
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     codes = np.unique(y, return_inverse=True)[1]
     folds = StratifiedKFold(5, shuffle=True, random_state=seed)
-    best = None
-    for C in (3e-4, 3e-3, 3e-2, 0.3):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=1000))
-        probabilities = cross_val_predict(model, X, codes, cv=folds, method="predict_proba", n_jobs=2)
-        loss = log_loss(codes, probabilities)
-        if best is None or loss < best[0]:
-            best = loss, probabilities
-    assert best is not None
-    return get_label_quality_scores(codes, best[1])
+    model = make_pipeline(StoredFeatures(store, "penultimate"), StandardScaler(), LogisticRegression())
+    search = GridSearchCV(
+        model, {"logisticregression__C": [3e-4, 3e-3, 3e-2, 0.3]}, scoring="neg_log_loss", cv=folds, refit=False
+    ).fit(store.X, codes)
+    model.set_params(**search.best_params_)
+    return get_label_quality_scores(codes, cross_val_predict(model, store.X, codes, cv=folds, method="predict_proba"))
 
 
 def labels(sets: dict[str, featx.FeatureStore], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -124,7 +120,6 @@ def labels(sets: dict[str, featx.FeatureStore], options: argparse.Namespace) -> 
     print("\n| set | flipped | AP, featx | AP, cleanlab | number in the interval | mean estimate |")
     for name, store in sets.items():
         assert store.y is not None
-        X = np.asarray(store["penultimate"])
         for share in SHARES:
             ours, theirs, inside, counts, n_wrong = [], [], 0, [], 0
             for seed in range(options.seeds):
@@ -133,7 +128,7 @@ def labels(sets: dict[str, featx.FeatureStore], options: argparse.Namespace) -> 
                 assert judged is not None
                 n_wrong = int(wrong.sum())
                 ours.append(average_precision_score(wrong[judged.rows], -np.arange(len(judged.rows))))
-                theirs.append(average_precision_score(wrong, -cleanlab_scores(X, y, seed)))
+                theirs.append(average_precision_score(wrong, -cleanlab_scores(store, y, seed)))
                 inside += judged.interval.low <= n_wrong <= judged.interval.high
                 counts.append(judged.count)
             print(
@@ -232,13 +227,13 @@ def shortcuts(sets: dict[str, featx.FeatureStore], options: argparse.Namespace) 
 
 def cost(sets: dict[str, featx.FeatureStore], options: argparse.Namespace) -> list[dict[str, Any]]:
     lines = []
-    print("\n| audit of | seconds | CPU seconds | peak memory beside the store, GB |")
+    print("\n| audit of | seconds | CPU seconds |")
     for name, store in sets.items():
         start, cpu = time.perf_counter(), time.process_time()
         audit(store)
         line = {"part": "cost", "set": f"{name}, {len(store):,} x {len(store.layers)} layers"}
         lines.append(line | {"seconds": time.perf_counter() - start, "cpu": time.process_time() - cpu})
-        print(f"| {lines[-1]['set']} | {lines[-1]['seconds']:.1f} | {lines[-1]['cpu']:.1f} | |", flush=True)
+        print(f"| {lines[-1]['set']} | {lines[-1]['seconds']:.1f} | {lines[-1]['cpu']:.1f} |", flush=True)
     return lines
 
 

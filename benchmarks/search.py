@@ -124,7 +124,8 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
     print(mine.plan(X, y), file=sys.stderr)
     few = np.arange(min(500, len(X)))
     run(sklearn.clone(mine).set_params(cv=2), None, X[few], y[few])  # warm
-    run(sklearn.clone(theirs).set_params(cv=2), options.peer_processes, X[few], y[few])
+    if not options.ours_only:
+        run(sklearn.clone(theirs).set_params(cv=2), options.peer_processes, X[few], y[few])
     sides: dict[str, Callable[[], Any]] = {
         "ours": partial(run, mine, None, X, y),
         "peer": partial(run, theirs, options.peer_processes, X, y),
@@ -152,8 +153,8 @@ def compare(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def rows_of(options: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """X (n, 1280) float32 and y, the first of cell A's."""
-    cell = CELLS["A"] if options.fashion else replace(CELLS["A"], n=options.rows)
+    """X (n, d) float32 and y, the first of cell A's."""
+    cell = CELLS["A"] if options.fashion else replace(CELLS["A"], n=options.rows, d=options.columns)
     X, y = features(cell, options.fashion)
     return np.ascontiguousarray(X[: options.rows]), y[: options.rows]
 
@@ -204,6 +205,7 @@ def main() -> None:
     parser.add_argument("--fashion", type=Path, help="folder of train-images-idx3-ubyte.gz and its labels")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=10_000)
+    parser.add_argument("--columns", type=int, default=1280, help="of the stand-in")
     parser.add_argument("--peer-processes", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--ours-only", action="store_true")
     options = parser.parse_args()

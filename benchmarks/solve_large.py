@@ -56,7 +56,7 @@ def sweep(cell: Cell, options: argparse.Namespace) -> list[dict[str, Any]]:
         print(f"{cell.name} is left out: it takes a GPU of {GPU_BYTES / 1e9:.0f} GB (--device cuda) or a small --scale")
         return []
     X, y = np.empty((cell.n, cell.d), np.float32), labels(cell.n, cell.k)
-    power_law(X, y, cell.k, device)
+    power_law(X, y, cell.k, device if large else torch.device("cpu"))
     return [certified(X, y, cell, options.device, options.repeats)]
 
 

@@ -64,6 +64,8 @@ class PretendCuda(TorchFunctionMode):
     def __enter__(self) -> PretendCuda:
         self._patches.enter_context(mock.patch.multiple(torch.cuda, **self._queries()))
         self._patches.enter_context(mock.patch.object(PretendTensor, "device_", self, create=True))
+        stream = SimpleNamespace(is_capturing=lambda: False)  # the optimizers of torch ask for it
+        self._patches.enter_context(mock.patch.object(torch.accelerator, "current_stream", lambda device=None: stream))
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:

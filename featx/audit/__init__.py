@@ -5,6 +5,7 @@ from featx.audit.confusion import ConfusedPair
 from featx.audit.label_errors import LabelErrors
 from featx.audit.labelling import ToLabel, next_to_label
 from featx.audit.outliers import Outlier
+from featx.audit.selections import audit_selection
 from featx.audit.shift import Shift
 from featx.audit.shortcuts import Shortcut, Stratum
 from featx.naming import publish
@@ -20,6 +21,7 @@ __all__ = [
     "Stratum",
     "ToLabel",
     "audit",
+    "audit_selection",
     "next_to_label",
     "shortcut_reason",
     "split_warnings",

@@ -11,8 +11,8 @@ import numpy as np
 
 from featx.audit.confusion import ConfusedPair, confused_pairs
 from featx.audit.label_errors import LabelErrors, label_errors
-from featx.audit.outliers import Outlier, outliers
-from featx.audit.shift import Shift, Side, shift
+from featx.audit.outliers import LEAST_IMAGES, Outlier, outliers
+from featx.audit.shift import LEAST_DIFFERENT, Shift, Side, shift
 from featx.audit.shortcuts import Shortcut, shortcuts
 from featx.errors import FeatxError, Parameter, StoreError, count, listed
 from featx.learn.selection import Groups, Labels, brief, check_integer, group_numbers, labels_of
@@ -21,6 +21,7 @@ from featx.store import Copies, FeatureStore, connected, near_duplicates
 _MOST_LAYERS = 4
 _MOST_NUMBERS = 2**16  # of a row
 _LEAST_IN_CLASS = 5  # different images
+_AGAIN = "extract the same images to it again, which computes them and keeps all rows"
 
 
 class Finding(NamedTuple):
@@ -58,7 +59,7 @@ class Audit:
     store : FeatureStore
     test : FeatureStore or None
         The store of the test images, if it is another one.
-    y : (n,) labels, or None
+    y : (n,) class names, "" where an image has no label; or None
     layers : the layers that were used, the one for distances last
     labels : LabelErrors or None
     duplicates : Copies
@@ -67,9 +68,11 @@ class Audit:
         Copies of training images among the test images, whose rows are second.
     outliers : list of Outlier
     confused : list of ConfusedPair
-    too_small : {class: number of different images} of the classes that are too small to judge
+    too_small : {class: number of different images, or of groups} of the classes that are too small to judge
     shortcuts : list of Shortcut
     split : Shift or None
+    unit : "different image" or "group"
+        What is never split between training and test.
     missing : list of str
         What could not be done, and how to get it.
     seconds : float
@@ -87,6 +90,7 @@ class Audit:
     too_small: dict[str, int]
     shortcuts: list[Shortcut]
     split: Shift | None
+    unit: str = "different image"
     missing: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -148,7 +152,7 @@ class Audit:
             reason = f"{pair.first!r} taken for {pair.second!r} {times}, the other way {pair.n_second:,}"
             found.append(_finding(self.store, "confused", i, pair.share, -1, pair.first, pair.second, reason))
         for name, n in self.too_small.items():
-            reason = f"class {name!r} has {count(n, 'different image')}: too few to judge its labels"
+            reason = f"class {name!r} has {count(n, self.unit)}: too few to judge its labels"
             found.append(_finding(self.store, "confused", len(found), 0.0, -1, name, "", reason))
         return found
 
@@ -197,7 +201,7 @@ def shortcut_reason(found: Shortcut) -> str:
 def split_warnings(found: Shift) -> list[tuple[float, str]]:
     """(score, text) of each difference between training and test images."""
     warnings = []
-    if found.differs:
+    if found.differs and found.auc is not None and found.interval is not None:
         text = (
             f"test images differ from training images: a classifier tells them apart with ROC AUC {found.auc:.2f} "
             f"[{found.interval.low:.2f}, {found.interval.high:.2f}]; 0.5 is chance"
@@ -264,82 +268,138 @@ def audit(
     if not isinstance(store, FeatureStore):
         raise FeatxError(f"store is a featx.FeatureStore; got {brief(store)}; featx.FeatureStore(path) opens one")
     check_integer("random_state", random_state, 0)
-    labels = None if y is None and store.y is None else labels_of(store, y)
     missing: list[str] = []
-    if labels is None:
-        missing.append("labels, confused classes and shortcuts: the store has no labels; give some (labels)")
-    elif labels.dtype.kind == "f":
-        missing.append("labels, confused classes and shortcuts: they need class names, and the labels are numbers")
-        labels = None
+    labels = _class_names(store, y, missing)
     chosen = _layers(store, layers)
-    if not store.statistics:
-        missing.append(
-            "near duplicates, image quality and shortcuts by file: "
-            + (
-                "imported rows have no statistics of images"
-                if store.recipe.is_imported
-                else "the store keeps no statistics of its images; extract the same images to it again, which computes "
-                "them and keeps all rows"
-            )
-        )
+    layer = chosen[-1]
     test_rows, test_store = _test_of(store, test, chosen)
     numbers = group_numbers(store, groups)
+    _add_without_statistics(store, test_store, missing)
     on_step("comparing images with one another")
-    layer = chosen[-1]
-    every = near_duplicates(store, layer=layer)
-    copies, leaks = every, None
-    if test_store is not None:
-        leaks = near_duplicates(store, test_store, layer)
-    elif test_rows is not None:
-        across = test_rows[every.pairs[:, 0]] != test_rows[every.pairs[:, 1]]
-        copies, leaks = _some(every, ~across), _training_first(_some(every, across), test_rows)
-    together = _together(len(store), every.pairs, numbers)
+    copies = near_duplicates(store, layer=layer)
+    together = _together(len(store), copies.pairs, numbers)
     finite = _finite_rows(store, chosen)
-    judged: LabelErrors | None = None
-    pairs: list[ConfusedPair] = []
-    telling: list[Shortcut] = []
-    too_small: dict[str, int] = {}
-    if labels is not None:
-        rows, too_small = _judged_rows(labels, together.numbers, finite)
-        if len(np.unique(labels[rows])) < 2:
-            missing.append(
-                f"labels, confused classes and shortcuts: they need two classes of {_LEAST_IN_CLASS} different images"
-            )
-        else:
-            judged = label_errors(store, labels, rows, chosen, together, random_state=random_state, on_step=on_step)
-            pairs = confused_pairs(judged, labels)
-            on_step("looking for shortcuts")
-            telling = _shortcuts(store, labels, rows, together, judged, random_state)
+    if not len(finite):
+        missing.append(f"labels and outliers: no image has finite features of {listed(chosen)}")
+    judged = _Judged(None, [], [], {})
+    if labels is not None and len(finite):
+        column = y if isinstance(y, str) else ""
+        judged = _judge(store, labels, column, chosen, together, finite, random_state, missing, on_step)
     on_step("looking for outliers")
-    unlike = outliers(store, layer, labels, finite)
-    split = None
-    if test is not None:
+    classes = None if labels is None or (labels == "").any() else labels
+    unlike = outliers(store, layer, classes, finite)
+    if 0 < len(finite) < LEAST_IMAGES:
+        missing.append(f"outliers by features: they need {LEAST_IMAGES} images; there are {len(finite)}")
+    duplicates, leaks, split = copies, None, None
+    if test_store is not None or test_rows is not None:
         on_step("comparing test with training images")
-        sides = _sides(store, test_store, test_rows, layer, labels, groups, every.pairs, leaks)
-        split = shift(*sides, random_state)
+        if test_store is not None:
+            leaks = near_duplicates(store, test_store, layer)
+            training, tested = _two_stores(store, test_store, layer, labels, groups, together, leaks, missing)
+        else:
+            assert test_rows is not None
+            across = test_rows[copies.pairs[:, 0]] != test_rows[copies.pairs[:, 1]]
+            duplicates, leaks = _some(copies, ~across), _training_first(_some(copies, across), test_rows)
+            named = _names_of(store, groups)
+            training, tested = (
+                _side(store, layer, together.numbers, labels, named, of) for of in (~test_rows, test_rows)
+            )
+        split = shift(training, tested, random_state)
+        if split.auc is None:
+            missing.append(
+                f"whether test images are like training images: that needs {LEAST_DIFFERENT} {together.noun} on each "
+                "side"
+            )
     return Audit(
-        store,
-        test_store,
-        labels,
-        tuple(chosen),
-        judged,
-        copies,
-        leaks,
-        unlike,
-        pairs,
-        too_small,
-        telling,
-        split,
-        missing,
-        time.monotonic() - start,
+        store=store,
+        test=test_store,
+        y=labels,
+        layers=tuple(chosen),
+        labels=judged.labels,
+        duplicates=duplicates,
+        leaks=leaks,
+        outliers=unlike,
+        confused=judged.confused,
+        too_small=judged.too_small,
+        shortcuts=judged.shortcuts,
+        split=split,
+        unit=together.noun.removesuffix("s"),
+        missing=missing,
+        seconds=time.monotonic() - start,
     )
+
+
+def _class_names(store: FeatureStore, y: Labels, missing: list[str]) -> np.ndarray | None:
+    """(n,) class names, "" where labels are masked; or None, and why."""
+    by_class = "labels, confused classes and shortcuts"
+    if y is None and store.y is None:
+        missing.append(f"{by_class}: the store has no labels; give y, or --labels labels.csv")
+        return None
+    labels = labels_of(store, y)
+    if labels.dtype.kind == "f":
+        missing.append(f"{by_class}: they need class names, and the labels are numbers")
+        return None
+    return np.where(np.ma.getmaskarray(y), "", labels) if isinstance(y, np.ma.MaskedArray) else labels
+
+
+def _add_without_statistics(store: FeatureStore, test: FeatureStore | None, missing: list[str]) -> None:
+    without = [each.path.name for each in (store, test) if each is not None and not each.statistics]
+    if store.statistics and without:
+        missing.append(f"near duplicates across the split: {without[0]} keeps no statistics of its images; {_AGAIN}")
+    elif without and store.recipe.is_imported:
+        missing.append(
+            "near duplicates, image quality and shortcuts by file: imported rows have no statistics of images"
+        )
+    elif without:
+        missing.append(
+            "near duplicates, image quality and shortcuts by file: the store keeps no statistics of its images; "
+            f"{_AGAIN}"
+        )
+
+
+class _Judged(NamedTuple):
+    """What the labels of a store tell; see `Audit`."""
+
+    labels: LabelErrors | None
+    confused: list[ConfusedPair]
+    shortcuts: list[Shortcut]
+    too_small: dict[str, int]
+
+
+def _judge(
+    store: FeatureStore,
+    labels: np.ndarray,
+    column: str,
+    layers: Sequence[str],
+    together: Groups,
+    finite: np.ndarray,
+    random_state: int,
+    missing: list[str],
+    on_step: Callable[[str], None],
+) -> _Judged:
+    """column : the column that the labels are from, or "" """
+    rows, too_small = _judged_rows(labels, together.numbers, finite)
+    if len(np.unique(labels[rows])) < 2:
+        missing.append(
+            f"labels, confused classes and shortcuts: they need two classes of {_LEAST_IN_CLASS} {together.noun}"
+        )
+        return _Judged(None, [], [], too_small)
+    judged = label_errors(store, labels, rows, layers, together, random_state=random_state, on_step=on_step)
+    on_step("looking for shortcuts")
+    predicted = np.empty(len(store), object)
+    predicted[judged.rows] = judged.suggested
+    right = predicted[rows] == labels[rows]
+    score = float(np.mean([right[labels[rows] == name].mean() for name in judged.classes]))
+    telling = shortcuts(store, labels, rows, together, right, score, random_state, leave_out=column)
+    pairs = [] if judged.is_open else confused_pairs(judged, labels)
+    return _Judged(judged, pairs, telling, too_small)
 
 
 def _layers(store: FeatureStore, layers: Sequence[str] | None) -> list[str]:
     if layers is not None:
         if isinstance(layers, str) or not len(layers):
             raise FeatxError(Parameter("layers"), f" is a list of one or more layers of the store; got {brief(layers)}")
-        return [store.recipe.layer(name) for name in layers]
+        return list(dict.fromkeys(store.recipe.layer(name) for name in layers))
     able = [name for name in store.layers if store.row_bytes(name) <= 4 * _MOST_NUMBERS] or list(store.layers[-1:])
     places = np.unique(np.linspace(0, len(able) - 1, min(_MOST_LAYERS, len(able))).round().astype(int))
     return [able[i] for i in places]
@@ -384,11 +444,15 @@ def _training_first(copies: Copies, test_rows: np.ndarray) -> Copies:
 
 def _together(n: int, pairs: np.ndarray, numbers: np.ndarray | None) -> Groups:
     """Images that are never split between training and test: copies, and those of one group."""
-    edges = pairs
-    if numbers is not None:
-        first = {number: row for row, number in reversed(list(enumerate(numbers.tolist())))}
-        edges = np.concatenate([pairs, [[first[number], row] for row, number in enumerate(numbers.tolist())]])
-    return Groups(connected(n, edges), "different images" if numbers is None else "groups")
+    if numbers is None:
+        return Groups(connected(n, pairs), "different images")
+    return Groups(connected(n, np.concatenate([pairs, _with_first(numbers)])), "groups")
+
+
+def _with_first(values: np.ndarray) -> np.ndarray:
+    """(n, 2) the first row that has the same value, and each row."""
+    _, first, codes = np.unique(values, return_index=True, return_inverse=True)
+    return np.stack([first[codes], np.arange(len(values))], axis=1)
 
 
 def _finite_rows(store: FeatureStore, layers: Sequence[str]) -> np.ndarray:
@@ -400,64 +464,60 @@ def _finite_rows(store: FeatureStore, layers: Sequence[str]) -> np.ndarray:
 
 def _judged_rows(y: np.ndarray, units: np.ndarray, finite: np.ndarray) -> tuple[np.ndarray, dict[str, int]]:
     """(rows of classes with five different images or more, {class: number of different images} of the others)."""
+    rows = finite[y[finite] != ""]
     too_small = {}
-    for name in np.unique(y).tolist():
-        n = len(np.unique(units[finite][y[finite] == name]))
+    for name in np.unique(y[y != ""]).tolist():
+        n = len(np.unique(units[rows][y[rows] == name]))
         if n < _LEAST_IN_CLASS:
             too_small[str(name)] = n
-    return finite[~np.isin(y[finite].astype(str), list(too_small))], too_small
+    return rows[~np.isin(y[rows].astype(str), list(too_small))], too_small
 
 
-def _shortcuts(
-    store: FeatureStore, y: np.ndarray, rows: np.ndarray, together: Groups, judged: LabelErrors, random_state: int
-) -> list[Shortcut]:
-    predicted = np.empty(len(store), object)
-    predicted[judged.rows] = judged.suggested
-    right = predicted[rows] == y[rows]
-    score = float(np.mean([right[y[rows] == name].mean() for name in judged.classes]))
-    return shortcuts(store, y, rows, together, right, score, random_state)
+def _names_of(store: FeatureStore, groups: str | Sequence[object] | np.ndarray | None) -> np.ndarray | None:
+    """(n,) names of groups; None if there are none, or they are copies."""
+    if isinstance(groups, str):
+        return store.columns.get(groups)
+    return None if groups is None else np.array([*map(str, groups)])
 
 
-def _sides(
+def _two_stores(
     store: FeatureStore,
-    test_store: FeatureStore | None,
-    test_rows: np.ndarray | None,
+    test: FeatureStore,
     layer: str,
     y: np.ndarray | None,
     groups: str | Sequence[object] | np.ndarray | None,
-    pairs: np.ndarray,
-    leaks: Copies | None,
+    together: Groups,
+    leaks: Copies,
+    missing: list[str],
 ) -> tuple[Side, Side]:
-    """The training and the test images.
-
-    pairs : (p, 2) all copies in the store
-    """
-    named = store.columns.get(groups) if isinstance(groups, str) else None if groups is None else np.asarray(groups)
-    if test_store is None:
-        assert test_rows is not None
-        copies = connected(len(store), pairs)
-        training, test = (_side(store, layer, copies, y, named, of) for of in (~test_rows, test_rows))
-        return training, test
-    offset = len(store)
-    leaked = np.empty((0, 2), int) if leaks is None else leaks.pairs + [0, offset]
-    copies = connected(offset + len(test_store), np.concatenate([pairs, leaked]))
-    of_test = test_store.columns.get(groups) if isinstance(groups, str) else None
-    test_y = test_store.y if test_store.classes is not None else None
+    """The images of both stores; copies, and images of one group, have one number, across the stores too."""
+    n = len(store)
+    named = _names_of(store, groups)
+    of_test = test.columns.get(groups) if isinstance(groups, str) else None
+    if named is not None and of_test is None:
+        missing.append(f"common groups: {test.path.name} has no groups; they are of a column of both stores")
+    inside = near_duplicates(test, layer=layer).pairs
+    edges = [_with_first(together.numbers), leaks.pairs + [0, n], inside + n]
+    if named is not None and of_test is not None:
+        edges.append(_with_first(np.concatenate([named.astype(str), of_test.astype(str)])))
+    numbers = connected(n + len(test), np.concatenate(edges))
+    test_y = None if test.classes is None else test.y
     return (
-        _side(store, layer, copies[:offset], y, named, np.ones(offset, bool)),
-        _side(test_store, layer, copies[offset:], test_y, of_test, np.ones(len(test_store), bool)),
+        _side(store, layer, numbers[:n], y, named, np.ones(n, bool)),
+        _side(test, layer, numbers[n:], test_y, of_test, np.ones(len(test), bool)),
     )
 
 
 def _side(
     store: FeatureStore,
     layer: str,
-    copies: np.ndarray,
+    together: np.ndarray,
     y: np.ndarray | None,
     groups: np.ndarray | None,
     of: np.ndarray,
 ) -> Side:
     finite = _finite_rows(store, [layer])
     rows = finite[of[finite]]
-    features = store.take(rows, layer).reshape(len(rows), -1).astype(np.float32)
-    return Side(features, copies[rows], *(None if values is None else values[rows] for values in (y, groups)))
+    features = store.take(rows, layer)
+    features = features.reshape(len(rows), int(np.prod(features.shape[1:]))).astype(np.float32)
+    return Side(features, together[rows], *(None if values is None else values[rows] for values in (y, groups)))

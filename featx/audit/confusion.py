@@ -37,21 +37,20 @@ def confused_pairs(judged: LabelErrors, given: np.ndarray) -> list[ConfusedPair]
     given : (n,) labels of the store's images
     """
     labels, scores = given[judged.rows], judged.log_probabilities
-    predicted = judged.classes[scores.argmax(axis=1)]
     two = np.argsort(-scores, axis=1)[:, :2]
     margin = np.take_along_axis(scores, two, axis=1)
     close = margin[:, 0] - margin[:, 1]
-    sizes = {str(name): int((labels == name).sum()) for name in judged.classes}
+    codes, predicted = np.searchsorted(judged.classes, labels), scores.argmax(axis=1)
+    counts = np.zeros((len(judged.classes), len(judged.classes)), int)
+    np.add.at(counts, (codes, predicted), 1)
+    shares = counts / counts.sum(axis=1, keepdims=True)
     pairs = []
-    for a, one in enumerate(judged.classes):
-        for b in range(a + 1, len(judged.classes)):
-            other = judged.classes[b]
-            n_first = int(((labels == one) & (predicted == other)).sum())
-            n_second = int(((labels == other) & (predicted == one)).sum())
-            share = max(n_first / sizes[str(one)], n_second / sizes[str(other)])
-            if share <= _LEAST_SHARE or n_first + n_second < 2:
-                continue
-            both = np.flatnonzero((two.min(axis=1) == a) & (two.max(axis=1) == b) & (close < _BETWEEN))
-            both = both[np.argsort(close[both], kind="stable")][:_MOST_BETWEEN]
-            pairs.append(ConfusedPair(str(one), str(other), n_first, n_second, share, judged.rows[both]))
+    for a, b in np.argwhere(np.triu(np.maximum(shares, shares.T) > _LEAST_SHARE, 1)).tolist():
+        if counts[a, b] + counts[b, a] < 2:
+            continue
+        both = np.flatnonzero((two.min(axis=1) == a) & (two.max(axis=1) == b) & (close < _BETWEEN))
+        both = judged.rows[both[np.argsort(close[both], kind="stable")][:_MOST_BETWEEN]]
+        first, second = map(str, judged.classes[[a, b]])
+        share = float(max(shares[a, b], shares[b, a]))
+        pairs.append(ConfusedPair(first, second, int(counts[a, b]), int(counts[b, a]), share, both))
     return sorted(pairs, key=lambda pair: -(pair.n_first + pair.n_second))[:_MOST_PAIRS]

@@ -28,6 +28,7 @@ _FOLDS = 5
 _C = (3e-4, 3e-3, 3e-2, 0.3)
 _LEAST_PROBABILITY = 1e-12
 _CONTRADICTED = np.log(10)  # the predicted label is ten times as probable as the given one
+_LEAST_PROBABLE = 2  # labels; of clean ones a single one may seem wrong
 _MOST_WRONG = 0.5  # share of the labels
 _DEVIANCE = 1.92  # half the 95 % point of chi-square with one degree of freedom
 
@@ -64,14 +65,29 @@ class LabelErrors:
     weights: dict[str, float]
 
     @property
+    def n_probable(self) -> int:
+        """Number of labels that are wrong with a probability above 0.5."""
+        return int((self.probability > 0.5).sum())
+
+    @property
     def is_clean(self) -> bool:
-        """Whether the interval of the number of wrong labels includes none."""
-        return self.interval.low < 1
+        """Whether the interval of the number of wrong labels includes none, and at most one label is probably wrong."""
+        return self.interval.low < 1 and self.n_probable < _LEAST_PROBABLE
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the features predict the labels too poorly to tell how many are wrong: from none to half of them."""
+        return self.is_clean and self.interval.high >= _MOST_WRONG * len(self.rows)
 
     @property
     def n_listed(self) -> int:
-        """Number of labels worth a look: the upper end of the interval, or none where there may be no wrong label."""
-        return 0 if self.is_clean else min(len(self.rows), int(np.ceil(self.interval.high)))
+        """Number of labels worth a look.
+
+        It is the upper end of the interval; where the interval includes none, the labels that are probably wrong.
+        """
+        if self.is_clean:
+            return 0
+        return self.n_probable if self.interval.low < 1 else min(len(self.rows), int(np.ceil(self.interval.high)))
 
 
 def label_errors(
@@ -123,7 +139,8 @@ def label_errors(
     pool = _pool(first, codes)
     kept = pool.scores.max(axis=1) - pool.scores[at, codes] < _CONTRADICTED
     cleaned = [(train[kept[train]], test) for train, test in splits]
-    if not kept.all() and all(len(np.unique(codes[train])) == len(classes) for train, _ in cleaned):
+    tells = pool.low > 0 or pool.high < _MOST_WRONG
+    if tells and not kept.all() and all(len(np.unique(codes[train])) == len(classes) for train, _ in cleaned):
         on_step("classifying again without contradicted labels")
         grid = [
             {"storedfeatures__layer": [layer], "logisticregression__C": [c]}

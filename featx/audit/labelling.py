@@ -27,8 +27,6 @@ LABELS_A_CLASS = 20  # from as many on, the classifier's margin chooses better t
 _FOLDS = 5
 _C = 0.01  # if a class has too few labels for a cross-validation
 _COMPONENTS = 50
-_MOST_LAYERS = 3
-_MOST_ROW_BYTES = 2**18
 _PART_BYTES = 64 * 2**20
 _SAMPLE_BYTES = 128 * 2**20  # of the rows that principal components are computed of
 
@@ -40,8 +38,8 @@ class ToLabel:
     Attributes
     ----------
     store : FeatureStore
-    layers : tuple of str
-        The layers by which they were chosen; the last one is the classifier's.
+    layer : str
+        The layer by which they were chosen.
     rows : (n,) int64
         Their rows in the store.
     strategy : "typical" or "uncertain"
@@ -58,7 +56,7 @@ class ToLabel:
     """
 
     store: FeatureStore
-    layers: tuple[str, ...]
+    layer: str
     rows: np.ndarray
     strategy: str
     why: str
@@ -98,7 +96,7 @@ def next_to_label(
         A masked array, as `store.align("so-far.csv", partial=True)` returns it, or a column in which cells are empty.
         By default the store's labels; a store without labels starts with none.
     layer : str, optional
-        By default the last three layers, the penultimate one at the end.
+        By default the penultimate layer, or else the last one.
     strategy : "auto", "typical" or "uncertain"
         "auto" is "uncertain" from 20 labels a class on, on average over the classes that have labels.
     random_state : int
@@ -117,10 +115,10 @@ def next_to_label(
 
     Notes
     -----
-    Clusters are those of 50 principal components of each layer, after its columns are standardised and its rows scaled
-    to unit length. The classifier is a logistic regression on the last layer, its C chosen by cross-validation. Where
-    clusters have little to do with the labels, random images are as good as typical ones: textile in
-    benchmarks/README.md.
+    Clusters are those of 50 principal components of the layer, after its columns are standardised and its rows scaled
+    to unit length. The classifier is a logistic regression on the layer, its C chosen by cross-validation. Where
+    clusters have little to do with the labels, random images are better than typical ones: textile in
+    benchmarks/README.md, by the penultimate layer.
 
     References
     ----------
@@ -144,8 +142,8 @@ def next_to_label(
             f"all {len(store):,} images have a label, and none is left to choose; give the labels so far: ",
             Parameter("y", Call("store.align", "'so-far.csv'", Parameter("partial", True))),
         )
-    layers = _last_layers(store) if layer is None else [store.recipe.layer(layer)]
-    is_finite, X = _joined_representation(store, layers, random_state)
+    features = StoredFeatures(store, store.recipe.deepest if layer is None else layer).fit()
+    is_finite, X = _representation(features, store.X, random_state)
     candidates = is_finite & ~has_label
     for copies in store.duplicates:
         candidates[copies] &= not has_label[copies].any()
@@ -163,7 +161,7 @@ def next_to_label(
         reasons = [f"typical of a cluster of {count(int(size), 'image')}" for size in sizes]
         rows, suggestions = np.flatnonzero(is_finite)[chosen], [""] * n
     else:
-        model = _classifier(store, layers[-1], usable, random_state)
+        model = _classifier(store, features.layer_, usable, random_state)
         left = np.flatnonzero(candidates)
         probabilities = _probabilities(model, store.X[left])
         chosen = uncertain_rows(X[candidates[is_finite]], margins(probabilities), n, random_state)
@@ -175,7 +173,7 @@ def next_to_label(
             for a, b, p in zip(first, second, of_chosen, strict=True)
         ]
     n_nonfinite = int((~is_finite & ~has_label).sum())
-    return ToLabel(store, tuple(layers), rows, kind, why, reasons, suggestions, labels, n_nonfinite)
+    return ToLabel(store, features.layer_, rows, kind, why, reasons, suggestions, labels, n_nonfinite)
 
 
 def _labels_so_far(store: FeatureStore, y: str | Sequence[object] | np.ndarray | None) -> np.ma.MaskedArray:
@@ -208,22 +206,6 @@ def _strategy(labels: np.ma.MaskedArray, strategy: Strategy) -> tuple[str, str]:
         return "typical", f"{what}: {so_far}{'' if is_numeric or strategy != 'auto' else next_rule}"
     what = "images about which a classifier is least sure, spread over clusters"
     return "uncertain", f"{what}: {so_far}{f', {LABELS_A_CLASS} or more a class' if strategy == 'auto' else ''}"
-
-
-def _last_layers(store: FeatureStore) -> list[str]:
-    """The last layers, at most three; wide ones are left out, but the deepest one is there, at the end."""
-    deepest = store.recipe.deepest
-    others = [name for name in store.layers if name != deepest and store.row_bytes(name) <= _MOST_ROW_BYTES]
-    return [*others[-_MOST_LAYERS + 1 :], deepest]
-
-
-def _joined_representation(
-    store: FeatureStore, layers: Sequence[str], random_state: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """`_representation` of several layers side by side, of the rows that are finite in all of them."""
-    parts = [_representation(StoredFeatures(store, name).fit(), store.X, random_state) for name in layers]
-    is_finite = np.logical_and.reduce([finite for finite, _ in parts])
-    return is_finite, np.concatenate([X[is_finite[finite]] for finite, X in parts], axis=1)
 
 
 @threadpool_limits.wrap(limits=1)  # beside other processes several threads wait for each other in every step

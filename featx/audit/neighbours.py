@@ -1,39 +1,29 @@
-"""Cosines of rows with their nearest neighbours, in blocks of bounded memory."""
+"""The distances of each row to the nearest others, in blocks of bounded memory."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_BLOCK_BYTES = 64 * 2**20  # of similarities
+_BLOCK_BYTES = 64 * 2**20  # of products
 
 
-def directions(rows: np.ndarray) -> np.ndarray:
-    """Centred rows of length 1, (n, d) float32, in place of float32 rows; a row that equals the mean becomes 0.
+def distances_to_nearest(rows: np.ndarray, k: int, among: np.ndarray) -> np.ndarray:
+    """(n, k) Euclidean distances of each of (n, d) float32 rows to the k nearest others among some, in no order.
 
-    Features behind a ReLU are not negative, so that without centring all cosines would be close to 1.
+    Rows should be centred: |a - b|^2 = |a|^2 + |b|^2 - 2 a.b loses digits where the mean is large.
+
+    among : (m,) positions of the rows that count, more than k
     """
-    rows = rows.reshape(len(rows), -1).astype(np.float32, copy=False)
-    rows -= rows.mean(axis=0)
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=rows, where=lengths > 0)
-
-
-def largest_products(queries: np.ndarray, rows: np.ndarray, k: int, own: np.ndarray) -> np.ndarray:
-    """The k largest dot products of each query with the rows, (m, k) float32, largest first.
-
-    Parameters
-    ----------
-    queries : (m, d) float32
-    rows : (n, d) float32
-    k : int, less than n
-    own : (m,) int64
-        The row that each query is itself, which does not count; -1 for none.
-    """
-    products = np.empty((len(queries), k), np.float32)
-    step = max(1, _BLOCK_BYTES // (4 * len(rows)))
-    for start in range(0, len(queries), step):
-        part = queries[start : start + step] @ rows.T  # (step, n)
-        itself = own[start : start + step]
-        part[np.flatnonzero(itself >= 0), itself[itself >= 0]] = -np.inf
-        products[start : start + step] = -np.sort(-np.partition(part, part.shape[1] - k, axis=1)[:, -k:], axis=1)
-    return products
+    squares = np.einsum("ij,ij->i", rows, rows)
+    others = rows[among]
+    own = np.full(len(rows), -1)  # the place of each row among the others
+    own[among] = np.arange(len(among))
+    distances = np.empty((len(rows), k), np.float32)
+    step = max(1, _BLOCK_BYTES // (4 * len(others)))
+    for start in range(0, len(rows), step):
+        part = squares[among] - 2 * (rows[start : start + step] @ others.T)  # (step, m)
+        places = own[start : start + step]
+        part[np.flatnonzero(places >= 0), places[places >= 0]] = np.inf
+        least = np.partition(part, k - 1, axis=1)[:, :k] + squares[start : start + step, None]
+        distances[start : start + step] = np.sqrt(np.maximum(least, 0))
+    return distances

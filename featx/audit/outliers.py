@@ -9,10 +9,11 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from threadpoolctl import threadpool_limits
 
-from featx.audit.neighbours import directions, largest_products
+from featx.audit.neighbours import distances_to_nearest
 from featx.store import FeatureStore
 
 _NEIGHBOURS = 10
+LEAST_IMAGES = 2 * _NEIGHBOURS + 1  # of which features are compared
 _COMPONENTS = 50
 _MOST_FITTED = 20_000  # rows among which neighbours are, and of which components and the covariance are estimated
 _FAR = 5.0  # robust standard deviations
@@ -52,9 +53,11 @@ def outliers(store: FeatureStore, layer: str, y: np.ndarray | None, rows: np.nda
 
     Notes
     -----
-    Features of an image are far if two distances are, by their robust z-score in the logarithm: the mean distance to
-    the 10 nearest images (cosine, centred; among 20,000 drawn at random if there are more), and the Mahalanobis
-    distance to the nearest class mean, with one shrunk covariance of 50 principal components (Ledoit and Wolf 2004).
+    Features of an image are far if two distances are, by their robust z-score in the logarithm: the mean Euclidean
+    distance to the 10 nearest images (among 20,000 drawn at random if there are more), and the Mahalanobis distance to
+    the nearest class mean, with one shrunk covariance of 50 principal components (Ledoit and Wolf 2004). Images that
+    are far from their neighbours are left out when means and covariance are estimated. Cosines do not do: around the
+    mean of images that are alike, every image has a direction of its own.
     """
     found = _by_statistics(store) if store.statistics else []
     return [*_by_features(store, layer, y, rows), *found]
@@ -68,17 +71,17 @@ def robust_z(values: np.ndarray) -> np.ndarray:
 
 
 def _by_features(store: FeatureStore, layer: str, y: np.ndarray | None, rows: np.ndarray) -> list[Outlier]:
-    if len(rows) <= 2 * _NEIGHBOURS:
+    if len(rows) < LEAST_IMAGES:
         return []
-    features = directions(store.take(rows, layer))
-    if not features.any():
+    features = store.take(rows, layer).reshape(len(rows), -1).astype(np.float32, copy=False)
+    features -= features.mean(axis=0)
+    if np.allclose(features, 0):
         return []
-    sample = np.sort(np.random.default_rng(0).permutation(len(features))[:_MOST_FITTED])
-    own = np.full(len(features), -1)
-    own[sample] = np.arange(len(sample))
-    similarity = largest_products(features, features[sample], _NEIGHBOURS, own)
-    by_neighbours = robust_z(np.log(np.maximum(1 - similarity.mean(axis=1), 1e-6)))
-    by_class = robust_z(np.log(np.maximum(_mahalanobis(features, None if y is None else y[rows]), 1e-6)))
+    among = np.sort(np.random.default_rng(0).permutation(len(features))[:_MOST_FITTED])
+    distances = distances_to_nearest(features, _NEIGHBOURS, among).mean(axis=1)
+    by_neighbours = robust_z(_logarithm(distances))
+    is_typical = by_neighbours <= _FAR
+    by_class = robust_z(_logarithm(_mahalanobis(features, None if y is None else y[rows], is_typical)))
     score = np.minimum(by_neighbours, by_class)
     far = np.flatnonzero(score > _FAR)
     far = far[np.argsort(-score[far], kind="stable")]
@@ -88,21 +91,29 @@ def _by_features(store: FeatureStore, layer: str, y: np.ndarray | None, rows: np
     ]
 
 
-def _mahalanobis(features: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-    """(m,) distance to the nearest class mean."""
-    sample = np.random.default_rng(0).permutation(len(features))[:_MOST_FITTED]
-    n_components = min(_COMPONENTS, len(sample) - 1, features.shape[1])
+def _logarithm(distances: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(distances, 1e-6 * np.median(distances) + 1e-30))
+
+
+def _mahalanobis(features: np.ndarray, labels: np.ndarray | None, is_typical: np.ndarray) -> np.ndarray:
+    """(m,) distance to the nearest class mean; means and covariance are those of typical rows."""
+    sample = np.random.default_rng(0).permutation(np.flatnonzero(is_typical))[:_MOST_FITTED]
     with threadpool_limits(1):
-        parts = PCA(n_components, random_state=0).fit(features[sample]).transform(features)
+        pca = PCA(min(_COMPONENTS, len(sample) - 1, features.shape[1]), random_state=0).fit(features[sample])
+        parts = pca.transform(features)
     codes = np.zeros(len(features), int) if labels is None else np.unique(labels, return_inverse=True)[1]
-    means = np.stack([parts[codes == c].mean(axis=0) for c in range(codes.max() + 1)])
-    shrunk = LedoitWolf(assume_centered=True).fit((parts - means[codes])[sample])
-    distances = [np.einsum("ij,jk,ik->i", parts - mean, shrunk.precision_, parts - mean) for mean in means]
-    return np.sqrt(np.maximum(np.min(distances, axis=0), 0))
+    present = np.unique(codes[is_typical])
+    means = np.stack([parts[is_typical & (codes == c)].mean(axis=0) for c in present])
+    of_sample = parts[sample] - means[np.searchsorted(present, codes[sample])]
+    shrunk = LedoitWolf(assume_centered=True).fit(of_sample)
+    squares = np.full(len(parts), np.inf)
+    for mean in means:
+        squares = np.minimum(squares, np.einsum("ij,ij->i", (parts - mean) @ shrunk.precision_, parts - mean))
+    return np.sqrt(np.maximum(squares, 0))
 
 
 def _by_statistics(store: FeatureStore) -> list[Outlier]:
-    s = {name: values for name, values in store.statistics.items()}
+    s = store.statistics
     height, width = s["height"].astype(float), s["width"].astype(float)
     found: list[Outlier] = []
 

@@ -15,6 +15,7 @@ from featx.learn.estimators import LogisticRegression
 from featx.learn.scores import METRICS, Interval, held_out_interval
 
 _FOLDS = 5
+LEAST_DIFFERENT = 10  # images, or groups, of each side whose features are compared
 _C = 1e-3
 _LEAST_AUC = 0.6
 _LEAST_P = 0.01
@@ -28,10 +29,10 @@ class Shift:
     Attributes
     ----------
     n_training, n_test : int
-    auc : float
+    auc : float or None
         Area under the ROC curve of a classifier that tells test from training images by their features,
-        cross-validated: 0.5 if it cannot, 1 if it always can.
-    interval : Interval
+        cross-validated: 0.5 if it cannot, 1 if it always can. None if one side has fewer than 10 different images.
+    interval : Interval or None
         Its 95 % interval.
     shares : {class: (share of the training images, share of the test images)}
     p_value : float or None
@@ -42,8 +43,8 @@ class Shift:
 
     n_training: int
     n_test: int
-    auc: float
-    interval: Interval
+    auc: float | None
+    interval: Interval | None
     shares: dict[str, tuple[float, float]]
     p_value: float | None
     common_groups: list[str]
@@ -51,7 +52,7 @@ class Shift:
     @property
     def differs(self) -> bool:
         """Whether the features of the two sides can be told apart: AUC above 0.6 with its interval above 0.5."""
-        return self.interval.low > 0.5 and self.auc > _LEAST_AUC
+        return self.interval is not None and self.interval.low > 0.5 and (self.auc or 0.0) > _LEAST_AUC
 
     @property
     def shares_differ(self) -> bool:
@@ -63,13 +64,13 @@ class Side(NamedTuple):
     """The training or the test images.
 
     features : (n, d) float32
-    copies : (n,) int, equal for images that are copies of one another, on the other side too
-    labels : (n,) class names, or None
+    together : (n,) int, equal for copies and images of one group, on the other side too
+    labels : (n,) class names, "" where an image has none; or None
     groups : (n,) names of groups, or None
     """
 
     features: np.ndarray
-    copies: np.ndarray
+    together: np.ndarray
     labels: np.ndarray | None = None
     groups: np.ndarray | None = None
 
@@ -77,32 +78,33 @@ class Side(NamedTuple):
 def shift(training: Side, test: Side, random_state: int = 0) -> Shift:
     """Compare test images with training images; of more than 5,000 a random sample is classified.
 
-    random_state : seed of the sample and the folds; copies stay in one fold
+    random_state : seed of the sample and the folds; copies and groups stay in one fold
     """
     rng = np.random.default_rng(random_state)
     sides = [(side, np.sort(rng.permutation(len(side.features))[:_MOST_IMAGES])) for side in (training, test)]
-    X = np.concatenate([side.features[rows] for side, rows in sides])
-    domain = np.repeat([0, 1], [len(rows) for _, rows in sides])
-    numbers = np.concatenate([side.copies[rows] for side, rows in sides])
-    scores = np.zeros(len(X))
-    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=random_state)
-    for train, held_out in folds.split(X, domain, numbers):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=_C, class_weight="balanced"))
-        scores[held_out] = model.fit(X[train], domain[train]).decision_function(X[held_out])
-    metric = METRICS["roc_auc"]
+    numbers = [side.together[rows] for side, rows in sides]
+    auc = interval = None
+    if min(len(np.unique(of_side)) for of_side in numbers) >= LEAST_DIFFERENT:
+        X = np.concatenate([side.features[rows] for side, rows in sides])
+        domain = np.repeat([0, 1], [len(rows) for _, rows in sides])
+        scores = _out_of_fold(X, domain, np.concatenate(numbers), random_state)
+        metric = METRICS["roc_auc"]
+        auc, interval = metric.score(domain, scores), held_out_interval(metric, domain, scores)
     shares, p_value = _shares(training.labels, test.labels)
     common: list[str] = []
     if training.groups is not None and test.groups is not None:
         common = sorted({*map(str, training.groups)} & {*map(str, test.groups)})
-    return Shift(
-        len(training.features),
-        len(test.features),
-        metric.score(domain, scores),
-        held_out_interval(metric, domain, scores),
-        shares,
-        p_value,
-        common,
-    )
+    return Shift(len(training.features), len(test.features), auc, interval, shares, p_value, common)
+
+
+def _out_of_fold(X: np.ndarray, domain: np.ndarray, together: np.ndarray, random_state: int) -> np.ndarray:
+    """(n,) how much each image looks like a test image, by a classifier that has not seen it or a copy of it."""
+    scores = np.zeros(len(X))
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=random_state)
+    for train, held_out in folds.split(X, domain, together):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=_C, class_weight="balanced"))
+        scores[held_out] = model.fit(X[train], domain[train]).decision_function(X[held_out])
+    return scores
 
 
 def _shares(
@@ -110,8 +112,11 @@ def _shares(
 ) -> tuple[dict[str, tuple[float, float]], float | None]:
     if training is None or test is None:
         return {}, None
-    names = sorted({*map(str, training)} | {*map(str, test)})
-    counts = np.array([[(side.astype(str) == name).sum() for name in names] for side in (training, test)])
+    sides = [side[side != ""].astype(str) for side in (training, test)]
+    if not all(map(len, sides)):
+        return {}, None
+    names = np.unique(np.concatenate(sides))
+    counts = np.array([[(side == name).sum() for name in names] for side in sides])
     shares = counts / counts.sum(axis=1, keepdims=True)
     p_value = float(chi2_contingency(counts).pvalue) if len(names) > 1 else None
-    return {name: (float(a), float(b)) for name, a, b in zip(names, *shares, strict=True)}, p_value
+    return {str(name): (float(a), float(b)) for name, a, b in zip(names, *shares, strict=True)}, p_value

@@ -56,8 +56,9 @@ def audit(
         typer.Option(help="Or the column that says which images are for testing.", rich_help_panel=_TEST),
     ] = None,
     test_value: Annotated[
-        str, typer.Option(help="The value of that column for test images.", rich_help_panel=_TEST)
-    ] = "test",
+        str | None,
+        typer.Option(help="The value of that column for test images.", show_default="test", rich_help_panel=_TEST),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the folds.")] = 0,
     output: Annotated[
         Path | None,
@@ -81,11 +82,13 @@ def audit(
         raise FeatxError(
             Parameter("test_store"), " and ", Parameter("split_column"), " both name test images; give one"
         )
+    if test_value is not None and split_column is None:
+        raise FeatxError(Parameter("test_value"), " is a value of ", Parameter("split_column"), "; give that, too")
     from featx.store import FeatureStore, written_aside
 
     opened = FeatureStore(store)
     values = opened.align(labels, label_column or "label") if labels is not None else label_column
-    test = _test(opened, test_store, split_column, test_value)
+    test = _test(opened, test_store, split_column, test_value or "test")
     with loading("loading scikit-learn"):
         from featx.audit import audit as audited
         from featx.report import audit_csv, audit_html, audit_json, audit_table, audit_text

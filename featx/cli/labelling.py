@@ -30,7 +30,7 @@ def next_(
     ] = None,
     layer: Annotated[
         str | None,
-        typer.Option("--layer", "-l", help="The layer to choose by.", show_default="the last three"),
+        typer.Option("--layer", "-l", help="The layer to choose by.", show_default="penultimate, or the last one"),
     ] = None,
     strategy: Annotated[
         Literal["auto", "typical", "uncertain"],

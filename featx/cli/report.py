@@ -9,7 +9,7 @@ import typer
 
 from featx.cli.interrupts import loading, working
 from featx.cli.printing import print_all
-from featx.cli.search_files import REPORTS, check_file
+from featx.cli.search_files import REPORTS, audit_of, check_file
 from featx.errors import FeatxError
 
 
@@ -24,6 +24,9 @@ def report(
     test_store: Annotated[
         Path | None, typer.Option("--test-store", help="The store of the held-out images, if it was another one.")
     ] = None,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Audit the store and show what the data say; see featx audit.")
+    ] = False,
 ) -> int:
     """Write the report of a search later, from its model and the stores that were searched."""
     from featx.store import FeatureStore
@@ -37,6 +40,7 @@ def report(
         from featx.learn import load_selection
         from featx.report import html
     with working("writing the report"):
-        html(load_selection(model, opened, test), output)
+        selection = load_selection(model, opened, test)
+        html(selection, output, audit=audit_of(selection) if audit else None)
     print_all(f"{output}: the report")
     return 0

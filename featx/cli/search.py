@@ -140,7 +140,8 @@ def search(
     groups: Annotated[
         str | None,
         typer.Option(
-            help="A column of the manifest: images with the same value are never split between training and test.",
+            help="A column of the manifest: images with the same value are never split between training and test. "
+            "near-duplicates: copies that were saved, resized, mirrored or cropped are not.",
             rich_help_panel=_HELD_OUT,
         ),
     ] = None,
@@ -201,6 +202,14 @@ def search(
             help="Write a report: a .html page that needs no network, or Markdown (.md).", rich_help_panel=_OUTPUT
         ),
     ] = None,
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit",
+            help="Audit the store and show in the report what the data say; see featx audit.",
+            rich_help_panel=_OUTPUT,
+        ),
+    ] = False,
     top: Annotated[int, typer.Option(help="Number of rows of the table.", rich_help_panel=_OUTPUT)] = 12,
 ) -> int:
     """Choose layer, estimator and its parameter by cross-validation, and score the choice on images held out.
@@ -210,8 +219,10 @@ def search(
     """
     from featx.store import FeatureStore
 
-    files = SearchFiles(output, results, figure, report)
+    files = SearchFiles(output, results, figure, report, audit)
     files.check([path for path in (*stores, labels, test_store) if path is not None])
+    if audit and protocol != "grid":
+        raise FeatxError(f"--audit is of a grid's images; with --protocol {protocol} use featx audit")
     if top < 1:
         raise FeatxError(f"--top is 1 or more; got {top}")
     request = SearchRequest(

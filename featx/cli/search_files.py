@@ -13,6 +13,7 @@ from featx.cli.interrupts import working
 from featx.errors import FeatxError
 
 if TYPE_CHECKING:
+    from featx.audit import Audit
     from featx.learn import ProtocolResult, Selection
 
 FIGURES = (".png", ".pdf", ".svg")
@@ -21,12 +22,13 @@ REPORTS = (".html", ".md"), "a report is a .html or .md file"
 
 @dataclass(frozen=True)
 class SearchFiles:
-    """Paths that were chosen with --output, --results, --figure and --report, or None."""
+    """Paths of --output, --results, --figure and --report, or None; and whether the report has an audit."""
 
     output: Path | None
     results: Path | None
     figure: Path | None
     report: Path | None
+    audit: bool = False
 
     def check(self, inputs: Collection[Path]) -> None:
         """Raise FeatxError if a file cannot be written, exists, has another suffix, or is one of `inputs`."""
@@ -42,6 +44,8 @@ class SearchFiles:
         check_file(self.output, (".skops",), "a model is a .skops file")
         check_file(self.results, (".csv", ".json"), "results are a .csv or .json file")
         check_file(self.report, *REPORTS)
+        if self.audit and self.report is None:
+            raise FeatxError("--audit is shown in the report; give --report, too, or use featx audit")
 
     def saves_model_of(self, result: Selection | ProtocolResult) -> bool:
         return self.output is not None and result.best_estimator is not None and not result.is_partial
@@ -70,9 +74,16 @@ class SearchFiles:
             lines.append(f"{self.figure}: the picture")
         if self.report is not None:
             with working("writing the report"):
-                html(result, self.report, command=shlex.join(["featx", *sys.argv[1:]]))
+                audit = audit_of(result) if self.audit and isinstance(result, Selection) else None
+                html(result, self.report, command=shlex.join(["featx", *sys.argv[1:]]), audit=audit)
             lines.append(f"{self.report}: the report")
         return lines
+
+
+def audit_of(selection: Selection) -> Audit:
+    from featx.audit import audit_selection
+
+    return audit_selection(selection)
 
 
 def check_file(path: Path | None, suffixes: Collection[str], requirement: str) -> None:

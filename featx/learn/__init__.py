@@ -13,6 +13,7 @@ from featx.learn.estimators import (
     MLPClassifier,
     MLPRegressor,
     NearestCentroid,
+    Nystroem,
     Ridge,
     RidgeClassifier,
 )
@@ -54,6 +55,7 @@ __all__ = [
     "MLPRegressor",
     "NearestCentroid",
     "Nested",
+    "Nystroem",
     "Point",
     "Prediction",
     "ProtocolResult",

@@ -6,15 +6,15 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featx.errors import FeatxError, as_path, count
-from featx.report.audits import audit_checks
 from featx.report.page import document, illustrated
+from featx.report.page.data import data_section
 from featx.report.page.images import Images
-from featx.report.page.sections import Block, Bullets, Code, Html, Level, Section, Table, Text, markdown_of
+from featx.report.page.sections import Block, Code, Html, Section, Table, Text, markdown_of, section_html
 from featx.report.scores import bracket
 from featx.store import written_aside
 
@@ -65,7 +65,8 @@ def audit_html(audit: Audit, path: str | os.PathLike, *, title: str = "") -> Pat
             "ids": images.ids, "n_test": images.n_test, "y": [None] * len(images), "predicted": None, "classes": None,
             "probabilities": None, "maps": {}, "slices": {}, "words": words,
         }  # fmt: skip
-        text = document(title, sections, *illustrated(data, images, range(len(images))))
+        text_bytes = sum(len(section_html(section).encode()) for section in sections)
+        text = document(title, sections, *illustrated(data, images, range(len(images)), text_bytes))
     with written_aside(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))
     return path
@@ -98,7 +99,7 @@ class _Shown:
         words = []
         for of_test, row in keys:
             y = labels[of_test]
-            label = [] if y is None else [f"label {y[row]}"]
+            label = [] if y is None or y[row] == "" else [f"label {y[row]}"]
             words.append("; ".join([*label, *self._words.get((of_test, row), [])]) or "no label")
         rows = np.array([row for _, row in keys], np.int64)
         ids = [str((test if of_test else audit.store).ids[row]) for of_test, row in keys]
@@ -106,10 +107,7 @@ class _Shown:
 
 
 def _sections(audit: Audit, shown: _Shown) -> Iterator[Section]:
-    n = len(audit.store)
-    text = f"{n:,} images of {audit.store.path.name}, by {', '.join(audit.layers)}, in {audit.seconds:.0f} s."
-    checks = [(cast(Level, level), sentence) for level, sentence in audit_checks(audit)]
-    yield Section("verdict", "What the data say", [Text(text), Bullets(checks)])
+    yield data_section(audit)
     findings = audit.findings()
     for kind, title in _TITLES.items():
         if found := [finding for finding in findings if finding.kind == kind]:
@@ -192,11 +190,12 @@ def _strata_table(found: Shortcut, shown: _Shown) -> Table:
 def _split_blocks(audit: Audit) -> Iterable[Block]:
     split = audit.split
     assert split is not None
-    yield Text(
-        f"{split.n_training:,} training and {split.n_test:,} test images. A classifier of their features tells them "
-        f"apart with ROC AUC {split.auc:.3f} {bracket(split.interval)}; 0.5 is chance."
-    )
+    yield Text(f"{split.n_training:,} training and {split.n_test:,} test images.")
+    if split.auc is not None:
+        score = f"{split.auc:.3f} {bracket(split.interval)}"
+        yield Text(f"A classifier of their features tells them apart with ROC AUC {score}; 0.5 is chance.")
     if split.shares:
         rows = [[name, f"{a:.1%}", f"{b:.1%}"] for name, (a, b) in split.shares.items()]
-        caption = f"shares of the classes (chi-square test: p = {split.p_value:.2g})"
+        test = "" if split.p_value is None else f" (chi-square test: p = {split.p_value:.2g})"
+        caption = f"shares of the classes{test}"
         yield Table(caption, ["class", "training", "test"], rows)

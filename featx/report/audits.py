@@ -36,14 +36,25 @@ def _label_checks(audit: Audit) -> Iterator[Check]:
     if judged is None:
         return
     n = len(judged.rows)
+    if judged.is_open:
+        yield (
+            "note",
+            f"Whether labels are wrong cannot be told: the features hardly predict them. Of {n:,}, between none and "
+            "half may be wrong.",
+        )
+        return
     if judged.is_clean:
         most = "none" if judged.interval.high < 1 else f"{judged.interval.high:.0f} at most"
         yield "good", f"No sign of wrong labels: of {n:,}, {most} (95 % interval)."
         return
+    interval = f"95 % interval {judged.interval.low:,.0f} to {judged.interval.high:,.0f}"
+    if judged.interval.low < 1:
+        text = f"About {judged.count:,.0f} of {n:,} labels may be wrong, or none ({interval})"
+        yield "note", f"{text}; those that probably are, are listed."
+        return
     yield (
         "warning",
-        f"About {judged.count:,.0f} of {n:,} labels are wrong (95 % interval {judged.interval.low:,.0f} to "
-        f"{judged.interval.high:,.0f}); the most suspicious are listed.",
+        f"About {judged.count:,.0f} of {n:,} labels are wrong ({interval}); the most suspicious are listed.",
     )
 
 
@@ -53,11 +64,16 @@ def _copy_checks(audit: Audit) -> Iterator[Check]:
         if n:
             yield "warning", f"{count(n, 'test image')} {'is a copy' if n == 1 else 'are copies'} of training images."
         else:
-            yield "good", "No test image is a copy of a training image."
+            compared = all(each is None or each.statistics for each in (audit.store, audit.test))
+            how = "is a copy of" if compared else "has the same content as"
+            yield "good", f"No test image {how} a training image."
     copies = audit.duplicates
     kinds = Counter(copies.kinds.tolist())
     if not kinds:
-        yield "good", "No image is a copy of another one."
+        how = "is a copy of" if audit.store.statistics else "has the same content as"
+        image = "image" if audit.test is None else "training image"
+        where = " on its side of the split" if audit.test is None and audit.leaks is not None else ""
+        yield "good", f"No {image} {how} another one{where}."
     else:
         n_near = kinds["hash"] + kinds["features"]
         yield (
@@ -89,7 +105,7 @@ def _confusion_checks(audit: Audit) -> Iterator[Check]:
             f"Most confused are {pair.first!r} and {pair.second!r}: {pair.n_first + pair.n_second:,} images are taken "
             "for the other class.",
         )
-    elif audit.labels is not None:
+    elif audit.labels is not None and not audit.labels.is_open:
         yield "good", "No two classes are confused in more than 5 % of their images."
     if audit.too_small:
         yield "note", f"Classes with too few images to judge: {listed(audit.too_small)}."
@@ -103,7 +119,8 @@ def _shortcut_checks(audit: Audit) -> Iterator[Check]:
         text = shortcut_reason(each)
         yield "warning", f"{text[0].upper()}{text[1:]}. A model may have learned that instead of the picture."
     if audit.shortcuts and not warned:
-        yield "good", "No column tells the classes apart: neither a file's size, quality, date and camera nor a folder."
+        names = listed([each.column for each in audit.shortcuts], 12)
+        yield "good", f"The label is not predicted from these alone: {names}."
 
 
 def _split_checks(audit: Audit) -> Iterator[Check]:
@@ -111,13 +128,13 @@ def _split_checks(audit: Audit) -> Iterator[Check]:
 
     if audit.split is None:
         return
-    texts = [text for _, text in split_warnings(audit.split)]
+    split, texts = audit.split, [text for _, text in split_warnings(audit.split)]
     for text in texts:
         yield "warning", f"{text[0].upper()}{text[1:]}."
-    if not texts:
+    if not split.differs and split.auc is not None:
         yield (
             "good",
-            f"Test images are like training images: a classifier cannot tell them apart ({audit.split.auc:.2f}).",
+            f"Test images are like training images: a classifier cannot tell them apart (ROC AUC {split.auc:.2f}).",
         )
 
 

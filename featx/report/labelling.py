@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def to_label_table(chosen: ToLabel, most: int = 10) -> FittedTable:
     """The first images to label next, and why these."""
     has_suggestions = any(chosen.suggestions)
-    table = FittedTable(f"images to label next, by {', '.join(chosen.layers)}", spare=("suggestion",))
+    table = FittedTable(f"images to label next, by {chosen.layer}", spare=("suggestion",))
     table.add_names("image")
     if has_suggestions:
         table.add_names("suggestion")

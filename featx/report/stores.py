@@ -89,6 +89,8 @@ def store_table(store: FeatureStore) -> PlainTable:
     if store.duplicates:
         copies = sum(map(len, store.duplicates))
         table.add_row("duplicates", f"{copies:,} images have the same content as another one")
+    if not store.statistics and not recipe.is_imported:
+        table.add_row("statistics", "none of the images; featx extract adds them to this store, for featx audit")
     for name, tap in recipe.taps.items():
         size = len(store) * store.row_bytes(name)
         others = [alias for alias, meant in recipe.aliases.items() if meant == name]

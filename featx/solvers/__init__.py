@@ -6,7 +6,7 @@ The package imports torch and NumPy only.
 from featx.solvers.hardware import budget_of, device_of, low_type, memory_bytes
 from featx.solvers.interning import Interned
 from featx.solvers.losses import Loss
-from featx.solvers.matmul import full_precision, product
+from featx.solvers.matmul import eigenvectors, full_precision, product
 from featx.solvers.mlp import MLPProblem, MLPRun, Outcome, TrainedMLP, train_mlps
 from featx.solvers.problems import FREE, NONE, Problem, Solution, Status
 from featx.solvers.solve import solve
@@ -26,6 +26,7 @@ __all__ = [
     "TrainedMLP",
     "budget_of",
     "device_of",
+    "eigenvectors",
     "full_precision",
     "low_type",
     "memory_bytes",

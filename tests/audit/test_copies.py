@@ -7,6 +7,7 @@ import io
 
 import numpy as np
 import pytest
+from audited import scene
 from helpers import noise
 from PIL import Image, ImageEnhance, ImageOps
 from runs import extract
@@ -17,12 +18,6 @@ from featx.learn import HoldOut, select_model
 from featx.store import StoreWriter, connected, near_duplicate_groups, near_duplicates
 
 N = 60
-
-
-def scene(seed: int, side: int = 64) -> Image.Image:
-    """A smooth random picture."""
-    small = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (7, 7, 3), np.uint8))
-    return small.resize((side, side), Image.Resampling.BICUBIC)
 
 
 def jpeg(picture: Image.Image) -> Image.Image:

@@ -16,6 +16,7 @@ import featx
 from featx.errors import StoreError
 from featx.image_statistics import IMAGE_STATISTICS
 from featx.images import decode_and_describe
+from featx.report import store_table
 from featx.store import StoreWriter
 from featx.store import writer as writer_module
 
@@ -158,10 +159,12 @@ def test_an_archive_has_them(tmp_path):
     assert featx.export(archive, tmp_path / "b.h5", compression="none").read_bytes() == store.path.read_bytes()
 
 
-def test_a_store_of_version_1_has_none(tmp_path):
+def test_a_store_of_version_1_has_none_and_its_table_says_how_to_get_them(tmp_path):
     shutil.copy(VERSION1, tmp_path / "a.h5")
     store = featx.FeatureStore(tmp_path / "a.h5")
     assert store.statistics == {} and store.image_records(np.arange(3)) is None
+    tables = [store_table(each).columns[0]._cells for each in (store, extract([noise(0)], tmp_path / "b.h5"))]
+    assert ["statistics" in cells for cells in tables] == [True, False]
 
 
 def test_a_run_that_an_earlier_version_began_is_refused(tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from featx.learn import (
     MLPClassifier,
     MLPRegressor,
     NearestCentroid,
+    Nystroem,
     Ridge,
     RidgeClassifier,
     StoredFeatures,
@@ -52,6 +53,7 @@ ESTIMATORS: dict[str, BaseEstimator] = {
     "centroid-cosine": NearestCentroid(metric="cosine"),
     "mlp": MLPClassifier((7, 5), tol=0.1, n_iter_no_change=2, random_state=0),
     "mlp-regressor": MLPRegressor(hidden_layer_sizes=7, solver="sgd", tol=0.1, n_iter_no_change=2, random_state=0),
+    "nystroem": Nystroem(n_components=12, random_state=0),
 }
 
 
@@ -64,7 +66,7 @@ def labelled(n: int, d: int, dtype: type = np.float64) -> tuple[np.ndarray, np.n
 
 def answers(estimator: BaseEstimator, X: np.ndarray) -> np.ndarray:
     """Of the method that says most."""
-    for name in ("decision_function", "predict_proba", "predict"):
+    for name in ("decision_function", "predict_proba", "predict", "transform"):
         if hasattr(estimator, name):
             return getattr(estimator, name)(X)
     raise AssertionError

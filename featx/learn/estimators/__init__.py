@@ -1,5 +1,5 @@
 """scikit-learn's estimators on the batched solvers: linear models, support vector machines, neighbours, centroids,
-multilayer perceptrons.
+multilayer perceptrons, approximated kernels.
 
 `batched` is the contract by which a search fits many of them at once. This room knows nothing of stores, searches or
 images.
@@ -12,6 +12,7 @@ from featx.learn.estimators.linear_svc import LinearSVC
 from featx.learn.estimators.logistic import LogisticRegression
 from featx.learn.estimators.mlp import MLPClassifier, MLPRegressor
 from featx.learn.estimators.neighbors import KNeighborsClassifier
+from featx.learn.estimators.nystroem import Nystroem
 from featx.learn.estimators.ridge import Ridge, RidgeClassifier
 from featx.learn.estimators.svm import SVC, SVR
 
@@ -28,6 +29,7 @@ __all__ = [
     "MLPClassifier",
     "MLPRegressor",
     "NearestCentroid",
+    "Nystroem",
     "Ridge",
     "RidgeClassifier",
     "affine_of",

@@ -21,7 +21,8 @@ class SVC(KernelMachine, sklearn.svm.SVC):
     - A class whose rows all have weight 0 is ignored; `support_` indexes all rows, including those of weight 0.
     - `cache_size` is a minimum; kernel values are kept as far as the budget allows.
     - It falls back to scikit-learn for sparse X, callable and precomputed kernels, `probability` and `verbose` and,
-      with a warning, if the kernel matrix would exceed `budget_bytes`.
+      with a warning, if the kernel matrix would exceed `budget_bytes`. For so many rows,
+      ``make_pipeline(Nystroem(n_components=2000), LinearSVC())`` approximates it.
 
     For probabilities, calibrate: ``CalibratedClassifierCV(SVC(), ensemble=False)``.
 
@@ -135,7 +136,8 @@ class SVR(KernelMachine, sklearn.svm.SVR):
     - `support_` indexes all rows, including those of weight 0.
     - `cache_size` is a minimum; kernel values are kept as far as the budget allows.
     - It falls back to scikit-learn for sparse X, callable and precomputed kernels and `verbose` and, with a warning, if
-      the kernel matrix would exceed `budget_bytes`.
+      the kernel matrix would exceed `budget_bytes`. For so many rows, use ``make_pipeline(Nystroem(n_components=2000),
+      Ridge())``, whose loss is the squared error.
 
     Parameters
     ----------

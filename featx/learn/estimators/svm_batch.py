@@ -152,10 +152,11 @@ class _Group:
 
     def refusal(self) -> str:
         needed = BYTES * self.pair**2 + self.own
+        linear = "LinearSVC" if self.classifies else "Ridge"
         return (
             f"{type(self.first).__name__}: the kernel matrix of {self.pair} rows takes {needed / 2**30:.3g} GiB, and "
             f"the budget is {self.budget / 2**30:.3g} GiB: falling back to scikit-learn, which is slower; give "
-            f"budget_bytes={needed} where there is the memory, or fewer rows"
+            f"budget_bytes={needed} where there is the memory, or fewer rows; Nystroem -> {linear} approximates it"
         )
 
     def prepare(self) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featx.errors import FeatxError, as_path
+from featx.report.page.data import data_section
 from featx.report.page.heldout import (
     calibration_section,
     confusion_section,
@@ -27,6 +28,7 @@ from featx.report.page.verdict import verdict_section
 from featx.store import written_aside
 
 if TYPE_CHECKING:
+    from featx.audit import Audit
     from featx.learn.selection import ProtocolResult, Selection
 
 _MOST_BYTES = 4_700_000  # of thumbnails and the script's data; with its text and styles, the page has at most 5 MB
@@ -35,7 +37,14 @@ _MOST_VALUES = 30  # of a column that colours the map
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: str = "", command: str = "") -> Path:
+def html(
+    result: Selection | ProtocolResult,
+    path: str | os.PathLike,
+    *,
+    title: str = "",
+    command: str = "",
+    audit: Audit | None = None,
+) -> Path:
     """Write a report of a search or protocol: one HTML page that loads nothing, or Markdown.
 
     The page has the result in words with what speaks for and against it, the scores of all layers and settings, the
@@ -51,6 +60,8 @@ def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: 
         By default the names of the stores.
     command : str, optional
         The command that makes the result, shown at the end.
+    audit : Audit, optional
+        An audit of the store that was searched, whose summary the report shows; `featx.audit.audit_selection` makes it.
 
     Returns
     -------
@@ -59,7 +70,7 @@ def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: 
     Raises
     ------
     FeatxError
-        The name has another suffix, or the file cannot be written.
+        The name has another suffix, the audit is of another store, or the file cannot be written.
 
     Examples
     --------
@@ -68,6 +79,8 @@ def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: 
     path = as_path("path", path, FeatxError)
     if path.suffix.lower() not in (".html", ".md"):
         raise FeatxError(f"a report is a .html or .md file; got {path}")
+    if audit is not None and audit.store.identity not in {store.identity for store in _stores(result)}:
+        raise FeatxError(f"audit is of {audit.store.path.name}, which was not searched")
     from featx.learn.selection import Selection
     from featx.report.page.maps import MOST_POINTS, coordinates, map_section  # imports scikit-learn
 
@@ -77,7 +90,7 @@ def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: 
     sheets: list[str] = []
     if isinstance(result, Selection):
         images = images_of(result, MOST_POINTS - (0 if result.test is None else len(result.test.y)))
-        sections = _search_sections(result, images)
+        sections = _search_sections(result, images, audit)
         if is_page:
             maps = coordinates(result, images)
             if maps:
@@ -85,6 +98,7 @@ def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: 
             data, sheets = illustrated(_data(result, images, maps), images, _by_importance(result, images))
     else:
         sections = protocol_sections(result)
+        sections[1:1] = [] if audit is None else [data_section(audit)]
     sections.append(_recipe_section(result, command))
     text = document(title, sections, data, sheets) if is_page else markdown_of(title, sections)
     with written_aside(path) as file:
@@ -92,11 +106,12 @@ def html(result: Selection | ProtocolResult, path: str | os.PathLike, *, title: 
     return path
 
 
-def _search_sections(result: Selection, images: Images) -> list[Section]:
+def _search_sections(result: Selection, images: Images, audit: Audit | None) -> list[Section]:
     from featx.report.page.growth import growth_section  # imports scikit-learn
 
     made = [
         verdict_section(result),
+        None if audit is None else data_section(audit),
         grid_section(result),
         candidates_section(result),
         nested_section(result),
@@ -153,12 +168,15 @@ def _data(result: Selection, images: Images, maps: dict[str, np.ndarray]) -> dic
     }
 
 
-def illustrated(data: dict[str, Any], images: Images, order: Sequence[int]) -> tuple[dict[str, Any], list[str]]:
+def illustrated(
+    data: dict[str, Any], images: Images, order: Sequence[int], text_bytes: int = 0
+) -> tuple[dict[str, Any], list[str]]:
     """The data of a page with the places of the images' thumbnails, -1 for none, and the URLs of their sheets.
 
     order : positions, the most important first; as many get a thumbnail as the page holds
+    text_bytes : size of the page's text, if it is large
     """
-    left = _MOST_BYTES - len(json.dumps(data))
+    left = max(0, _MOST_BYTES - len(json.dumps(data)) - text_bytes)
     pictures = thumbnails(images, order, left * 3 // 4)  # base64 takes a third more
     places = [pictures.place_of.get(i, -1) for i in range(len(images))]
     return data | {"thumbnails": places, "columns": pictures.columns, "a_sheet": A_SHEET}, pictures.urls()

@@ -10,6 +10,7 @@ import numpy as np
 from featx.errors import listed
 from featx.report.page.sections import Bullets, Level, Section, Text
 from featx.report.scores import named, number, score_name, scored, value_text
+from featx.store import near_duplicates
 
 if TYPE_CHECKING:
     from featx.learn.selection import Selection
@@ -20,6 +21,7 @@ _FEW_TRAINING, _FEW_TEST = 20, 10  # images of a class
 _WIDE = 0.1  # of an accuracy's interval
 _AIM = 0.02  # half width of an accuracy's interval that tells most models apart
 _MOSTLY_ONE = 0.7  # share of the most frequent class
+_MOST_COMPARED = 20_000  # images; the time grows with the square of their number
 _ERROR = "neg_mean_absolute_error"
 
 
@@ -66,6 +68,7 @@ def checks(selection: Selection) -> Iterator[Check]:
     yield from _edges(selection)
     yield from _sizes(selection)
     yield from _balance(selection)
+    yield from _copies(selection)
     if n := selection.training.n_duplicates:
         yield _note(f"{n:,} images have the same content as another one; copies were kept on one side of each split.")
     if (n_groups := selection.training.n_groups) is not None:
@@ -164,3 +167,30 @@ def _balance(selection: Selection) -> Iterator[Check]:
             f"{chance:.0%} of the training images are of one class, so accuracy says little about the others: balanced "
             "accuracy counts each class alike."
         )
+
+
+def _copies(selection: Selection) -> Iterator[Check]:
+    """Whether held-out images are near duplicates of training images, by the statistics that stores keep."""
+    training, test = selection.training, selection.test
+    if test is None or training.X is None:
+        return
+    store = training.stores[0]
+    other = store if test.store is None else test.store
+    if not store.statistics or not other.statistics or max(len(store), len(other)) > _MOST_COMPARED:
+        return
+    layer = next((name for name in reversed(store.layers) if name in other.layers), None)
+    is_training, is_test = np.zeros(len(store), bool), np.zeros(len(other), bool)
+    is_training[store.rows(training.X)], is_test[other.rows(test.X)] = True, True
+    first, second = near_duplicates(store, None if other is store else other, layer).pairs.T
+    copies = set(second[is_training[first] & is_test[second]].tolist())
+    if other is store:  # pairs are in the order of their rows
+        copies |= set(first[is_test[first] & is_training[second]].tolist())
+    if not copies:
+        yield _good("No held-out image is a copy of a training image, saved again, resized, mirrored or cropped.")
+        return
+    how = "held-out image is a copy" if len(copies) == 1 else "held-out images are copies"
+    advice = "" if other is not store else "; groups 'near-duplicates' keep copies on one side"
+    yield _warning(
+        f"{len(copies):,} {how} of training images, saved again, resized, mirrored or cropped: the score is too good"
+        f"{advice}."
+    )

@@ -14,6 +14,7 @@ from featx.learn import (
     MLPClassifier,
     MLPRegressor,
     NearestCentroid,
+    Nystroem,
     Ridge,
     RidgeClassifier,
 )
@@ -31,6 +32,7 @@ ESTIMATORS = [
     NearestCentroid(),
     MLPClassifier(),
     MLPRegressor(),
+    Nystroem(n_components=10),
 ]
 
 

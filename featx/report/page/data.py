@@ -1,0 +1,24 @@
+"""What an audit says about the data, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, cast
+
+from featx.report.audits import audit_checks
+from featx.report.page.sections import Bullets, Level, Section, Text
+
+if TYPE_CHECKING:
+    from featx.audit import Audit
+
+
+def data_section(audit: Audit) -> Section:
+    """The checks of an audit, and how many findings there are of each kind."""
+    counts = Counter(finding.kind for finding in audit.findings())
+    found = ", ".join(f"{kind} {n:,}" for kind, n in counts.items()) or "none"
+    text = (
+        f"{len(audit.store):,} images of {audit.store.path.name}, audited by {', '.join(audit.layers)} in "
+        f"{audit.seconds:.0f} s. Findings: {found}."
+    )
+    checks = [(cast(Level, level), sentence) for level, sentence in audit_checks(audit)]
+    return Section("data", "What the data say", [Text(text), Bullets(checks)])
