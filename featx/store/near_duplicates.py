@@ -23,7 +23,7 @@ _BY_CHANCE = 0.01  # pairs per image that may be taken for copies by their hashe
 _BY_CHANCE_WITH_FEATURES = 2e-4
 _SAMPLE = 1000
 _MOST_SAMPLED = 5000
-_LEAST_CONTRAST = 0.02  # of pictures whose hashes mean something
+_LEAST_CONTRAST = 0.02  # a picture with less is blank, and its hash is noise
 _BLOCK = 2**22
 _MOST_KEPT = 2**22  # pairs whose features are to be compared; if there are more, hashes are compared twice
 _MOST_COPIES = 20  # of one image, each with an image before it, that are listed
@@ -41,7 +41,7 @@ class Copies(NamedTuple):
     bits : (p,) by how many bits of 64 the hashes differ, or those of one image and the mirror image of the other
     are_mirrored : (p,) whether the mirror image is closer
     similarity : (p,) cosine of the centred features, NaN where they were not compared or contain NaN or inf
-    most_bits : hashes that differ by as many bits or fewer are copies; -1 if they tell nothing here
+    most_bits : hashes that differ by as many bits or fewer are copies; -1 if hashes alone cannot tell copies
     """
 
     pairs: np.ndarray
@@ -66,7 +66,7 @@ def near_duplicates(store: FeatureStore, other: FeatureStore | None = None, laye
     -----
     Stores without statistics of images give exact copies only. How many pairs are alike by chance is estimated from the
     pairs of the store whose hashes differ by 12 to 20 bits: the logarithm of their number is extrapolated linearly. On
-    silhouettes, for example, hashes of different images may be equal, and then hashes alone decide nothing.
+    silhouettes, for example, hashes of different images may be equal, and then hashes alone cannot tell copies.
 
     Time grows with the square of the number of images, memory with their number.
     """
@@ -107,7 +107,7 @@ def _exact(store: FeatureStore, other: FeatureStore | None) -> np.ndarray:
 
 
 def _hashes(store: FeatureStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows whose hashes mean something, their hashes and those of their mirror images."""
+    """Rows of the images that are not blank, their hashes and those of their mirror images."""
     statistics = store.statistics
     rows = np.flatnonzero(statistics["contrast"] >= _LEAST_CONTRAST)
     return rows, statistics["hash"][rows], statistics["mirror_hash"][rows]

@@ -31,7 +31,7 @@ from featx.learn.selection import (
     labels_of,
 )
 from featx.progress import Progress, preparing, shown
-from featx.store import FeatureStore
+from featx.store import NEAR_DUPLICATES, FeatureStore
 from featx.transfer.transferability import SCORES
 
 if TYPE_CHECKING:
@@ -315,7 +315,8 @@ def _sampled(
     if sample is None or sample >= len(images.ids):
         return images, groups
     together = None
-    if groups is not None:
+    by_content = isinstance(groups, str) and groups == NEAR_DUPLICATES and groups not in images.columns
+    if groups is not None and not by_content:  # near duplicates are looked for among the sample, in its store
         values = images.columns.get(groups) if isinstance(groups, str) else np.asarray(groups)
         if values is None:
             raise StoreError(f"the images have no column {groups!r}{nearest(str(groups), images.columns)}")

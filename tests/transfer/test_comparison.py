@@ -155,6 +155,11 @@ def test_groups_given_as_values_are_those_of_the_sample(photos, tmp_path):
     assert abs(comparison.n - 20) <= 2 and len(drawn) * 2 == comparison.n
 
 
+def test_near_duplicates_are_those_of_the_sample(photos, tmp_path):
+    options = {"sample": 20, "groups": "near-duplicates", "folds": 3, "folder": tmp_path / "kept", "progress": False}
+    assert compare(photos, "bundled:pixels", **options).n == 20
+
+
 def test_table_figure_and_json_say_all_of_it(stores, tmp_path):
     comparison = compare(stores, folds=4, metrics=["h_score"], progress=False)
     lines = [line.replace("│", " ").split() for line in text_of(comparison_table(comparison)).splitlines()]

@@ -93,7 +93,8 @@ def select_model(
         Number of folds of the cross-validation, and of its repetitions with other folds.
     groups : a column of the first store, (n,) values, or "near-duplicates", optional
         Images of one group (a patient, for example) are never split between training and test. "near-duplicates" are
-        images that were saved, resized, mirrored or cropped anew, by what the store keeps of each image.
+        copies of one picture that were saved, resized, mirrored or cropped, by what the store keeps of each image; a
+        test store with copies of training images is refused then.
     allow_duplicates : bool
         Whether images of the same content may be split between training and test.
     one_se : bool
