@@ -299,7 +299,7 @@ def audit(
         else:
             assert test_rows is not None
             across = test_rows[copies.pairs[:, 0]] != test_rows[copies.pairs[:, 1]]
-            duplicates, leaks = _some(copies, ~across), _training_first(_some(copies, across), test_rows)
+            duplicates, leaks = _some(copies, ~across), _leaks(store, _some(copies, across), test_rows)
             named = _names_of(store, groups)
             training, tested = (
                 _side(store, layer, together.numbers, labels, named, of) for of in (~test_rows, test_rows)
@@ -436,10 +436,30 @@ def _some(copies: Copies, of: np.ndarray) -> Copies:
     return copies._replace(**{name: getattr(copies, name)[of] for name in Copies._fields if name != "most_bits"})
 
 
-def _training_first(copies: Copies, test_rows: np.ndarray) -> Copies:
-    """The same pairs, each with its training image first."""
-    swapped = test_rows[copies.pairs[:, 0]]
-    return copies._replace(pairs=np.where(swapped[:, None], copies.pairs[:, ::-1], copies.pairs))
+def _leaks(store: FeatureStore, across: Copies, test_rows: np.ndarray) -> Copies:
+    """Pairs across the split, each with its training image first, and every test image that is in a training file.
+
+    across : pairs with an image on each side; of many copies of one file they do not name all
+    """
+    swapped = test_rows[across.pairs[:, 0]]
+    pairs = np.where(swapped[:, None], across.pairs[:, ::-1], across.pairs)
+    named = set(pairs[:, 1].tolist())
+    more = [
+        (int(group[~test_rows[group]][0]), row)
+        for group in store.duplicates
+        if not test_rows[group].all()
+        for row in group[test_rows[group]].tolist()
+        if row not in named
+    ]
+    n = len(more)
+    return Copies(
+        np.concatenate([np.array(more, np.int64).reshape(-1, 2), pairs]),
+        np.concatenate([np.full(n, "exact"), across.kinds]),
+        np.concatenate([np.zeros(n, np.int64), across.bits]),
+        np.concatenate([np.zeros(n, bool), across.are_mirrored]),
+        np.concatenate([np.ones(n), across.similarity]),
+        across.most_bits,
+    )
 
 
 def _together(n: int, pairs: np.ndarray, numbers: np.ndarray | None) -> Groups:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from audited import photo_store, scene
-from helpers import store_of
+from helpers import noise, store_of
 from make_version1 import FILE
 from runs import extract
 from separable import separable_store
@@ -288,3 +288,18 @@ def test_steps_are_told(store):
     steps: list[str] = []
     audit(store, test=np.arange(N) % 4 == 0, on_step=steps.append)
     assert steps[0] == "comparing images with one another" and steps[-1] == "comparing test with training images"
+
+
+def test_every_test_image_that_is_a_training_file_is_a_leak(tmp_path):
+    """Of many copies of one file, pairs name each with the first only."""
+    images = [noise(i) for i in (0, 1, 0, 0, 2, 1, 3, 0)]
+    store = extract(images, tmp_path / "a.h5")
+    test = np.array([True, False, False, True, True, True, False, True])
+    leaks = audit(store, test=test).leaks
+    assert {tuple(pair) for pair in leaks.pairs.tolist() if leaks.kinds[0] == "exact"} >= {
+        (2, 0),
+        (2, 3),
+        (2, 7),
+        (1, 5),
+    }
+    assert not test[leaks.pairs[:, 0]].any() and test[leaks.pairs[:, 1]].all()
