@@ -1,7 +1,8 @@
 """What the features say about the data: label errors, copies, outliers, shortcuts, and which images to label next."""
 
-from featx.audit.audit import Audit, Finding, audit, shortcut_reason, split_warnings
+from featx.audit.audit import audit
 from featx.audit.confusion import ConfusedPair
+from featx.audit.findings import Audit, Finding, shortcut_reason, split_warnings
 from featx.audit.label_errors import LabelErrors
 from featx.audit.labelling import ToLabel, next_to_label
 from featx.audit.outliers import Outlier

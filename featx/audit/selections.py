@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from featx.audit.audit import Audit, audit
+from featx.audit.audit import audit
+from featx.audit.findings import Audit
 from featx.learn.selection import Selection
 from featx.store import FeatureStore
 
