@@ -228,7 +228,7 @@ def document(title: str, sections: list[Section], data: dict[str, Any], sheets: 
 </main>
 <dialog id="viewer" aria-labelledby="viewer-title"><form method="dialog"><h2 id="viewer-title"></h2>
 <button autofocus aria-label="close">close</button></form><div class="gallery" id="viewer-images"></div></dialog>
-<script type="application/json" id="data">{plain}</script>
+<script type="application/json" id="page-data">{plain}</script>
 <script>{script}</script>
 </body></html>
 """
