@@ -135,7 +135,8 @@ def _finding_blocks(audit: Audit, shown: _Shown, kind: str, found: Sequence[Find
         gallery = " ".join(str(of[0]) for of in places[:_MOST_IN_GALLERY])
         yield Html(f'<div class="gallery" data-gallery="{gallery}"></div>')
     pairs = any(finding.other for finding in found)
-    header = ["image", *(["copy"] if pairs else []), "label", *(["suggested"] if kind == "label" else []), "why"]
+    images = ["training image", "test image"] if kind == "leak" else ["image", *(["copy"] if pairs else [])]
+    header = [*images, "label", *(["suggested"] if kind == "label" else []), "why"]
     rows = [
         [f.id, *([f.other] if pairs else []), f.label, *([f.suggestion] if kind == "label" else []), f.reason]
         for f in found[:_MOST_ROWS]

@@ -44,8 +44,8 @@ def _label_checks(audit: Audit) -> Iterator[Check]:
         )
         return
     if judged.is_clean:
-        most = "none" if judged.interval.high < 1 else f"{judged.interval.high:.0f} at most"
-        yield "good", f"No sign of wrong labels: of {n:,}, {most} (95 % interval)."
+        most = "none" if judged.interval.high < 1 else f"at most {judged.interval.high:,.0f}"
+        yield "good", f"No sign of wrong labels: {most} of {n:,} (95 % interval)."
         return
     interval = f"95 % interval {judged.interval.low:,.0f} to {judged.interval.high:,.0f}"
     if judged.interval.low < 1:
@@ -79,11 +79,20 @@ def _copy_checks(audit: Audit) -> Iterator[Check]:
         yield (
             "note",
             f"{count(len(copies.pairs), 'pair')} of copies: {kinds['exact']:,} of the same file, {n_near:,} of the "
-            "same picture saved, resized, mirrored or cropped. A search keeps the former on one side of a split; with "
-            "groups 'near-duplicates' it keeps all.",
+            f"same picture saved, resized, mirrored or cropped{_two_labels(audit)}. A search keeps copies of a file on "
+            "one side of a split; with groups 'near-duplicates' it keeps all.",
         )
     if audit.store.statistics and copies.most_bits < 0:
         yield "note", "Different images look so alike here that hashes alone do not tell copies from them."
+
+
+def _two_labels(audit: Audit) -> str:
+    """How many pairs of copies have different labels, in words."""
+    if audit.y is None:
+        return ""
+    first, second = audit.y[audit.duplicates.pairs].T
+    differ = int(((first != second) & (first != "") & (second != "")).sum())
+    return f"; {count(differ, 'pair')} labelled differently" if differ else ""
 
 
 def _outlier_checks(audit: Audit) -> Iterator[Check]:
@@ -156,7 +165,8 @@ def audit_table(audit: Audit) -> FittedTable | None:
     counts = Counter(finding.kind for finding in findings)
     for finding in findings:
         if finding.rank <= _SHOWN:
-            images = f"{finding.id}, {finding.other}" if finding.other else finding.id
+            between = ", test image " if finding.kind == "leak" else ", "
+            images = f"{finding.id}{between}{finding.other}" if finding.other else finding.id
             table.add_row(finding.kind, images, finding.label, finding.reason)
     more = [f"{n - _SHOWN:,} more of kind {kind}" for kind, n in counts.items() if n > _SHOWN]
     if more:

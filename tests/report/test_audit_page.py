@@ -19,7 +19,7 @@ from featx.cli import app
 from featx.errors import FeatxError
 from featx.learn import HoldOut, few_shot, select_model
 from featx.report import audit_csv, audit_html, html
-from featx.report.audits import audit_checks
+from featx.report.audits import audit_checks, audit_table
 from featx.report.page.verdict import checks
 
 N = 90
@@ -94,6 +94,14 @@ def test_markdown_has_the_same_words(result, tmp_path):
         audit_html(result, "a.pdf")
 
 
+def test_copies_across_the_split_tell_the_training_image_from_the_test_image(store, tmp_path):
+    across = audit(store, test=np.isin(np.arange(N), COPIES))
+    assert [each.kind for each in across.findings()].count("leak") == len(COPIES)
+    assert "| training image | test image | label | why |" in audit_html(across, tmp_path / "a.md").read_text()
+    first = next(each for each in across.findings() if each.kind == "leak")
+    assert f"{first.id}, test image {first.other}" in list(map(str, audit_table(across).columns[1].cells))
+
+
 def test_csv_has_all_findings(result):
     rows = list(csv.DictReader(audit_csv(result).splitlines()))
     assert [(row["kind"], row["id"]) for row in rows] == [(each.kind, each.id) for each in result.findings()]
@@ -123,8 +131,11 @@ def test_a_report_shows_an_audit(store, tmp_path):
     reader = read(page)
     names = [a["id"] for tag, a in reader.tags if tag == "section"]
     assert names[:2] == ["verdict", "data"] and [tag for tag, _ in reader.tags].count("script") == 2
+    ids = [a["id"] for _, a in reader.tags if "id" in a]
+    assert len(set(ids)) == len(ids)
     text = "".join(reader.text)
     assert "What the data say" in text and all(sentence in text for _, sentence in audit_checks(whole))
+    assert "featx audit lists them with their pictures." in text
     assert "data" not in [
         a["id"] for tag, a in read(html(selection, tmp_path / "s.html").read_text()).tags if tag == "section"
     ]

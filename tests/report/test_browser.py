@@ -16,8 +16,9 @@ from chromium import PROGRAM, Page, browsing
 from PIL import Image
 
 import featx
+from featx.audit import audit_selection
 from featx.learn import HoldOut, select_model
-from featx.report import html
+from featx.report import audit_html, html
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed")]
 NARROW = 400
@@ -27,16 +28,19 @@ NAMES = ("<b onclick='alert(3)'>{}</b>.png", "${{alert(4)}} `{}`.png", "%3Cscrip
 
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of pictures whose names and labels are markup."""
+    """A report, with an audit, of pictures whose names and labels are markup; beside it the page of the audit."""
     rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("hostile")
     files = []
     for i in range(60):
         files.append(root / NAMES[i % 3].format(i).replace("/", "\u2215"))
         Image.fromarray(rng.normal((60, 65)[i % 2], 30, (16, 20, 3)).clip(0, 255).astype(np.uint8)).save(files[-1])
+    files[-1].write_bytes(files[-3].read_bytes())
     labels = [LABELS[i % 2] for i in range(60)]
     store = featx.extract(files, root / "page.h5", "bundled:pixels", labels=labels, progress=False)
     result = select_model(store, holdout=HoldOut(0.5), folds=3, n_jobs=1, estimators="logistic_regression")
-    return html(result, root / "page.html", title=LABELS[0], command=LABELS[1])
+    whole = audit_selection(result)
+    audit_html(whole, root / "audit.html", title=LABELS[0])
+    return html(result, root / "page.html", title=LABELS[0], command=LABELS[1], audit=whole)
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +130,13 @@ def test_names_and_labels_that_are_markup_are_text_and_the_page_can_be_used(page
     assert LABELS[0] in text and "onerror=alert(2)" in text and "<b onclick='alert(3)'>" in text
     assert page.run("document.querySelectorAll('main b[onclick], main img, main script').length") == 0
     assert page.run("document.querySelectorAll('#map-legend span').length") == 2
+
+
+def test_a_finding_of_an_audit_opens_its_images(page, page_file):
+    page.open(page_file.with_name("audit.html"))
+    page.click("button[data-images]")
+    assert page.run("document.querySelectorAll('#viewer-images figure').length") == 2
+    assert page.requests == [] and page.errors == []
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def read(page: str) -> Reader:
 
 
 def data_of(page: str) -> dict:
-    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page)[1])  # type: ignore[index]
+    return json.loads(re.search(r'<script type="application/json" id="page-data">(.*?)</script>', page)[1])  # type: ignore[index]
 
 
 def test_the_page_loads_nothing(page):

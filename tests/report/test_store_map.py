@@ -35,7 +35,7 @@ def store(tmp_path_factory) -> featx.FeatureStore:
 
 
 def data_of(page: Path) -> dict:
-    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text())[1])  # type: ignore[index]
+    return json.loads(re.search(r'id="page-data">(.*?)</script>', page.read_text())[1])  # type: ignore[index]
 
 
 def test_every_image_is_on_the_map_with_its_label_and_its_cells(store, tmp_path):

@@ -207,8 +207,8 @@ def hold_out(
         () if is_validation else (", or hold none out: ", Parameter("holdout", Call("HoldOut", Parameter("size", 0))))
     )
     raise FeatxError(
-        f"holding out {share:.0%} of {len(rows):,} images needs two or more {noun}{of_each}, and one on both sides; "
-        f"{has}: {change}add images",
+        f"holding out {share:.0%} of {len(rows):,} images needs {noun}{of_each} on both sides; {has}: {change}add "
+        "images",
         *advice,
         *_if_numbers(labels),
     )

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _MOST_BYTES = 4_700_000  # of thumbnails and the script's data; with its text and styles, the page has at most 5 MB
 _MOST_PROBABILITIES = 60_000
 _MOST_VALUES = 30  # of a column that colours the map
+_LISTED = " featx audit lists them with their pictures."
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -98,7 +99,7 @@ def html(
             data, sheets = illustrated(_data(result, images, maps), images, _by_importance(result, images))
     else:
         sections = protocol_sections(result)
-        sections[1:1] = [] if audit is None else [data_section(audit)]
+        sections[1:1] = [] if audit is None else [data_section(audit, _LISTED)]
     sections.append(_recipe_section(result, command))
     text = document(title, sections, data, sheets) if is_page else markdown_of(title, sections)
     with written_aside(path) as file:
@@ -111,7 +112,7 @@ def _search_sections(result: Selection, images: Images, audit: Audit | None) -> 
 
     made = [
         verdict_section(result),
-        None if audit is None else data_section(audit),
+        None if audit is None else data_section(audit, _LISTED),
         grid_section(result),
         candidates_section(result),
         nested_section(result),
@@ -228,7 +229,7 @@ def document(title: str, sections: list[Section], data: dict[str, Any], sheets: 
 </main>
 <dialog id="viewer" aria-labelledby="viewer-title"><form method="dialog"><h2 id="viewer-title"></h2>
 <button autofocus aria-label="close">close</button></form><div class="gallery" id="viewer-images"></div></dialog>
-<script type="application/json" id="data">{plain}</script>
+<script type="application/json" id="page-data">{plain}</script>
 <script>{script}</script>
 </body></html>
 """

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from featx.audit import Audit
 
 
-def data_section(audit: Audit) -> Section:
-    """The checks of an audit, and how many findings there are of each kind."""
+def data_section(audit: Audit, note: str = "") -> Section:
+    """The checks of an audit, how many findings there are of each kind, and a note behind that."""
     counts = Counter(finding.kind for finding in audit.findings())
     found = ", ".join(f"{kind} {n:,}" for kind, n in counts.items()) or "none"
     text = (
         f"{len(audit.store):,} images of {audit.store.path.name}, audited by {', '.join(audit.layers)} in "
-        f"{audit.seconds:.0f} s. Findings: {found}."
+        f"{audit.seconds:.0f} s. Findings: {found}.{note}"
     )
     checks = [(cast(Level, level), sentence) for level, sentence in audit_checks(audit)]
     return Section("data", "What the data say", [Text(text), Bullets(checks)])

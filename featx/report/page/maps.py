@@ -23,7 +23,7 @@ _COMPONENTS = 50  # of a PCA before t-SNE
 FEWEST_POINTS = 5
 # of t-SNE: 5,000 images in 12 s, where the defaults, 0.5 and 1000, take 29 s and keep as many neighbours
 _ANGLE, _ITERATIONS = 0.8, 500
-MAP_HTML = """<div id="map"><p class="controls"><label>map <select id="map-kind"></select></label>
+MAP_HTML = """<div><p class="controls"><label>map <select id="map-kind"></select></label>
 <label>colour <select id="map-colour"></select></label></p>
 <div class="holder"><canvas id="map-canvas" tabindex="0" role="application"
 aria-label="map of the images; arrow keys move to the next image, Enter opens it"></canvas>
