@@ -33,10 +33,10 @@ MOST_NUMBERS = 2**16  # of a row whose features are compared
 class Copies(NamedTuple):
     """Pairs of copies.
 
-    An image with very many copies is in some pairs only, by which the same images are connected.
+    An image with very many copies is in some pairs only, by which the same images are connected. Pairs of the same
+    content are first, then those whose hashes differ least.
 
-    pairs : (p, 2) rows: of one store, the first smaller than the second; or of the first and of the second store.
-        Pairs of the same content are first, then those whose hashes differ least
+    pairs : (p, 2) rows: of one store, the first smaller than the second; or of the first and of the second store
     kinds : (p,) "exact", "hash" or "features"
     bits : (p,) by how many bits of 64 the hashes differ, or those of one image and the mirror image of the other
     are_mirrored : (p,) whether the mirror image is closer
