@@ -652,6 +652,13 @@ def test_the_shell_completes_commands_and_options() -> None:
         assert CliRunner().invoke(app, [], prog_name="featx", env=place).stdout.split() == [expected]
 
 
+def test_a_paragraph_of_help_is_one_line() -> None:
+    first, second = get_command(app).commands["extract"].help.split("\n\n")  # type: ignore[attr-defined]
+    assert (
+        first.startswith("Run images") and "or grows by new images and layers" in second and "\n" not in first + second
+    )
+
+
 def test_help_and_version_load_no_torch() -> None:
     script = "import sys; from featx.cli import app; app(['--version'], standalone_mode=False); assert 'torch' not in "
     script += "sys.modules"
