@@ -160,8 +160,13 @@ def _version(
         raise typer.Exit()
 
 
+def _unwrapped(text: str | None) -> str:
+    """A docstring with one line a paragraph, since Typer keeps its line ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n"))
+
+
 for _function in _COMMANDS:
-    app.command(_function.__name__.rstrip("_"))(_with_exit_code(_function))
+    app.command(_function.__name__.rstrip("_"), help=_unwrapped(_function.__doc__))(_with_exit_code(_function))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from featx.display import printable
-from featx.errors import readable
+from featx.errors import count, readable
 from featx.progress import Progress
 from featx.report.columns import PlainTable
 from featx.report.interchange import json_text
@@ -28,7 +28,7 @@ def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
     seconds : an estimate of the run's time, if there is one
     """
     recipe, n = plan.recipe, len(plan.images.ids)
-    passed_over = f", {plan.images.passed_over:,} other files passed over" if plan.images.passed_over else ""
+    passed_over = f", {count(plan.images.passed_over, 'other file')} passed over" if plan.images.passed_over else ""
     kept = f", {plan.n_kept:,} of them done" if plan.n_kept else ""
     open_choices = [name for name in ("precision", "engine") if getattr(recipe, name) == "auto"]
     made = [choice for choice in (recipe.precision, recipe.engine) if choice != "auto"]
@@ -43,7 +43,11 @@ def plan_table(plan: Plan, seconds: float | None) -> PlainTable:
     table.add_column("all images", justify="right", footer=readable(plan.nbytes))
     for name, tap in recipe.taps.items():
         size = plan.sizes[name]
-        table.add_row(name, " x ".join(f"{side:,}" for side in tap["shape"]), readable(size / n), readable(size))
+        others = [alias for alias, meant in recipe.aliases.items() if meant == name]
+        alias = f" = {', '.join(others)}" if others else ""
+        table.add_row(
+            f"{name}{alias}", " x ".join(f"{side:,}" for side in tap["shape"]), readable(size / n), readable(size)
+        )
     if plan.is_done:
         table.caption = printable(f"{plan.output} is there already, and is this")
     elif seconds is not None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import featx
-from featx.errors import readable
+from featx.errors import count, readable
 from featx.report.columns import PlainTable
 from featx.report.interchange import json_text
 
@@ -72,7 +72,7 @@ def installation_table(facts: dict[str, Any]) -> PlainTable:
     for name, installed in facts["versions"].items():
         table.add_row(name, installed or "not installed")
     table.add_row("Python", f"{facts['python']} on {facts['platform']}")
-    table.add_row("device", f"{facts['device']}, {facts['cpu_threads']} CPU threads")
+    table.add_row("device", f"{facts['device']}, {count(facts['cpu_threads'], 'CPU thread')}")
     table.add_row("compiler", facts["compiler"] or 'none found: engine="auto" runs networks uncompiled')
     usable = [name for name, can in facts["decoders"].items() if can]
     unusable = [name for name, can in facts["decoders"].items() if not can]

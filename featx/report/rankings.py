@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from featx.display import printable_lines
+from featx.errors import count
 from featx.report.columns import FittedTable
 from featx.report.scores import (
     amount,
@@ -60,7 +61,7 @@ def ranking_table(selection: Selection, most: int = 12) -> FittedTable:
             table.add_row(*cells, f"{candidate.fit_seconds:.3f}", style="bold" if candidate == chosen else None)
     notes = []
     if table.row_count < len(ranked):
-        notes.append(f"and {len(ranked) - table.row_count:,} more layers and estimators")
+        notes.append(f"and {count(len(ranked) - table.row_count, 'more pair')} of layer and estimator")
     if selection.is_partial:
         notes.append("interrupted: results are incomplete")
     if chosen != selection.best:

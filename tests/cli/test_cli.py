@@ -476,7 +476,7 @@ def without_option() -> dict[tuple[str, ...], tuple[int, list[str]]]:
 
 def test_every_option_of_search_has_a_value_to_try() -> None:
     options = {max(p.opts, key=len) for p in get_command(app).commands["search"].params if p.name != "stores"}  # type: ignore
-    assert options - {"--help"} == set(VALUES)
+    assert options - {"--help", "--audit"} == set(VALUES)  # --audit needs a report: tests/report/test_audit_page.py
 
 
 @pytest.mark.parametrize("option", [option for option in VALUES if option != "--protocol"])
@@ -650,6 +650,13 @@ def test_the_shell_completes_commands_and_options() -> None:
     for words, expected in (("featx rep", "report"), ("featx search --one", "--one-se")):
         place = {"_FEATX_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
         assert CliRunner().invoke(app, [], prog_name="featx", env=place).stdout.split() == [expected]
+
+
+def test_a_paragraph_of_help_is_one_line() -> None:
+    first, second = get_command(app).commands["extract"].help.split("\n\n")  # type: ignore[attr-defined]
+    assert (
+        first.startswith("Run images") and "or grows by new images and layers" in second and "\n" not in first + second
+    )
 
 
 def test_help_and_version_load_no_torch() -> None:
