@@ -14,6 +14,7 @@ from featx.report.interchange import csv_text, json_text
 if TYPE_CHECKING:
     from featx.audit import Audit
 
+_FEW = 0.04  # share of wrong labels below which labels are called clean
 _SHOWN = 5  # findings of a kind in the table
 _COLUMNS = ("kind", "rank", "score", "id", "other", "label", "suggestion", "reason")
 Check = tuple[str, str]
@@ -45,7 +46,11 @@ def _label_checks(audit: Audit) -> Iterator[Check]:
         return
     if judged.is_clean:
         most = "none" if judged.interval.high < 1 else f"at most {judged.interval.high:,.0f}"
-        yield "good", f"No sign of wrong labels: {most} of {n:,} (95 % interval)."
+        if judged.interval.high > _FEW * n:
+            text = f"No clear sign of wrong labels, but so few images do not exclude some: {most} of {n:,}"
+            yield "note", f"{text} (95 % interval)."
+        else:
+            yield "good", f"No sign of wrong labels: {most} of {n:,} (95 % interval)."
         return
     interval = f"95 % interval {judged.interval.low:,.0f} to {judged.interval.high:,.0f}"
     if judged.interval.low < 1:

@@ -311,3 +311,10 @@ def test_every_test_image_that_is_a_training_file_is_a_leak(tmp_path):
         (1, 5),
     }
     assert not test[leaks.pairs[:, 0]].any() and test[leaks.pairs[:, 1]].all()
+
+
+def test_few_images_do_not_show_that_labels_are_right(tmp_path):
+    store = separable_store(tmp_path / "a.h5", n=60, noise={"good:avg": 1.2}, d=6)
+    result = audit(store)
+    assert result.labels.is_clean and result.labels.interval.high > 0.04 * 60
+    assert "note: No clear sign of wrong labels, but so few images do not exclude some: at most" in audit_text(result)
