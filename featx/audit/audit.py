@@ -137,7 +137,9 @@ def _class_names(store: FeatureStore, y: Labels, missing: list[str]) -> np.ndarr
     """(n,) class names, "" where labels are masked; or None, and why."""
     by_class = "labels, confused classes and shortcuts"
     if y is None and store.y is None:
-        missing.append(f"{by_class}: the store has no labels; give y, or --labels labels.csv")
+        missing.append(
+            f"{by_class}: the store has no labels; give some, in the order of its images or as a CSV file by image id"
+        )
         return None
     labels = labels_of(store, y)
     if labels.dtype.kind == "f":

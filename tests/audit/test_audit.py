@@ -118,7 +118,10 @@ def test_labels_that_cannot_be_audited(store, y, reason):
 def test_no_labels(tmp_path):
     result = audit(store_of(tmp_path / "a.h5", {"a:avg": np.random.default_rng(0).normal(size=(30, 3))}))
     assert result.y is None and result.labels is None and result.findings() == []
-    assert "the store has no labels; give y, or --labels labels.csv" in result.missing[0]
+    assert (
+        "the store has no labels; give some, in the order of its images or as a CSV file by image id"
+        in result.missing[0]
+    )
 
 
 def test_small_classes_are_named_and_left_out(store):

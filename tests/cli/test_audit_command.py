@@ -144,5 +144,8 @@ def test_no_labels_and_too_few_are_said(folder, tmp_path):
     plain = photo_store(tmp_path / "plain", n=12)
     done = run("audit", plain.path)
     text = " ".join(done.stdout.split())
-    assert done.exit_code == 0 and "the store has no labels; give y, or --labels labels.csv" in text
+    assert (
+        done.exit_code == 0
+        and "the store has no labels; give some, in the order of its images or as a CSV file by image id" in text
+    )
     assert "outliers by features: they need 21 images; there are 12" in text
