@@ -16,7 +16,7 @@ from featx.audit.shift import LEAST_DIFFERENT, Side, shift
 from featx.audit.shortcuts import Shortcut, shortcuts
 from featx.errors import FeatxError, Parameter, StoreError, listed
 from featx.learn.selection import Groups, Labels, brief, check_integer, group_numbers, labels_of
-from featx.store import Copies, FeatureStore, connected, near_duplicates
+from featx.store import Copies, FeatureStore, connected, near_duplicates, pairs_of_equal
 
 _MOST_LAYERS = 4
 _MOST_NUMBERS = 2**16  # of a row
@@ -272,13 +272,7 @@ def _together(n: int, pairs: np.ndarray, numbers: np.ndarray | None) -> Groups:
     """Images that are never split between training and test: copies, and those of one group."""
     if numbers is None:
         return Groups(connected(n, pairs), "different images")
-    return Groups(connected(n, np.concatenate([pairs, _with_first(numbers)])), "groups")
-
-
-def _with_first(values: np.ndarray) -> np.ndarray:
-    """(n, 2) the first row that has the same value, and each row."""
-    _, first, codes = np.unique(values, return_index=True, return_inverse=True)
-    return np.stack([first[codes], np.arange(len(values))], axis=1)
+    return Groups(connected(n, np.concatenate([pairs, pairs_of_equal(numbers)])), "groups")
 
 
 def _finite_rows(store: FeatureStore, layers: Sequence[str]) -> np.ndarray:
@@ -323,9 +317,9 @@ def _two_stores(
     if named is not None and of_test is None:
         missing.append(f"common groups: {test.path.name} has no groups; they are of a column of both stores")
     inside = near_duplicates(test, layer=layer).pairs
-    edges = [_with_first(together.numbers), leaks.pairs + [0, n], inside + n]
+    edges = [pairs_of_equal(together.numbers), leaks.pairs + [0, n], inside + n]
     if named is not None and of_test is not None:
-        edges.append(_with_first(np.concatenate([named.astype(str), of_test.astype(str)])))
+        edges.append(pairs_of_equal(np.concatenate([named.astype(str), of_test.astype(str)])))
     numbers = connected(n + len(test), np.concatenate(edges))
     test_y = None if test.classes is None else test.y
     return (

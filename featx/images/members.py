@@ -91,12 +91,11 @@ class LocalFile(ContainingFile):
 
     def read_at(self, start: int, nbytes: int) -> bytes:
         try:
-            with open(self.path, "rb", buffering=0) as file:
+            with open(self.path, "rb") as file:
                 file.seek(start)
-                content = b"".join(iter(lambda: file.read(max(0, min(nbytes - file.tell() + start, 2**30))), b""))
+                return file.read(max(0, min(nbytes, self.size - start)))  # it would allocate all that is asked for
         except OSError as error:
             raise ImageError("unreadable", f"the file cannot be read: {error.strerror}") from error
-        return content
 
 
 class _Reader(io.RawIOBase):
@@ -112,8 +111,8 @@ class _Reader(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[whence]
+    def seek(self, offset: int, relative_to: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file.size}[relative_to]
         if start + offset < 0:
             raise OSError(22, "Invalid argument")
         self._position = start + offset

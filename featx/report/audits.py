@@ -10,6 +10,7 @@ from featx.display import printable_lines
 from featx.errors import count, listed
 from featx.report.columns import FittedTable
 from featx.report.interchange import csv_text, json_text
+from featx.report.page.sections import Check
 
 if TYPE_CHECKING:
     from featx.audit import Audit
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 _FEW = 0.04  # share of wrong labels below which labels are called clean
 _SHOWN = 5  # findings of a kind in the table
 _COLUMNS = ("kind", "rank", "score", "id", "other", "label", "suggestion", "reason")
-Check = tuple[str, str]
 
 
 def audit_checks(audit: Audit) -> Iterator[Check]:

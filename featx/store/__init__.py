@@ -13,7 +13,14 @@ from featx.store.importing import import_arrays
 from featx.store.journal import Unfinished, discard, is_unfinished, refuse_running, unfinished
 from featx.store.keys import image_keys
 from featx.store.merging import copy_rows, merge, merge_refusal
-from featx.store.near_duplicates import NEAR_DUPLICATES, Copies, connected, near_duplicate_groups, near_duplicates
+from featx.store.near_duplicates import (
+    NEAR_DUPLICATES,
+    Copies,
+    connected,
+    near_duplicate_groups,
+    near_duplicates,
+    pairs_of_equal,
+)
 from featx.store.neighbours import Neighbors
 from featx.store.reader import FeatureStore, warn_of_rows
 from featx.store.rows import RowFile
@@ -43,6 +50,7 @@ __all__ = [
     "merge_refusal",
     "near_duplicate_groups",
     "near_duplicates",
+    "pairs_of_equal",
     "refuse_running",
     "refuse_unwritable_store",
     "rounding_note",

@@ -8,6 +8,7 @@ crops hardly change features, but compressing a texture does.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -71,18 +72,17 @@ def near_duplicates(store: FeatureStore, other: FeatureStore | None = None, laye
     Time grows with the square of the number of images, memory with their number.
     """
     exact = _exact(store, other)
+    features = None if layer is None else _Features(store, other, layer)
     if not store.statistics or other is not None and not other.statistics:
         close, most_bits = _Pairs(0).all(), -1
     else:
         most_bits = _most_bits(_distances(store), len(store))
-        close = _close_pairs(store, other, layer, most_bits)
+        close = _close_pairs(store, other, features, most_bits)
     width = len(store) if other is None else len(other)
     is_new = ~np.isin(close.first * width + close.second, exact[:, 0] * width + exact[:, 1])
     order = np.flatnonzero(is_new)[np.argsort(close.bits[is_new], kind="stable")]
     first, second, bits, mirrored = (values[order] for values in close)
-    similarity = np.full(len(bits), np.nan)
-    if layer is not None and len(bits):
-        similarity = _Features(store, other, layer).similarity(first, second)
+    similarity = np.full(len(bits), np.nan) if features is None else features.similarity(first, second)
     n_exact = len(exact)
     return Copies(
         np.concatenate([exact, np.stack([first, second], axis=1)]),
@@ -164,7 +164,7 @@ class _Pairs:
         return _Close(*(np.concatenate(each) for each in zip(*self._kept, *more, strict=True)))
 
 
-def _close_pairs(store: FeatureStore, other: FeatureStore | None, layer: str | None, most_bits: int) -> _Close:
+def _close_pairs(store: FeatureStore, other: FeatureStore | None, features: _Features | None, most_bits: int) -> _Close:
     """The pairs that are copies by their hashes, or by their hashes and features."""
     offset = 0 if other is None else len(store)
     pairs, n_close = _Pairs(len(store) + (0 if other is None else len(other))), 0
@@ -178,13 +178,12 @@ def _close_pairs(store: FeatureStore, other: FeatureStore | None, layer: str | N
             continue
         are_copies = block.within(most_bits)
         pairs.add(block, are_copies, offset)
-        if layer is not None:
+        if features is not None:
             are_close &= ~are_copies
             n_undecided += int(np.count_nonzero(are_close))
             undecided = [*undecided, block.pairs(are_close)] if n_undecided <= _MOST_KEPT else []
-    if layer is None or not n_undecided:
+    if features is None or not n_undecided:
         return pairs.all()
-    features = _Features(store, other, layer)
     least = features.least_similarity(n_close)
     if n_undecided <= _MOST_KEPT:
         return pairs.all(*(close.at(features.similarity(close.first, close.second) >= least) for close in undecided))
@@ -280,14 +279,15 @@ class _Features:
     def __init__(self, store: FeatureStore, other: FeatureStore | None, layer: str) -> None:
         self._store, self._other, self._layer = store, store if other is None else other, layer
         self._are_compared = store.row_bytes(layer) <= 4 * MOST_NUMBERS
-        if self._are_compared:
-            sample = np.sort(np.random.default_rng(0).permutation(len(store))[:_SAMPLE])
-            rows = _flat(store, sample, layer)
-            rows = rows[np.isfinite(rows).all(axis=1)]
-            self._mean = (
-                rows.mean(axis=0, dtype=np.float64).astype(np.float32) if len(rows) else np.zeros(1, np.float32)
-            )
-            self._sample = _unit(rows - self._mean)
+
+    @cached_property
+    def _sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, centred rows of unit length) of a random sample of the first store."""
+        sample = np.sort(np.random.default_rng(0).permutation(len(self._store))[:_SAMPLE])
+        rows = _flat(self._store, sample, self._layer)
+        rows = rows[np.isfinite(rows).all(axis=1)]
+        mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32) if len(rows) else np.zeros(1, np.float32)
+        return mean, _unit(rows - mean)
 
     def least_similarity(self, n: int) -> float:
         """The least similarity of a copy: among n pairs of different images, few are so similar by chance.
@@ -296,7 +296,8 @@ class _Features:
         """
         if not self._are_compared:
             return np.inf
-        of_sample = (self._sample @ self._sample.T)[np.triu_indices(len(self._sample), 1)]
+        _, rows = self._sample
+        of_sample = (rows @ rows.T)[np.triu_indices(len(rows), 1)]
         share = min(1.0, _BY_CHANCE_WITH_FEATURES * len(self._store) / n)
         limit = float(np.quantile(of_sample, 1 - share)) if len(of_sample) else 1.0
         return max(limit, _LEAST_SIMILARITY)
@@ -304,16 +305,16 @@ class _Features:
     def similarity(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """(p,) cosine of the centred features of pairs; NaN if one contains NaN or inf."""
         similarity = np.full(len(first), np.nan)
-        step = max(1, _BLOCK // len(self._mean)) if self._are_compared else len(first)
-        for start in range(0, len(first) if self._are_compared else 0, step):
+        if not self._are_compared or not len(first):
+            return similarity
+        mean, _ = self._sample
+        step = max(1, _BLOCK // len(mean))
+        for start in range(0, len(first), step):
             part = slice(start, start + step)
-            similarity[part] = np.einsum(
-                "ij,ij->i", self._centred(self._store, first[part]), self._centred(self._other, second[part])
-            )
+            one = _unit(_flat(self._store, first[part], self._layer) - mean)
+            two = _unit(_flat(self._other, second[part], self._layer) - mean)
+            similarity[part] = np.einsum("ij,ij->i", one, two)
         return similarity
-
-    def _centred(self, store: FeatureStore, rows: np.ndarray) -> np.ndarray:
-        return _unit(_flat(store, rows, self._layer) - self._mean)
 
 
 def _flat(store: FeatureStore, rows: np.ndarray, layer: str) -> np.ndarray:
@@ -350,6 +351,12 @@ def near_duplicate_groups(store: FeatureStore) -> np.ndarray:
 def connected(n: int, pairs: np.ndarray) -> np.ndarray:
     """(n,) the smallest row that each row is connected with by pairs, itself if there is none."""
     return _joined(np.arange(n), pairs[:, 0], pairs[:, 1])
+
+
+def pairs_of_equal(values: np.ndarray) -> np.ndarray:
+    """(n, 2) the first row that has the same value, and each row: what `connected` takes."""
+    _, first, codes = np.unique(values, return_index=True, return_inverse=True)
+    return np.stack([first[codes], np.arange(len(values))], axis=1)
 
 
 def _joined(roots: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 
 from featx.errors import Call, FeatxError, Parameter, Part, StoreError, file_of_labels, listed, no_column
 from featx.learn.selection.parameters import brief, check_integer, sequence
 from featx.manifest import is_missing
-from featx.store import NEAR_DUPLICATES, FeatureStore, near_duplicate_groups
+from featx.store import NEAR_DUPLICATES, FeatureStore, connected, near_duplicate_groups, pairs_of_equal
 
 _MANY_CLASSES = 10
 Split = tuple[np.ndarray, np.ndarray]  # training positions, test positions, each ascending
@@ -124,16 +122,10 @@ def groups_of(store: FeatureStore, groups: np.ndarray | None, allow_duplicates: 
     twins = () if allow_duplicates else store.duplicates
     if groups is None and not twins:
         return None
-    images = np.arange(len(store))
-    # nodes are images, then groups (group g is node n + g), then contents; edges join images to these
-    edges = [(images, groups + len(store))] if groups is not None else []
-    first = len(store) + (0 if groups is None else int(groups.max()) + 1)
-    edges += [(rows, np.full(len(rows), first + i)) for i, rows in enumerate(twins)]
-    ends = [np.concatenate(side) for side in zip(*edges, strict=True)]
-    size = first + len(twins)
-    graph = coo_matrix((np.ones(len(ends[0]), bool), (ends[0], ends[1])), shape=(size, size))
-    _, numbers = connected_components(graph, directed=False)
-    return Groups(numbers[: len(store)], "different images" if groups is None else "groups")
+    pairs = [np.stack([np.full(len(rows), rows[0]), rows], axis=1) for rows in twins]
+    pairs += [] if groups is None else [pairs_of_equal(groups)]
+    numbers = np.unique(connected(len(store), np.concatenate(pairs)), return_inverse=True)[1]
+    return Groups(numbers, "different images" if groups is None else "groups")
 
 
 def cv_splits(labels: np.ndarray, groups: Groups | None, folds: int, repeats: int, random_state: int) -> list[Split]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from featx.report.audits import audit_checks
-from featx.report.page.sections import Bullets, Level, Section, Text
+from featx.report.page.sections import Bullets, Section, Text
 
 if TYPE_CHECKING:
     from featx.audit import Audit
@@ -20,5 +20,4 @@ def data_section(audit: Audit, note: str = "") -> Section:
         f"{len(audit.store):,} images of {audit.store.path.name}, audited by {', '.join(audit.layers)} in "
         f"{audit.seconds:.0f} s. Findings: {found}.{note}"
     )
-    checks = [(cast(Level, level), sentence) for level, sentence in audit_checks(audit)]
-    return Section("data", "What the data say", [Text(text), Bullets(checks)])
+    return Section("data", "What the data say", [Text(text), Bullets(list(audit_checks(audit)))])

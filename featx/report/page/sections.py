@@ -10,6 +10,7 @@ from typing import Literal
 from featx.display import printable
 
 Level = Literal["good", "note", "warning"]
+Check = tuple[Level, str]
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Text:
 class Bullets:
     """A list of sentences, each good news, a note or a warning."""
 
-    items: Sequence[tuple[Level, str]]
+    items: Sequence[Check]
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featx.errors import listed
-from featx.report.page.sections import Bullets, Level, Section, Text
+from featx.report.page.sections import Bullets, Check, Section, Text
 from featx.report.scores import named, number, score_name, scored, value_text
 from featx.store import near_duplicates
 
 if TYPE_CHECKING:
     from featx.learn.selection import Selection
 
-Check = tuple[Level, str]
 PIXELS = "bundled:pixels"
 _FEW_TRAINING, _FEW_TEST = 20, 10  # images of a class
 _WIDE = 0.1  # of an accuracy's interval
