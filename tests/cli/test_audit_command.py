@@ -8,25 +8,14 @@ from pathlib import Path
 
 import pytest
 from audited import photo_store, scene
+from commands import refused, run
 from helpers import left_in
-from typer.testing import CliRunner
 
 import featx
-from featx.cli import app
 
 HOSTILE = ["<b>bold</b>", "=cmd|' /C calc'!A0", 'say "hi",\nnow', "a;b|c", "\x1b[31mred"]
 N = 60
 COLUMNS = ["kind", "rank", "score", "id", "other", "label", "suggestion", "reason"]
-
-
-def run(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def refused(*words: object) -> str:
-    done = run(*words)
-    assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
-    return done.stderr
 
 
 @pytest.fixture(scope="module")

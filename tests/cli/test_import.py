@@ -7,18 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from helpers import class_folders, left_in
-from typer.testing import CliRunner
 
 import featx
-from featx.cli import app
 
 N = 60
 CLASSES = ["ant", "bee", "cat"]
-
-
-def run(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def done(*words: object) -> str:

@@ -14,20 +14,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from commands import run
 from helpers import save_noise
-from typer.testing import CliRunner
 
 import featx
-from featx.cli import app
 from featx.store import StoreWriter
 
 PIXELS = ["-b", "bundled:pixels"]
 RED, BIDI, LINE, FORMULA = "\x1b[31mred\x1b[0m", "photo\u202egnp", "a\nfeatx: b", "=1+1"
 CLASSES = [f"ant {RED}", f"bee {BIDI}$a_{{$", "[red]cat[bold]"]
-
-
-def run(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 def shown(done: SimpleNamespace, code: int = 0) -> str:

@@ -8,24 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import refused, run
 from helpers import left_in, levelled_folders
 from PIL import Image
-from typer.testing import CliRunner
 
 import featx
-from featx.cli import app
 
 N = 12  # of each class
-
-
-def run(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-def refused(*words: object) -> str:
-    done = run(*words)
-    assert done.exit_code == 2 and done.stderr.count("\n") == 1, done.output
-    return done.stderr
 
 
 @pytest.fixture(scope="module")

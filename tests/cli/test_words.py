@@ -10,20 +10,15 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import run
 from helpers import class_folders, fresh_python, left_in
-from typer.testing import CliRunner
 
 import featx
 from featx.backbones import sources
-from featx.cli import app
 from featx.errors import nearest
 from featx.extraction import plans
 
 PIXELS = ["-b", "bundled:pixels", "-q"]
-
-
-def run(*words: object):
-    return CliRunner().invoke(app, [str(word) for word in words])
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import pickle
 
 import fsspec
 import pytest
-from helpers import assert_tells, class_folders
+from collected import failure, refused
+from helpers import class_folders
 from test_shards import shards_of
 from test_tables import written
 from test_zips import zip_of
 
-from featx.errors import ImageError, SourceError
 from featx.images import collect, content_digest, decode, files, image_at, remote
 from featx.images.remote import shown
 
@@ -28,18 +28,6 @@ def memory():
 @pytest.fixture
 def photos(tmp_path):
     return class_folders(tmp_path / "photos", ("bee", "ant"), n=4)
-
-
-def refused(source, *words, **options):
-    with pytest.raises(SourceError) as caught:
-        collect(source, **options)
-    assert_tells(caught.value, *words)
-
-
-def failure(image):
-    with pytest.raises(ImageError) as caught:
-        decode(image)
-    return caught.value
 
 
 def digests(images):

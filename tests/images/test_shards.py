@@ -9,6 +9,7 @@ import pickle
 import tarfile
 
 import pytest
+from collected import refused
 from helpers import assert_tells, class_folders, save_noise
 
 from featx.errors import ImageError, SourceError
@@ -44,12 +45,6 @@ def shards_of(root, folder, as_json=False):
 @pytest.fixture
 def picture(tmp_path):
     return save_noise(tmp_path / "x.png", seed=0).read_bytes()
-
-
-def refused(source, *words, **options):
-    with pytest.raises(SourceError) as caught:
-        collect(source, **options)
-    assert_tells(caught.value, *words)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -11,9 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import assert_tells, class_folders, save_noise
+from collected import failure, refused
+from helpers import class_folders, save_noise
 
-from featx.errors import ImageError, SourceError
+from featx.errors import ImageError
 from featx.images import collect, content_digest, decode, files, image_at, tables
 
 NAMES = ["ant", "bee"]
@@ -44,18 +45,6 @@ def written(path, root, *, with_paths=True, row_group_size=4, **columns):
 def plain(path, **columns):
     pq.write_table(pa.table(columns), path)
     return path
-
-
-def refused(source, *words, **options):
-    with pytest.raises(SourceError) as caught:
-        collect(source, **options)
-    assert_tells(caught.value, *words)
-
-
-def failure(image):
-    with pytest.raises(ImageError) as caught:
-        decode(image)
-    return caught.value
 
 
 def test_a_file_as_datasets_writes_it_gives_the_folders_images(tmp_path, photos):

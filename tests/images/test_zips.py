@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from collected import failure, refused
 from helpers import assert_tells, class_folders, save_noise
 from PIL import Image
 
-from featx.errors import ImageError, SourceError
+from featx.errors import ImageError
 from featx.images import collect, content_digest, decode, files, image_at
 
 
@@ -39,18 +40,6 @@ def written(path, names, content=None, **attributes):
                     setattr(info, attribute, value)
                 archive.writestr(info, picture)
     return path
-
-
-def refused(source, *words, **options):
-    with pytest.raises(SourceError) as caught:
-        collect(source, **options)
-    assert_tells(caught.value, *words)
-
-
-def failure(image):
-    with pytest.raises(ImageError) as caught:
-        decode(image)
-    return caught.value
 
 
 def test_the_images_are_those_of_the_folder(tmp_path):
