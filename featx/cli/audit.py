@@ -11,7 +11,7 @@ from featx.cli.interrupts import loading, working
 from featx.cli.printing import print_all, print_data, print_line
 from featx.cli.search_files import check_file
 from featx.errors import FeatxError, Parameter
-from featx.request import rows_with
+from featx.request import labels_in_file, rows_with
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,7 +87,7 @@ def audit(
     from featx.store import FeatureStore, written_aside
 
     opened = FeatureStore(store)
-    values = opened.align(labels, label_column or "label") if labels is not None else label_column
+    values = label_column if labels is None else labels_in_file(opened, labels, label_column)
     test = _test(opened, test_store, split_column, test_value or "test")
     with loading("loading scikit-learn"):
         from featx.audit import audit as audited

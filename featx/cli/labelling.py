@@ -12,6 +12,7 @@ from featx.cli.interrupts import loading, working
 from featx.cli.printing import print_all, print_line
 from featx.cli.search_files import check_file
 from featx.errors import FeatxError, count
+from featx.request import labels_in_file
 
 
 def next_(
@@ -55,7 +56,7 @@ def next_(
     if number < 1:
         raise FeatxError(f"--number is 1 or more; got {number}")
     opened = FeatureStore(store)
-    y = label_column if labels is None else opened.align(labels, label_column or "label", partial=True)
+    y = label_column if labels is None else labels_in_file(opened, labels, label_column, partial=True)
     with loading("loading scikit-learn"):
         from featx.audit import next_to_label
         from featx.report import to_label_csv, to_label_table

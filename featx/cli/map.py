@@ -10,6 +10,7 @@ import typer
 from featx.cli.interrupts import loading, working
 from featx.cli.printing import print_line
 from featx.cli.search_files import check_file
+from featx.request import labels_in_file
 
 
 def map_(
@@ -39,7 +40,7 @@ def map_(
     if label_column is not None and labels is None:
         raise FeatxError("--label-column is a column of --labels; give that too")
     opened = FeatureStore(store)
-    y = None if labels is None else opened.align(labels, label_column or "label", partial=True)
+    y = None if labels is None else labels_in_file(opened, labels, label_column, partial=True)
     with loading("loading scikit-learn"):
         from featx.report import store_map
     with working("drawing the map"):

@@ -163,3 +163,12 @@ def test_a_seed_that_scikit_learn_does_not_take_is_refused(folder, seed):
     assert words in refused("map", folder / "photos.h5", "-o", "map.html", "--seed", seed)
     assert words in refused("next", folder / "photos.h5", "-n", 2, "--seed", seed)
     assert left_in(Path()) == []
+
+
+@pytest.mark.parametrize("command", [["next"], ["map", "-o", "m.html"], ["audit"]])
+def test_a_column_given_as_a_file_of_labels_is_told_from_one(folder, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    text = refused(command[0], folder / "photos.h5", *command[1:], "--labels", "species")
+    assert (
+        "--labels is a CSV file of labels by image id; species is no file" in text and "--label-column species" in text
+    )
