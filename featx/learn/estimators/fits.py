@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from featx.errors import FeatxError, warn
-from featx.learn._sklearn import check_sample_weight
+from featx.learn._sklearn import check_sample_weight, safe_indexing
 from featx.learn.estimators.linear_model import LinearModel, Targets, Weights
+from featx.learn.lazy_rows import LazyRows
 
 if TYPE_CHECKING:
     from featx.solvers import Interned, Problem, Solution
@@ -57,6 +58,8 @@ def fit_all(
     for number, estimator in enumerate(estimators):
         with _stored(failed, number):
             estimator._refuse()
+    if isinstance(X, LazyRows) and (order := X.in_file_order()) is not None:
+        X, y, fits = X.take(order), safe_indexing(y, order), [_reordered(fit, order) for fit in fits]
     checked = copy(estimators[0])  # scikit-learn sets the number and names of columns before it checks the rows
     X, targets = checked._targets(X, y)
 
@@ -82,6 +85,12 @@ def fit_all(
         estimator._keep_features(checked)
         estimator._keep(solution, targets, problems[number].weights)
     _warn(estimators, fits, solutions)
+
+
+def _reordered(fit: Fit, order: np.ndarray) -> Fit:
+    """The fit on rows that are in another order."""
+    is_number = fit.sample_weight is None or np.ndim(fit.sample_weight) == 0
+    return fit if is_number else replace(fit, sample_weight=np.asarray(fit.sample_weight)[order])
 
 
 @contextmanager

@@ -18,13 +18,16 @@ from typing import Any
 import numpy as np
 from sklearn import get_config
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, PowerTransformer, RobustScaler, StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, PowerTransformer, RobustScaler
+from sklearn.preprocessing import StandardScaler as SklearnStandardScaler
 
-from featx.errors import readable
+from featx.errors import TooLargeError, readable
 from featx.learn._sklearn import num_samples
-from featx.learn.estimators import Nystroem
+from featx.learn.estimators import Nystroem, StandardScaler
 from featx.learn.features import StoredFeatures
+from featx.learn.lazy_rows import LazyRows, is_lazy
 from featx.learn.search.candidates import SearchCandidate, Step
+from featx.memory import memory_bytes
 from featx.store import Recipe
 
 
@@ -152,6 +155,8 @@ def plan_of(
         steps = _independent(candidate, fit_params)
         prefix = prefixes.setdefault(tuple(step.key for step in steps), SharedPrefix(steps))
         rest = prefix.rest(candidate)
+        if rest and type(rest[0].transformer) in _AFFINE:
+            _refuse_large(rest[0].transformer, X, steps)
         affine = rest[0] if len(rest) == 1 and _is_affine(rest[0].transformer) else None
         if are_distinct and candidate.is_batched and (affine is not None or not rest) and _is_matrix(X, steps):
             prefix.add_to_solve(candidate, affine)
@@ -205,7 +210,7 @@ _LONGEST_NAME = 60
 # `fixed_work_columns`. Measured on 2,000 rows of 16 to 1,280 columns.
 _FIXED_WORK_COLUMNS = 100
 _DECOMPOSITIONS = ("sklearn.decomposition.", Nystroem.__module__, "sklearn.kernel_approximation")
-_AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
+_AFFINE = (StandardScaler, SklearnStandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 
 def _is_affine(transformer: Any) -> bool:
@@ -238,11 +243,28 @@ def _is_matrix(X: Any, steps: Sequence[Step]) -> bool:
     """Whether the fold-independent steps make a dense array of X; then a fold is rows of weight 0."""
     if steps and type(steps[0].transformer) is StoredFeatures:
         dtype = np.dtype(_recipe(steps[0].transformer).dtype)
-    elif isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiub":
+    elif isinstance(X, np.ndarray | LazyRows) and X.ndim == 2 and X.dtype.kind in "fiub":
         dtype = X.dtype
     else:
         return False
     return dtype.kind != "f" or dtype.itemsize >= 4  # scalers round to float16 where X is
+
+
+def _refuse_large(scaler: Any, X: Any, steps: Sequence[Step]) -> None:
+    """Raise if the rows are too large for a scaler of scikit-learn's, before they are read."""
+    features = steps[0].transformer if steps else None
+    if type(features) is not StoredFeatures or type(scaler) is StandardScaler:
+        return
+    nbytes = _stored_bytes(features, num_samples(X))
+    if is_lazy(nbytes):
+        raise TooLargeError(
+            f"{type(scaler).__name__} would copy {features.layer_}, whose rows take {readable(nbytes)} of "
+            f"{readable(memory_bytes())} of memory; featx.learn.StandardScaler reads them in blocks"
+        )
+
+
+def _stored_bytes(features: StoredFeatures, n: int) -> int:
+    return n * features.n_features_out_ * np.dtype(_recipe(features).dtype).itemsize
 
 
 def _recipe(features: StoredFeatures) -> Recipe:
@@ -256,8 +278,7 @@ def _prefix_bytes(prefix: SharedPrefix, X: Any, shares: tuple[float, float, floa
     """
     n = num_samples(X)
     if prefix.steps and type(prefix.steps[0].transformer) is StoredFeatures:
-        features = prefix.steps[0].transformer
-        whole = n * features.n_features_out_ * np.dtype(_recipe(features).dtype).itemsize
+        whole = _stored_bytes(prefix.steps[0].transformer, n)
         own = whole
     else:
         shape = getattr(X, "shape", (n, 1))
