@@ -75,7 +75,7 @@ def logistic(store: Any) -> dict[str, Any]:
     from featx.learn import GridSearchCV, LogisticRegression, StandardScaler, StoredFeatures
 
     pipeline = make_pipeline(StoredFeatures(store), StandardScaler(), LogisticRegression())
-    search = GridSearchCV(pipeline, {"logisticregression__C": np.logspace(-6, -2, 5)}, cv=3)
+    search = GridSearchCV(pipeline, {"logisticregression__C": np.logspace(-7, -4, 5)}, cv=3)
     began = time.perf_counter()
     search.fit(store.X, store.y)
     seconds = time.perf_counter() - began
@@ -139,7 +139,7 @@ def probe(store: Any) -> dict[str, Any]:
     from featx.learn import linear_probe
 
     began = time.perf_counter()
-    result = linear_probe(store, C=np.logspace(-6, -2, 5), allow_duplicates=True)
+    result = linear_probe(store, C=np.logspace(-7, -4, 5), allow_duplicates=True)
     return {"seconds": time.perf_counter() - began, "accuracy": result.curves[0].test}
 
 

@@ -32,9 +32,15 @@ class LazyRows:
     width : d
     dtype : of the rows
     origin : of the rows, as FeatureRows has it, or None if they are not those of a store any more
+
+    Attributes
+    ----------
+    unscaled : (LazyRows, shift, scale) or None
+        Where the matrix is (X - shift) / scale: X, and the vectors (d,) or None, for what shifts and scales by itself.
     """
 
     ndim = 2
+    unscaled: tuple[LazyRows, np.ndarray | None, np.ndarray | None] | None = None
 
     def __init__(
         self,
@@ -75,7 +81,11 @@ class LazyRows:
 
     def take(self, rows: Any) -> LazyRows:
         """The matrix of some of the rows: a slice, positions or a mask."""
-        return LazyRows(self._read, self.positions[rows], self.shape[1], self.dtype, self.origin)
+        taken = LazyRows(self._read, self.positions[rows], self.shape[1], self.dtype, self.origin)
+        if self.unscaled is not None:
+            X, shift, scale = self.unscaled
+            taken.unscaled = X.take(rows), shift, scale
+        return taken
 
     def map(self, function: Callable[[np.ndarray], np.ndarray], width: int = 0, dtype: Any = None) -> LazyRows:
         """The matrix of function(rows), computed when rows are read; by default of as many columns and the same type.

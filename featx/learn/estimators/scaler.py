@@ -8,6 +8,7 @@ import sklearn.preprocessing
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.learn._sklearn import fit_context
+from featx.learn.estimators.batched import affine_of
 from featx.learn.lazy_rows import LazyRows
 
 
@@ -66,4 +67,6 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):
             return super().transform(X, copy)
         check_is_fitted(self)
         validate_data(self, X, skip_check_array=True, reset=False)
-        return X.map(super().transform)
+        scaled = X.map(super().transform)
+        scaled.unscaled = X, *affine_of(self)
+        return scaled
