@@ -16,7 +16,7 @@ from sklearn.utils.validation import validate_data
 from featx.errors import TooLargeError, readable
 from featx.memory import memory_bytes
 
-_BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 64 * 2**20
 _LAZY_SHARE = 4  # a matrix of more than this part of the memory is not copied into it
 _ARRAY_SHARE = 2  # one that another library needs may take this part
 
@@ -101,7 +101,7 @@ class LazyRows:
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows, their values) in order, in blocks of 64 MB."""
-        step = max(1, _BLOCK_BYTES // (self.shape[1] * self.itemsize))
+        step = max(1, BLOCK_BYTES // (self.shape[1] * self.itemsize))
         for start in range(0, len(self), step):
             block = slice(start, min(start + step, len(self)))
             yield block, self[block]
@@ -117,12 +117,7 @@ class LazyRows:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.nbytes > memory_bytes() // _ARRAY_SHARE:
-            raise TooLargeError(
-                f"X has {len(self):,} rows of {self.shape[1]:,} columns, {readable(self.nbytes)}: too much for the "
-                f"{readable(memory_bytes())} of memory that this process may use. LogisticRegression, LinearSVC, "
-                "Ridge, RidgeClassifier, KNeighborsClassifier, StandardScaler and Nystroem of featx.learn read the "
-                "rows in blocks; Nystroem with LinearSVC takes the place of SVC"
-            )
+            raise too_large(f"X has {len(self):,} rows of {self.shape[1]:,} columns", self.nbytes)
         return np.asarray(self[:], dtype)
 
 
@@ -146,6 +141,15 @@ def checked(estimator: Any, X: Any, y: Any = None, *, dtype: Any, **options: Any
 def is_lazy(nbytes: int) -> bool:
     """Whether a matrix of so many bytes is read when it is used, since a copy of it takes too much memory."""
     return nbytes > memory_bytes() // _LAZY_SHARE
+
+
+def too_large(what: str, nbytes: int) -> TooLargeError:
+    """The error of what would copy so many bytes of rows into memory; `what` says which rows, and who needs them."""
+    return TooLargeError(
+        f"{what}, {readable(nbytes)}: too much for the {readable(memory_bytes())} of memory that this process may use. "
+        "LogisticRegression, LinearSVC, Ridge, RidgeClassifier, KNeighborsClassifier, StandardScaler and Nystroem of "
+        "featx.learn read the rows in blocks; Nystroem with LinearSVC takes the place of SVC"
+    )
 
 
 def rows_at(X: Any, rows: Any) -> Any:

@@ -33,7 +33,6 @@ from featx.learn import (
     select_model,
 )
 from featx.learn.lazy_rows import LazyRows
-from featx.learn.search import planner
 from featx.solvers import hardware
 
 N, D = 900, 40
@@ -64,9 +63,9 @@ def little_memory(monkeypatch: pytest.MonkeyPatch, nbytes: int = MEMORY) -> Iter
         return values
 
     with monkeypatch.context() as patch:
-        for module in (lazy_rows, hardware, planner):
+        for module in (lazy_rows, hardware):
             patch.setattr(module, "memory_bytes", lambda: nbytes)
-        patch.setattr(lazy_rows, "_BLOCK_BYTES", BLOCK_BYTES)
+        patch.setattr(lazy_rows, "BLOCK_BYTES", BLOCK_BYTES)
         patch.setattr(LazyRows, "__getitem__", recorded)
         yield sizes
 
@@ -240,14 +239,19 @@ def test_what_needs_a_copy_is_refused_with_what_does_not(step, store, monkeypatc
             pipeline.fit(store.X, store.y)
 
 
-def test_a_search_refuses_scikit_learn_s_scaler_before_it_fits(store, monkeypatch):
-    scaler = sklearn.preprocessing.StandardScaler()
-    search = GridSearchCV(
-        make_pipeline(StoredFeatures(store), scaler, LogisticRegression()), {"storedfeatures__layer": ["wide"]}
-    )
+@pytest.mark.parametrize(
+    "steps",
+    [[sklearn.preprocessing.StandardScaler(), LogisticRegression()], [StandardScaler(), SVC()]],
+    ids=["scaler", "SVC"],
+)
+def test_a_search_refuses_them_before_it_fits(steps, store, monkeypatch):
+    search = GridSearchCV(make_pipeline(StoredFeatures(store), *steps), {"storedfeatures__layer": ["wide"]})
+    culprit = "SVC" if isinstance(steps[-1], SVC) else "StandardScaler"
     with little_memory(monkeypatch) as sizes:
-        with pytest.raises(TooLargeError, match="StandardScaler would copy wide:none, .*featx.learn.StandardScaler"):
+        with pytest.raises(TooLargeError, match=f"{culprit} needs a copy of 900 rows of wide:none, 144 kB: too much"):
             search.fit(store.X, store.y)
+        with pytest.raises(TooLargeError, match="SVC needs a copy"):
+            select_model(store, layers="wide", estimators=["logistic_regression", "rbf_svm"])
     assert not sizes
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import clone
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 class LinearEstimator(LinearModel):
     """A linear model that is fitted alone, or many at once."""
+
+    reads_blocks: ClassVar[bool] = True  # of LazyRows
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:

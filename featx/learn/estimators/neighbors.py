@@ -79,6 +79,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     array(['ant'], dtype='<U3')
     """
 
+    reads_blocks: ClassVar[bool] = True  # of LazyRows
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **SklearnKNeighborsClassifier._parameter_constraints,
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],

@@ -75,6 +75,7 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
     array([1.    , 0.3679, 0.0183])
     """
 
+    reads_blocks: ClassVar[bool] = True  # of LazyRows
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **sklearn.kernel_approximation.Nystroem._parameter_constraints,
         "device": [StrOptions({"auto", "cpu", "cuda"})],

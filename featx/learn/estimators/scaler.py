@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import sklearn.preprocessing
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -29,6 +29,8 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):
     >>> StandardScaler().fit_transform([[1.0], [3.0]]).tolist()
     [[-1.0], [1.0]]
     """
+
+    reads_blocks: ClassVar[bool] = True  # of LazyRows
 
     @fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:

@@ -21,13 +21,12 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, PowerTransformer, RobustScaler
 from sklearn.preprocessing import StandardScaler as SklearnStandardScaler
 
-from featx.errors import TooLargeError, readable
+from featx.errors import readable
 from featx.learn._sklearn import num_samples
 from featx.learn.estimators import Nystroem, StandardScaler
 from featx.learn.features import StoredFeatures
-from featx.learn.lazy_rows import LazyRows, is_lazy
+from featx.learn.lazy_rows import BLOCK_BYTES, LazyRows, is_lazy, too_large
 from featx.learn.search.candidates import SearchCandidate, Step
-from featx.memory import memory_bytes
 from featx.store import Recipe
 
 
@@ -153,10 +152,9 @@ def plan_of(
             fallback.append(candidate.without_sharing(reason))
             continue
         steps = _independent(candidate, fit_params)
+        _refuse_large(candidate, X)
         prefix = prefixes.setdefault(tuple(step.key for step in steps), SharedPrefix(steps))
         rest = prefix.rest(candidate)
-        if rest and type(rest[0].transformer) in _AFFINE:
-            _refuse_large(rest[0].transformer, X, steps)
         affine = rest[0] if len(rest) == 1 and _is_affine(rest[0].transformer) else None
         if are_distinct and candidate.is_batched and (affine is not None or not rest) and _is_matrix(X, steps):
             prefix.add_to_solve(candidate, affine)
@@ -250,17 +248,16 @@ def _is_matrix(X: Any, steps: Sequence[Step]) -> bool:
     return dtype.kind != "f" or dtype.itemsize >= 4  # scalers round to float16 where X is
 
 
-def _refuse_large(scaler: Any, X: Any, steps: Sequence[Step]) -> None:
-    """Raise if the rows are too large for a scaler of scikit-learn's, before they are read."""
-    features = steps[0].transformer if steps else None
-    if type(features) is not StoredFeatures or type(scaler) is StandardScaler:
+def _refuse_large(candidate: SearchCandidate, X: Any) -> None:
+    """Raise if rows of a store are too large for a later step, which would copy them; before they are read."""
+    features = candidate.steps[0].transformer if candidate.steps else None
+    if type(features) is not StoredFeatures or not is_lazy(nbytes := _stored_bytes(features, num_samples(X))):
         return
-    nbytes = _stored_bytes(features, num_samples(X))
-    if is_lazy(nbytes):
-        raise TooLargeError(
-            f"{type(scaler).__name__} would copy {features.layer_}, whose rows take {readable(nbytes)} of "
-            f"{readable(memory_bytes())} of memory; featx.learn.StandardScaler reads them in blocks"
-        )
+    for step in [*(step.transformer for step in candidate.steps[1:]), candidate.final]:
+        if not getattr(step, "reads_blocks", False):
+            raise too_large(
+                f"{type(step).__name__} needs a copy of {num_samples(X):,} rows of {features.layer_}", nbytes
+            )
 
 
 def _stored_bytes(features: StoredFeatures, n: int) -> int:
@@ -279,6 +276,8 @@ def _prefix_bytes(prefix: SharedPrefix, X: Any, shares: tuple[float, float, floa
     n = num_samples(X)
     if prefix.steps and type(prefix.steps[0].transformer) is StoredFeatures:
         whole = _stored_bytes(prefix.steps[0].transformer, n)
+        if is_lazy(whole):
+            return BLOCK_BYTES
         own = whole
     else:
         shape = getattr(X, "shape", (n, 1))
