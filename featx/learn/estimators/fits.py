@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.exceptions import ConvergenceWarning
 
 from featx.errors import FeatxError, warn
-from featx.learn._sklearn import check_sample_weight, safe_indexing
+from featx.learn._sklearn import check_sample_weight
 from featx.learn.estimators.linear_model import LinearModel, Targets, Weights
 from featx.learn.lazy_rows import LazyRows
 
@@ -61,10 +61,11 @@ def fit_all(
     if isinstance(X, LazyRows) and X.unscaled and all(fit.shift is None and fit.scale is None for fit in fits):
         X, shift, scale = X.unscaled  # the solvers scale blocks faster
         fits = [replace(fit, shift=shift, scale=scale) for fit in fits]
-    if isinstance(X, LazyRows) and (order := X.in_file_order()) is not None:
-        X, y, fits = X.take(order), safe_indexing(y, order), [_reordered(fit, order) for fit in fits]
     checked = copy(estimators[0])  # scikit-learn sets the number and names of columns before it checks the rows
     X, targets = checked._targets(X, y)
+    order = X.in_file_order() if isinstance(X, LazyRows) else None
+    if order is not None:
+        X, targets = X.take(order), replace(targets, y=targets.y[order], original=targets.original[order])
 
     from featx.solvers import Interned  # torch, which takes seconds to import
 
@@ -79,7 +80,9 @@ def fit_all(
             weighting = repr(getattr(estimator, "class_weight", None))
             key = sample_weights.number(_array(fit.sample_weight)), weighting
             if key not in shared:
-                shared[key] = estimator._weights(targets, _checked_weights(fit.sample_weight, X))
+                weights = _checked_weights(fit.sample_weight, X)
+                weights = weights if weights is None or order is None else weights[order]
+                shared[key] = estimator._weights(targets, weights)
             problems[number] = _problem(estimator, fit, targets, shared[key], affine)
 
     solutions = _solve(estimators, problems, X, targets)
@@ -88,12 +91,6 @@ def fit_all(
         estimator._keep_features(checked)
         estimator._keep(solution, targets, problems[number].weights)
     _warn(estimators, fits, solutions)
-
-
-def _reordered(fit: Fit, order: np.ndarray) -> Fit:
-    """The fit on rows that are in another order."""
-    is_number = fit.sample_weight is None or np.ndim(fit.sample_weight) == 0
-    return fit if is_number else replace(fit, sample_weight=np.asarray(fit.sample_weight)[order])
 
 
 @contextmanager
