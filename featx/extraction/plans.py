@@ -257,13 +257,21 @@ def plan(
     if example is None and not isinstance(backbone, Backbone):  # an unknown name is refused before images are looked at
         backbone = Backbone("resnet50" if backbone is None else backbone, weights)
     there = stamp(output)
-    images = collect(source, labels, ids=ids, target=target, path_column=path_column, on_phase=preparing(progress))
+    begun = None if discard else unfinished(output)
+    images = collect(
+        source,
+        labels,
+        ids=ids,
+        target=target,
+        path_column=path_column,
+        on_phase=preparing(progress),
+        listing=None if begun is None else begun.listing,
+    )
     on_phase = preparing(progress, len(images.ids))
     on_phase(f"building {backbone.name if isinstance(backbone, Backbone) else 'the network'}")
     refuse_running(output)
     trials: list[Trial] = []
     store = FeatureStore(output) if output.exists() else None
-    begun = None if discard else unfinished(output)
     known = begun.recipe if begun is not None else None if store is None else store.recipe
     choices: dict[str, Any] = {
         "device": device,
@@ -431,14 +439,16 @@ class Plan:
             if self._begun is None:
                 discard_unfinished(output)  # a kill between the last two steps leaves a journal
             return self._with_backbone(existing.store)
+        options: dict[str, Any] = {"statistics": True, "listing": images.listing}
         with (
-            StoreWriter(output, self.recipe, images.ids, images.y, images.columns, statistics=True) as writer,
+            StoreWriter(output, self.recipe, images.ids, images.y, images.columns, **options) as writer,
             _threads(self.recipe.threads),
             shown(progress) as show,
         ):
             if stamp(output) != self._there:
                 raise StoreError(f"{output} has changed since this was planned; plan again")
-            refuse_changed(output, writer, images)
+            if images.listing is None or self._begun is None or images.listing != self._begun.listing:
+                refuse_changed(output, writer, images)  # rows of a kept listing are of the versions that it names
             if existing is not None:
                 reading = Clock(writer.todo, show)
                 existing.copy_rows(

@@ -8,11 +8,13 @@ from featx.images.collection import Collection, collect, files, image_at
 from featx.images.decoding import DECODER, content_digest, decode, decode_and_describe, stamp
 from featx.images.jpeg import has_fast_jpeg
 from featx.images.limits import NO_MEMORY
-from featx.images.members import Member, Stamp, changed
+from featx.images.members import Member, Stamp, changed, is_remote
+from featx.images.remote import REQUESTS
 
 __all__ = [
     "DECODER",
     "NO_MEMORY",
+    "REQUESTS",
     "Batch",
     "Collection",
     "Member",
@@ -26,5 +28,6 @@ __all__ = [
     "files",
     "has_fast_jpeg",
     "image_at",
+    "is_remote",
     "stamp",
 ]

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from featx.errors import ImageError, SourceError, listed, readable
+from featx.errors import FeatxError, ImageError, SourceError, listed, readable
 from featx.images import limits
 from featx.images.members import ContainingFile, Member, refuse_name
 
@@ -112,7 +112,7 @@ class TableImage(Member):
             if value.is_valid:
                 limits.refuse_file(value.as_buffer().size)
                 return value.as_py()
-        except (ImageError, MemoryError):
+        except (FeatxError, MemoryError):
             raise
         except Exception as error:  # Arrow raises several types on damaged data
             raise ImageError("damaged", "its row group in the Parquet file is damaged") from error
@@ -146,6 +146,8 @@ def rows_of(files: Sequence[ContainingFile], names: Sequence[str]) -> Rows:
         try:
             own_paths, own_columns = _listed(table)
         except (ImageError, SourceError) as error:
+            if file.path in str(error):
+                raise
             raise SourceError(f"cannot read {file.path}: {error}") from error
         except Exception as error:
             raise SourceError(f"{file.path} is not a Parquet file, or is damaged") from error
