@@ -22,8 +22,8 @@ from featx.store.near_duplicates import (
     pairs_of_equal,
 )
 from featx.store.neighbours import Neighbors
+from featx.store.putting import put
 from featx.store.reader import FeatureStore, warn_of_rows
-from featx.store.remote import put
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
 

@@ -1,8 +1,9 @@
-"""Stores at URLs, through fsspec: `put` uploads one, and `fetched` downloads one into the cache folder.
+"""Stores at URLs, through fsspec, and `fetched`, which downloads one into the cache folder.
 
-Both are whole or absent. A store's first page, its seal, has the size of the file and the digest of its metadata, which
-contains the checksums of the rows; so two files with equal seals are the same store, and reading this page tells
-whether a copy is the remote store as it is now. A download is checked by all checksums before it gets its name.
+A store is whole or absent, there and here. Its first page, its seal, has the size of the file and the digest of its
+metadata, which contains the checksums of the rows; so two files with equal seals are the same store, and reading this
+page tells whether a copy is the remote store as it is now. A download is checked by all checksums before it gets its
+name.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from featx.errors import Call, DamageError, Parameter, StoreError, readable
+from featx.errors import Call, DamageError, StoreError, readable
 from featx.progress import Progress, preparing, shown
 from featx.store import files, layout
 from featx.store.blocks import Blocks
@@ -25,14 +26,14 @@ from featx.store.contents import Contents
 from featx.store.files import disk_errors
 from featx.store.layout import Seal
 from featx.store.mapped import Mapped
-from featx.urls import asked_again, is_gone, is_url, opened, tried
+from featx.urls import asked_again, is_gone, opened, tried
 from featx.urls import shown as shown_url
 
 _OBJECT_STORES = frozenset("s3 s3a gs gcs abfs abfss az adl oci oss".split())  # an upload has its name once it is whole
 _PART_BYTES, _PARTS_AT_ONCE = 16 * 2**20, 8
 
 
-class _NotAStore(StoreError):
+class NotAStore(StoreError):
     """What a URL names is not a whole store."""
 
 
@@ -62,16 +63,16 @@ class RemoteStore:
             return None
         page = self._read(0, min(layout.PAGE, size))[: layout.PAGE] if size else b""
         if (version := layout.version_of(page)) is None:
-            raise _NotAStore(f"{self.url} is not a featx store; ", Call("featx.put"), " uploads one")
+            raise NotAStore(f"{self.url} is not a featx store; ", Call("featx.put"), " uploads one")
         if version not in layout.VERSIONS:
-            raise _NotAStore(f"{self.url} has format version {version}, which this featx does not read; update it")
+            raise NotAStore(f"{self.url} has format version {version}, which this featx does not read; update it")
         try:
             seal = Seal.from_bytes(page)
         except ValueError as error:
-            raise _NotAStore(f"{self.url} is not a whole featx store, its seal is damaged; put it again") from error
+            raise NotAStore(f"{self.url} is not a whole featx store, its seal is damaged; put it again") from error
         if size != seal.size:
             sizes = f"it has {size:,} bytes and should have {seal.size:,}"
-            raise _NotAStore(f"{self.url} is not a whole featx store, {sizes}; put it again")
+            raise NotAStore(f"{self.url} is not a whole featx store, {sizes}; put it again")
         return seal
 
     def _size(self) -> int | None:
@@ -145,72 +146,6 @@ class RemoteStore:
         os.fsync(handle)
 
 
-def put(store: Any, url: str, *, replace: bool = False, progress: bool | Callable[[Progress], None] = True) -> bool:
-    """Upload a store to a URL, from which `FeatureStore(url)` opens it anywhere.
-
-    The store's checksums are verified before, and size, seal and metadata of what has arrived after the upload. Nothing
-    has the name of the URL before it is whole.
-
-    Parameters
-    ----------
-    store : FeatureStore or path
-    url : str
-        "s3://bucket/photos.h5", or another URL that fsspec can write to.
-    replace : bool
-        Replace another file that is there.
-    progress : bool or callable
-        Show progress on stderr, or call this function with each update, a `featx.Progress` whose `phase` says how many
-        bytes are uploaded.
-
-    Returns
-    -------
-    bool
-        Whether it was uploaded; False if this store was there already.
-
-    Raises
-    ------
-    StoreError
-        Another file is there, the URL cannot be written to, or what has arrived is not the store.
-    DamageError
-        The store is damaged.
-
-    Examples
-    --------
-    >>> put("photos.h5", "s3://bucket/photos.h5")    # doctest: +SKIP
-    True
-    """
-    from featx.store.reader import FeatureStore
-
-    store = store if isinstance(store, FeatureStore) else FeatureStore(store, progress=progress)
-    if not is_url(url) or url.endswith("/"):
-        raise StoreError(
-            Parameter("url"), f" is the URL of a file, such as 's3://bucket/{store.path.name}'; got {url!r}"
-        )
-    remote, seal = RemoteStore(url), store._contents.mapped.seal
-    with shown(progress) as show:
-        on_phase = preparing(show)
-        on_phase(f"looking at {remote.url}")
-        is_other = ""
-        try:
-            there = remote.seal()
-            if there == seal and remote.matches(seal):
-                return False
-            is_other = "" if there is None else "is another store"
-        except _NotAStore as error:
-            is_other = str(error).removeprefix(f"{remote.url} ").partition(";")[0]
-        if is_other and not replace:
-            raise StoreError(
-                f"{remote.url} {is_other}; choose another URL, or replace it with ", Parameter("replace", True)
-            )
-        on_phase(f"checking {store.path.name}")
-        store.verify()
-        remote.upload(store.path, seal, on_phase)
-        on_phase(f"checking {remote.url}")
-        if not remote.matches(seal):
-            raise StoreError(f"{remote.url} is not the store that was uploaded; put it again")
-    return True
-
-
 def fetched(url: str, progress: bool | Callable[[Progress], None] = True) -> Path:
     """The path of a local copy of the store at a URL, downloaded if there is none or the store has changed.
 
@@ -225,7 +160,7 @@ def fetched(url: str, progress: bool | Callable[[Progress], None] = True) -> Pat
     path = folder / name
     try:
         seal = remote.seal()
-    except _NotAStore:
+    except NotAStore:
         raise
     except StoreError as error:
         if not path.exists():

@@ -191,8 +191,8 @@ def test_a_path_of_a_url_is_the_url(memory, store):
 
 
 def test_what_is_no_url_of_a_file_is_refused(store, memory):
-    refused(lambda: put(store, "b.h5"), "url is the URL of a file", "'b.h5'")
-    refused(lambda: put(store, "memory://stores/"), "url is the URL of a file")
+    refused(lambda: put(store, "b.h5"), "to the URL of a file", "'b.h5'")
+    refused(lambda: put(store, "memory://stores/"), "to the URL of a file")
     refused(lambda: featx.extract([], "s3://photos/a.h5"), "the output is a local file", "featx.put")
     refused(lambda: featx.merge([store, store], "s3://photos/a.h5"), "the output is a local file")
 
