@@ -33,7 +33,8 @@ def extract(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of class folders or of images, a .zip of one, .tar or .parquet files, or a .csv manifest."
+            help="A folder of class folders or of images, a .zip of one, .tar or .parquet files, a .csv manifest, or "
+            "the URL of one."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to make.", rich_help_panel=_OUTPUT)],

@@ -76,7 +76,8 @@ def extract(
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder of class folders, a folder of images, a `.zip` file of one, WebDataset shards ("{00..15}.tar"), Parquet
-        files with a column of images, a CSV manifest, the URL of one of these ("s3://..."), or the images themselves.
+        files with a column of images, a CSV manifest, the URL of one of these ("s3://..."), a `datasets.Dataset`, or the
+        images themselves.
     output : path
         The HDF5 file to make. If it exists with this recipe and these images, it is returned as it is. If there are
         more images or layers now, a store with the existing rows and the new ones replaces it. An interrupted run is
@@ -104,7 +105,7 @@ def extract(
         pass has one view of each image of a batch, so the network's memory does not grow. StoredFeatures averages them.
     weights : str, path or None
         See Backbone.
-    labels : sequence of n labels, or the name of a CSV or Parquet file's column, optional
+    labels : sequence of n labels, or the name of a CSV or Parquet file's or Dataset's column, optional
         By default the class folders of a folder, or the column "label".
     ids : sequence of n str, optional
         Names of the images of a sequence.
@@ -123,7 +124,7 @@ def extract(
     batch_size : int or "auto"
         Images per forward pass; "auto" is 32 on a CPU and at most 256 on a GPU, as its memory allows.
     workers : int or "auto"
-        Threads that decode images; "auto" is one per core.
+        Threads that decode images; "auto" is one per core. Images at a URL are fetched by 32 threads beside them.
     dtype : "auto", "float32" or "float16"
         Type of the stored rows; "auto" is float32.
     progress : bool or callable

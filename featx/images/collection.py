@@ -88,8 +88,9 @@ def collect(
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder or a `.zip` file contains class folders, or images without labels. A `.csv` file has a column of paths,
         relative to the file's own folder. WebDataset shards are a `.tar` file, several ("{000..099}.tar" or a list), or
-        a folder of them; so are Parquet files with a column of image bytes. Each may be a URL that fsspec knows.
-    labels : sequence of n labels, or for a CSV or Parquet file the name of a column, optional
+        a folder of them; so are Parquet files with a column of image bytes. Each may be a URL that fsspec knows. A
+        `datasets.Dataset` has a column of images.
+    labels : sequence of n labels, or for a CSV or Parquet file or a Dataset the name of a column, optional
         By default the class folders of a folder, or the column "label" if there is one.
     ids : sequence of n str, optional
         For a sequence of images; by default the paths, or the numbers of other images.
@@ -139,8 +140,7 @@ def _collected(
     if isinstance(source, str) and is_url(source) and shown(source).lower().endswith(".csv"):
         label_column = _column_name(source, labels, ids)
         return _from_manifest(source, path_column, label_column, target, on_phase, listing)
-    is_container = isinstance(source, str | os.PathLike | list | tuple)
-    contents = contents_of(source, on_phase, listing) if is_container else None  # type: ignore[arg-type]
+    contents = contents_of(source, on_phase, listing)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if contents is None and path.is_dir():
@@ -211,7 +211,7 @@ def image_at(origin: str | os.PathLike | None, name: str) -> AnyImage:
 
 
 def _from_contents(contents: Contents, labels: object, ids: object, target: str) -> Collection:
-    where, images, names = contents.origin, contents.images, contents.names
+    where, images, names = contents.origin or "the dataset", contents.images, contents.names
     if contents.columns is not None and ids is None and (labels is None or isinstance(labels, str)):
         return _from_columns(contents, labels, target)
     if labels is not None or ids is not None:
@@ -246,7 +246,7 @@ def _from_contents(contents: Contents, labels: object, ids: object, target: str)
 
 
 def _from_columns(contents: Contents, label_column: str | None, target: str) -> Collection:
-    where = contents.origin
+    where = contents.origin or "the dataset"
     columns: dict[str, Any] = contents.columns or {}
     if not contents.images:
         raise SourceError(f"{where} holds no images; it has no rows")
@@ -258,7 +258,7 @@ def _from_columns(contents: Contents, label_column: str | None, target: str) -> 
     others = {
         name: text_array([value or "" for value in texts]) for name, texts in columns.items() if name != label_column
     }
-    return Collection(images, names, y, others, origin=where)
+    return Collection(images, names, y, others, origin=contents.origin)
 
 
 def _folder_contents(root: Path) -> Contents:

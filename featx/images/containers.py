@@ -1,4 +1,4 @@
-"""What a source contains if it is an archive or several, or a URL: zip files, tar shards, Parquet files, objects."""
+"""What a source contains if it is an archive or several, a dataset or a URL: zip files, tar shards, tables, objects."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import Path
 
 from featx.errors import ImageError, SourceError
 from featx.images.decoding import AnyImage
+from featx.images.hugging_face import dataset_rows, is_dataset, is_saved, saved_rows
 from featx.images.listings import Listing
 from featx.images.members import ContainingFile, LocalFile, Slice, is_image
 from featx.images.remote import REQUESTS, RemotePath
 from featx.images.shards import expand_braces, samples_of, shard_names
-from featx.images.tables import rows_of
+from featx.images.tables import Rows, rows_of
 from featx.images.zips import zip_members
 from featx.manifest import read_manifest
 from featx.urls import is_url, shown
 
-Source = str | os.PathLike | Sequence[object]
 _SEVERAL = {".tar", ".parquet"}  # endings of files that are given one or several at a time
 
 
@@ -30,7 +30,7 @@ class Contents:
     """The images of a source.
 
     kind : what the source is, and where its labels are, for messages
-    origin : folder or archive (a URL if it is a str) that the names are relative to
+    origin : folder or archive (a URL if it is a str) that the names are relative to, or None
     images, names : n images and their names
     labels : n labels, None where there is none; None as a whole if folders are the labels
     passed_over : number of other files
@@ -38,7 +38,7 @@ class Contents:
     """
 
     kind: str
-    origin: Path | str
+    origin: Path | str | None
     images: Sequence[AnyImage]
     names: list[str]
     labels: Sequence[str | None] | None
@@ -48,7 +48,7 @@ class Contents:
 
 
 def contents_of(
-    source: Source, on_phase: Callable[[str], None] = lambda phase: None, listing: Listing | None = None
+    source: object, on_phase: Callable[[str], None] = lambda phase: None, listing: Listing | None = None
 ) -> Contents | None:
     """The contents of an archive, of a folder, pattern or list of shards, or of a URL; None if it is none of these.
 
@@ -67,6 +67,10 @@ def contents_of(
     listing = Listing("") if listing is None else listing
     if isinstance(source, str) and is_url(source):
         return _from_url(source, on_phase, listing)
+    if is_dataset(source):
+        return _from_rows(*dataset_rows(source))
+    if not isinstance(source, str | os.PathLike | list | tuple):
+        return None
     if not isinstance(source, str | os.PathLike):
         paths = [os.fspath(path) for path in source if isinstance(path, str | os.PathLike)]
         kinds = {_ending(path) for path in paths}
@@ -75,6 +79,8 @@ def contents_of(
     source = Path(source)
     if zipped := _zip_of(source):
         return _from_zip(LocalFile(zipped[0]), zipped[1], source)
+    if is_saved(source):
+        return _from_rows(*saved_rows(source))
     if shards := _shards_of(source):
         return _from_several([LocalFile(path) for path in shards], source if source.is_dir() else None)
     return None
@@ -83,7 +89,7 @@ def contents_of(
 def container_stamp(source: Path) -> object:
     """A value that differs once an archive, or a folder of shards, has changed."""
     zipped = _zip_of(source)
-    files: Sequence[str | Path] = [zipped[0]] if zipped else _shards_of(source)
+    files: Sequence[str | Path] = [zipped[0]] if zipped else sorted(source.glob("*.arrow")) or _shards_of(source)
     return tuple((file, LocalFile(file).listed) for file in files)
 
 
@@ -183,6 +189,11 @@ def _from_zip(file: ContainingFile, folder: str, origin: Path | str) -> Contents
     names = [name for name, _ in members]
     kind = "a zip file: its class folders are the labels"
     return Contents(kind, origin, [member for _, member in members], names, None, passed_over, is_zip=True)
+
+
+def _from_rows(rows: Rows, origin: Path | None) -> Contents:
+    kind = "a dataset: its columns are the labels"
+    return Contents(kind, origin, rows.images, rows.names, None, 0, columns=rows.columns)
 
 
 def _from_several(files: Sequence[ContainingFile], origin: Path | str | None = None) -> Contents:
