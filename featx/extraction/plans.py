@@ -76,8 +76,8 @@ def extract(
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder of class folders, a folder of images, a `.zip` file of one, WebDataset shards ("{00..15}.tar"), Parquet
-        files with a column of images, a CSV manifest, the URL of one of these ("s3://..."), a `datasets.Dataset`, or the
-        images themselves.
+        files with a column of images, a CSV manifest, the URL of one of these ("s3://..."), a `datasets.Dataset`, or
+        the images themselves.
     output : path
         The HDF5 file to make. If it exists with this recipe and these images, it is returned as it is. If there are
         more images or layers now, a store with the existing rows and the new ones replaces it. An interrupted run is
