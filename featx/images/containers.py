@@ -75,14 +75,14 @@ def contents_of(
         paths = [os.fspath(path) for path in source if isinstance(path, str | os.PathLike)]
         kinds = {_ending(path) for path in paths}
         is_one = len(paths) == len(source) and len(kinds) == 1 and kinds <= _SEVERAL
-        return _from_several(_files(paths, listing)) if is_one else None
+        return _from_several(_files(paths, listing), None, on_phase) if is_one else None
     source = Path(source)
     if zipped := _zip_of(source):
         return _from_zip(LocalFile(zipped[0]), zipped[1], source)
     if is_saved(source):
         return _from_rows(*saved_rows(source))
     if shards := _shards_of(source):
-        return _from_several([LocalFile(path) for path in shards], source if source.is_dir() else None)
+        return _from_several([LocalFile(path) for path in shards], source if source.is_dir() else None, on_phase)
     return None
 
 
@@ -96,7 +96,7 @@ def container_stamp(source: Path) -> object:
 def _from_url(url: str, on_phase: Callable[[str], None], listing: Listing) -> Contents:
     name = shown(url).rstrip("/")
     if _ending(name) in _SEVERAL:
-        return _from_several(_files(expand_braces(url), listing))
+        return _from_several(_files(expand_braces(url), listing), None, on_phase)
     if zipped := re.match(r"(.*?\.zip)(?:/(.*?))?/?(\?.*)?$", url, re.IGNORECASE):
         archive, folder, query = zipped.groups()
         return _from_zip(_file(archive + (query or ""), listing), f"{folder}/" if folder else "", name)
@@ -107,7 +107,7 @@ def _from_url(url: str, on_phase: Callable[[str], None], listing: Listing) -> Co
     are_images = [i for i, path in enumerate(objects.paths) if is_image(path)]
     shards = [i for i, path in enumerate(objects.paths) if "/" not in path and _ending(path) in _SEVERAL]
     if not are_images and shards:
-        return _from_several([objects.file(i) for i in shards], name)
+        return _from_several([objects.file(i) for i in shards], name, on_phase)
     images = objects.some(are_images)
     kind = "a folder: its class folders are the labels"
     return Contents(kind, name, images, images.paths, None, len(objects) - len(images))
@@ -196,7 +196,9 @@ def _from_rows(rows: Rows, origin: Path | None) -> Contents:
     return Contents(kind, origin, rows.images, rows.names, None, 0, columns=rows.columns)
 
 
-def _from_several(files: Sequence[ContainingFile], origin: Path | str | None = None) -> Contents:
+def _from_several(
+    files: Sequence[ContainingFile], origin: Path | str | None, on_phase: Callable[[str], None]
+) -> Contents:
     paths = [file.path for file in files]
     kinds = {_ending(path) for path in paths}
     if len(kinds) > 1:
@@ -210,7 +212,7 @@ def _from_several(files: Sequence[ContainingFile], origin: Path | str | None = N
         return Contents(
             kind, where if len(paths) == 1 else origin, rows.images, rows.names, None, 0, columns=rows.columns
         )
-    samples = samples_of(files, shard_names(paths))
+    samples = samples_of(files, shard_names(paths), on_phase)
     if not samples.images:
         raise SourceError(f"the shards in {origin} hold no images, which are named KEY.jpg, KEY.png, ...")
     kind = "a set of shards: their .cls or .json files are the labels"
