@@ -39,11 +39,11 @@ def is_url(source: object) -> bool:
 def url_of(value: str | os.PathLike) -> str | None:
     """The URL that a value is, or None.
 
-    `Path("s3://bucket/x")` is "s3:/bucket/x"; the slash is restored, unless there is such a folder.
+    `Path("s3://bucket/x")` is "s3:/bucket/x"; the slash is restored, unless there is a folder "s3:".
     """
     if is_url(value):
         return str(value)
-    if isinstance(value, PurePath) and (made := _URL_OF_A_PATH.match(str(value))) and not os.path.exists(value):
+    if isinstance(value, PurePath) and (made := _URL_OF_A_PATH.match(str(value))) and not os.path.exists(value.parts[0]):
         slashes = ":///" if made[1].endswith(("file", "local")) else "://"
         return f"{made[1]}{slashes}{str(value)[made.end() :]}"
     return None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import http.server
 import logging
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,21 @@ def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         s3.delete_object(Bucket="photos", Key=found["Key"])
     s3.delete_bucket(Bucket="photos")
     kind.clear_instance_cache()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The URL of a web server of the folder `tmp_path`, which sends whole files only."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path))
+    threading.Thread(target=partial(server.serve_forever, poll_interval=0.01), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import fsspec
 import pytest
@@ -149,6 +150,27 @@ def test_an_object_that_is_too_large_is_not_fetched(memory, photos, monkeypatch)
     monkeypatch.setattr("featx.images.limits.MAX_FILE_BYTES", 100)
     monkeypatch.setattr(type(memory), "cat_file", None)
     assert failure(images[0]).code == "too-large"
+
+
+def test_an_object_takes_little_more_memory_than_its_name(monkeypatch, memory):
+    n, names = 20_000, [f"/photos/{i % 20:02}/{i:020}.jpg" for i in range(20_000)]
+
+    def listed(self, path, detail=True):
+        path = path.rstrip("/")
+        if path == "/photos":
+            return [{"name": f"/photos/{i:02}", "type": "directory", "size": 0} for i in range(20)]
+        inside = (name for name in names if name.startswith(path))
+        return [{"name": name, "type": "file", "size": 1, "ETag": f"{name} of 60 characters"} for name in inside]
+
+    monkeypatch.setattr(type(memory), "ls", listed)
+    monkeypatch.setattr(type(memory), "info", lambda self, path: {"type": "directory"})
+    tracemalloc.start()
+    try:
+        collection = collect("memory://photos")
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(collection.ids) == n and taken < 200 * n
 
 
 def test_urls_are_shown_without_secrets():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import sys
 import threading
 
@@ -23,18 +21,6 @@ from featx.images import REQUESTS, batches, collect, content_digest, remote
 @pytest.fixture
 def photos(tmp_path):
     return class_folders(tmp_path / "photos", n=4)
-
-
-@pytest.fixture
-def web(tmp_path):
-    """A web server of the folder `tmp_path`, without ranges; yields its URL."""
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    handler.func.log_message = lambda *_: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
 
 
 def digests(images):

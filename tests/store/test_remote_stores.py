@@ -222,3 +222,29 @@ def test_a_put_that_is_killed_leaves_nothing_under_the_name(store, tmp_path):
     assert [path.name for path in target.parent.iterdir()] == [f"a.h5.{store.identity[:8]}.uploading"]
     assert put(store, f"file://{target}")
     assert [path.name for path in target.parent.iterdir()] == ["a.h5"]
+
+
+def test_a_web_server_that_sends_whole_files_is_enough(web, store, monkeypatch):
+    monkeypatch.setattr(remote, "_PART_BYTES", 4096)
+    assert opened(f"{web}/a.h5").path.read_bytes() == store.path.read_bytes()
+    refused(lambda: opened(f"{web}/no.h5"), f"there is no store {web}/no.h5")
+    refused(lambda: put(store, f"{web}/new.h5"), f"cannot write {web}/new.h5")
+
+
+@pytest.mark.slow
+def test_an_upload_in_parts_that_is_killed_leaves_nothing_under_the_name(bucket, tmp_path):
+    rows = np.zeros((30_000, 1024), np.float32)
+    store = featx.FeatureStore.from_arrays(tmp_path / "large.h5", {"x": rows + np.arange(30_000)[:, None]})
+    code = (
+        "import featx, os, s3fs, signal\n"
+        "call, parts = s3fs.S3FileSystem._call_s3, []\n"
+        "async def killed(self, method, *args, **options):\n"
+        "    parts.extend([0] if method == 'upload_part' else [])\n"
+        "    if len(parts) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return await call(self, method, *args, **options)\n"
+        "s3fs.S3FileSystem._call_s3 = killed\n"
+        f"featx.put({str(store.path)!r}, 's3://photos/large.h5', progress=False)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=TESTS).returncode == -signal.SIGKILL
+    assert not bucket.exists("photos/large.h5")
+    assert put(store, "s3://photos/large.h5") and opened("s3://photos/large.h5").identity == store.identity
