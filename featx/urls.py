@@ -43,7 +43,8 @@ def url_of(value: str | os.PathLike) -> str | None:
     """
     if is_url(value):
         return str(value)
-    if isinstance(value, PurePath) and (made := _URL_OF_A_PATH.match(str(value))) and not os.path.exists(value.parts[0]):
+    made = _URL_OF_A_PATH.match(str(value)) if isinstance(value, PurePath) else None
+    if made is not None and not os.path.exists(PurePath(value).parts[0]):
         slashes = ":///" if made[1].endswith(("file", "local")) else "://"
         return f"{made[1]}{slashes}{str(value)[made.end() :]}"
     return None

@@ -27,6 +27,7 @@ _VERSIONS = (
     "ETag etag generation md5Hash blob_id oid mtime LastModified last_modified Last-Modified updated modified created"
 ).split()
 _BLOCK_BYTES, _KEPT_BLOCKS = 2 * 2**20, 48
+_WHOLE_BYTES = 16 * 2**20  # of an archive that is sent whole for each block of it
 
 
 class RemoteFile(ContainingFile):
@@ -70,7 +71,9 @@ class RemoteFile(ContainingFile):
         if content is None:
             raise ImageError("missing", "the file vanished while the run was on")
         super().refuse_changed()
-        if len(content) == self.size:  # a web server may send the whole file
+        if len(content) == self.size:  # a web server may know no ranges
+            if len(content) > _WHOLE_BYTES and stop - start < len(content):
+                raise SourceError(f"{self.path} is on a server that sends no parts of files; download it first")
             content = content[start:stop]
         if len(content) != stop - start:
             raise SourceError(f"cannot read {self.path}: {len(content):,} bytes arrived of {stop - start:,}")

@@ -49,6 +49,7 @@ class RemoteStore:
     def __init__(self, url: str) -> None:
         self.url = shown_url(url)
         self._system, self._inner = opened(url, StoreError)
+        self._sends_parts = True
 
     def seal(self) -> Seal | None:
         """The seal of a whole store; None if there is no file.
@@ -61,7 +62,8 @@ class RemoteStore:
         size = tried(self.url, self._size, StoreError)
         if size is None:
             return None
-        page = self._read(0, min(layout.PAGE, size))[: layout.PAGE] if size else b""
+        content = self._read(0, min(layout.PAGE, size)) if size else b""
+        self._sends_parts, page = len(content) <= layout.PAGE, content[: layout.PAGE]
         if (version := layout.version_of(page)) is None:
             raise NotAStore(f"{self.url} is not a featx store; ", Call("featx.put"), " uploads one")
         if version not in layout.VERSIONS:
@@ -120,8 +122,13 @@ class RemoteStore:
 
         tried(self.url, put, StoreError, "write", "; put it again")
 
-    def download(self, seal: Seal, handle: int, on_phase: Callable[[str], None]) -> None:
+    def download(self, seal: Seal, path: Path, handle: int, on_phase: Callable[[str], None]) -> None:
         """Write its bytes to an open file, after those that an interrupted download of the same store has left."""
+        if not self._sends_parts:  # a web server that knows no ranges
+            on_phase(f"downloading {self.url}: {readable(seal.size)}")
+            tried(self.url, lambda: self._system.get_file(self._inner, str(path)), StoreError)
+            os.fsync(handle)
+            return
         done = os.fstat(handle).st_size // _PART_BYTES * _PART_BYTES
         if files.pread(handle, layout.PAGE, 0) != seal.to_bytes():
             done = 0
@@ -135,8 +142,6 @@ class RemoteStore:
                         ahead.append(pool.submit(self._part, start, min(start + _PART_BYTES, seal.size)))
                     on_phase(f"downloading {self.url}: {readable(done)} of {readable(seal.size)}")
                     content = ahead.popleft().result()
-                    if len(content) == seal.size:  # a web server may send the whole file
-                        content = content[done : done + _PART_BYTES]
                     if len(content) != min(_PART_BYTES, seal.size - done):
                         raise StoreError(f"cannot read {self.url}: {len(content):,} bytes arrived of a part; try again")
                     files.pwrite(handle, content, done)
@@ -179,7 +184,7 @@ def fetched(url: str, progress: bool | Callable[[Progress], None] = True) -> Pat
             if _is_copy(path, seal):  # the other process has finished
                 partial.unlink()
                 return path
-            remote.download(seal, handle, on_phase)
+            remote.download(seal, partial, handle, on_phase)
             on_phase(f"checking {path.name}")
             _verify(remote.url, partial, seal)
             os.replace(partial, path)

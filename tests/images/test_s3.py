@@ -45,7 +45,7 @@ def test_a_bucket_holds_a_folder_a_manifest_shards_a_table_and_an_archive(bucket
         assert digests(shards.images) == digests(paths) and shards.y.tolist() == folder.y.tolist()
 
 
-def test_a_web_server_without_ranges_serves_a_manifest_and_an_archive(web, photos, tmp_path):
+def test_a_web_server_without_ranges_serves_a_manifest_and_an_archive(web, photos, tmp_path, monkeypatch):
     folder = collect(photos)
     (photos / "list.csv").write_text("path,label\n" + "".join(f"{name},{name[:3]}\n" for name in [*folder.ids, "no"]))
     zip_of(photos, tmp_path / "x.zip")
@@ -54,6 +54,9 @@ def test_a_web_server_without_ranges_serves_a_manifest_and_an_archive(web, photo
     assert listed.ids[:-1] == folder.ids and digests(listed.images[:-1]) == digests(folder.images)
     assert failure(listed.images[-1]).code == "missing"
     refused(f"{web}/none.zip", f"there is no {web}/none.zip")
+    monkeypatch.setattr(remote, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(remote, "_BLOCK_BYTES", 1000)
+    refused(f"{web}/x.zip", f"{web}/x.zip is on a server that sends no parts of files", "download it")
 
 
 def test_a_web_server_that_ends_is_no_missing_image(web, photos, monkeypatch):

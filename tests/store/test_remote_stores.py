@@ -224,9 +224,10 @@ def test_a_put_that_is_killed_leaves_nothing_under_the_name(store, tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["a.h5"]
 
 
-def test_a_web_server_that_sends_whole_files_is_enough(web, store, monkeypatch):
-    monkeypatch.setattr(remote, "_PART_BYTES", 4096)
-    assert opened(f"{web}/a.h5").path.read_bytes() == store.path.read_bytes()
+def test_a_web_server_that_sends_whole_files_is_enough(web, store):
+    secret = opened(f"{web}/a.h5?signature=secret")
+    assert secret.path.read_bytes() == store.path.read_bytes()
+    assert secret.url == f"{web}/a.h5" and b"secret" not in pickle.dumps(secret)
     refused(lambda: opened(f"{web}/no.h5"), f"there is no store {web}/no.h5")
     refused(lambda: put(store, f"{web}/new.h5"), f"cannot write {web}/new.h5")
 
