@@ -70,6 +70,13 @@ def opened(url: str, error: type[FeatxError]) -> tuple[Any, str]:
     return tried(url, lambda: url_to_fs(url, use_listings_cache=False), error, "list")
 
 
+def counting(show: Callable[[int], None]) -> Any:
+    """The callback with which a file system tells how many bytes of a file it has sent."""
+    from fsspec.callbacks import Callback
+
+    return Callback(hooks={"show": lambda size, value, **_: show(value)})
+
+
 def tried(url: str, function: Callable[[], T], error: type[FeatxError], what: str = "read", then: str = "") -> T:
     """The result of a function; what a file system raises becomes an `error` of one line that names the URL.
 

@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from featx.errors import Call, DamageError, StoreError, readable
 from featx.progress import Progress, preparing, shown
@@ -26,7 +25,7 @@ from featx.store.contents import Contents
 from featx.store.files import disk_errors
 from featx.store.layout import Seal
 from featx.store.mapped import Mapped
-from featx.urls import asked_again, is_gone, opened, tried
+from featx.urls import asked_again, counting, is_gone, opened, tried
 from featx.urls import shown as shown_url
 
 _OBJECT_STORES = frozenset("s3 s3a gs gcs abfs abfss az adl oci oss".split())  # an upload has its name once it is whole
@@ -106,17 +105,16 @@ class RemoteStore:
 
     def upload(self, path: Path, seal: Seal, on_phase: Callable[[str], None]) -> None:
         """Upload a file under a temporary name and rename it; object stores do so by themselves."""
-        from fsspec.callbacks import Callback
 
-        def show(size: int, value: int, **_: Any) -> None:
-            on_phase(f"uploading {path.name}: {readable(value)} of {readable(size or seal.size)}")
+        def show(done: int) -> None:
+            on_phase(f"uploading {path.name}: {readable(done)} of {readable(seal.size)}")
 
         protocol = self._system.protocol
         is_atomic = not _OBJECT_STORES.isdisjoint([protocol] if isinstance(protocol, str) else protocol)
         aside = self._inner if is_atomic else f"{self._inner}.{seal.identity[:8]}.uploading"
 
         def put() -> None:
-            self._system.put_file(str(path), aside, callback=Callback(hooks={"show": show}))
+            self._system.put_file(str(path), aside, callback=counting(show))
             if not is_atomic:
                 self._system.mv(aside, self._inner)
 
