@@ -123,8 +123,9 @@ class ExistingStore:
     def _statistics(self, indices: np.ndarray, workers: int, on_part: Callable[[], None]) -> np.ndarray:
         """(m,) of IMAGE_STATISTICS of some of the run's images, read from their files; they must not have changed."""
         on_part()
-        with ThreadPoolExecutor(workers) as pool:
-            described = list(pool.map(_described, [self.images[i] for i in indices.tolist()]))
+        images = [self.images[i] for i in indices.tolist()]
+        with ThreadPoolExecutor(max(workers, REQUESTS) if is_remote(images[0]) else workers) as pool:
+            described = list(pool.map(_described, images))
         for i, digest, (found, _) in zip(indices.tolist(), self.digests(indices), described, strict=True):
             if found != digest:
                 raise StoreError(f"the image {self.ids[i]!r} changed while the run was on; run it again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import fsspec
 import pytest
 from helpers import class_folders
@@ -62,6 +64,22 @@ def test_an_object_that_changed_before_the_resume_is_a_failure(memory, tmp_path)
     assert [(failure.id, failure.code) for failure in resumed.failures] == [("bee/bee_99.png", "changed")]
     grown = extract(URL, tmp_path / "a.h5", batch_size=8, replace=True)
     assert len(grown) == 200 and not grown.failures
+
+
+def test_an_archive_that_changed_before_the_resume_is_refused(memory, tmp_path):
+    """Its images have no versions of their own."""
+    archive = shutil.make_archive(tmp_path / "x", "zip", tmp_path / "photos")
+    memory.put(archive, "/all/x.zip")
+    url, output = f"{URL}/x.zip", tmp_path / "a.h5"
+    unbroken = extract(url, tmp_path / "unbroken.h5", batch_size=8)
+    interrupted(url, output)
+    content = memory.cat("/all/x.zip")
+    memory.pipe("/all/x.zip", content[:-1])
+    remote._blocks._kept.clear()  # as in another process
+    words = (f"cannot read {url}", "changed", "unfinished run", "discard=True")
+    refused(lambda: extract(url, output, batch_size=8), output, *words, error=SourceError)
+    memory.pipe("/all/x.zip", content)
+    assert same_file(extract(url, output, batch_size=8, discard=True), unbroken)
 
 
 def test_another_source_does_not_use_the_listing(memory):
