@@ -312,7 +312,8 @@ class FeatureStore:
         if rows.dtype == bool and rows.shape != (len(self),):
             raise IndexError(f"a mask of rows is ({len(self)},) bool, got {rows.shape}")
         array = self._contents.layers[name]
-        scattered = rows.size * _READ_AHEAD_BYTES < array.nbytes
+        span = 1 + int(rows.max()) - int(rows.min()) if rows.size and rows.dtype.kind in "iu" else len(self)
+        scattered = rows.size * _READ_AHEAD_BYTES < span * array.row_bytes
         if not check and array.chunks is None:
             with self._contents.mapped.read_at_random() if scattered else nullcontext():
                 return np.array(self[name][rows], copy=None if rows.ndim else True, subok=False)
