@@ -6,6 +6,7 @@ beside `errors`.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
@@ -109,7 +110,7 @@ def asked_again(function: Callable[[], T]) -> T:
         except (FeatxError, MemoryError, PermissionError, NotImplementedError):
             raise
         except Exception as error:
-            if is_gone(error):
+            if is_gone(error) or getattr(error, "errno", 0) == errno.EINVAL:  # the request itself is wrong
                 raise
             time.sleep(pause)
     return function()

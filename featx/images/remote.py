@@ -67,7 +67,11 @@ class RemoteFile(ContainingFile):
 
     def fetched(self, start: int, stop: int) -> bytes:
         """A range of its bytes, of the version that was listed."""
-        content = self._of_the_image(lambda: self._system.cat_file(self._inner, start=start, end=stop))
+        try:
+            content = self._of_the_image(lambda: self._system.cat_file(self._inner, start=start, end=stop))
+        except SourceError:
+            super().refuse_changed()  # the range may be outside a shorter object
+            raise
         if content is None:
             raise ImageError("missing", "the file vanished while the run was on")
         super().refuse_changed()

@@ -30,7 +30,7 @@ def put(
     url : str
         "s3://bucket/photos.h5", or another URL that fsspec can write to.
     replace : bool
-        Replace another file that is there.
+        Replace another file that is there, and upload the store again if it is this one.
     progress : bool or callable
         Show progress on stderr, or call this function with each update, a `featx.Progress` whose `phase` says how many
         bytes are uploaded.
@@ -62,9 +62,9 @@ def put(
         is_other = ""
         try:
             there = remote.seal()
-            if there == seal and remote.matches(seal):
+            if there == seal and not replace and remote.matches(seal):
                 return False
-            is_other = "" if there is None else "is another store"
+            is_other = "" if there in (None, seal) else "is another store"
         except NotAStore as error:
             is_other = str(error).removeprefix(f"{remote.url} ").partition(";")[0]
         if is_other and not replace:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from featx.errors import Call, DamageError, StoreError, readable
+from featx.errors import Call, DamageError, Parameter, StoreError, readable
 from featx.progress import Progress, preparing, shown
 from featx.store import files, layout
 from featx.store.blocks import Blocks
@@ -222,7 +222,8 @@ def _verify(url: str, path: Path, seal: Seal) -> None:
         path.unlink(missing_ok=True)
         raise StoreError(
             f"what was downloaded of {url} is damaged and was removed: {str(error).partition(';')[0]}; open it again, "
-            "or put it again"
+            "or put it there again with ",
+            Parameter("replace", True),
         ) from error
 
 

@@ -66,7 +66,7 @@ def test_an_object_that_changed_before_the_resume_is_a_failure(memory, tmp_path)
     assert len(grown) == 200 and not grown.failures
 
 
-def test_an_archive_that_changed_before_the_resume_is_refused(memory, tmp_path):
+def test_an_archive_that_changed_before_the_resume_is_refused(memory, tmp_path, monkeypatch):
     """Its images have no versions of their own."""
     archive = shutil.make_archive(tmp_path / "x", "zip", tmp_path / "photos")
     memory.put(archive, "/all/x.zip")
@@ -75,7 +75,7 @@ def test_an_archive_that_changed_before_the_resume_is_refused(memory, tmp_path):
     interrupted(url, output)
     content = memory.cat("/all/x.zip")
     memory.pipe("/all/x.zip", content[:-1])
-    remote._blocks._kept.clear()  # as in another process
+    monkeypatch.setattr(remote, "_blocks", remote._Blocks())  # as in another process
     words = (f"cannot read {url}", "changed", "unfinished run", "discard=True")
     refused(lambda: extract(url, output, batch_size=8), output, *words, error=SourceError)
     memory.pipe("/all/x.zip", content)

@@ -87,6 +87,7 @@ def test_archives_and_manifests_are_read_where_they_are(memory, photos, tmp_path
 
 def test_an_object_that_changes_after_it_was_listed_is_a_failure(memory, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(remote.RemoteFile, "buffer_bytes", 64)
+    monkeypatch.setattr(remote, "_blocks", remote._Blocks())
     monkeypatch.setattr(remote, "_BLOCK_BYTES", 64)
     monkeypatch.setattr(remote, "_KEPT_BLOCKS", 1)
     memory.put(str(photos), "/photos", recursive=True)

@@ -55,6 +55,7 @@ def test_a_web_server_without_ranges_serves_a_manifest_and_an_archive(web, photo
     assert failure(listed.images[-1]).code == "missing"
     refused(f"{web}/none.zip", f"there is no {web}/none.zip")
     monkeypatch.setattr(remote, "_WHOLE_BYTES", 1000)
+    monkeypatch.setattr(remote, "_blocks", remote._Blocks())
     monkeypatch.setattr(remote, "_BLOCK_BYTES", 1000)
     refused(f"{web}/x.zip", f"{web}/x.zip is on a server that sends no parts of files", "download it")
 
@@ -76,6 +77,18 @@ def test_an_object_that_changes_in_a_bucket_is_a_failure(bucket, photos):
     bucket.rm("photos/all/ant/ant_2.png")
     assert failure(images[0]).code == "changed" and failure(images[2]).code == "missing"
     content_digest(images[1])
+
+
+def test_a_shard_that_became_shorter_has_changed(bucket, photos, tmp_path, monkeypatch):
+    """Although a range outside an object is a wrong request."""
+    shards_of(photos, tmp_path / "shards")
+    bucket.put(str(tmp_path / "shards"), "photos/shards", recursive=True)
+    images = collect("s3://photos/shards").images
+    monkeypatch.setattr(remote, "_blocks", remote._Blocks())
+    monkeypatch.setattr(remote, "_BLOCK_BYTES", 512)
+    bucket.pipe("photos/shards/000.tar", b"short")
+    assert failure(images[1]).code == "changed"
+    content_digest(images[2])
 
 
 def test_what_a_bucket_refuses_is_one_line(bucket, photos, monkeypatch):

@@ -103,10 +103,12 @@ def test_a_damaged_download_is_refused_and_removed(memory, store, cache):
     content = bytearray(memory.cat("/stores/a.h5"))
     content[9000] ^= 1
     memory.pipe("/stores/a.h5", bytes(content))
-    refused(opened, "damaged and was removed", URL)
+    refused(opened, "damaged and was removed", URL, "replace=True")
     assert not [path for path in cache.rglob("*") if path.is_file()]
+    assert not put(store) and put(store, replace=True) and opened().identity == store.identity
     memory.pipe("/stores/a.h5", bytes(content[:-1]))
     refused(opened, "is not a whole featx store", "bytes")
+    (cache / "stores").rename(cache / "other")
     refused(lambda: put(store), "is not a whole featx store", "replace=True")
     assert put(store, replace=True) and opened().identity == store.identity
 
