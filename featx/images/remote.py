@@ -20,6 +20,7 @@ import numpy as np
 from featx.errors import ImageError, SourceError, count
 from featx.images.listings import Listing
 from featx.images.members import ContainingFile, Slice, Stamp, is_hidden
+from featx.images.s3 import each_object, lists_objects
 from featx.urls import asked_again, is_gone, is_without_bucket, opened, shown, tried
 
 REQUESTS = 32  # at once; most of the time of one is latency
@@ -27,6 +28,7 @@ _VERSIONS = (
     "ETag etag generation md5Hash blob_id oid mtime LastModified last_modified Last-Modified updated modified created"
 ).split()
 _BLOCK_BYTES, _KEPT_BLOCKS = 2 * 2**20, 48
+_PHASE_EVERY = 1000  # files
 _WHOLE_BYTES = 16 * 2**20  # of an archive that is sent whole for each block of it
 
 
@@ -270,21 +272,34 @@ class RemotePath:
     def _walked(self, on_phase: Callable[[str], None]) -> tuple[list[str], np.ndarray, np.ndarray]:
         paths: list[str] = []
         sizes, versions = array("q"), array("Q")
+
+        def add(path: str, info: dict[str, Any]) -> None:
+            if not is_hidden(path):
+                if info.get("size") is None:
+                    info = self._system.info(info["name"])
+                size, version = stamp_of(info)
+                paths.append(path)
+                sizes.append(size)
+                versions.append(version)
+                if len(paths) % _PHASE_EVERY == 0:
+                    on_phase(f"listing {self.url}: {count(len(paths), 'file')}")
+
+        if lists_objects(self._system):
+            each_object(self._system, self._inner, add)
+        else:
+            self._walk(add)
+        on_phase(f"listing {self.url}: {count(len(paths), 'file')}")
+        order = sorted(range(len(paths)), key=lambda i: paths[i].replace("/", "\0"))  # by folders, then names
+        return [paths[i] for i in order], np.array(sizes, "<i8")[order], np.array(versions, "<u8")[order]
+
+    def _walk(self, add: Callable[[str, dict[str, Any]], None]) -> None:
         for folder, folders, files in self._system.walk(self._inner, detail=True, on_error="raise"):
             for name in [name for name in folders if is_hidden(name)]:
                 del folders[name]
             before = folder[len(self._inner) :].strip("/")
             for name, info in files.items():
-                if not is_hidden(name) and name:
-                    if info.get("size") is None:
-                        info = self._system.info(info.get("name", f"{folder}/{name}"))
-                    size, version = stamp_of(info)
-                    paths.append(f"{before}/{name}" if before else name)
-                    sizes.append(size)
-                    versions.append(version)
-            on_phase(f"listing {self.url}: {count(len(paths), 'file')}")
-        order = sorted(range(len(paths)), key=lambda i: paths[i].replace("/", "\0"))  # by folders, then names
-        return [paths[i] for i in order], np.array(sizes, "<i8")[order], np.array(versions, "<u8")[order]
+                if name:
+                    add(f"{before}/{name}" if before else name, {"name": f"{folder}/{name}"} | info)
 
 
 def _columns(stamps: Sequence[Stamp]) -> tuple[np.ndarray, np.ndarray]:

@@ -45,6 +45,26 @@ def test_a_bucket_holds_a_folder_a_manifest_shards_a_table_and_an_archive(bucket
         assert digests(shards.images) == digests(paths) and shards.y.tolist() == folder.y.tolist()
 
 
+def test_objects_are_listed_one_by_one_as_folders_are(bucket, photos, monkeypatch):
+    """With progress in a folder of many, which s3fs would hold in memory."""
+    for name in (".hidden.png", ".cache/x.png", "notes.txt", "a b.png", "ü#1.png", "50%.png", "ant.b/x.png", "q?x.png"):
+        path = photos / "ant" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((photos / "ant/ant_0.png").read_bytes())
+    bucket.put(str(photos), "photos/all", recursive=True)
+    for name in ("all/", "all/ant/", "allx/ant.png", "all.png"):
+        bucket.call_s3("put_object", Bucket="photos", Key=name, Body=b"")
+    monkeypatch.setattr(remote, "_PHASE_EVERY", 5)
+    phases = []
+    listed = collect("s3://photos/all", on_phase=phases.append)
+    assert phases == [f"listing s3://photos/all: {n} files" for n in (5, 10, 14)]
+    monkeypatch.setattr(remote, "lists_objects", lambda system: False)
+    walked = collect("s3://photos/all")
+    assert listed.ids == walked.ids == collect(photos).ids and listed.listing == walked.listing
+    assert listed.passed_over == walked.passed_over == 1
+    assert collect("s3://photos/all/bee").ids == [f"bee_{i}.png" for i in range(4)]
+
+
 def test_a_web_server_without_ranges_serves_a_manifest_and_an_archive(web, photos, tmp_path, monkeypatch):
     folder = collect(photos)
     (photos / "list.csv").write_text("path,label\n" + "".join(f"{name},{name[:3]}\n" for name in [*folder.ids, "no"]))
