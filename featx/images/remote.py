@@ -19,8 +19,8 @@ import numpy as np
 
 from featx.errors import ImageError, SourceError, count
 from featx.images.listings import Listing
-from featx.images.members import ContainingFile, Slice, Stamp, is_hidden
-from featx.images.s3 import each_object, lists_objects
+from featx.images.members import ContainingFile, Slice, Stamp, changed, is_hidden
+from featx.images.s3 import each_object, is_s3fs, read_range
 from featx.urls import asked_again, is_gone, is_without_bucket, opened, shown, tried
 
 REQUESTS = 32  # at once; most of the time of one is latency
@@ -70,13 +70,17 @@ class RemoteFile(ContainingFile):
     def fetched(self, start: int, stop: int) -> bytes:
         """A range of its bytes, of the version that was listed."""
         try:
-            content = self._of_the_image(lambda: self._system.cat_file(self._inner, start=start, end=stop))
+            answer = self._of_the_image(lambda: self._requested(start, stop))
         except SourceError:
             super().refuse_changed()  # the range may be outside a shorter object
             raise
-        if content is None:
+        if answer is None:
             raise ImageError("missing", "the file vanished while the run was on")
-        super().refuse_changed()
+        content, version = answer
+        if version is None:
+            super().refuse_changed()
+        elif version != self.listed:
+            raise changed()
         if len(content) == self.size:  # a web server may know no ranges
             if len(content) > _WHOLE_BYTES and stop - start < len(content):
                 raise SourceError(f"{self.path} is on a server that sends no parts of files; download it first")
@@ -84,6 +88,13 @@ class RemoteFile(ContainingFile):
         if len(content) != stop - start:
             raise SourceError(f"cannot read {self.path}: {len(content):,} bytes arrived of {stop - start:,}")
         return content
+
+    def _requested(self, start: int, stop: int) -> tuple[bytes, Stamp | None]:
+        """A range of its bytes, and their version if the answer has it."""
+        if is_s3fs(self._system):
+            content, info = read_range(self._system, self._inner, start, stop)
+            return content, stamp_of(info, self.listed[1])
+        return self._system.cat_file(self._inner, start=start, end=stop), None
 
     def _of_the_image(self, request: Callable[[], Any]) -> Any:
         """What a request returns, None if the object is gone; any other error ends the run, which can go on later."""
@@ -284,7 +295,7 @@ class RemotePath:
                 if len(paths) % _PHASE_EVERY == 0:
                     on_phase(f"listing {self.url}: {count(len(paths), 'file')}")
 
-        if lists_objects(self._system):
+        if is_s3fs(self._system):
             each_object(self._system, self._inner, add)
         else:
             self._walk(add)

@@ -1,6 +1,7 @@
-"""The objects below a prefix of S3, one after the other: s3fs's own `walk` holds a folder of millions in memory.
+"""S3 by s3fs, where its public functions cost more: lists of objects, and ranges with the version that they are of.
 
-Private names of s3fs: `_iterdir` and `loop`. Without them folders are walked, as in other stores.
+s3fs's `walk` holds a folder of millions in memory, and its `cat_file` drops the version, which would take another
+request. Private names of s3fs: `_iterdir`, `_call_s3` and `loop`; without them featx does as in other stores.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 
-def lists_objects(system: Any) -> bool:
-    """Whether a file system is that of s3fs, with what `each_object` needs."""
-    return type(system).__module__.startswith("s3fs.") and hasattr(system, "_iterdir") and hasattr(system, "loop")
+def is_s3fs(system: Any) -> bool:
+    """Whether a file system is that of s3fs, with what this file needs."""
+    has_all = all(hasattr(system, name) for name in ("_iterdir", "_call_s3", "loop"))
+    return type(system).__module__.startswith("s3fs.") and has_all
 
 
 def each_object(system: Any, inner: str, visit: Callable[[str, dict[str, Any]], None]) -> None:
@@ -28,3 +30,21 @@ def each_object(system: Any, inner: str, visit: Callable[[str, dict[str, Any]], 
                 visit(path, info)
 
     sync(system.loop, visited)
+
+
+def read_range(system: Any, inner: str, start: int, stop: int) -> tuple[bytes, dict[str, Any]]:
+    """Some bytes of an object, and what `info` says of the version that they are of."""
+    from fsspec.asyn import sync
+
+    bucket, _, key = inner.partition("/")
+
+    async def read() -> tuple[bytes, dict[str, Any]]:
+        answer = await system._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{stop - 1}")
+        try:
+            content = await answer["Body"].read()
+        finally:
+            answer["Body"].close()
+        size = answer.get("ContentRange", "").rpartition("/")[2] or answer["ContentLength"]
+        return content, {"size": int(size), "ETag": answer.get("ETag"), "LastModified": answer.get("LastModified")}
+
+    return sync(system.loop, read)

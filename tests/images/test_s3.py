@@ -58,7 +58,7 @@ def test_objects_are_listed_one_by_one_as_folders_are(bucket, photos, monkeypatc
     phases = []
     listed = collect("s3://photos/all", on_phase=phases.append)
     assert phases == [f"listing s3://photos/all: {n} files" for n in (5, 10, 14)]
-    monkeypatch.setattr(remote, "lists_objects", lambda system: False)
+    monkeypatch.setattr(remote, "is_s3fs", lambda system: False)
     walked = collect("s3://photos/all")
     assert listed.ids == walked.ids == collect(photos).ids and listed.listing == walked.listing
     assert listed.passed_over == walked.passed_over == 1
@@ -150,6 +150,10 @@ def test_images_of_a_shard_share_requests(bucket, photos, tmp_path, monkeypatch)
     monkeypatch.setattr(type(bucket), "_call_s3", counted)
     assert digests(collect("s3://photos/shards").images) == digests(paths)
     assert requests.count("get_object") == len(list((tmp_path / "shards").iterdir()))
+    bucket.put(str(photos), "photos/all", recursive=True)
+    images = collect("s3://photos/all").images
+    requests.clear()
+    assert digests(images) == digests(paths) and requests == ["get_object"] * len(paths)
 
 
 def test_remote_images_are_fetched_while_nothing_is_decoded(bucket, photos):
