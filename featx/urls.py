@@ -29,6 +29,7 @@ _PACKAGES = (
     | dict.fromkeys(("sftp", "ssh"), "paramiko")
     | {"hf": "huggingface_hub"}
 )
+REQUESTS = 32  # at once; most of the time of one is latency
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before a request is made again
 
 
@@ -65,10 +66,15 @@ def opened(url: str, error: type[FeatxError]) -> tuple[Any, str]:
         fsspec, or its package for this kind of URL, is not installed.
     """
     try:
+        from fsspec.config import conf
         from fsspec.core import url_to_fs
     except ImportError as cause:
         raise error(f"{shown(url)} is read by fsspec; pip install 'featx[remote]'") from cause
-    return tried(url, lambda: url_to_fs(url, use_listings_cache=False), error, "list")
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith(("s3://", "s3a://")):  # botocore allows 10 connections
+        configured = conf.get(url.partition(":")[0], {}).get("config_kwargs", {})
+        options["config_kwargs"] = {"max_pool_connections": REQUESTS, **configured}
+    return tried(url, lambda: url_to_fs(url, **options), error, "list")
 
 
 def counting(show: Callable[[int], None]) -> Any:

@@ -14,9 +14,10 @@ import numpy as np
 from featx.backbones import Backbone
 from featx.errors import ImageError, Parameter, Part, RecipeError, StoreError, listed
 from featx.image_statistics import IMAGE_STATISTICS
-from featx.images import NO_MEMORY, REQUESTS, Collection, content_digest, decode, decode_and_describe, is_remote
+from featx.images import NO_MEMORY, Collection, content_digest, decode, decode_and_describe, is_remote
 from featx.recipe import with_views
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collection_digest, copy_rows
+from featx.urls import REQUESTS
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ from featx.images.decoding import DECODER, content_digest, decode, decode_and_de
 from featx.images.jpeg import has_fast_jpeg
 from featx.images.limits import NO_MEMORY
 from featx.images.members import Member, Stamp, changed, is_remote
-from featx.images.remote import REQUESTS
 
 __all__ = [
     "DECODER",
     "NO_MEMORY",
-    "REQUESTS",
     "Batch",
     "Collection",
     "Member",

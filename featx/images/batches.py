@@ -25,7 +25,8 @@ from featx.errors import ImageError
 from featx.images.decoding import AnyImage, decode, decode_and_describe, stamp
 from featx.images.limits import MAX_FILE_BYTES, bounded
 from featx.images.members import Fetched, Member, Stamp, is_remote
-from featx.images.remote import REQUESTS, RemoteImages
+from featx.images.remote import RemoteImages
+from featx.urls import REQUESTS
 
 _BATCHES_AHEAD = 2
 

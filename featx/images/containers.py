@@ -15,12 +15,12 @@ from featx.images.decoding import AnyImage
 from featx.images.hugging_face import dataset_rows, is_dataset, is_saved, saved_rows
 from featx.images.listings import Listing
 from featx.images.members import ContainingFile, LocalFile, Slice, is_image
-from featx.images.remote import REQUESTS, RemotePath
+from featx.images.remote import RemotePath
 from featx.images.shards import expand_braces, samples_of, shard_names
 from featx.images.tables import Rows, rows_of
 from featx.images.zips import zip_members
 from featx.manifest import read_manifest
-from featx.urls import is_url, shown
+from featx.urls import REQUESTS, is_url, shown
 
 _SEVERAL = {".tar", ".parquet"}  # endings of files that are given one or several at a time
 

@@ -21,9 +21,8 @@ from featx.errors import ImageError, SourceError, count
 from featx.images.listings import Listing
 from featx.images.members import ContainingFile, Slice, Stamp, changed, is_hidden
 from featx.images.s3 import each_object, is_s3fs, read_range
-from featx.urls import asked_again, is_gone, is_without_bucket, opened, shown, tried
+from featx.urls import REQUESTS, asked_again, is_gone, is_without_bucket, opened, shown, tried
 
-REQUESTS = 32  # at once; most of the time of one is latency
 _VERSIONS = (
     "ETag etag generation md5Hash blob_id oid mtime LastModified last_modified Last-Modified updated modified created"
 ).split()

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from featx.errors import ImageError, SourceError, readable
 from featx.images.members import EXTENSIONS, ContainingFile, Link, Member, Slice, is_hidden, refuse_name
-from featx.images.remote import REQUESTS
+from featx.urls import REQUESTS
 
 _MAX_LABEL_BYTES = 2**20
 _MAX_SHARDS = 100_000
