@@ -21,9 +21,9 @@ PIXELS = ["-b", "bundled:pixels", "-q"]
 
 @pytest.fixture
 def photos(bucket, tmp_path, monkeypatch):
-    """30 images in the folder "all" of a bucket, and their local folder."""
+    """20 images in the folder "all" of a bucket, and their local folder."""
     monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "cache"))
-    root = class_folders(tmp_path / "photos", n=15)
+    root = class_folders(tmp_path / "photos", n=10)
     bucket.put(str(root), "photos/all", recursive=True)
     return root
 
@@ -46,24 +46,24 @@ def tar_of(*names, cut=None):
 
 def test_a_store_of_a_bucket_is_put_there_and_read_by_its_url(photos, tmp_path):
     store, url = tmp_path / "a.h5", "s3://photos/a.h5"
-    assert "30 images" in done("extract", "s3://photos/all", "-o", store, *PIXELS)
+    lines = done("extract", "s3://photos/all", "-o", store, "-b", "bundled:pixels", "--json").splitlines()
+    assert "listing s3://photos/all: 20 files" in [json.loads(line).get("phase") for line in lines]
     assert "uploaded" in done("put", store, url) and "is there already" in done("put", store, url)
     assert url in done("info", url) and f"{url}: whole" in done("verify", url)
     done("search", url, "-o", tmp_path / "m.skops", "-e", "ridge_classifier", "--jobs", 1)
     assert "s3://photos/all/ant/ant_0.png" in done("predict", tmp_path / "m.skops", "s3://photos/all/ant/ant_0.png")
-    done("report", tmp_path / "m.skops", "-s", url, "-o", tmp_path / "m.md")
     assert FeatureStore(url).recipe == FeatureStore(store).recipe
     done("extract", photos / "ant", "-o", tmp_path / "b.h5", *PIXELS)
     line = refused("put", tmp_path / "b.h5", url)
     assert f"{url} is another store" in line and "--replace" in line
     done("put", tmp_path / "b.h5", url, "--replace")
-    assert "15" in done("info", url)
+    assert FeatureStore(url).identity == FeatureStore(tmp_path / "b.h5").identity
     assert "featx put" in refused("extract", photos, "-o", url, *PIXELS)
     assert "there is no store s3://photos/no.h5" in refused("info", "s3://photos/no.h5")
     assert "is not a featx store" in refused("info", "s3://photos/all/ant/ant_0.png")
 
 
-def test_sources_that_cannot_be_used_are_refused_by_name(bucket, photos, tmp_path):
+def test_sources_that_cannot_be_used_are_refused_by_name(bucket, tmp_path):
     bomb, table = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.png", bytes(10**8))
@@ -94,7 +94,7 @@ def test_a_connection_that_ends_leaves_a_run_that_goes_on(bucket, photos, tmp_pa
 
     async def cut_off(self, method, *args, **options):
         requests.append(method)
-        if requests.count("get_object") > 100:
+        if requests.count("get_object") > 90:
             raise ConnectionResetError(104, "Connection reset by peer")
         return await call(self, method, *args, **options)
 
@@ -103,11 +103,5 @@ def test_a_connection_that_ends_leaves_a_run_that_goes_on(bucket, photos, tmp_pa
         line = refused("extract", "s3://photos/all", "-o", store, *words)
     assert "Connection reset by peer; run it again to go on" in line and store.with_name("a.h5.journal").exists()
     bucket.pipe("photos/all/cat/added.png", b"no picture")
-    assert "130 images" in done("extract", "s3://photos/all", "-o", store, *words)
+    assert "120 images" in done("extract", "s3://photos/all", "-o", store, *words)
     assert FeatureStore(store).failures == ()
-
-
-def test_lines_of_json_count_what_is_listed(photos, tmp_path):
-    lines = done("extract", "s3://photos/all", "-o", tmp_path / "a.h5", "-b", "bundled:pixels", "--json").splitlines()
-    phases = [json.loads(line).get("phase") for line in lines]
-    assert "listing s3://photos/all: 30 files" in phases
