@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from featx.extraction import Plan, extract, plan
     from featx.learn import load, save
     from featx.progress import Progress, SearchProgress, TrainingProgress
-    from featx.store import FeatureStore, export, merge
+    from featx.store import FeatureStore, export, merge, put
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "load",
     "merge",
     "plan",
+    "put",
     "save",
 ]
 
@@ -64,6 +65,7 @@ _HOMES = {
     "load": "featx.learn",
     "merge": "featx.store",
     "plan": "featx.extraction",
+    "put": "featx.store",
     "save": "featx.learn",
 }
 

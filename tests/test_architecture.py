@@ -28,6 +28,7 @@ LOW = {
     "progress",
     "recipe",
     "resizing",
+    "urls",
 }
 MIDDLE = {"images", "backbones", "store", "solvers"}
 LEFT = {"forward", "extraction"}
@@ -48,6 +49,7 @@ MAY_IMPORT = {
     "recipe": {"errors", "grammar"},
     "resizing": {"errors", "grammar"},
     "request": {"catalogue", "errors", "store", "learn"},
+    "urls": {"errors"},
     "_torch": set(),
     **{room: LOW | {"_torch"} for room in MIDDLE},
     "forward": LOW | MIDDLE,
