@@ -121,21 +121,23 @@ class LazyRows:
         return np.asarray(self[:], dtype)
 
 
-def checked(estimator: Any, X: Any, y: Any = None, *, dtype: Any, **options: Any) -> Any:
+def checked(estimator: Any, X: Any, y: Any = "no_validation", *, dtype: Any, **options: Any) -> Any:
     """X, or X and y, checked by scikit-learn's `validate_data`; LazyRows are read in blocks and stay LazyRows.
 
+    y : as `validate_data` takes it; None is refused where an estimator needs y
     dtype : types of X that are not converted; the first one is that of others
     """
     if not isinstance(X, LazyRows):
-        return validate_data(estimator, X, *([] if y is None else [y]), dtype=dtype, **options)
-    if y is not None:
+        return validate_data(estimator, X, y, dtype=dtype, **options)
+    has_y = not (isinstance(y, str) and y == "no_validation")
+    if has_y:
         _, y = validate_data(estimator, np.zeros((len(X), 1)), y, **options)
     validate_data(estimator, X, skip_check_array=True, reset=options.get("reset", True))
     if X.dtype not in dtype:
         X = X.map(lambda values: values, dtype=dtype[0])
     for _, values in X.blocks():
         assert_all_finite(values, input_name="X", estimator_name=type(estimator).__name__)
-    return X if y is None else (X, y)
+    return (X, y) if has_y else X
 
 
 def is_lazy(nbytes: int) -> bool:

@@ -286,3 +286,11 @@ def test_a_layer_that_fits_stays_an_array(store, monkeypatch):
         assert isinstance(StoredFeatures(store, "wide").fit().transform(store.X), np.ndarray)
     with little_memory(monkeypatch, 4 * 4 * D * N - 4):
         assert isinstance(StoredFeatures(store, "wide").fit().transform(store.X), LazyRows)
+
+
+@pytest.mark.parametrize("estimator", [LogisticRegression(), Ridge(), KNeighborsClassifier()], ids=repr)
+def test_a_missing_y_is_refused_by_name(estimator, store, monkeypatch):
+    with little_memory(monkeypatch):
+        for X in (np.asarray(store["wide"]), StoredFeatures(store, "wide").fit().transform(store.X)):
+            with pytest.raises(ValueError, match="requires y to be passed"):
+                estimator.fit(X, None)
