@@ -90,11 +90,15 @@ class LazyRows:
     def map(self, function: Callable[[np.ndarray], np.ndarray], width: int = 0, dtype: Any = None) -> LazyRows:
         """The matrix of function(rows), computed when rows are read; by default of as many columns and the same type.
 
-        function : (m, d) -> (m, width), each row of which depends on one row
+        function : (m, d) -> (m, width), each row of which depends on one row; called whenever rows are read, so it must
+            not change
         """
 
         def read(positions: np.ndarray) -> np.ndarray:
-            return function(self._read(positions)).astype(mapped.dtype, copy=False)
+            values = np.empty((len(positions), mapped.shape[1]), mapped.dtype)
+            for block, rows in LazyRows(self._read, positions, self.shape[1], self.dtype).blocks():
+                values[block] = function(rows)
+            return values
 
         mapped = LazyRows(read, self.positions, width or self.shape[1], dtype or self.dtype)
         return mapped

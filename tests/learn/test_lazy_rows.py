@@ -294,3 +294,28 @@ def test_a_missing_y_is_refused_by_name(estimator, store, monkeypatch):
         for X in (np.asarray(store["wide"]), StoredFeatures(store, "wide").fit().transform(store.X)):
             with pytest.raises(ValueError, match="requires y to be passed"):
                 estimator.fit(X, None)
+
+
+@pytest.mark.parametrize("transformer", [StandardScaler(), Nystroem("linear", n_components=4)], ids=repr)
+def test_rows_stay_as_they_were_transformed(transformer, store, monkeypatch):
+    with little_memory(monkeypatch):
+        X = StoredFeatures(store, "wide").fit().transform(store.X)
+        transformed = transformer.fit_transform(X)
+        expected = np.array(transformed[:5])
+        transformer.fit(X.take(slice(50)))
+        assert_array_equal(transformed[:5], expected)
+
+
+def test_few_columns_of_many_are_computed_in_blocks_of_the_many(store, monkeypatch):
+    sizes: list[int] = []
+
+    def first_column(rows: np.ndarray) -> np.ndarray:
+        sizes.append(rows.nbytes)
+        return rows[:, :1]
+
+    with little_memory(monkeypatch):
+        X = StoredFeatures(store, "wide").fit().transform(store.X)
+        narrow = X.map(first_column, 1)
+        assert_array_equal(narrow[:], np.asarray(store["wide"])[:, :1])
+        assert_array_equal(narrow[shuffled()], np.asarray(store["wide"])[shuffled(), :1])
+    assert max(sizes) <= BLOCK_BYTES

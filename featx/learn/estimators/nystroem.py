@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -178,7 +179,7 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
             return super().transform(X)
         if isinstance(X, LazyRows):
             dtype = np.promote_types(X.dtype, self.components_.dtype)
-            return X.map(self.transform, len(self.components_), dtype)
+            return X.map(copy(self).transform, len(self.components_), dtype)  # as it is fitted now
         import torch
 
         from featx.learn.estimators.kernels import Rows

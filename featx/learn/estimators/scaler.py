@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy as shallow_copy
 from typing import Any, ClassVar, Self
 
 import sklearn.preprocessing
@@ -69,6 +70,6 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):
             return super().transform(X, copy)
         check_is_fitted(self)
         validate_data(self, X, skip_check_array=True, reset=False)
-        scaled = X.map(super().transform)
+        scaled = X.map(shallow_copy(self).transform)  # as it is fitted now
         scaled.unscaled = X, *affine_of(self)
         return scaled
