@@ -24,6 +24,8 @@ _ARRAY_SHARE = 2  # one that another library needs may take this part
 class LazyRows:
     """An (n, d) matrix that is never in memory as a whole; indexing its rows gives an array.
 
+    X[rows, ...], by which scikit-learn takes the rows of a fold, gives LazyRows.
+
     Parameters
     ----------
     read : callable, positions (m,) -> (m, d) array
@@ -68,10 +70,18 @@ class LazyRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (row for _, values in self.blocks() for row in values)
+
+    def __repr__(self) -> str:
+        return f"LazyRows(shape={self.shape}, dtype={self.dtype})"
+
+    def __getitem__(self, index: Any) -> Any:
         """Rows as an array: X[5], X[2:5], X[[7, 3]], X[mask]; and some of their columns, which are read in blocks."""
         if not isinstance(index, tuple):
             return self._read(self.positions[index]) if np.ndim(index) or isinstance(index, slice) else self[[index]][0]
+        if index[1] is Ellipsis:
+            return self.take(index[0])
         rows, columns = (part if isinstance(part, slice) else np.ravel(part) for part in index)
         part = self.take(rows)
         chosen = np.empty((len(part), len(np.arange(self.shape[1])[columns])), self.dtype)
@@ -117,7 +127,10 @@ class LazyRows:
         return np.argsort(self.positions, kind="stable")
 
     def __getstate__(self) -> Any:
-        raise TypeError("its rows are too large for memory: they stay in the store's file, and are not saved with it")
+        raise TypeError(
+            "rows that are too large for memory stay in the store's file: they cannot be saved, cached by a Pipeline's "
+            "memory, or sent to another process"
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.nbytes > memory_bytes() // _ARRAY_SHARE:

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import sklearn.preprocessing
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
+from sklearn.ensemble import StackingClassifier
+from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
 import featx
@@ -227,7 +230,7 @@ def test_a_model_saved_after_such_a_fit_predicts_anywhere(store, monkeypatch, tm
 def test_neighbours_that_stay_in_the_store_are_not_saved(store, monkeypatch, tmp_path):
     with little_memory(monkeypatch):
         pipeline = make_pipeline(StoredFeatures(store, "wide"), KNeighborsClassifier()).fit(store.X, store.y)
-        with pytest.raises(ModelError, match="its rows are too large for memory"):
+        with pytest.raises(ModelError, match="rows that are too large for memory stay in the store's file"):
             featx.save(pipeline, tmp_path / "model.skops")
 
 
@@ -277,6 +280,7 @@ def test_lazy_rows_are_indexed_like_arrays(store, monkeypatch):
     assert_array_equal(X[mask, 2:5], expected[mask, 2:5])
     assert_array_equal(X[np.ix_([5, 3], columns)], expected[np.ix_([5, 3], columns)])
     assert_array_equal(X.take(mask)[[0, 2]], expected[mask][[0, 2]])
+    assert_array_equal(list(X), expected)
     assert_array_equal(np.asarray(X), expected)  # there is memory for it
     assert X.shape == expected.shape and X.dtype == expected.dtype and X.nbytes == expected.nbytes
 
@@ -319,3 +323,43 @@ def test_few_columns_of_many_are_computed_in_blocks_of_the_many(store, monkeypat
         assert_array_equal(narrow[:], np.asarray(store["wide"])[:, :1])
         assert_array_equal(narrow[shuffled()], np.asarray(store["wide"])[shuffled(), :1])
     assert max(sizes) <= BLOCK_BYTES
+
+
+def test_scikit_learn_splits_them(store, monkeypatch):
+    estimators = [
+        CalibratedClassifierCV(LogisticRegression(C=0.01)),
+        StackingClassifier(
+            [("linear", LogisticRegression(C=0.01)), ("near", KNeighborsClassifier())], RidgeClassifier()
+        ),
+    ]
+    X = np.asarray(store["wide"])
+    expected = [cross_val_score(estimator, X, store.y, cv=3) for estimator in estimators]
+    with little_memory(monkeypatch):
+        lazy = StoredFeatures(store, "wide").fit().transform(store.X)
+        for estimator, scores in zip(estimators, expected, strict=True):
+            assert_allclose(cross_val_score(estimator, lazy, store.y, cv=3), scores, atol=3 / N)
+
+
+def test_weights_of_a_scaler_are_checked(store, monkeypatch):
+    weights = np.arange(N) % 3.0
+    rows = np.asarray(store["wide"])
+    expected = sklearn.preprocessing.StandardScaler().fit(rows, sample_weight=weights)
+    with little_memory(monkeypatch):
+        X = StoredFeatures(store, "wide").fit().transform(store.X)
+        assert_allclose(StandardScaler().fit(X, sample_weight=weights).mean_, expected.mean_, rtol=1e-6)
+        assert StandardScaler().fit(X, sample_weight=2.0).n_samples_seen_ == 2 * N
+        with pytest.raises(ValueError, match="sample_weight.shape"):
+            StandardScaler().fit(X, sample_weight=np.ones(N + 1))
+
+
+def test_a_scaler_in_place_does_not_keep_a_search_from_sharing(store, monkeypatch):
+    steps = StandardScaler(copy=False), Nystroem(n_components=9, random_state=0), LogisticRegression()
+    search = GridSearchCV(make_pipeline(StoredFeatures(store, "wide"), *steps), {"logisticregression__C": [0.1, 1]})
+    with little_memory(monkeypatch):
+        search.fit(store.X, store.y)  # a fallback to scikit-learn's search would warn
+
+
+def test_a_table_of_them_is_refused(store, monkeypatch):
+    pipeline = make_pipeline(StoredFeatures(store, "wide"), StandardScaler(), LogisticRegression())
+    with little_memory(monkeypatch), pytest.raises(TooLargeError, match="X has 900 rows of 40 columns"):
+        pipeline.set_output(transform="pandas").fit(store.X, store.y)
