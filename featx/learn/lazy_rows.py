@@ -133,8 +133,9 @@ class LazyRows:
         )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self.nbytes > memory_bytes() // _ARRAY_SHARE:
-            raise too_large(f"X has {len(self):,} rows of {self.shape[1]:,} columns", self.nbytes)
+        nbytes = self.size * np.dtype(dtype or self.dtype).itemsize
+        if nbytes > memory_bytes() // _ARRAY_SHARE:
+            raise too_large(f"X has {len(self):,} rows of {self.shape[1]:,} columns", nbytes, "half")
         return np.asarray(self[:], dtype)
 
 
@@ -162,12 +163,17 @@ def is_lazy(nbytes: int) -> bool:
     return nbytes > memory_bytes() // _LAZY_SHARE
 
 
-def too_large(what: str, nbytes: int) -> TooLargeError:
-    """The error of what would copy so many bytes of rows into memory; `what` says which rows, and who needs them."""
+def too_large(what: str, nbytes: int, part: str = "a quarter") -> TooLargeError:
+    """The error of what would copy so many bytes of rows into memory.
+
+    what : which rows, and who needs them
+    part : of the memory, which they exceed
+    """
     return TooLargeError(
-        f"{what}, {readable(nbytes)}: too much for the {readable(memory_bytes())} of memory that this process may use. "
-        "LogisticRegression, LinearSVC, Ridge, RidgeClassifier, KNeighborsClassifier, StandardScaler and Nystroem of "
-        "featx.learn read the rows in blocks; Nystroem with LinearSVC takes the place of SVC"
+        f"{what}, {readable(nbytes)}: more than {part} of the {readable(memory_bytes())} of memory that this process "
+        "may use. LogisticRegression, LinearSVC, Ridge, RidgeClassifier, KNeighborsClassifier, StandardScaler and "
+        "Nystroem of featx.learn read the rows in blocks; Nystroem with LinearSVC takes the place of SVC; any fitted "
+        "model can predict a part of the rows at a time"
     )
 
 

@@ -11,8 +11,9 @@ import sklearn.preprocessing
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
-from sklearn.ensemble import StackingClassifier
+from sklearn.ensemble import RandomForestClassifier, StackingClassifier
 from sklearn.model_selection import cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
 import featx
@@ -37,6 +38,7 @@ from featx.learn import (
 )
 from featx.learn.lazy_rows import LazyRows
 from featx.solvers import hardware
+from featx.transfer import Align
 
 N, D = 900, 40
 BLOCK_BYTES = 4 * D * 64  # of 64 rows
@@ -251,7 +253,9 @@ def test_a_search_refuses_them_before_it_fits(steps, store, monkeypatch):
     search = GridSearchCV(make_pipeline(StoredFeatures(store), *steps), {"storedfeatures__layer": ["wide"]})
     culprit = "SVC" if isinstance(steps[-1], SVC) else "StandardScaler"
     with little_memory(monkeypatch) as sizes:
-        with pytest.raises(TooLargeError, match=f"{culprit} needs a copy of 900 rows of wide:none, 144 kB: too much"):
+        with pytest.raises(
+            TooLargeError, match=f"{culprit} needs a copy of 900 rows of wide:none, 144 kB: more than a quarter of"
+        ):
             search.fit(store.X, store.y)
         with pytest.raises(TooLargeError, match="SVC needs a copy"):
             select_model(store, layers="wide", estimators=["logistic_regression", "rbf_svm"])
@@ -363,3 +367,47 @@ def test_a_table_of_them_is_refused(store, monkeypatch):
     pipeline = make_pipeline(StoredFeatures(store, "wide"), StandardScaler(), LogisticRegression())
     with little_memory(monkeypatch), pytest.raises(TooLargeError, match="X has 900 rows of 40 columns"):
         pipeline.set_output(transform="pandas").fit(store.X, store.y)
+
+
+def test_a_search_refuses_steps_that_no_candidate_shares(store, monkeypatch):
+    for steps in ([RandomForestClassifier()], [Nystroem("laplacian"), LinearSVC()]):
+        search = GridSearchCV(
+            make_pipeline(StoredFeatures(store), *steps), {"storedfeatures__layer": ["narrow", "wide"]}
+        )
+        name = type(steps[0]).__name__
+        with little_memory(monkeypatch), pytest.raises(TooLargeError, match=f"{name} needs a copy of 900 rows of wide"):
+            search.fit(store.X, store.y)
+
+
+def test_an_estimator_of_estimators_may_read_them(store, monkeypatch):
+    pipeline = make_pipeline(StoredFeatures(store), StandardScaler(), OneVsRestClassifier(LinearSVC()))
+    search = GridSearchCV(pipeline, {"storedfeatures__layer": ["narrow", "wide"]}, cv=3)
+    with little_memory(monkeypatch):
+        assert np.isfinite(search.fit(store.X, store.y).cv_results_["mean_test_score"]).all()
+
+
+def test_a_selection_is_refused_before_its_first_layer_is_fitted(store, monkeypatch):
+    options = {"layers": ["narrow", "wide"], "estimators": ["logistic_regression", "rbf_svm"]}
+    with little_memory(monkeypatch), monkeypatch.context() as patch:
+        patch.setattr(GridSearchCV, "fit", lambda *_: pytest.fail("a layer was fitted"))
+        with pytest.raises(TooLargeError, match="SVC needs a copy .* Choose estimators among .*, linear_svm, knn$"):
+            select_model(store, **options)
+
+
+def test_alignment_takes_rows_that_are_copied(store, monkeypatch, tmp_path):
+    rows = np.asarray(store["wide"])
+    domains = []
+    for domain, values in (("source", rows), ("target", 2 * rows)):
+        path = tmp_path / f"{domain}.h5"
+        featx.FeatureStore.from_arrays(path, {"wide": values}, name="net")
+        domains.append(featx.FeatureStore(path))
+    source, target = domains
+    align = Align(target, "scaler")
+    X = StoredFeatures(source).fit().transform(source.X)
+    expected = align.fit(X).transform(X)
+    with little_memory(monkeypatch, 3 * MEMORY):
+        X = StoredFeatures(source).fit().transform(source.X)
+        assert isinstance(X, LazyRows)
+        assert_array_equal(align.transform(X), expected)
+        with pytest.raises(TooLargeError, match="X has 900 rows of 40 columns, 288 kB"):  # of float64
+            align.fit(X)

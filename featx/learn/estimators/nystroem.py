@@ -76,7 +76,6 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
     array([1.    , 0.3679, 0.0183])
     """
 
-    reads_blocks: ClassVar[bool] = True  # of LazyRows
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **sklearn.kernel_approximation.Nystroem._parameter_constraints,
         "device": [StrOptions({"auto", "cpu", "cuda"})],
@@ -196,6 +195,11 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
             with full_precision(), threads_for(2 * block.numel() * len(inverse_root)):
                 phi[part] = product(block, inverse_root).cpu().numpy()
         return phi
+
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether LazyRows are read in blocks, and not copied."""
+        return not self._needs_fallback(None)
 
     def _needs_fallback(self, X: Any) -> bool:
         """Whether only scikit-learn computes the kernel."""
