@@ -38,7 +38,7 @@ from featx.learn import (
 )
 from featx.learn.lazy_rows import LazyRows
 from featx.solvers import hardware
-from featx.transfer import Align
+from featx.transfer import Align, adapt
 
 N, D = 900, 40
 BLOCK_BYTES = 4 * D * 64  # of 64 rows
@@ -392,6 +392,8 @@ def test_a_selection_is_refused_before_its_first_layer_is_fitted(store, monkeypa
         patch.setattr(GridSearchCV, "fit", lambda *_: pytest.fail("a layer was fitted"))
         with pytest.raises(TooLargeError, match="SVC needs a copy .* Choose estimators among .*, linear_svm, knn$"):
             select_model(store, **options)
+        with pytest.raises(TooLargeError, match="PCA needs a copy .* at a time$"):  # whatever the estimators are
+            select_model(store, layers=["narrow", "wide"], steps=[PCA(3)])
 
 
 def test_alignment_takes_rows_that_are_copied(store, monkeypatch, tmp_path):
@@ -399,7 +401,7 @@ def test_alignment_takes_rows_that_are_copied(store, monkeypatch, tmp_path):
     domains = []
     for domain, values in (("source", rows), ("target", 2 * rows)):
         path = tmp_path / f"{domain}.h5"
-        featx.FeatureStore.from_arrays(path, {"wide": values}, name="net")
+        featx.FeatureStore.from_arrays(path, {"wide": values}, y=store.y, name="net")
         domains.append(featx.FeatureStore(path))
     source, target = domains
     align = Align(target, "scaler")
@@ -411,3 +413,5 @@ def test_alignment_takes_rows_that_are_copied(store, monkeypatch, tmp_path):
         assert_array_equal(align.transform(X), expected)
         with pytest.raises(TooLargeError, match="X has 900 rows of 40 columns, 288 kB"):  # of float64
             align.fit(X)
+        with pytest.raises(TooLargeError, match="adapt needs a copy of 900 rows of wide:none, 144 kB"):
+            adapt(source, target)

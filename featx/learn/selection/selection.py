@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from featx.catalogue import ESTIMATORS
+from featx.catalogue import ESTIMATORS, EstimatorSpec
 from featx.errors import FeatxError, Parameter, TooLargeError, nearest
 from featx.learn.scores import METRICS, UNKNOWN, Metric, decisions_of, splits_interval
 from featx.learn.search import GridSearchCV
@@ -279,15 +279,15 @@ class _Search:
             try:
                 plan = self._of(grid, splits).plan(X, y)
             except TooLargeError as error:
-                names = [
-                    name
-                    for name, spec in ESTIMATORS.items()
-                    if spec.is_numeric == self.metric.is_numeric and getattr(new_estimator(spec), "reads_blocks", False)
-                ]
-                raise TooLargeError(
-                    *error.parts, ". Choose ", Parameter("estimators"), f" among {', '.join(names)}"
-                ) from None
+                if not all(getattr(step, "reads_blocks", False) for _, step in grid.pipeline.steps[1:-1]):
+                    raise
+                names = [name for name, spec in ESTIMATORS.items() if self._reads_blocks(spec)]
+                advice = ". Choose ", Parameter("estimators"), f" among {', '.join(names)}"
+                raise TooLargeError(*error.parts, *advice) from None
             self.clock.expect(plan.n_fits, plan.work)
+
+    def _reads_blocks(self, spec: EstimatorSpec) -> bool:
+        return spec.is_numeric == self.metric.is_numeric and getattr(new_estimator(spec), "reads_blocks", False)
 
     def run(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], results: Results) -> None:
         """Search layer by layer and append to `results`, which has the results so far if this is interrupted."""
