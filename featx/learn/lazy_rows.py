@@ -19,6 +19,7 @@ from featx.memory import memory_bytes
 BLOCK_BYTES = 64 * 2**20
 _LAZY_SHARE = 4  # a matrix of more than this part of the memory is not copied into it
 _ARRAY_SHARE = 2  # one that another library needs may take this part
+_WITH_COLUMNS = [0, 0], [0, 1], [1, 0], [2, 2]  # dimensions of the index of rows and that of columns; 0 for a slice
 
 
 class LazyRows:
@@ -77,12 +78,17 @@ class LazyRows:
         return f"LazyRows(shape={self.shape}, dtype={self.dtype})"
 
     def __getitem__(self, index: Any) -> Any:
-        """Rows as an array: X[5], X[2:5], X[[7, 3]], X[mask]; and some of their columns, which are read in blocks."""
+        """Rows as an array: X[5], X[2:5], X[[7, 3]], X[mask]; and some of their columns, which are read in blocks:
+        X[:, columns], X[rows, 2:5], X[np.ix_(rows, columns)]."""
         if not isinstance(index, tuple):
             return self._read(self.positions[index]) if np.ndim(index) or isinstance(index, slice) else self[[index]][0]
         if index[1] is Ellipsis:
             return self.take(index[0])
-        rows, columns = (part if isinstance(part, slice) else np.ravel(part) for part in index)
+        if [0 if isinstance(part, slice) else np.ndim(part) or -1 for part in index] not in _WITH_COLUMNS:
+            raise IndexError(
+                "rows and columns of LazyRows are X[rows, a:b], X[a:b, columns] or X[np.ix_(rows, columns)]"
+            )
+        rows, columns = (np.ravel(part) if np.ndim(part) > 1 else part for part in index)
         part = self.take(rows)
         chosen = np.empty((len(part), len(np.arange(self.shape[1])[columns])), self.dtype)
         for block, values in part.blocks():

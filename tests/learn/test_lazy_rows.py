@@ -284,7 +284,11 @@ def test_lazy_rows_are_indexed_like_arrays(store, monkeypatch):
     assert_array_equal(X[mask, 2:5], expected[mask, 2:5])
     assert_array_equal(X[np.ix_([5, 3], columns)], expected[np.ix_([5, 3], columns)])
     assert_array_equal(X.take(mask)[[0, 2]], expected[mask][[0, 2]])
+    assert_array_equal(X[[], 2:5], expected[[], 2:5])
     assert_array_equal(list(X), expected)
+    for index in ((3, 2), (slice(None), 2), ([0, 1], [2, 3]), (..., 2), (0, 1, 2)):  # not as of arrays
+        with pytest.raises(IndexError, match="rows and columns of LazyRows are"):
+            X[index]
     assert_array_equal(np.asarray(X), expected)  # there is memory for it
     assert X.shape == expected.shape and X.dtype == expected.dtype and X.nbytes == expected.nbytes
 
