@@ -135,7 +135,7 @@ class LazyRows:
     def __getstate__(self) -> Any:
         raise TypeError(
             "rows that are too large for memory stay in the store's file: they cannot be saved, cached by a Pipeline's "
-            "memory, or sent to another process"
+            "memory, or sent to another process; linear models keep none of them"
         )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:

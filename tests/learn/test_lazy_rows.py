@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import sklearn.preprocessing
+from commands import run
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
@@ -234,6 +235,16 @@ def test_neighbours_that_stay_in_the_store_are_not_saved(store, monkeypatch, tmp
         pipeline = make_pipeline(StoredFeatures(store, "wide"), KNeighborsClassifier()).fit(store.X, store.y)
         with pytest.raises(ModelError, match="rows that are too large for memory stay in the store's file"):
             featx.save(pipeline, tmp_path / "model.skops")
+
+
+def test_a_search_whose_model_cannot_be_saved_still_says_what_it_found(store, monkeypatch, tmp_path):
+    options = ["--layer", "wide", "--estimator", "knn", "--folds", "2"]
+    files = ["-o", str(tmp_path / "model.skops"), "--results", str(tmp_path / "scores.json")]
+    with little_memory(monkeypatch):
+        result = run("search", store.path, *options, *files)
+    assert result.exit_code == 2
+    assert "knn" in result.stdout and "linear models keep none of them" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
 @pytest.mark.parametrize("step", [SVC(), PCA(3), sklearn.preprocessing.StandardScaler()], ids=repr)
