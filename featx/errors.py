@@ -284,7 +284,7 @@ def listed(items: Iterable[object], most: int = 3) -> str:
 def readable(nbytes: float) -> str:
     """ "8.6 GB" """
     for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
+        if nbytes < 999.5:  # which .3g would write as 1e+03
             return f"{nbytes:.3g} {unit}"
         nbytes /= 1000
     return f"{nbytes:,.1f} TB"

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.protocols": LOW | SHARED | LEARN - {"learn.models"},
     "learn": LEARN | {"naming"},  # the public list
-    "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
+    "transfer": LOW | MIDDLE - {"solvers"} | LEFT | SHARED | LEARN - {"learn.protocols", "learn.models"},
     "deploy": LOW | MIDDLE - {"solvers"} | {"forward", "learn.features", "learn.models"},
     "audit": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols"},
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer", "audit"},

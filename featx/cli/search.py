@@ -12,7 +12,7 @@ from featx.cli.interrupts import loading
 from featx.cli.printing import print_all, print_error, print_note
 from featx.cli.search_files import SearchFiles
 from featx.display import printable
-from featx.errors import FeatxError
+from featx.errors import FeatxError, ModelError
 from featx.request import ProtocolName, SearchRequest
 
 if TYPE_CHECKING:
@@ -267,7 +267,11 @@ def search(
     except KeyboardInterrupt:
         print_error("interrupted before the first layer was done; nothing was written")
         return 130
-    written = files.write(result)  # before anything is printed: whoever reads that may go away
+    try:
+        written = files.write(result)  # before anything is printed: whoever reads that may go away
+    except ModelError:
+        _print_result(result, top, [])
+        raise
     _print_result(result, top, written)
     if is_whole:
         return 0

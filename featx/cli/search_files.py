@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featx.cli.interrupts import working
-from featx.errors import FeatxError
+from featx.errors import FeatxError, ModelError
 
 if TYPE_CHECKING:
     from featx.audit import Audit
@@ -51,14 +51,18 @@ class SearchFiles:
         return self.output is not None and result.best_estimator is not None and not result.is_partial
 
     def write(self, result: Selection | ProtocolResult) -> list[str]:
-        """Write the files; one line about each."""
+        """Write the files; one line about each. A ModelError is raised after the other files are written."""
         from featx.learn import Selection, save
         from featx.report import html, model_text, protocol_figure, results_csv, results_json, selection_figure
         from featx.store import written_aside
 
         lines = []
+        failure: ModelError | None = None
         if self.output is not None and self.saves_model_of(result):
-            save(result if isinstance(result, Selection) else result.best_estimator, self.output)
+            try:
+                save(result if isinstance(result, Selection) else result.best_estimator, self.output)
+            except ModelError as error:
+                failure = error
             stores = result.training.stores if isinstance(result, Selection) else result.stores
             inputs = "--store STORE" if stores[0].recipe.is_imported else "IMAGES..."
             lines.append(f"{self.output}: {model_text(result)}; featx predict {self.output} {inputs} uses it")
@@ -77,6 +81,8 @@ class SearchFiles:
                 audit = audit_of(result) if self.audit and isinstance(result, Selection) else None
                 html(result, self.report, command=shlex.join(["featx", *sys.argv[1:]]), audit=audit)
             lines.append(f"{self.report}: the report")
+        if failure is not None:
+            raise failure
         return lines
 
 

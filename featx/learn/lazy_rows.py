@@ -19,10 +19,13 @@ from featx.memory import memory_bytes
 BLOCK_BYTES = 64 * 2**20
 _LAZY_SHARE = 4  # a matrix of more than this part of the memory is not copied into it
 _ARRAY_SHARE = 2  # one that another library needs may take this part
+_WITH_COLUMNS = [0, 0], [0, 1], [1, 0], [2, 2]  # dimensions of the index of rows and that of columns; 0 for a slice
 
 
 class LazyRows:
     """An (n, d) matrix that is never in memory as a whole; indexing its rows gives an array.
+
+    X[rows, ...], by which scikit-learn takes the rows of a fold, gives LazyRows.
 
     Parameters
     ----------
@@ -68,11 +71,24 @@ class LazyRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        """Rows as an array: X[5], X[2:5], X[[7, 3]], X[mask]; and some of their columns, which are read in blocks."""
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (row for _, values in self.blocks() for row in values)
+
+    def __repr__(self) -> str:
+        return f"LazyRows(shape={self.shape}, dtype={self.dtype})"
+
+    def __getitem__(self, index: Any) -> Any:
+        """Rows as an array: X[5], X[2:5], X[[7, 3]], X[mask]; and some of their columns, which are read in blocks:
+        X[:, columns], X[rows, 2:5], X[np.ix_(rows, columns)]."""
         if not isinstance(index, tuple):
             return self._read(self.positions[index]) if np.ndim(index) or isinstance(index, slice) else self[[index]][0]
-        rows, columns = (part if isinstance(part, slice) else np.ravel(part) for part in index)
+        if index[1] is Ellipsis:
+            return self.take(index[0])
+        if [0 if isinstance(part, slice) else np.ndim(part) or -1 for part in index] not in _WITH_COLUMNS:
+            raise IndexError(
+                "rows and columns of LazyRows are X[rows, a:b], X[a:b, columns] or X[np.ix_(rows, columns)]"
+            )
+        rows, columns = (np.ravel(part) if np.ndim(part) > 1 else part for part in index)
         part = self.take(rows)
         chosen = np.empty((len(part), len(np.arange(self.shape[1])[columns])), self.dtype)
         for block, values in part.blocks():
@@ -90,11 +106,15 @@ class LazyRows:
     def map(self, function: Callable[[np.ndarray], np.ndarray], width: int = 0, dtype: Any = None) -> LazyRows:
         """The matrix of function(rows), computed when rows are read; by default of as many columns and the same type.
 
-        function : (m, d) -> (m, width), each row of which depends on one row
+        function : (m, d) -> (m, width), each row of which depends on one row; called whenever rows are read, so it must
+            not change
         """
 
         def read(positions: np.ndarray) -> np.ndarray:
-            return function(self._read(positions)).astype(mapped.dtype, copy=False)
+            values = np.empty((len(positions), mapped.shape[1]), mapped.dtype)
+            for block, rows in LazyRows(self._read, positions, self.shape[1], self.dtype).blocks():
+                values[block] = function(rows)
+            return values
 
         mapped = LazyRows(read, self.positions, width or self.shape[1], dtype or self.dtype)
         return mapped
@@ -113,29 +133,35 @@ class LazyRows:
         return np.argsort(self.positions, kind="stable")
 
     def __getstate__(self) -> Any:
-        raise TypeError("its rows are too large for memory: they stay in the store's file, and are not saved with it")
+        raise TypeError(
+            "rows that are too large for memory stay in the store's file: they cannot be saved, cached by a Pipeline's "
+            "memory, or sent to another process; linear models keep none of them"
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        if self.nbytes > memory_bytes() // _ARRAY_SHARE:
-            raise too_large(f"X has {len(self):,} rows of {self.shape[1]:,} columns", self.nbytes)
+        nbytes = self.size * np.dtype(dtype or self.dtype).itemsize
+        if nbytes > memory_bytes() // _ARRAY_SHARE:
+            raise too_large(f"X has {len(self):,} rows of {self.shape[1]:,} columns", nbytes, "half")
         return np.asarray(self[:], dtype)
 
 
-def checked(estimator: Any, X: Any, y: Any = None, *, dtype: Any, **options: Any) -> Any:
+def checked(estimator: Any, X: Any, y: Any = "no_validation", *, dtype: Any, **options: Any) -> Any:
     """X, or X and y, checked by scikit-learn's `validate_data`; LazyRows are read in blocks and stay LazyRows.
 
+    y : as `validate_data` takes it; None is refused where an estimator needs y
     dtype : types of X that are not converted; the first one is that of others
     """
     if not isinstance(X, LazyRows):
-        return validate_data(estimator, X, *([] if y is None else [y]), dtype=dtype, **options)
-    if y is not None:
+        return validate_data(estimator, X, y, dtype=dtype, **options)
+    has_y = not (isinstance(y, str) and y == "no_validation")
+    if has_y:
         _, y = validate_data(estimator, np.zeros((len(X), 1)), y, **options)
     validate_data(estimator, X, skip_check_array=True, reset=options.get("reset", True))
     if X.dtype not in dtype:
         X = X.map(lambda values: values, dtype=dtype[0])
     for _, values in X.blocks():
         assert_all_finite(values, input_name="X", estimator_name=type(estimator).__name__)
-    return X if y is None else (X, y)
+    return (X, y) if has_y else X
 
 
 def is_lazy(nbytes: int) -> bool:
@@ -143,12 +169,17 @@ def is_lazy(nbytes: int) -> bool:
     return nbytes > memory_bytes() // _LAZY_SHARE
 
 
-def too_large(what: str, nbytes: int) -> TooLargeError:
-    """The error of what would copy so many bytes of rows into memory; `what` says which rows, and who needs them."""
+def too_large(what: str, nbytes: int, part: str = "a quarter") -> TooLargeError:
+    """The error of what would copy so many bytes of rows into memory.
+
+    what : which rows, and who needs them
+    part : of the memory, which they exceed
+    """
     return TooLargeError(
-        f"{what}, {readable(nbytes)}: too much for the {readable(memory_bytes())} of memory that this process may use. "
-        "LogisticRegression, LinearSVC, Ridge, RidgeClassifier, KNeighborsClassifier, StandardScaler and Nystroem of "
-        "featx.learn read the rows in blocks; Nystroem with LinearSVC takes the place of SVC"
+        f"{what}, {readable(nbytes)}: more than {part} of the {readable(memory_bytes())} of memory that this process "
+        "may use. LogisticRegression, LinearSVC, Ridge, RidgeClassifier, KNeighborsClassifier, StandardScaler and "
+        "Nystroem of featx.learn read the rows in blocks; Nystroem with LinearSVC takes the place of SVC; any fitted "
+        "model can predict a part of the rows at a time"
     )
 
 

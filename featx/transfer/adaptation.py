@@ -27,6 +27,7 @@ from featx.errors import (
 )
 from featx.learn.estimators import Fit
 from featx.learn.features import StoredFeatures
+from featx.learn.lazy_rows import is_lazy, too_large
 from featx.learn.scores import METRICS, UNKNOWN, Interval, Metric, drawn_interval, paired_drawn_interval
 from featx.learn.selection import (
     Experiment,
@@ -255,6 +256,10 @@ def adapt(
         warn(note, RowsDifferWarning)
     target = define_experiment(target_store, target_labels, holdout=holdout, **options)
     drawn = _draws(target, shots, draws, random_state)
+    for domain in (source, target):
+        nbytes = len(domain.X) * features.n_features_out_ * np.dtype(features.recipe_.dtype).itemsize
+        if (names or drawn) and is_lazy(nbytes):
+            raise too_large(f"adapt needs a copy of {len(domain.X):,} rows of {features.layer_}", nbytes)
 
     pipelines: dict[str, Pipeline] = {}
     ways: list[_Way] = []

@@ -17,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from featx.errors import FeatxError, LayerError, Parameter, RecipeError, RowsDifferWarning, listed, warn
 from featx.learn._sklearn import Interval, StrOptions, fit_context
 from featx.learn.features import FeatureRows, Origin, StoredFeatures
+from featx.learn.lazy_rows import LazyRows
 from featx.store import FeatureStore, Recipe, rounding_note
 
 METHODS = ("scaler", "coral", "linear_ot")
@@ -177,7 +178,7 @@ class Align(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 
 def _origin_of(X: object) -> Origin:
     """The origin of rows; raises FeatxError if they are not as StoredFeatures gives them."""
-    if not isinstance(X, FeatureRows) or X.origin is None or X.shape[1:] != (X.origin.width,):
+    if not isinstance(X, FeatureRows | LazyRows) or X.origin is None or X.shape[1:] != (X.origin.width,):
         raise FeatxError(
             "Align stands right behind StoredFeatures, whose rows tell which store they are of; X is "
             f"{type(X).__name__} of another step"

@@ -8,8 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import sklearn.preprocessing
+from commands import run
 from numpy.testing import assert_allclose, assert_array_equal
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
+from sklearn.ensemble import RandomForestClassifier, StackingClassifier
+from sklearn.model_selection import cross_val_score
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 
 import featx
@@ -34,6 +39,7 @@ from featx.learn import (
 )
 from featx.learn.lazy_rows import LazyRows
 from featx.solvers import hardware
+from featx.transfer import Align, adapt
 
 N, D = 900, 40
 BLOCK_BYTES = 4 * D * 64  # of 64 rows
@@ -227,8 +233,18 @@ def test_a_model_saved_after_such_a_fit_predicts_anywhere(store, monkeypatch, tm
 def test_neighbours_that_stay_in_the_store_are_not_saved(store, monkeypatch, tmp_path):
     with little_memory(monkeypatch):
         pipeline = make_pipeline(StoredFeatures(store, "wide"), KNeighborsClassifier()).fit(store.X, store.y)
-        with pytest.raises(ModelError, match="its rows are too large for memory"):
+        with pytest.raises(ModelError, match="rows that are too large for memory stay in the store's file"):
             featx.save(pipeline, tmp_path / "model.skops")
+
+
+def test_a_search_whose_model_cannot_be_saved_still_says_what_it_found(store, monkeypatch, tmp_path):
+    options = ["--layer", "wide", "--estimator", "knn", "--folds", "2"]
+    files = ["-o", str(tmp_path / "model.skops"), "--results", str(tmp_path / "scores.json")]
+    with little_memory(monkeypatch):
+        result = run("search", store.path, *options, *files)
+    assert result.exit_code == 2
+    assert "knn" in result.stdout and "linear models keep none of them" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.json"]
 
 
 @pytest.mark.parametrize("step", [SVC(), PCA(3), sklearn.preprocessing.StandardScaler()], ids=repr)
@@ -248,7 +264,9 @@ def test_a_search_refuses_them_before_it_fits(steps, store, monkeypatch):
     search = GridSearchCV(make_pipeline(StoredFeatures(store), *steps), {"storedfeatures__layer": ["wide"]})
     culprit = "SVC" if isinstance(steps[-1], SVC) else "StandardScaler"
     with little_memory(monkeypatch) as sizes:
-        with pytest.raises(TooLargeError, match=f"{culprit} needs a copy of 900 rows of wide:none, 144 kB: too much"):
+        with pytest.raises(
+            TooLargeError, match=f"{culprit} needs a copy of 900 rows of wide:none, 144 kB: more than a quarter of"
+        ):
             search.fit(store.X, store.y)
         with pytest.raises(TooLargeError, match="SVC needs a copy"):
             select_model(store, layers="wide", estimators=["logistic_regression", "rbf_svm"])
@@ -277,6 +295,11 @@ def test_lazy_rows_are_indexed_like_arrays(store, monkeypatch):
     assert_array_equal(X[mask, 2:5], expected[mask, 2:5])
     assert_array_equal(X[np.ix_([5, 3], columns)], expected[np.ix_([5, 3], columns)])
     assert_array_equal(X.take(mask)[[0, 2]], expected[mask][[0, 2]])
+    assert_array_equal(X[[], 2:5], expected[[], 2:5])
+    assert_array_equal(list(X), expected)
+    for index in ((3, 2), (slice(None), 2), ([0, 1], [2, 3]), (..., 2), (0, 1, 2)):  # not as of arrays
+        with pytest.raises(IndexError, match="rows and columns of LazyRows are"):
+            X[index]
     assert_array_equal(np.asarray(X), expected)  # there is memory for it
     assert X.shape == expected.shape and X.dtype == expected.dtype and X.nbytes == expected.nbytes
 
@@ -286,3 +309,124 @@ def test_a_layer_that_fits_stays_an_array(store, monkeypatch):
         assert isinstance(StoredFeatures(store, "wide").fit().transform(store.X), np.ndarray)
     with little_memory(monkeypatch, 4 * 4 * D * N - 4):
         assert isinstance(StoredFeatures(store, "wide").fit().transform(store.X), LazyRows)
+
+
+@pytest.mark.parametrize("estimator", [LogisticRegression(), Ridge(), KNeighborsClassifier()], ids=repr)
+def test_a_missing_y_is_refused_by_name(estimator, store, monkeypatch):
+    with little_memory(monkeypatch):
+        for X in (np.asarray(store["wide"]), StoredFeatures(store, "wide").fit().transform(store.X)):
+            with pytest.raises(ValueError, match="requires y to be passed"):
+                estimator.fit(X, None)
+
+
+@pytest.mark.parametrize("transformer", [StandardScaler(), Nystroem("linear", n_components=4)], ids=repr)
+def test_rows_stay_as_they_were_transformed(transformer, store, monkeypatch):
+    with little_memory(monkeypatch):
+        X = StoredFeatures(store, "wide").fit().transform(store.X)
+        transformed = transformer.fit_transform(X)
+        expected = np.array(transformed[:5])
+        transformer.fit(X.take(slice(50)))
+        assert_array_equal(transformed[:5], expected)
+
+
+def test_few_columns_of_many_are_computed_in_blocks_of_the_many(store, monkeypatch):
+    sizes: list[int] = []
+
+    def first_column(rows: np.ndarray) -> np.ndarray:
+        sizes.append(rows.nbytes)
+        return rows[:, :1]
+
+    with little_memory(monkeypatch):
+        X = StoredFeatures(store, "wide").fit().transform(store.X)
+        narrow = X.map(first_column, 1)
+        assert_array_equal(narrow[:], np.asarray(store["wide"])[:, :1])
+        assert_array_equal(narrow[shuffled()], np.asarray(store["wide"])[shuffled(), :1])
+    assert max(sizes) <= BLOCK_BYTES
+
+
+def test_scikit_learn_splits_them(store, monkeypatch):
+    estimators = [
+        CalibratedClassifierCV(LogisticRegression(C=0.01)),
+        StackingClassifier(
+            [("linear", LogisticRegression(C=0.01)), ("near", KNeighborsClassifier())], RidgeClassifier()
+        ),
+    ]
+    X = np.asarray(store["wide"])
+    expected = [cross_val_score(estimator, X, store.y, cv=3) for estimator in estimators]
+    with little_memory(monkeypatch):
+        lazy = StoredFeatures(store, "wide").fit().transform(store.X)
+        for estimator, scores in zip(estimators, expected, strict=True):
+            assert_allclose(cross_val_score(estimator, lazy, store.y, cv=3), scores, atol=3 / N)
+
+
+def test_weights_of_a_scaler_are_checked(store, monkeypatch):
+    weights = np.arange(N) % 3.0
+    rows = np.asarray(store["wide"])
+    expected = sklearn.preprocessing.StandardScaler().fit(rows, sample_weight=weights)
+    with little_memory(monkeypatch):
+        X = StoredFeatures(store, "wide").fit().transform(store.X)
+        assert_allclose(StandardScaler().fit(X, sample_weight=weights).mean_, expected.mean_, rtol=1e-6)
+        assert StandardScaler().fit(X, sample_weight=2.0).n_samples_seen_ == 2 * N
+        with pytest.raises(ValueError, match="sample_weight.shape"):
+            StandardScaler().fit(X, sample_weight=np.ones(N + 1))
+
+
+def test_a_scaler_in_place_does_not_keep_a_search_from_sharing(store, monkeypatch):
+    steps = StandardScaler(copy=False), Nystroem(n_components=9, random_state=0), LogisticRegression()
+    search = GridSearchCV(make_pipeline(StoredFeatures(store, "wide"), *steps), {"logisticregression__C": [0.1, 1]})
+    with little_memory(monkeypatch):
+        search.fit(store.X, store.y)  # a fallback to scikit-learn's search would warn
+
+
+def test_a_table_of_them_is_refused(store, monkeypatch):
+    pipeline = make_pipeline(StoredFeatures(store, "wide"), StandardScaler(), LogisticRegression())
+    with little_memory(monkeypatch), pytest.raises(TooLargeError, match="X has 900 rows of 40 columns"):
+        pipeline.set_output(transform="pandas").fit(store.X, store.y)
+
+
+def test_a_search_refuses_steps_that_no_candidate_shares(store, monkeypatch):
+    for steps in ([RandomForestClassifier()], [Nystroem("laplacian"), LinearSVC()]):
+        search = GridSearchCV(
+            make_pipeline(StoredFeatures(store), *steps), {"storedfeatures__layer": ["narrow", "wide"]}
+        )
+        name = type(steps[0]).__name__
+        with little_memory(monkeypatch), pytest.raises(TooLargeError, match=f"{name} needs a copy of 900 rows of wide"):
+            search.fit(store.X, store.y)
+
+
+def test_an_estimator_of_estimators_may_read_them(store, monkeypatch):
+    pipeline = make_pipeline(StoredFeatures(store), StandardScaler(), OneVsRestClassifier(LinearSVC()))
+    search = GridSearchCV(pipeline, {"storedfeatures__layer": ["narrow", "wide"]}, cv=3)
+    with little_memory(monkeypatch):
+        assert np.isfinite(search.fit(store.X, store.y).cv_results_["mean_test_score"]).all()
+
+
+def test_a_selection_is_refused_before_its_first_layer_is_fitted(store, monkeypatch):
+    options = {"layers": ["narrow", "wide"], "estimators": ["logistic_regression", "rbf_svm"]}
+    with little_memory(monkeypatch), monkeypatch.context() as patch:
+        patch.setattr(GridSearchCV, "fit", lambda *_: pytest.fail("a layer was fitted"))
+        with pytest.raises(TooLargeError, match="SVC needs a copy .* Choose estimators among .*, linear_svm, knn$"):
+            select_model(store, **options)
+        with pytest.raises(TooLargeError, match="PCA needs a copy .* at a time$"):  # whatever the estimators are
+            select_model(store, layers=["narrow", "wide"], steps=[PCA(3)])
+
+
+def test_alignment_takes_rows_that_are_copied(store, monkeypatch, tmp_path):
+    rows = np.asarray(store["wide"])
+    domains = []
+    for domain, values in (("source", rows), ("target", 2 * rows)):
+        path = tmp_path / f"{domain}.h5"
+        featx.FeatureStore.from_arrays(path, {"wide": values}, y=store.y, name="net")
+        domains.append(featx.FeatureStore(path))
+    source, target = domains
+    align = Align(target, "scaler")
+    X = StoredFeatures(source).fit().transform(source.X)
+    expected = align.fit(X).transform(X)
+    with little_memory(monkeypatch, 3 * MEMORY):
+        X = StoredFeatures(source).fit().transform(source.X)
+        assert isinstance(X, LazyRows)
+        assert_array_equal(align.transform(X), expected)
+        with pytest.raises(TooLargeError, match="X has 900 rows of 40 columns, 288 kB"):  # of float64
+            align.fit(X)
+        with pytest.raises(TooLargeError, match="adapt needs a copy of 900 rows of wide:none, 144 kB"):
+            adapt(source, target)

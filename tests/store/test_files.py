@@ -79,7 +79,9 @@ def test_a_continued_run_needs_only_the_space_that_is_missing(tmp_path, monkeypa
     assert output.read_bytes() == whole
 
 
-@pytest.mark.parametrize("nbytes, text", [(0, "0 B"), (999, "999 B"), (8.6e9, "8.6 GB"), (1.5e12, "1.5 TB")])
+@pytest.mark.parametrize(
+    "nbytes, text", [(0, "0 B"), (999, "999 B"), (999_997, "1 MB"), (8.6e9, "8.6 GB"), (1.5e12, "1.5 TB")]
+)
 def test_sizes_have_three_digits(nbytes, text):
     assert files.readable(nbytes) == text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from copy import copy
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -75,7 +76,6 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
     array([1.    , 0.3679, 0.0183])
     """
 
-    reads_blocks: ClassVar[bool] = True  # of LazyRows
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **sklearn.kernel_approximation.Nystroem._parameter_constraints,
         "device": [StrOptions({"auto", "cpu", "cuda"})],
@@ -178,7 +178,7 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
             return super().transform(X)
         if isinstance(X, LazyRows):
             dtype = np.promote_types(X.dtype, self.components_.dtype)
-            return X.map(self.transform, len(self.components_), dtype)
+            return X.map(copy(self).transform, len(self.components_), dtype)  # as it is fitted now
         import torch
 
         from featx.learn.estimators.kernels import Rows
@@ -195,6 +195,11 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
             with full_precision(), threads_for(2 * block.numel() * len(inverse_root)):
                 phi[part] = product(block, inverse_root).cpu().numpy()
         return phi
+
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether LazyRows are read in blocks, and not copied."""
+        return not self._needs_fallback(None)
 
     def _needs_fallback(self, X: Any) -> bool:
         """Whether only scikit-learn computes the kernel."""

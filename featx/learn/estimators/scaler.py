@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from copy import copy as shallow_copy
 from typing import Any, ClassVar, Self
 
 import sklearn.preprocessing
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from featx.learn._sklearn import fit_context
+from featx.learn._sklearn import check_sample_weight, fit_context
 from featx.learn.estimators.batched import affine_of
 from featx.learn.lazy_rows import LazyRows
 
@@ -40,7 +41,7 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):
         ----------
         X : (n, d)
         y : ignored
-        sample_weight : (n,), optional
+        sample_weight : (n,) or float, optional
 
         Returns
         -------
@@ -48,6 +49,8 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):
         """
         if not isinstance(X, LazyRows):
             return super().partial_fit(X, y, sample_weight)
+        if sample_weight is not None:
+            sample_weight = check_sample_weight(sample_weight, X)
         for block, values in X.blocks():
             super().partial_fit(values, sample_weight=None if sample_weight is None else sample_weight[block])
         return self
@@ -69,6 +72,6 @@ class StandardScaler(sklearn.preprocessing.StandardScaler):
             return super().transform(X, copy)
         check_is_fitted(self)
         validate_data(self, X, skip_check_array=True, reset=False)
-        scaled = X.map(super().transform)
+        scaled = X.map(shallow_copy(self).transform)  # as it is fitted now
         scaled.unscaled = X, *affine_of(self)
         return scaled

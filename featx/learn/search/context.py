@@ -167,6 +167,8 @@ def may_write(estimator: Any) -> bool:
 
 
 def copied(rows: Any) -> Any:
+    if isinstance(rows, LazyRows):  # which nothing can change
+        return rows
     return rows.copy() if hasattr(rows, "copy") else deepcopy(rows)
 
 

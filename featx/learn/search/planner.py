@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from sklearn import get_config
+from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, PowerTransformer, RobustScaler
 from sklearn.preprocessing import StandardScaler as SklearnStandardScaler
@@ -146,13 +147,13 @@ def plan_of(
     prefixes: dict[Any, SharedPrefix] = {}
     fallback = []
     for candidate in candidates:
+        _refuse_large(candidate, X)
         shares = candidate.is_batched or (candidate.steps and first_steps[candidate.steps[0].key] > 1)
         if candidate.fallback or not shares:
             reason = candidate.fallback or "it shares no step with another candidate"
             fallback.append(candidate.without_sharing(reason))
             continue
         steps = _independent(candidate, fit_params)
-        _refuse_large(candidate, X)
         prefix = prefixes.setdefault(tuple(step.key for step in steps), SharedPrefix(steps))
         rest = prefix.rest(candidate)
         affine = rest[0] if len(rest) == 1 and _is_affine(rest[0].transformer) else None
@@ -249,11 +250,15 @@ def _is_matrix(X: Any, steps: Sequence[Step]) -> bool:
 
 
 def _refuse_large(candidate: SearchCandidate, X: Any) -> None:
-    """Raise if rows of a store are too large for a later step, which would copy them; before they are read."""
+    """Raise if rows of a store are too large for a later step, which would copy them; before they are read.
+
+    A last estimator that holds others (OneVsRestClassifier, for example) may give them the rows as they are.
+    """
     features = candidate.steps[0].transformer if candidate.steps else None
     if type(features) is not StoredFeatures or not is_lazy(nbytes := _stored_bytes(features, num_samples(X))):
         return
-    for step in [*(step.transformer for step in candidate.steps[1:]), candidate.final]:
+    may_pass_on = any(isinstance(value, BaseEstimator) for value in candidate.final.get_params().values())
+    for step in [*(step.transformer for step in candidate.steps[1:]), *([] if may_pass_on else [candidate.final])]:
         if not getattr(step, "reads_blocks", False):
             raise too_large(
                 f"{type(step).__name__} needs a copy of {num_samples(X):,} rows of {features.layer_}", nbytes

@@ -15,11 +15,12 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
 
-from featx.errors import FeatxError, Parameter, nearest
+from featx.catalogue import ESTIMATORS, EstimatorSpec
+from featx.errors import FeatxError, Parameter, TooLargeError, nearest
 from featx.learn.scores import METRICS, UNKNOWN, Metric, decisions_of, splits_interval
 from featx.learn.search import GridSearchCV
 from featx.learn.selection.experiment import A_FIFTH, Experiment, HoldOut, Labels, Stores, define_experiment
-from featx.learn.selection.layer_grids import LayerGrid, Layers, checked_steps, layer_grids, steps_text
+from featx.learn.selection.layer_grids import LayerGrid, Layers, checked_steps, layer_grids, new_estimator, steps_text
 from featx.learn.selection.parameters import brief, check_callback, check_flags, check_integer, check_n_jobs
 from featx.learn.selection.results import (
     Candidate,
@@ -160,10 +161,9 @@ def select_model(
         test_store=experiment.test_store,
     )
     search = _Search(grids, metric, n_jobs, on_progress)
-    if on_progress is not None:
-        search.expect(experiment.X, experiment.y, splits)
-        for (train, _), inner_splits in zip(outer, inner, strict=True):
-            search.expect(experiment.X[train], experiment.y[train], inner_splits)
+    search.expect(experiment.X, experiment.y, splits)
+    for (train, _), inner_splits in zip(outer, inner, strict=True):
+        search.expect(experiment.X[train], experiment.y[train], inner_splits)
     training = TrainingSet(
         stores=experiment.stores,
         n=len(experiment.X),
@@ -231,7 +231,9 @@ def cross_validated(
         steps=(),
     )
     results: Results = []
-    _Search(grids, metric, -1, None).run(experiment.X, experiment.y, splits, results)
+    search = _Search(grids, metric, -1, None)
+    search.expect(experiment.X, experiment.y, splits)
+    search.run(experiment.X, experiment.y, splits, results)
     return tuple(ranked(results))
 
 
@@ -272,10 +274,20 @@ class _Search:
         self.clock = SearchClock(lambda now: on_progress and on_progress(now, self.candidates))
 
     def expect(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split]) -> None:
-        """Tell the clock of a search to come."""
+        """Tell the clock of a search to come, and refuse what no layer's search could fit."""
         for grid in self.grids:
-            plan = self._of(grid, splits).plan(X, y)
+            try:
+                plan = self._of(grid, splits).plan(X, y)
+            except TooLargeError as error:
+                if not all(getattr(step, "reads_blocks", False) for _, step in grid.pipeline.steps[1:-1]):
+                    raise
+                names = [name for name, spec in ESTIMATORS.items() if self._reads_blocks(spec)]
+                advice = ". Choose ", Parameter("estimators"), f" among {', '.join(names)}"
+                raise TooLargeError(*error.parts, *advice) from None
             self.clock.expect(plan.n_fits, plan.work)
+
+    def _reads_blocks(self, spec: EstimatorSpec) -> bool:
+        return spec.is_numeric == self.metric.is_numeric and getattr(new_estimator(spec), "reads_blocks", False)
 
     def run(self, X: np.ndarray, y: np.ndarray, splits: Sequence[Split], results: Results) -> None:
         """Search layer by layer and append to `results`, which has the results so far if this is interrupted."""
