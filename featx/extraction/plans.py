@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,11 @@ from featx.errors import (
     as_path,
     listed,
 )
-from featx.extraction.devices import places, spread
+from featx.extraction.executors import Executor, LocalExecutor
 from featx.extraction.existing import ExistingStore, compare, refuse_another_run, refuse_changed, refuse_other_names
 from featx.extraction.like import Example, followed
 from featx.extraction.pending import pending
-from featx.forward import Trial, check_choices, decoders, measure, resolve_recipe, stream
+from featx.forward import Trial, check_choices, decoders, measure, resolve_recipe
 from featx.images import Collection, Stamp, collect, stamp
 from featx.progress import EXTRACTING, Clock, Progress, preparing, shown
 from featx.store import (
@@ -324,7 +323,21 @@ def plan(
             existing.refuse_what_is_lost(replace)
             recipe = recipe if begun is not None else existing.grown()
     owned = backbone if backbone.is_own or is_object else None
-    return Plan(output, images, recipe, existing, begun, backbone, owned, workers, discard, there, dry_run, *trials)
+    return Plan(
+        output,
+        images,
+        recipe,
+        existing,
+        begun,
+        backbone,
+        owned,
+        workers,
+        discard,
+        there,
+        dry_run,
+        LocalExecutor(),
+        *trials,
+    )
 
 
 @dataclass
@@ -355,6 +368,7 @@ class Plan:
     _discard: bool = field(repr=False)
     _there: Stamp | None = field(repr=False)
     is_dry: bool = field(repr=False)
+    _executor: Executor = field(repr=False)
     _trial: Trial | None = field(default=None, repr=False)
 
     @property
@@ -450,14 +464,15 @@ class Plan:
             clock = Clock(writer.todo, show, 0.0 if trial is None else trial.seconds)
             compiling = trial is None and self.recipe.engine == COMPILED
             clock.tick(len(writer.failures), "compiling" if compiling else EXTRACTING)
-            device = self.recipe.device
             for part in pending(writer, existing):
-                todo = part.todo.copy()
-                at = places(images.images, part.recipe, todo)
-                through = partial(spread, places=at, rows=writer.rows) if at[1:] else partial(stream, device=device)
-                computed = () if trial is None else trial.still(images.images)
-                blocks = through(
-                    images.images, part.recipe, self._backbone, workers=self._workers, todo=todo, computed=computed
+                blocks = self._executor.compute(
+                    images.images,
+                    part.recipe,
+                    self._backbone,
+                    workers=self._workers,
+                    todo=part.todo.copy(),
+                    rows=writer.rows,
+                    computed=() if trial is None else trial.still(images.images),
                 )
                 with contextlib.closing(blocks):  # all processes have ended before the writer closes the file
                     part.write_all(blocks, clock)

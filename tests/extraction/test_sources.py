@@ -15,8 +15,8 @@ from pyarrow import parquet
 from runs import extract, refused, same_file
 
 from featx.errors import UnreadableImagesWarning
-from featx.extraction import plans
-from featx.extraction.devices import _sent
+from featx.extraction import executors
+from featx.extraction.shares import _portable_image
 from featx.images import collect, decode
 from featx.report.pictures import picture_of
 
@@ -64,7 +64,7 @@ def test_a_store_of_a_zip_file_grows_and_fails_by_name(photos, tmp_path):
 
 def test_a_member_is_handed_to_a_process_as_it_is_and_a_path_as_text(photos, tmp_path):
     member = collect(zip_of(photos, tmp_path / "photos.zip")).images[0]
-    assert _sent(member) is member and _sent(photos) == str(photos)
+    assert _portable_image(member) is member and _portable_image(photos) == str(photos)
 
 
 def test_rows_and_digests_of_shards_and_of_parquet_are_those_of_the_folder(photos, tmp_path):
@@ -132,5 +132,5 @@ def test_processes_read_members(photos, tmp_path, monkeypatch, small_network):
     options = {"backbone": small_network, "batch_size": 8, "precision": "float32"}
     with pytest.warns(UnreadableImagesWarning):
         one = extract(archive, tmp_path / "one.h5", **options)
-        monkeypatch.setattr(plans, "places", lambda *_: ["cpu", "cpu"])
+        monkeypatch.setattr(executors, "places", lambda *_: ["cpu", "cpu"])
         assert same_file(extract(archive, tmp_path / "two.h5", **options), one)
