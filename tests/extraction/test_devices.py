@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -293,6 +294,13 @@ def test_a_network_that_cannot_be_handed_over_runs_in_one_process(two, small_net
     assert "it holds a lock" in caplog.text
     monkeypatch.undo()
     assert same_file(found, extract(pictures(NAMES), tmp_path / "b.h5", small_network, **OPTIONS))
+
+
+def test_a_network_that_has_a_name_is_handed_over_with_its_weights_and_preprocessing():
+    backbone = featx.Backbone("bundled:pixels")
+    other = pickle.loads(shares.pickled(backbone))
+    assert other.preprocessing == backbone.preprocessing
+    assert other.weights_sha256 == backbone.weights_sha256
 
 
 @pytest.mark.parametrize(
