@@ -68,7 +68,7 @@ def share_of(
 ) -> Share:
     """The share of the batches at `starts`, of a run of n images of which (n,) `todo` are to be done."""
     positions = [i for start in starts for i in range(start, min(start + recipe.batch_size, len(images)))]
-    chosen = [_portable_image(images[i]) for i in positions]
+    chosen = [portable_image(images[i]) for i in positions]
     return Share(recipe, starts, chosen, todo[positions], workers, threads, ImageFile.LOAD_TRUNCATED_IMAGES)
 
 
@@ -78,10 +78,12 @@ def batch_starts(recipe: Recipe, todo: np.ndarray) -> list[int]:
     return [start for start in range(0, len(todo), size) if todo[start : start + size].any()]
 
 
-def _portable_image(image: Any) -> Any:
-    """A path as text; the RGB pixels of a PIL image, which has the same digest as the image."""
+def portable_image(image: Any) -> Any:
+    """An image for another process, which may run in another folder: a path as absolute text; of a PIL image, the RGB
+    pixels, which have the same digest.
+    """
     if isinstance(image, str | os.PathLike) and not isinstance(image, Member):
-        return os.fspath(image)
+        return os.path.join(os.getcwd(), os.fspath(image))
     if isinstance(image, Image.Image):
         try:
             picture = decode(image)[0]
