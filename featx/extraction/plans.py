@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
@@ -18,12 +17,14 @@ from torch import nn
 
 from featx.backbones import COMPILED, Backbone, expand_views
 from featx.errors import (
+    FeatxError,
     Parameter,
     RecipeError,
     StoreError,
     UnreadableImagesWarning,
     as_path,
     listed,
+    warn,
 )
 from featx.extraction.executors import Executor, LocalExecutor
 from featx.extraction.existing import ExistingStore, compare, refuse_another_run, refuse_changed, refuse_other_names
@@ -68,6 +69,7 @@ def extract(
     progress: bool | Callable[[Progress], None] = True,
     replace: bool = False,
     discard: bool = False,
+    executor: Executor | None = None,
 ) -> FeatureStore:
     """Run images through a pretrained network once and keep activations in one HDF5 file.
 
@@ -132,6 +134,8 @@ def extract(
         Replace a store whose images are gone or changed, or have other labels. Rows that are still valid are copied.
     discard : bool
         Discard the rows of an unfinished run for this output.
+    executor : RayExecutor, optional
+        Compute the rows on a Ray cluster instead of on this machine.
 
     Returns
     -------
@@ -191,6 +195,7 @@ def extract(
             dtype=dtype,
             replace=replace,
             discard=discard,
+            executor=executor,
             progress=show,
         )
         return todo._run(show)
@@ -202,7 +207,7 @@ def plan(
     backbone: str | nn.Module | Backbone | None = None,
     layers: str | Sequence[str] | None = None,
     *,
-    like: FeatureStore | str | os.PathLike | None = None,
+    like: FeatureStore | Recipe | str | os.PathLike | None = None,
     pool: str = "avg",
     views: str | Sequence[str] | None = None,
     weights: str | os.PathLike | None = "DEFAULT",
@@ -218,6 +223,7 @@ def plan(
     dtype: str = "auto",
     replace: bool = False,
     discard: bool = False,
+    executor: Executor | None = None,
     progress: Callable[[Progress], None] = lambda now: None,
     dry_run: bool = False,
 ) -> Plan:
@@ -227,7 +233,7 @@ def plan(
 
     Parameters
     ----------
-    source, output, ... : as in `extract`
+    source, output, ... : as in `extract`; `like` may be a recipe, too
     dry_run : bool
         Download no weights and compute no batch; such a plan cannot be run. Choices that depend on the first batch stay
         "auto" in its recipe; weights with the name that an existing store has are assumed to be the same.
@@ -250,6 +256,9 @@ def plan(
     output = as_path("output", output, StoreError)
     refuse_unwritable_store(output)
     decoders(workers)  # refuses what is none
+    executor = LocalExecutor() if executor is None else executor
+    if not isinstance(executor, Executor) or isinstance(executor, type):
+        raise FeatxError(Parameter("executor"), f" is an executor, such as featx.RayExecutor(); got {executor!r}")
     views = expand_views(views)
     example = None if like is None else Example.of(like)
     is_object = isinstance(backbone, nn.Module | Backbone)
@@ -335,7 +344,7 @@ def plan(
         discard,
         there,
         dry_run,
-        LocalExecutor(),
+        executor,
         *trials,
     )
 
@@ -349,6 +358,7 @@ class Plan:
     output : path
     images : Collection, n images with ids, y and columns
     recipe : Recipe, what will be computed and how
+    backbone : Backbone, the network
     is_done : bool, whether the output has all images and layers already
     is_timed : bool, whether `seconds` is known without computing anything
     is_dry : bool, whether it was planned with `dry_run` and cannot be run
@@ -370,6 +380,10 @@ class Plan:
     is_dry: bool = field(repr=False)
     _executor: Executor = field(repr=False)
     _trial: Trial | None = field(default=None, repr=False)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone
 
     @property
     def is_done(self) -> bool:
@@ -478,7 +492,8 @@ class Plan:
                     part.write_all(blocks, clock)
             writer.finish()
         store = self._with_backbone(FeatureStore(output))
-        _warn(store, len(images.ids))
+        warn_of_failures(store, len(images.ids))
+        warn_of_rows(store)
         return store
 
     def _with_backbone(self, store: FeatureStore) -> FeatureStore:
@@ -486,16 +501,14 @@ class Plan:
         return store
 
 
-def _warn(store: FeatureStore, n: int) -> None:
-    """Warn of images without rows, non-finite rows and contradictory labels, at the line that called `extract`."""
+def warn_of_failures(store: FeatureStore, n: int) -> None:
+    """Warn of those of n images that have no rows, at the line of the user's code that made the store."""
     if store.failures:
-        warnings.warn(
+        warn(
             f"{len(store.failures):,} of {n:,} images cannot be read and have no rows, see store.failures: "
             f"{listed(failure.id for failure in store.failures)}",
             UnreadableImagesWarning,
-            stacklevel=4,
         )
-    warn_of_rows(store)
 
 
 @contextlib.contextmanager
