@@ -20,10 +20,7 @@ _log = logging.getLogger("featx")
 
 AUTO, LOCAL = "auto", "local"
 _ADDRESS = "RAY_ADDRESS"  # environment variable that names Ray's cluster
-_SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}  # of a cluster that featx starts
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}  # of a cluster that featx starts
 
 
 @dataclass(frozen=True)

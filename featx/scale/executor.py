@@ -102,15 +102,15 @@ class RayExecutor:
         FeatxError
             The cluster cannot be used, a node differs from this machine, or a batch has ended its actors.
         """
-        todo = todo.copy()
-        for block in computed:
-            todo[block.start : block.stop] = False
-            yield block
         network = sent(backbone)
         release()
         with connected(self.address) as ray:
             sample = pickled_sample(images)
             refuse_other_nodes(ray, recipe, sample)
+            todo = todo.copy()
+            for block in computed:
+                todo[block.start : block.stop] = False
+                yield block
             with _Pool(ray, images, recipe, workers, todo, network, sample) as pool:
                 yield from pool.blocks()
 
@@ -305,8 +305,12 @@ class _Pool:
                     f"actors of the Ray cluster end before they begin: {reason_of(error)}; {KEPT}"
                 ) from error
         self._alone.update(held)
-        self._left.extend(held)  # last, so that a batch that ends its actors does not keep the others from being done
+        # last, so that a batch that ends its actors does not keep the others from being done
+        self._left.extend([*held[1:], *held[:1]])
         self._begin()
+        for other in self._actors:
+            if other.inspected is None:  # it may have had nothing to do
+                self._request(other)
 
     def _names(self, start: int) -> str:
         """The images of a batch, for a message."""

@@ -28,7 +28,7 @@ from featx.progress import Clock, Progress, preparing, shown
 from featx.scale.cluster import connected, resources_of
 from featx.scale.executor import RayExecutor, cluster_errors, lost, reason_of, refuse_other_nodes, sent
 from featx.scale.inspection import any_unseen, pickled_sample, processor, refuse_other_gpu, refuse_seen_here
-from featx.store import KEPT, FeatureStore, Recipe, refuse_unwritable_store, unfinished, warn_of_rows
+from featx.store import KEPT, FeatureStore, Recipe, discard, refuse_unwritable_store, unfinished, warn_of_rows
 
 _RETRIES = 3  # of a shard whose process or node ends; it goes on where it was
 
@@ -84,10 +84,13 @@ def extract_shards(
     if executor is not None and not isinstance(executor, RayExecutor):
         raise FeatxError(Parameter("executor"), f" is a featx.RayExecutor for shards; got {executor!r}")
     refuse_unwritable_store(paths[0])
-    run: dict[str, Any] = {name: options[name] for name in ("workers", "replace", "discard") if name in options}
+    if options.pop("discard", False):  # now, and not again when a task is repeated
+        for path in paths:
+            discard(path)
+    run: dict[str, Any] = {name: options[name] for name in ("workers", "replace") if name in options}
     with shown(progress) as show:
         images = collect(source, labels, ids=ids, target=target, path_column=path_column, on_phase=preparing(show))
-        begun = _begun(paths, discard=options.get("discard", False))
+        begun = _begun(paths)
         if begun is None:  # nobody writes the file of this plan, whose recipe is that of a single store
             first = plan(images, _single(paths[0]), backbone, layers, like=like, progress=show, **options)
         else:
@@ -117,12 +120,12 @@ def _single(path: Path) -> Path:
     return path.with_name(f".{path.name}.all{path.suffix}")
 
 
-def _begun(paths: Sequence[Path], discard: bool) -> tuple[int, Recipe] | None:
+def _begun(paths: Sequence[Path]) -> tuple[int, Recipe] | None:
     """The number and the recipe of the first shard that is finished or unfinished, if there is one."""
     for number, path in enumerate(paths):
         if path.exists():
             return number, FeatureStore(path).recipe
-        if not discard and (begun := unfinished(path)) is not None:
+        if (begun := unfinished(path)) is not None:
             return number, begun.recipe
     return None
 
@@ -154,7 +157,7 @@ def _parts(images: Collection, shards: int, batch_size: int) -> list[Collection]
 class _Shard:
     """One store to make.
 
-    options : workers, replace and discard, as far as they were passed
+    options : workers and replace, as far as they were passed
     """
 
     images: Collection

@@ -93,10 +93,10 @@ def test_the_store_is_that_of_a_local_run_though_an_actor_is_killed(ray, tmp_pat
 def test_ctrl_c_leaves_a_run_that_goes_on_and_no_actors(ray, tmp_path):
     """It goes on on this machine, and has the bytes of an unbroken run."""
     images = [noise(i) for i in range(200)]
-    network = deadly(tmp_path)
+    network = deadly(tmp_path, seconds=0.05)
 
     def interrupt(now: featx.Progress) -> None:
-        if now.done >= 100:
+        if now.done >= 150:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -129,6 +129,7 @@ def objects() -> Collection:
     return collect("memory://unseen")
 
 
+@pytest.mark.slow
 def test_images_that_a_node_does_not_see_are_refused_before_the_first_batch(ray, objects, tmp_path):
     with pytest.raises(SourceError, match="node .* does not see '.*unseen/00.png' as it is here; every node"):
         extract(objects, tmp_path / "a.h5", executor=ray, batch_size=4, precision="float32")
