@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from featx.store import Recipe
 _log = logging.getLogger("featx")
 
 AUTO, LOCAL = "auto", "local"
+_REACH_SECONDS = 10.0
 _ADDRESS = "RAY_ADDRESS"  # environment variable that names Ray's cluster
 _SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0"}  # of a cluster that featx starts
 
@@ -91,17 +93,27 @@ def _quiet() -> Iterator[None]:
 
 def _join(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address != LOCAL:
+    given = os.environ.get(_ADDRESS, AUTO) if address == AUTO else address
+    if given != LOCAL:
         try:
-            ray.init(address=address, **options)
+            if given != AUTO:
+                _reach(given)
+            ray.init(address=given, **options)
             return
-        except Exception as error:  # ConnectionError, RuntimeError, ValueError
-            if address != AUTO or _ADDRESS in os.environ or not isinstance(error, ConnectionError):
-                name = os.environ.get(_ADDRESS, address) if address == AUTO else address
+        except Exception as error:  # OSError, ConnectionError, RuntimeError, ValueError
+            if given != AUTO or not isinstance(error, ConnectionError):
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise FeatxError(f"cannot join the Ray cluster at {name}: {reason}") from error
+                raise FeatxError(f"cannot join the Ray cluster at {given}: {reason}") from error
     with _interrupted_afterwards():
         ray.init(address=LOCAL, include_dashboard=False, **options)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError or ValueError unless something listens at "[ray://]HOST:PORT": Ray would try for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("an address is HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
 
 
 @contextlib.contextmanager

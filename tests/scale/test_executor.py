@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import tarfile
 import time
 import zipfile
@@ -246,9 +247,15 @@ def test_a_network_that_cannot_be_pickled_is_refused_by_name(tmp_path, monkeypat
 
 
 def test_a_cluster_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    options = {"batch_size": 4, "precision": "float32"}
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    with pytest.raises(FeatxError, match="cannot join the Ray cluster at nonsense: ") as told:
-        extract([noise(0)], tmp_path / "a.h5", executor=featx.RayExecutor(), batch_size=4, precision="float32")
+    with pytest.raises(FeatxError, match="cannot join the Ray cluster at nonsense: an address is HOST:PORT") as told:
+        extract([noise(0)], tmp_path / "a.h5", executor=featx.RayExecutor(), **options)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(FeatxError, match=f"cannot join the Ray cluster at {address}: .*refused"):
+            extract([noise(0)], tmp_path / "a.h5", executor=featx.RayExecutor(address), **options)
     assert "\n" not in str(told.value) and "RAY_USAGE_STATS_ENABLED" not in os.environ
 
 
