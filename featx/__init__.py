@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featx.learn import load, save
     from featx.progress import Progress, SearchProgress, TrainingProgress
     from featx.scale import RayExecutor, extract_shards
-    from featx.store import FeatureStore, export, merge
+    from featx.store import FeatureStore, export, merge, put
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "load",
     "merge",
     "plan",
+    "put",
     "save",
 ]
 
@@ -69,6 +70,7 @@ _HOMES = {
     "load": "featx.learn",
     "merge": "featx.store",
     "plan": "featx.extraction",
+    "put": "featx.store",
     "save": "featx.learn",
 }
 

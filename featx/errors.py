@@ -182,6 +182,10 @@ class DamageError(StoreError):
         self.damages = damages
 
 
+class TooLargeError(FeatxError, MemoryError):
+    """A matrix that something needs as a whole does not fit into memory."""
+
+
 class UnreadableImagesWarning(UserWarning):
     """Some images could not be read; the store lists them in `failures`."""
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import gc
+import http.server
+import logging
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +46,55 @@ def pixel_store(tmp_path_factory: pytest.TempPathFactory) -> featx.FeatureStore:
     folder = tmp_path_factory.mktemp("pixels")
     photos = class_folders(folder / "photos", ("ant", "bee", "cat"), n=4)
     return featx.extract(photos, folder / "photos.h5", "bundled:pixels", progress=False)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[Any]:
+    """An S3 server on this machine, and its boto3 client; `bucket` makes it the one that is used."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    options = {"region_name": "us-east-1", "aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    yield boto3.client("s3", endpoint_url=f"http://{host}:{port}", **options)
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """An empty bucket "photos" as a file system of fsspec, by the environment variables that s3fs reads."""
+    import fsspec
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.meta.endpoint_url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    kind = fsspec.get_filesystem_class("s3")
+    kind.clear_instance_cache()
+    s3.create_bucket(Bucket="photos")
+    yield fsspec.filesystem("s3", use_listings_cache=False)
+    for found in s3.list_objects_v2(Bucket="photos").get("Contents", ()):
+        s3.delete_object(Bucket="photos", Key=found["Key"])
+    s3.delete_bucket(Bucket="photos")
+    kind.clear_instance_cache()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The URL of a web server of the folder `tmp_path`, which sends whole files only."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=tmp_path))
+    threading.Thread(target=partial(server.serve_forever, poll_interval=0.01), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture(scope="session")

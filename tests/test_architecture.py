@@ -22,15 +22,17 @@ LOW = {
     "grammar",
     "image_statistics",
     "manifest",
+    "memory",
     "naming",
     "prediction",
     "progress",
     "recipe",
     "resizing",
+    "urls",
 }
 MIDDLE = {"images", "backbones", "store", "solvers"}
 LEFT = {"forward", "extraction"}
-SHARED = {"learn._sklearn", "learn.identity"}
+SHARED = {"learn._sklearn", "learn.identity", "learn.lazy_rows"}
 LEARN = {f"learn.{room}" for room in ("features", "estimators", "scores", "search", "selection", "protocols", "models")}
 MAY_IMPORT = {
     "array_files": {"errors", "manifest"},
@@ -40,24 +42,27 @@ MAY_IMPORT = {
     "grammar": set(),
     "image_statistics": set(),
     "manifest": {"errors"},
+    "memory": set(),
     "naming": set(),
     "prediction": set(),
     "progress": {"display", "errors"},
     "recipe": {"errors", "grammar"},
     "resizing": {"errors", "grammar"},
     "request": {"catalogue", "errors", "store", "learn"},
+    "urls": {"errors"},
     "_torch": set(),
     **{room: LOW | {"_torch"} for room in MIDDLE},
     "forward": LOW | MIDDLE,
     "extraction": LOW | MIDDLE | {"forward"},
     **{room: set() for room in SHARED},
+    "learn.lazy_rows": {"errors", "memory"},
     "learn.estimators": LOW | SHARED | {"solvers"},
-    "learn.features": LOW | {"store", "forward", "images"},
+    "learn.features": LOW | SHARED | {"store", "forward", "images"},
     "learn.scores": LOW,
     "learn.search": LOW | SHARED | {"store", "solvers", "learn.features", "learn.estimators"},
     "learn.models": LOW | SHARED | {"store", "backbones"} | LEARN - {"learn.protocols", "learn.models"},
     "learn.selection": LOW | {"store", "learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
-    "learn.protocols": LOW | LEARN - {"learn.models"},
+    "learn.protocols": LOW | SHARED | LEARN - {"learn.models"},
     "learn": LEARN | {"naming"},  # the public list
     "transfer": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols", "learn.models"},
     "deploy": LOW | MIDDLE - {"solvers"} | {"forward", "learn.features", "learn.models"},

@@ -15,9 +15,8 @@ import numpy as np
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, log_softmax
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
-from featx.learn.estimators import LogisticRegression
+from featx.learn.estimators import LogisticRegression, StandardScaler
 from featx.learn.features import StoredFeatures
 from featx.learn.scores import Interval
 from featx.learn.search import GridSearchCV

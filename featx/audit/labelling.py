@@ -10,13 +10,14 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler, normalize
+from sklearn.preprocessing import normalize
 from threadpoolctl import threadpool_limits
 
 from featx.audit.typiclust import typical_rows
 from featx.audit.uncertain import margins, uncertain_rows
 from featx.catalogue import ESTIMATORS
 from featx.errors import Call, FeatxError, Parameter, StoreError, count, no_column
+from featx.learn.estimators import StandardScaler
 from featx.learn.features import StoredFeatures
 from featx.learn.search import GridSearchCV
 from featx.learn.selection import brief, check_integer, check_seed, labels_of, new_estimator

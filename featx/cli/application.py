@@ -35,7 +35,7 @@ from featx.cli.printing import print_error
 from featx.cli.report import report
 from featx.cli.search import search
 from featx.cli.similar import similar
-from featx.cli.stores import info, merge, verify
+from featx.cli.stores import info, merge, put, verify
 from featx.cli.wording import notes, worded
 from featx.display import printable
 from featx.errors import FeatxError, nearest
@@ -47,6 +47,7 @@ _COMMANDS = (
     verify,
     merge,
     export,
+    put,
     models,
     layers,
     compare,

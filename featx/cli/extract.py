@@ -36,7 +36,8 @@ def extract(
     source: Annotated[
         str,
         typer.Argument(
-            help="A folder of class folders or of images, a .zip of one, .tar or .parquet files, or a .csv manifest."
+            help="A folder of class folders or of images, a .zip of one, .tar or .parquet files, a .csv manifest, or "
+            "the URL of one."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The HDF5 file to make.", rich_help_panel=_OUTPUT)],
@@ -186,11 +187,19 @@ def extract(
             executor = RayExecutor(ray)
         preparing(show)("looking for the images")
         from featx.images import collect
-        from featx.store import FeatureStore, refuse_unwritable_store
+        from featx.store import FeatureStore, refuse_unwritable_store, unfinished
 
         refuse_file_as_backbone(backbone)
-        images = collect(source, labels, target=target, path_column=path_column, on_phase=preparing(show))
         refuse_unwritable_store(output)
+        begun = None if discard else unfinished(output)
+        images = collect(
+            source,
+            labels,
+            target=target,
+            path_column=path_column,
+            on_phase=preparing(show),
+            listing=None if begun is None else begun.listing,
+        )
         if output.exists():
             FeatureStore(output)
         example = None if like is None else FeatureStore(like)

@@ -1,4 +1,4 @@
-"""`featx info`, `verify` and `merge`: commands on stores that need no network."""
+"""`featx info`, `verify`, `merge` and `put`: commands on stores that need no network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 
 from featx.cli.printing import print_all, print_error, print_line
 from featx.cli.wording import worded
-from featx.errors import FeatxError, count
+from featx.errors import FeatxError, count, readable
+from featx.urls import shown
 
 
 def info(
@@ -39,8 +40,9 @@ def verify(stores: Annotated[list[Path], typer.Argument(help="One or more stores
     bad = 0
     for path in stores:
         try:
-            FeatureStore(path).verify()
-            print_line(f"{path}: whole, all checksums match")
+            store = FeatureStore(path)
+            store.verify()
+            print_line(f"{store.url or path}: whole, all checksums match")
         except FeatxError as error:
             print_error(worded(error, ()))
             bad += 1
@@ -65,3 +67,17 @@ def merge(
     was_finished = before is not None and os.path.samestat(before, output.stat())
     finished = ", was finished already" if was_finished else ""
     print_line(f"{output}: {count(len(merged), 'image')} of {len(stores)} stores{finished}")
+
+
+def put(
+    store: Annotated[Path, typer.Argument(help="A store that featx extract made.")],
+    url: Annotated[str, typer.Argument(help="Where to, such as s3://bucket/photos.h5.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace another file that is there.")] = False,
+) -> None:
+    """Upload a store to a URL; every command that reads a store takes this URL in its place."""
+    from featx.store import FeatureStore
+    from featx.store import put as put_store
+
+    opened = FeatureStore(store)
+    done = "uploaded" if put_store(opened, url, replace=replace) else "is there already"
+    print_line(f"{shown(url)}: {count(len(opened), 'image')}, {readable(opened.path.stat().st_size)}; {done}")

@@ -31,6 +31,7 @@ _COMMANDS = {
     ("featx.extract", "output", "backbone", "layers"): "featx extract IMAGES {output} {backbone} {layers}",
     ("featx.export",): "featx export",
     ("featx.merge",): "featx merge",
+    ("featx.put",): "featx put",
     ("FeatureStore.from_arrays", "name"): "featx import ROWS -o STORE {name}",
     ("model.predict",): "featx predict MODEL --store STORE",
     ("featx.save",): "featx search -o",

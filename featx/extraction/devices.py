@@ -45,7 +45,8 @@ def places(images: Sequence[Any], recipe: Recipe, todo: np.ndarray) -> list[str]
     On another kind of GPU the last bits of the numbers would differ.
     """
     # pickling decodes PIL images in this process, and loses the rotation that their files record
-    if recipe.device != "cuda" or any(isinstance(image, Image.Image) for image in images):
+    mixed = images if isinstance(images, list | tuple) else images[:1]  # arrays and remote images are of one kind
+    if recipe.device != "cuda" or any(isinstance(image, Image.Image) for image in mixed):
         return [recipe.device]
     current = torch.cuda.current_device()
     others = [number for number in range(torch.cuda.device_count()) if number != current]

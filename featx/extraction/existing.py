@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -14,9 +14,10 @@ import numpy as np
 from featx.backbones import Backbone
 from featx.errors import ImageError, Parameter, Part, RecipeError, StoreError, listed
 from featx.image_statistics import IMAGE_STATISTICS
-from featx.images import NO_MEMORY, Collection, content_digest, decode, decode_and_describe
+from featx.images import NO_MEMORY, Collection, content_digest, decode, decode_and_describe, is_remote
 from featx.recipe import with_views
 from featx.store import FeatureStore, Recipe, StoreWriter, Unfinished, collection_digest, copy_rows
+from featx.urls import REQUESTS
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,9 @@ class ExistingStore:
     def _statistics(self, indices: np.ndarray, workers: int, on_part: Callable[[], None]) -> np.ndarray:
         """(m,) of IMAGE_STATISTICS of some of the run's images, read from their files; they must not have changed."""
         on_part()
-        with ThreadPoolExecutor(workers) as pool:
-            described = list(pool.map(_described, [self.images[i] for i in indices.tolist()]))
+        images = [self.images[i] for i in indices.tolist()]
+        with ThreadPoolExecutor(max(workers, REQUESTS) if is_remote(images[0]) else workers) as pool:
+            described = list(pool.map(_described, images))
         for i, digest, (found, _) in zip(indices.tolist(), self.digests(indices), described, strict=True):
             if found != digest:
                 raise StoreError(f"the image {self.ids[i]!r} changed while the run was on; run it again")
@@ -137,13 +139,15 @@ def compare(store: FeatureStore, recipe: Recipe, images: Collection) -> Existing
     failed = {failure.id for failure in store.failures}
     rows = np.full(len(images.ids), -1)
     new, changed = [], []
+    stored = [i for i, name in enumerate(images.ids) if name in row_of]
+    for i, digest in zip(stored, _mapped(_digest_or_none, images.images, stored), strict=True):
+        row = row_of[images.ids[i]]
+        if digest == store.digests[row].tobytes():
+            rows[i] = row
+        else:
+            changed.append(images.ids[i])
     for i, name in enumerate(images.ids):
-        if name in row_of:
-            if _digest_or_none(images.images[i]) == store.digests[row_of[name]].tobytes():
-                rows[i] = row_of[name]
-            else:
-                changed.append(name)
-        elif name not in failed or _is_readable(images.images[i]):
+        if name not in row_of and (name not in failed or _is_readable(images.images[i])):
             new.append(name)
     gone = sorted(({*row_of} | failed) - set(images.ids))
     labels_differ = _labels_differ(store, images, rows, bool(new or recipe.taps.keys() - store.recipe.taps.keys()))
@@ -220,23 +224,31 @@ def _device_differs(there: Recipe, here: Recipe) -> list[str]:
 def refuse_changed(output: Path, writer: StoreWriter, images: Collection) -> None:
     """Raise StoreError if images have changed since an unfinished run computed their rows."""
     changed = []
-    for i in np.flatnonzero(~writer.todo).tolist():
-        if i in writer.failures:  # one that changed under the run is known to have changed; memory may suffice now
-            failure = writer.failures[i]
-            known = failure.code == "changed" or failure.reason == NO_MEMORY
-            same = known or not _is_readable(images.images[i])
-        else:
-            same = _digest_or_none(images.images[i]) == writer.digests[i].tobytes()
-        if not same:
-            changed.append(images.ids[i])
+    read = [i for i in np.flatnonzero(~writer.todo).tolist() if i not in writer.failures]
+    for i, digest in zip(read, _mapped(_digest_or_none, images.images, read), strict=True):
+        if digest != writer.digests[i].tobytes():
+            changed.append(i)
+    for i, failure in writer.failures.items():
+        # one that changed under the run is known to have changed; memory may suffice now
+        if failure.code != "changed" and failure.reason != NO_MEMORY and _is_readable(images.images[i]):
+            changed.append(i)
     if changed:
-        raise StoreError(
-            f"images changed since the unfinished run for {output} was begun: {listed(changed)}. ", *_FINISH
-        )
+        names = listed(images.ids[i] for i in sorted(changed))
+        raise StoreError(f"images changed since the unfinished run for {output} was begun: {names}. ", *_FINISH)
 
 
 _OTHER = ("Ask for what it was made with, or choose another output",)
 _FINISH = ("Finish it with the images and settings it was begun with, or discard it with ", Parameter("discard", True))
+
+
+def _mapped(function: Callable[[Any], Any], images: Sequence[Any], indices: Sequence[int]) -> Iterator[Any]:
+    """A function of some images, in order; of remote ones, many at once."""
+    if not indices or not is_remote(images[indices[0]]):
+        yield from (function(images[i]) for i in indices)
+        return
+    with ThreadPoolExecutor(REQUESTS) as pool:
+        for start in range(0, len(indices), 8 * REQUESTS):
+            yield from pool.map(function, [images[i] for i in indices[start : start + 8 * REQUESTS]])
 
 
 def _digest_or_none(image: Any) -> bytes | None:

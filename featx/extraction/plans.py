@@ -77,7 +77,8 @@ def extract(
     ----------
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder of class folders, a folder of images, a `.zip` file of one, WebDataset shards ("{00..15}.tar"), Parquet
-        files with a column of images, a CSV manifest, the URL of one of these ("s3://..."), or the images themselves.
+        files with a column of images, a CSV manifest, the URL of one of these ("s3://..."), a `datasets.Dataset`, or
+        the images themselves.
     output : path
         The HDF5 file to make. If it exists with this recipe and these images, it is returned as it is. If there are
         more images or layers now, a store with the existing rows and the new ones replaces it. An interrupted run is
@@ -105,7 +106,7 @@ def extract(
         pass has one view of each image of a batch, so the network's memory does not grow. StoredFeatures averages them.
     weights : str, path or None
         See Backbone.
-    labels : sequence of n labels, or the name of a CSV or Parquet file's column, optional
+    labels : sequence of n labels, or the name of a CSV or Parquet file's or Dataset's column, optional
         By default the class folders of a folder, or the column "label".
     ids : sequence of n str, optional
         Names of the images of a sequence.
@@ -124,7 +125,7 @@ def extract(
     batch_size : int or "auto"
         Images per forward pass; "auto" is 32 on a CPU and at most 256 on a GPU, as its memory allows.
     workers : int or "auto"
-        Threads that decode images; "auto" is one per core.
+        Threads that decode images; "auto" is one per core. Images at a URL are fetched by 32 threads beside them.
     dtype : "auto", "float32" or "float16"
         Type of the stored rows; "auto" is float32.
     progress : bool or callable
@@ -265,13 +266,21 @@ def plan(
     if example is None and not isinstance(backbone, Backbone):  # an unknown name is refused before images are looked at
         backbone = Backbone("resnet50" if backbone is None else backbone, weights)
     there = stamp(output)
-    images = collect(source, labels, ids=ids, target=target, path_column=path_column, on_phase=preparing(progress))
+    begun = None if discard else unfinished(output)
+    images = collect(
+        source,
+        labels,
+        ids=ids,
+        target=target,
+        path_column=path_column,
+        on_phase=preparing(progress),
+        listing=None if begun is None else begun.listing,
+    )
     on_phase = preparing(progress, len(images.ids))
     on_phase(f"building {backbone.name if isinstance(backbone, Backbone) else 'the network'}")
     refuse_running(output)
     trials: list[Trial] = []
     store = FeatureStore(output) if output.exists() else None
-    begun = None if discard else unfinished(output)
     known = begun.recipe if begun is not None else None if store is None else store.recipe
     choices: dict[str, Any] = {
         "device": device,
@@ -459,14 +468,16 @@ class Plan:
             if self._begun is None:
                 discard_unfinished(output)  # a kill between the last two steps leaves a journal
             return self._with_backbone(existing.store)
+        options: dict[str, Any] = {"statistics": True, "listing": images.listing}
         with (
-            StoreWriter(output, self.recipe, images.ids, images.y, images.columns, statistics=True) as writer,
+            StoreWriter(output, self.recipe, images.ids, images.y, images.columns, **options) as writer,
             _threads(self.recipe.threads),
             shown(progress) as show,
         ):
             if stamp(output) != self._there:
                 raise StoreError(f"{output} has changed since this was planned; plan again")
-            refuse_changed(output, writer, images)
+            if images.listing is None or self._begun is None or images.listing != self._begun.listing:
+                refuse_changed(output, writer, images)  # rows of a kept listing are of the versions that it names
             if existing is not None:
                 reading = Clock(writer.todo, show)
                 existing.copy_rows(

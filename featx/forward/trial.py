@@ -19,7 +19,7 @@ from featx.backbones import Backbone, Choice, TappedNetwork, choose
 from featx.errors import ImageError
 from featx.forward.cache import keep
 from featx.forward.passes import Block, Rows, block_of
-from featx.images import Stamp, batches, content_digest, stamp
+from featx.images import Stamp, batches, content_digest, is_remote, stamp
 from featx.store import Recipe
 
 TRIAL_BATCHES = 3  # shorter runs would gain nothing
@@ -51,7 +51,7 @@ class Trial:
     def _is_same(self, block: Block, i: int, image: Any) -> bool:
         if stamp(image) != self._stamps[i]:
             return False
-        if i not in block.digests:
+        if i not in block.digests or is_remote(image):  # what was read of a remote image is what was listed
             return True
         try:
             return content_digest(image) == block.digests[i]

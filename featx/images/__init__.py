@@ -8,7 +8,7 @@ from featx.images.collection import Collection, collect, files, image_at
 from featx.images.decoding import DECODER, content_digest, decode, decode_and_describe, stamp
 from featx.images.jpeg import has_fast_jpeg
 from featx.images.limits import NO_MEMORY
-from featx.images.members import Member, Stamp, changed
+from featx.images.members import Member, Stamp, changed, is_remote
 
 __all__ = [
     "DECODER",
@@ -26,5 +26,6 @@ __all__ = [
     "files",
     "has_fast_jpeg",
     "image_at",
+    "is_remote",
     "stamp",
 ]

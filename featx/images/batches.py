@@ -1,7 +1,8 @@
 """Decodes images to ordered batches of uint8 pixels, in threads that run at most two batches ahead.
 
 If the forward pass needs the same cores, decoding and forward passes take turns, which makes a run about 10 % faster
-than both at once. Meanwhile the system reads the files of the next batches.
+than both at once. Meanwhile the system reads the files of the next batches; remote images are fetched at all times, by
+more threads than decode.
 
 Slot i of a batch is always image `start + i`: an image that cannot be read leaves its slot empty and an entry in
 `failures`, so neither failures nor the number of threads change the rest of a batch.
@@ -23,7 +24,9 @@ from PIL import Image
 from featx.errors import ImageError
 from featx.images.decoding import AnyImage, decode, decode_and_describe, stamp
 from featx.images.limits import MAX_FILE_BYTES, bounded
-from featx.images.members import Member, Stamp
+from featx.images.members import Fetched, Member, Stamp, is_remote
+from featx.images.remote import RemoteImages
+from featx.urls import REQUESTS
 
 _BATCHES_AHEAD = 2
 
@@ -70,19 +73,23 @@ def batches(
     prepare : RGB picture -> (h, w, 3) uint8, or (v, h, w, 3)
     size : (h, w) or (v, h, w), what `prepare` returns
     batch_size : slots per batch; the last batch is padded with empty slots
-    workers : decoding threads
+    workers : decoding threads; remote images are fetched by 32 threads, or more if `workers` is larger
     starts : increasing multiples of `batch_size`, the first image of each batch to compute; by default all
     taking_turns : decode only while the caller waits for a batch
     statistics : compute the statistics of each image, too
     allocate : shape -> uint8 zeros, the memory of a batch
     """
     starts = list(range(0, len(images), batch_size) if starts is None else starts)
-    stamps = {start: [stamp(image) for image in images[start : start + batch_size]] for start in starts}
+    stamps: dict[int, list[Stamp | None]] = {}
+    if not isinstance(images, RemoteImages):  # which refuse a change by themselves
+        stamps = {start: [stamp(image) for image in images[start : start + batch_size]] for start in starts}
+    readers = max(workers, REQUESTS) if any(map(is_remote, images)) else workers
+    decoding = threading.Semaphore(workers)
     gate = threading.Event()  # set: threads may decode
     if not taking_turns:
         gate.set()
     with (
-        ThreadPoolExecutor(workers, thread_name_prefix="featx-decode") as pool,
+        ThreadPoolExecutor(readers, thread_name_prefix="featx-decode") as pool,
         ThreadPoolExecutor(1, thread_name_prefix="featx-read-ahead") as reader,
     ):
         ahead: deque[tuple[Batch, list[Future[None]]]] = deque()
@@ -102,9 +109,10 @@ def batches(
                 batch_images = images[start : start + batch_size]
                 if taking_turns:
                     reader.submit(_read_ahead, batch_images)
+                expected = stamps.get(start) or [None] * len(batch_images)
                 work = [
-                    pool.submit(_fill, gate, batch, slot, *each, prepare, statistics)
-                    for slot, each in enumerate(zip(batch_images, stamps[start], strict=True))
+                    pool.submit(_fill, gate, decoding, batch, slot, *each, prepare, statistics)
+                    for slot, each in enumerate(zip(batch_images, expected, strict=True))
                 ]
                 ahead.append((batch, work))
                 if len(ahead) > _BATCHES_AHEAD:
@@ -134,6 +142,7 @@ def _read_ahead(images: Sequence[AnyImage]) -> None:
 
 def _fill(
     gate: threading.Event,
+    decoding: threading.Semaphore,
     batch: Batch,
     slot: int,
     image: AnyImage,
@@ -141,9 +150,12 @@ def _fill(
     prepare: Callable[[Image.Image], np.ndarray],
     statistics: bool,
 ) -> None:
-    gate.wait()
     try:
-        with bounded():
+        if isinstance(image, Member) and is_remote(image):
+            with bounded():
+                image = Fetched(image, image.read())
+        gate.wait()
+        with decoding, bounded():
             if statistics:
                 picture, digest, batch.statistics[slot] = decode_and_describe(image, expected)
             else:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featx.errors import ImageError, SourceError, file_of_labels, listed, nearest
+from featx.errors import ImageError, Parameter, SourceError, file_of_labels, listed, nearest
 from featx.images.containers import Contents, container_stamp, contents_of, remote_manifest
 from featx.images.decoding import AnyImage
+from featx.images.listings import Listing
 from featx.images.members import EXTENSIONS, is_image
-from featx.images.remote import is_url, shown
 from featx.manifest import as_labels, column, read_manifest, text_array
+from featx.urls import is_url, shown, url_of
 
 _SPLIT_NAMES = {"train", "test", "val", "valid", "validation", "training", "testing"}
 
@@ -43,6 +44,8 @@ class Collection:
         The folder or archive, or its URL, that ids are relative to.
     passed_over : int
         Number of files in the folder or archive whose names are not those of images.
+    listing : str or None
+        What was found at URLs; `collect` takes it again, so that a resumed run has the same images.
     """
 
     images: Sequence[AnyImage]
@@ -51,6 +54,7 @@ class Collection:
     columns: dict[str, np.ndarray] = field(default_factory=dict)
     origin: Path | str | None = None
     passed_over: int = 0
+    listing: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.images):
@@ -75,6 +79,7 @@ def collect(
     target: str = "class",
     path_column: str = "path",
     on_phase: Callable[[str], None] = lambda phase: None,
+    listing: str | None = None,
 ) -> Collection:
     """Collect the images that `source` names.
 
@@ -83,8 +88,9 @@ def collect(
     source : path, or sequence of paths, uint8 arrays (h, w[, 3]) or PIL images, or uint8 array (n, h, w[, 3])
         A folder or a `.zip` file contains class folders, or images without labels. A `.csv` file has a column of paths,
         relative to the file's own folder. WebDataset shards are a `.tar` file, several ("{000..099}.tar" or a list), or
-        a folder of them; so are Parquet files with a column of image bytes. Each may be a URL that fsspec knows.
-    labels : sequence of n labels, or for a CSV or Parquet file the name of a column, optional
+        a folder of them; so are Parquet files with a column of image bytes. Each may be a URL that fsspec knows. A
+        `datasets.Dataset` has a column of images.
+    labels : sequence of n labels, or for a CSV or Parquet file or a Dataset the name of a column, optional
         By default the class folders of a folder, or the column "label" if there is one.
     ids : sequence of n str, optional
         For a sequence of images; by default the paths, or the numbers of other images.
@@ -94,6 +100,8 @@ def collect(
         A CSV file's column of image paths.
     on_phase : callable
         Called with a few words while remote folders are listed.
+    listing : str, optional
+        `Collection.listing` of an unfinished run. If it is of this source, the URLs are not listed again.
 
     Raises
     ------
@@ -103,9 +111,36 @@ def collect(
     """
     if isinstance(source, Collection):
         return source
+    if isinstance(source, str | os.PathLike):
+        source = url_of(source) or source
+    urls = [str(each) for each in (source if isinstance(source, list | tuple) else [source]) if is_url(each)]
+    found = Listing(" ".join(map(shown, urls)), listing if urls else None)
+    try:
+        images = _collected(source, labels, ids, target, path_column, on_phase, found)
+    except SourceError as error:
+        if not found.is_kept:
+            raise
+        raise SourceError(
+            *error.parts,
+            "; an unfinished run has begun with what was there before: finish it with that, or discard it with ",
+            Parameter("discard", True),
+        ) from error
+    return images if found.text is None else replace(images, listing=found.text)
+
+
+def _collected(
+    source: object,
+    labels: Any,
+    ids: Any,
+    target: str,
+    path_column: str,
+    on_phase: Callable[[str], None],
+    listing: Listing,
+) -> Collection:
     if isinstance(source, str) and is_url(source) and shown(source).lower().endswith(".csv"):
-        return _from_manifest(source, path_column, _column_name(source, labels, ids), target, on_phase)
-    contents = contents_of(source, on_phase) if isinstance(source, str | os.PathLike | list | tuple) else None
+        label_column = _column_name(source, labels, ids)
+        return _from_manifest(source, path_column, label_column, target, on_phase, listing)
+    contents = contents_of(source, on_phase, listing)
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if contents is None and path.is_dir():
@@ -176,7 +211,7 @@ def image_at(origin: str | os.PathLike | None, name: str) -> AnyImage:
 
 
 def _from_contents(contents: Contents, labels: object, ids: object, target: str) -> Collection:
-    where, images, names = contents.origin, contents.images, contents.names
+    where, images, names = contents.origin or "the dataset", contents.images, contents.names
     if contents.columns is not None and ids is None and (labels is None or isinstance(labels, str)):
         return _from_columns(contents, labels, target)
     if labels is not None or ids is not None:
@@ -211,7 +246,7 @@ def _from_contents(contents: Contents, labels: object, ids: object, target: str)
 
 
 def _from_columns(contents: Contents, label_column: str | None, target: str) -> Collection:
-    where = contents.origin
+    where = contents.origin or "the dataset"
     columns: dict[str, Any] = contents.columns or {}
     if not contents.images:
         raise SourceError(f"{where} holds no images; it has no rows")
@@ -223,7 +258,7 @@ def _from_columns(contents: Contents, label_column: str | None, target: str) -> 
     others = {
         name: text_array([value or "" for value in texts]) for name, texts in columns.items() if name != label_column
     }
-    return Collection(images, names, y, others, origin=where)
+    return Collection(images, names, y, others, origin=contents.origin)
 
 
 def _folder_contents(root: Path) -> Contents:
@@ -267,11 +302,11 @@ def _from_manifest(
     label_column: str | None,
     target: str,
     on_phase: Callable[[str], None] = lambda phase: None,
+    listing: Listing | None = None,
 ) -> Collection:
     if isinstance(path, str):
-        content, remote = remote_manifest(path, on_phase)
+        table, image_of = remote_manifest(path, path_column, on_phase, listing or Listing(""))
         path = shown(path)
-        table = read_manifest(path, content)
     else:
         table = read_manifest(path)
     names = column(table, path_column, path, "path_column")
@@ -280,7 +315,7 @@ def _from_manifest(
     others = {key: text_array(values) for key, values in table.items() if key not in (path_column, label_column)}
     if isinstance(path, str):
         missing = ImageError("missing", "there is no such file")
-        objects = [remote.get(name.removeprefix("./"), missing) for name in names]
+        objects = [image_of(name) or missing for name in names]
         if all(image is missing for image in objects):
             raise SourceError(f"none of the {len(names):,} images in {path} exists; the first would be {names[0]!r}")
         return Collection(objects, names, y, others, origin=path.rpartition("/")[0])
@@ -309,20 +344,31 @@ def _from_sequence(source: object, labels: object, ids: Sequence[str] | None, ta
             Path(image).as_posix() if isinstance(image, str | os.PathLike) else str(number)
             for number, image in enumerate(images)
         ]
-        images, ids = _named(images, ids)
+        named, ids = _named(images, ids)
+        images = list(named)
     elif isinstance(ids, str | bytes) or not isinstance(ids, Iterable):
         raise SourceError(f"ids is a list of one name per image; got {ids!r}")
     y = None if labels is None else as_labels(labels, target, ids)  # type: ignore[arg-type]
     return Collection(images, list(map(str, ids)), y)
 
 
-def _named(images: Sequence[AnyImage], names: Sequence[str]) -> tuple[list[AnyImage], list[str]]:
+def _named(images: Sequence[AnyImage], names: Sequence[str]) -> tuple[Sequence[AnyImage], list[str]]:
     r"""Images and their ids. A store cannot contain a name that is not UTF-8: such a file counts as unreadable, and its
     id is the name with escapes, "caf\udce9.png".
     """
+    if all(map(_is_utf8, names)):
+        return images, list(names)
     ids = [name.encode(errors="backslashreplace").decode() for name in names]
     misnamed = ImageError("unreadable", "its name is not UTF-8; rename it")
     return [image if name == id_ else misnamed for image, name, id_ in zip(images, names, ids, strict=True)], ids
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_utf8(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a source contains if it is an archive or several, or a URL: zip files, tar shards, Parquet files, objects."""
+"""What a source contains if it is an archive or several, a dataset or a URL: zip files, tar shards, tables, objects."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from featx.errors import ImageError, SourceError
 from featx.images.decoding import AnyImage
+from featx.images.hugging_face import dataset_rows, is_dataset, is_saved, saved_rows
+from featx.images.listings import Listing
 from featx.images.members import ContainingFile, LocalFile, Slice, is_image
-from featx.images.remote import RemotePath, is_url, shown
+from featx.images.remote import RemotePath
 from featx.images.shards import expand_braces, samples_of, shard_names
-from featx.images.tables import rows_of
+from featx.images.tables import Rows, rows_of
 from featx.images.zips import zip_members
+from featx.manifest import read_manifest
+from featx.urls import REQUESTS, is_url, shown
 
-Source = str | os.PathLike | Sequence[object]
 _SEVERAL = {".tar", ".parquet"}  # endings of files that are given one or several at a time
 
 
@@ -26,7 +30,7 @@ class Contents:
     """The images of a source.
 
     kind : what the source is, and where its labels are, for messages
-    origin : folder or archive (a URL if it is a str) that the names are relative to
+    origin : folder or archive (a URL if it is a str) that the names are relative to, or None
     images, names : n images and their names
     labels : n labels, None where there is none; None as a whole if folders are the labels
     passed_over : number of other files
@@ -34,7 +38,7 @@ class Contents:
     """
 
     kind: str
-    origin: Path | str
+    origin: Path | str | None
     images: Sequence[AnyImage]
     names: list[str]
     labels: Sequence[str | None] | None
@@ -43,84 +47,107 @@ class Contents:
     is_zip: bool = False
 
 
-def contents_of(source: Source, on_phase: Callable[[str], None] = lambda phase: None) -> Contents | None:
+def contents_of(
+    source: object, on_phase: Callable[[str], None] = lambda phase: None, listing: Listing | None = None
+) -> Contents | None:
     """The contents of an archive, of a folder, pattern or list of shards, or of a URL; None if it is none of these.
 
     Parameters
     ----------
     on_phase : callable
         Called with a few words while remote folders are listed.
+    listing : Listing, optional
+        What an unfinished run has found at the URLs; otherwise it is filled.
 
     Raises
     ------
     SourceError
         An archive is missing, damaged or hostile, or a URL cannot be read.
     """
+    listing = Listing("") if listing is None else listing
     if isinstance(source, str) and is_url(source):
-        return _from_url(source, on_phase)
+        return _from_url(source, on_phase, listing)
+    if is_dataset(source):
+        return _from_rows(*dataset_rows(source))
+    if not isinstance(source, str | os.PathLike | list | tuple):
+        return None
     if not isinstance(source, str | os.PathLike):
         paths = [os.fspath(path) for path in source if isinstance(path, str | os.PathLike)]
         kinds = {_ending(path) for path in paths}
         is_one = len(paths) == len(source) and len(kinds) == 1 and kinds <= _SEVERAL
-        return _from_several([_file(path) for path in paths]) if is_one else None
+        return _from_several(_files(paths, listing), None, on_phase) if is_one else None
     source = Path(source)
     if zipped := _zip_of(source):
         return _from_zip(LocalFile(zipped[0]), zipped[1], source)
+    if is_saved(source):
+        return _from_rows(*saved_rows(source))
     if shards := _shards_of(source):
-        return _from_several([LocalFile(path) for path in shards], source if source.is_dir() else None)
+        return _from_several([LocalFile(path) for path in shards], source if source.is_dir() else None, on_phase)
     return None
 
 
 def container_stamp(source: Path) -> object:
     """A value that differs once an archive, or a folder of shards, has changed."""
     zipped = _zip_of(source)
-    files: Sequence[str | Path] = [zipped[0]] if zipped else _shards_of(source)
+    files: Sequence[str | Path] = [zipped[0]] if zipped else sorted(source.glob("*.arrow")) or _shards_of(source)
     return tuple((file, LocalFile(file).listed) for file in files)
 
 
-def _from_url(url: str, on_phase: Callable[[str], None]) -> Contents:
+def _from_url(url: str, on_phase: Callable[[str], None], listing: Listing) -> Contents:
     name = shown(url).rstrip("/")
     if _ending(name) in _SEVERAL:
-        return _from_several([_file(each) for each in expand_braces(url)])
+        return _from_several(_files(expand_braces(url), listing), None, on_phase)
     if zipped := re.match(r"(.*?\.zip)(?:/(.*?))?/?(\?.*)?$", url, re.IGNORECASE):
         archive, folder, query = zipped.groups()
-        return _from_zip(_file(archive + (query or "")), f"{folder}/" if folder else "", name)
-    at = RemotePath(url)
+        return _from_zip(_file(archive + (query or ""), listing), f"{folder}/" if folder else "", name)
+    at = RemotePath(url, listing)
     if (file := at.file()) is not None:
-        return Contents("a single image", name, [_whole(file)], [name.rpartition("/")[2]], [None], 0)
-    files = at.folder(on_phase)
-    images = [(path, _whole(file)) for path, file in files if is_image(path)]
-    shards = [file for path, file in files if "/" not in path and _ending(path) in _SEVERAL]
-    if not images and shards:
-        return _from_several(shards, name)
+        return Contents("a single image", name, [Slice(file, "", 0, file.size)], [name.rpartition("/")[2]], [None], 0)
+    objects = at.folder(on_phase)
+    are_images = [i for i, path in enumerate(objects.paths) if is_image(path)]
+    shards = [i for i, path in enumerate(objects.paths) if "/" not in path and _ending(path) in _SEVERAL]
+    if not are_images and shards:
+        return _from_several([objects.file(i) for i in shards], name, on_phase)
+    images = objects.some(are_images)
     kind = "a folder: its class folders are the labels"
-    names = [path for path, _ in images]
-    return Contents(kind, name, [image for _, image in images], names, None, len(files) - len(images))
+    return Contents(kind, name, images, images.paths, None, len(objects) - len(images))
 
 
-def remote_manifest(url: str, on_phase: Callable[[str], None]) -> tuple[bytes, dict[str, AnyImage]]:
-    """The content of a CSV file that a URL names, and the files of its folder by their relative paths."""
-    file = _file(url)
+def remote_manifest(
+    url: str, path_column: str, on_phase: Callable[[str], None], listing: Listing
+) -> tuple[dict[str, list[str]], Callable[[str], AnyImage | None]]:
+    """The table of a CSV file that a URL names, and a function from a path in it to the image or None."""
+    file = _file(url, listing)
     try:
-        content = file.read_at(0, file.size)
+        table = read_manifest(file.path, file.read_at(0, file.size))
     except ImageError as error:
         raise SourceError(f"cannot read {file.path}: {error}") from error
     folder, _, query = url.partition("?")
-    files = RemotePath("?".join([folder.rpartition("/")[0], *([query] if query else [])])).folder(on_phase)
-    return content, {path: _whole(file) for path, file in files}
+    at = RemotePath("?".join([folder.rpartition("/")[0], *([query] if query else [])]), listing)
+    paths = [path.removeprefix("./") for path in table.get(path_column, ())]
+    inside = (path for path in paths if {"", ".", ".."}.isdisjoint(path.split("/")))
+    objects = at.files(inside) if at.is_web else at.folder(on_phase)
+    number_of = {path: number for number, path in enumerate(objects.paths)}
+
+    def image(path: str) -> AnyImage | None:
+        number = number_of.get(path.removeprefix("./"))
+        return None if number is None else objects[number]
+
+    return table, image
 
 
-def _whole(file: ContainingFile) -> Slice:
-    return Slice(file, "", 0, file.size)
-
-
-def _file(path: str) -> ContainingFile:
+def _file(path: str, listing: Listing) -> ContainingFile:
     if not is_url(path):
         return LocalFile(path)
-    file = RemotePath(path).file()
+    file = RemotePath(path, listing).file()
     if file is None:
         raise SourceError(f"{shown(path)} is not a file")
     return file
+
+
+def _files(paths: Sequence[str], listing: Listing) -> list[ContainingFile]:
+    with ThreadPoolExecutor(REQUESTS, thread_name_prefix="featx-list") as pool:
+        return list(pool.map(lambda path: _file(path, listing), paths))
 
 
 def _ending(path: str) -> str:
@@ -164,7 +191,14 @@ def _from_zip(file: ContainingFile, folder: str, origin: Path | str) -> Contents
     return Contents(kind, origin, [member for _, member in members], names, None, passed_over, is_zip=True)
 
 
-def _from_several(files: Sequence[ContainingFile], origin: Path | str | None = None) -> Contents:
+def _from_rows(rows: Rows, origin: Path | None) -> Contents:
+    kind = "a dataset: its columns are the labels"
+    return Contents(kind, origin, rows.images, rows.names, None, 0, columns=rows.columns)
+
+
+def _from_several(
+    files: Sequence[ContainingFile], origin: Path | str | None, on_phase: Callable[[str], None]
+) -> Contents:
     paths = [file.path for file in files]
     kinds = {_ending(path) for path in paths}
     if len(kinds) > 1:
@@ -178,7 +212,7 @@ def _from_several(files: Sequence[ContainingFile], origin: Path | str | None = N
         return Contents(
             kind, where if len(paths) == 1 else origin, rows.images, rows.names, None, 0, columns=rows.columns
         )
-    samples = samples_of(files, shard_names(paths))
+    samples = samples_of(files, shard_names(paths), on_phase)
     if not samples.images:
         raise SourceError(f"the shards in {origin} hold no images, which are named KEY.jpg, KEY.png, ...")
     kind = "a set of shards: their .cls or .json files are the labels"

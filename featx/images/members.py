@@ -18,7 +18,7 @@ from typing import Any
 from featx.errors import ImageError, SourceError
 from featx.images import limits
 
-Stamp = tuple[int, int | str]
+Stamp = tuple[int, int]
 
 
 def changed() -> ImageError:
@@ -38,6 +38,7 @@ class ContainingFile(ABC):
     """
 
     buffer_bytes = 4096  # read at once while headers are read
+    is_remote = False
 
     def __init__(self, path: str, listed: Stamp) -> None:
         self.path, self.listed = path, listed
@@ -178,6 +179,20 @@ class Member(os.PathLike[str]):
     def _content(self) -> bytes: ...
 
 
+class Fetched(Member):
+    """An image whose bytes are in memory."""
+
+    def __init__(self, image: Member, content: bytes) -> None:
+        super().__init__(image.file, image.name)
+        self._bytes = content
+
+    def read(self) -> bytes:
+        return self._bytes
+
+    def _content(self) -> bytes:
+        return self._bytes
+
+
 class Slice(Member):
     """An image that lies in its file as it is, at a position."""
 
@@ -195,6 +210,11 @@ class Link(Member):
 
     def _content(self) -> bytes:
         raise ImageError("unreadable", "it cannot be read: it is not a file")
+
+
+def is_remote(image: object) -> bool:
+    """Whether reading an image takes requests to a server."""
+    return isinstance(image, Member) and image.file.is_remote
 
 
 def refuse_name(where: str, name: str) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from featx.errors import ImageError, SourceError, readable
 from featx.images.members import EXTENSIONS, ContainingFile, Link, Member, Slice, is_hidden, refuse_name
+from featx.urls import REQUESTS
 
 _MAX_LABEL_BYTES = 2**20
 _MAX_SHARDS = 100_000
@@ -60,12 +62,15 @@ def expand_braces(pattern: str) -> list[str]:
     return expanded
 
 
-def samples_of(files: Sequence[ContainingFile], names: Sequence[str]) -> Samples:
+def samples_of(
+    files: Sequence[ContainingFile], names: Sequence[str], on_phase: Callable[[str], None] = lambda phase: None
+) -> Samples:
     """The samples of shards that have an image, in the order of the shards and of their files.
 
     Parameters
     ----------
     names : of the shards; a sample's name is "shard/key"
+    on_phase : called with the number of shards that are listed; remote ones are listed many at once
 
     Raises
     ------
@@ -74,17 +79,31 @@ def samples_of(files: Sequence[ContainingFile], names: Sequence[str]) -> Samples
         is no path inside the shard.
     """
     samples = Samples()
-    for file, name in zip(files, names, strict=True):
+    with ThreadPoolExecutor(REQUESTS if any(file.is_remote for file in files) else 1) as pool:
         try:
-            _add(samples, file, name)
-        except ImageError as error:
-            raise SourceError(f"cannot read {file.path}: {error}") from error
-        except (SourceError, MemoryError):
-            raise
-        except Exception as error:  # tarfile raises other types too on crafted headers
-            raise SourceError(
-                f"{file.path} is not a plain tar file, or is damaged or cut short; make the shard anew, uncompressed"
-            ) from error
+            for number, part in enumerate(pool.map(_listed, files, names)):
+                samples.images += part.images
+                samples.names += part.names
+                samples.labels += part.labels
+                samples.passed_over += part.passed_over
+                on_phase(f"listing shards: {number + 1:,} of {len(files):,}")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    return samples
+
+
+def _listed(file: ContainingFile, shard: str) -> Samples:
+    samples = Samples()
+    try:
+        _add(samples, file, shard)
+    except ImageError as error:
+        raise SourceError(f"cannot read {file.path}: {error}") from error
+    except (SourceError, MemoryError):
+        raise
+    except Exception as error:  # tarfile raises other types too on crafted headers
+        raise SourceError(
+            f"{file.path} is not a plain tar file, or is damaged or cut short; make the shard anew, uncompressed"
+        ) from error
     return samples
 
 

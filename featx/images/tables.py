@@ -15,8 +15,9 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from featx.errors import ImageError, SourceError, listed, readable
+from featx.errors import FeatxError, ImageError, SourceError, listed, readable
 from featx.images import limits
+from featx.images.decoding import AnyImage
 from featx.images.members import ContainingFile, Member, refuse_name, unpickled
 
 _KEPT_BYTES = 2**29  # of row groups; two are always kept
@@ -27,12 +28,12 @@ _NAMES = ("image", "img", "picture", "photo")  # which of several image columns 
 
 @dataclass
 class Rows:
-    """Images of Parquet files, with names and the columns of text, numbers and truth values.
+    """Images of a table, with names and the columns of text, numbers and truth values.
 
     columns : {name: n str or None}
     """
 
-    images: list[Member]
+    images: Sequence[AnyImage]
     names: list[str]
     columns: dict[str, list[str | None]]
 
@@ -57,7 +58,7 @@ class _Table:
     @cached_property
     def image_column(self) -> tuple[str, bool]:
         """The name of the column of images, and whether it holds structs."""
-        return _image_column(self.file.path, self.parquet.schema_arrow)
+        return image_column(self.parquet.schema_arrow)
 
     @cached_property
     def starts(self) -> list[int]:
@@ -109,7 +110,7 @@ class TableImage(Member):
             if value.is_valid:
                 limits.refuse_file(value.as_buffer().size)
                 return value.as_py()
-        except (ImageError, MemoryError):
+        except (FeatxError, MemoryError):
             raise
         except Exception as error:  # Arrow raises several types on damaged data
             raise ImageError("damaged", "its row group in the Parquet file is damaged") from error
@@ -143,6 +144,8 @@ def rows_of(files: Sequence[ContainingFile], names: Sequence[str]) -> Rows:
         try:
             own_paths, own_columns = _listed(table)
         except (ImageError, SourceError) as error:
+            if file.path in str(error):
+                raise
             raise SourceError(f"cannot read {file.path}: {error}") from error
         except Exception as error:
             raise SourceError(f"{file.path} is not a Parquet file, or is damaged") from error
@@ -155,10 +158,10 @@ def rows_of(files: Sequence[ContainingFile], names: Sequence[str]) -> Rows:
         paths += own_paths
         for name, values in own_columns.items():
             columns.setdefault(name, []).extend(values)
-    return Rows(images, _as_names(paths) or numbered, columns)
+    return Rows(images, as_names(paths) or numbered, columns)
 
 
-def _as_names(paths: Sequence[str | None]) -> list[str] | None:
+def as_names(paths: Sequence[str | None]) -> list[str] | None:
     """The paths, if all are there, different, and plain relative paths."""
     given = [path for path in paths if path]
     if len(set(given)) < len(paths):
@@ -173,7 +176,6 @@ def _as_names(paths: Sequence[str | None]) -> list[str] | None:
 
 def _listed(table: _Table) -> tuple[list[str | None], dict[str, list[str | None]]]:
     """The paths of the images, None where there is none, and the other columns."""
-    from pyarrow import types
 
     metadata, schema = table.parquet.metadata, table.parquet.schema_arrow
     if metadata.num_rows > table.file.size:
@@ -186,8 +188,7 @@ def _listed(table: _Table) -> tuple[list[str | None], dict[str, list[str | None]
                 f"a row group takes {readable(nbytes)}, and at most {readable(_MAX_GROUP_BYTES)} are read; write it "
                 "anew with smaller row groups"
             )
-    is_kept = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
-    kept = [field.name for field in schema if field.name != name and any(is_kind(field.type) for is_kind in is_kept)]
+    kept = columns_of_text(schema, name)
     has_path = is_struct and schema.field(name).type.get_field_index("path") >= 0
     if not metadata.num_rows and not table.starts[-1]:
         return [], {column: [] for column in kept}
@@ -197,14 +198,25 @@ def _listed(table: _Table) -> tuple[list[str | None], dict[str, list[str | None]
     counts = {metadata.num_rows, table.starts[-1], metadata.num_rows if read is None else read.num_rows}
     if len(counts) > 1 or table.starts != sorted(table.starts):
         raise SourceError(f"its row groups and columns differ in their number of rows: {listed(sorted(counts))}")
-    classes = _class_names(schema)
-    columns = {column: _texts(read.column(column).to_pylist(), classes.get(column)) for column in kept}
+    classes = class_names(schema)
+    columns = {column: texts(read.column(column).to_pylist(), classes.get(column)) for column in kept}
     structs = read.column(name).to_pylist() if has_path else []
     paths = [None if value is None else value["path"] for value in structs]
     return paths or [None] * metadata.num_rows, columns
 
 
-def _texts(values: list[Any], names: list[str] | None) -> list[str | None]:
+def columns_of_text(schema: Any, image_column: str) -> list[str]:
+    """The names of the columns of text, numbers and truth values."""
+    from pyarrow import types
+
+    is_kept = (types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_boolean)
+    return [
+        field.name for field in schema if field.name != image_column and any(is_kind(field.type) for is_kind in is_kept)
+    ]
+
+
+def texts(values: list[Any], names: list[str] | None) -> list[str | None]:
+    """The values of a column, or the names of its classes."""
     if names is None:
         return [None if value is None else str(value) for value in values]
     wrong = [value for value in values if value is not None and not -1 <= value < len(names)]
@@ -213,7 +225,7 @@ def _texts(values: list[Any], names: list[str] | None) -> list[str | None]:
     return [None if value is None or value < 0 else names[value] for value in values]  # -1: no label
 
 
-def _class_names(schema: Any) -> dict[str, list[str]]:
+def class_names(schema: Any) -> dict[str, list[str]]:
     """The names of the classes of each ClassLabel column, from the metadata that `datasets` writes."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
@@ -226,7 +238,7 @@ def _class_names(schema: Any) -> dict[str, list[str]]:
         return {}
 
 
-def _image_column(where: str, schema: Any) -> tuple[str, bool]:
+def image_column(schema: Any) -> tuple[str, bool]:
     """The name of the column of images, and whether it holds structs."""
     from pyarrow import types
 
@@ -242,10 +254,10 @@ def _image_column(where: str, schema: Any) -> tuple[str, bool]:
         return chosen[0], columns[chosen[0]]
     if columns:
         raise SourceError(f"it has several columns of bytes, {listed(columns)}; name the one of the images 'image'")
-    texts = [field.name for field in schema if field.name.lower().partition("_")[0] in (*_NAMES, "url")]
-    if texts:
+    text = [field.name for field in schema if field.name.lower().partition("_")[0] in (*_NAMES, "url")]
+    if text:
         raise SourceError(
-            f"its column {texts[0]!r} holds no image bytes, but perhaps URLs or paths; download the images, or give a "
+            f"its column {text[0]!r} holds no image bytes, but perhaps URLs or paths; download the images, or give a "
             "CSV file of their paths"
         )
     raise SourceError(f"it has no column of image bytes; it has {listed(schema.names, 6)}")

@@ -11,7 +11,7 @@ import zipfile
 from functools import cached_property
 from typing import Any
 
-from featx.errors import ImageError, SourceError, readable
+from featx.errors import FeatxError, ImageError, SourceError, readable
 from featx.images import limits
 from featx.images.members import ContainingFile, Member, is_hidden, is_image, refuse_name, unpickled
 
@@ -47,7 +47,7 @@ class ZipMember(Member):
             _refuse_member(info)
             with self._archive.zip.open(info) as file:
                 content = file.read(info.file_size + 1)
-        except (ImageError, MemoryError):
+        except (FeatxError, MemoryError):
             raise
         except Exception as error:  # zipfile and zlib raise many types on damaged data
             raise ImageError("damaged", "its data in the zip file is damaged or cut short") from error
@@ -79,6 +79,8 @@ def zip_members(file: ContainingFile, folder: str = "") -> tuple[list[tuple[str,
         infos = archive.zip.infolist()
     except ImageError as error:
         raise SourceError(f"cannot read {where}: {error}") from error
+    except (SourceError, MemoryError):
+        raise
     except Exception as error:
         raise SourceError(f"{where} is not a zip file, or its directory is damaged") from error
     members, passed_over = [], 0

@@ -16,6 +16,7 @@ from featx.learn.estimators import (
     Nystroem,
     Ridge,
     RidgeClassifier,
+    StandardScaler,
 )
 from featx.learn.features import ImageFeatures, StoredFeatures
 from featx.learn.models import Prediction, load, load_selection, predict_images, predict_store, save
@@ -66,6 +67,7 @@ __all__ = [
     "SVR",
     "SearchSettings",
     "Selection",
+    "StandardScaler",
     "StoredFeatures",
     "TestSet",
     "TrainingSet",

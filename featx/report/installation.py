@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import featx
 from featx.errors import count, readable
+from featx.memory import memory_bytes
 from featx.report.columns import PlainTable
 from featx.report.interchange import json_text
 
@@ -42,7 +43,7 @@ def installation() -> dict[str, Any]:
     from PIL import features
 
     from featx.images import has_fast_jpeg
-    from featx.solvers import budget_of, device_of, low_type, memory_bytes
+    from featx.solvers import budget_of, device_of, low_type
 
     device = device_of("auto")
     return {

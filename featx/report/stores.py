@@ -69,7 +69,7 @@ _LAYER_FIELDS = ("taps", "aliases", "dtype")  # shown with the layers
 def store_table(store: FeatureStore) -> PlainTable:
     """A table of a store's content and its whole recipe."""
     recipe = store.recipe
-    table = PlainTable(str(store.path), show_header=False)
+    table = PlainTable(store.url or str(store.path), show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     images = "rows" if recipe.is_imported else "images"

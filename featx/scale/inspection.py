@@ -14,7 +14,7 @@ import torch
 
 from featx.errors import FeatxError, ImageError, SourceError
 from featx.extraction import portable_image
-from featx.images import Member, content_digest, stamp
+from featx.images import Member, content_digest, is_remote, stamp
 from featx.store import KEPT
 
 PACKAGES = ("featx", "torch", "torchvision", "timm", "pillow", "numpy")
@@ -40,8 +40,7 @@ def pickled_sample(images: Sequence[Any], others: Sequence[os.PathLike] = ()) ->
     images : n paths, Members or other images
     others : files that every node must see, too
     """
-    positions = np.linspace(0, len(images) - 1, min(_SAMPLE, len(images)), dtype=int)
-    chosen = [images[i] for i in positions.tolist() if isinstance(images[i], str | os.PathLike)]
+    chosen = [image for image in _spaced(images) if isinstance(image, str | os.PathLike)]
     sample = [portable_image(image) for image in [*chosen, *others]]
     return pickle.dumps([(image, size) for image in sample if (size := _size(image)) is not None])
 
@@ -55,9 +54,17 @@ def unseen(sample: bytes) -> str:
     return next((f"{os.fspath(image)!r} as it is here" for image, size in images if _size(image) != size), "")
 
 
-def any_unseen(images: Sequence[Any]) -> bool:
-    """Whether this machine does not see a file of some images."""
-    return any(isinstance(image, str | os.PathLike) and _size(image) is None for image in images)
+def unseen_images(images: Sequence[Any]) -> list[Any]:
+    """The images whose files this machine does not see; of remote ones, which take a request each, a few are tried."""
+    files = [image for image in images if isinstance(image, str | os.PathLike) and not is_remote(image)]
+    remote = [image for image in _spaced(images) if is_remote(image)]
+    return [image for image in [*files, *remote] if _size(image) is None]
+
+
+def _spaced(images: Sequence[Any]) -> list[Any]:
+    """A few images, evenly spaced."""
+    positions = np.linspace(0, len(images) - 1, min(_SAMPLE, len(images)), dtype=int)
+    return [images[i] for i in positions.tolist()]
 
 
 def _size(image: Any) -> int | None:
@@ -65,7 +72,7 @@ def _size(image: Any) -> int | None:
     if isinstance(image, Member):
         try:
             return image.file.listed[0] if image.file.stamp() == image.file.listed else None
-        except ImageError:
+        except FeatxError:  # the object is gone, or the server does not answer this machine
             return None
     now = stamp(image)
     return None if now is None or not os.access(image, os.R_OK) else now[0]
@@ -123,9 +130,9 @@ def refuse_unseen(image: Any, error: ImageError, node: str) -> None:
 
 
 def refuse_seen_here(images: Sequence[Any], node: str) -> None:
-    """Raise SourceError for the first image that this machine sees, of those that a node does not."""
+    """Raise SourceError for the first image that this machine sees, of those that a node does not see."""
     for image in images:
-        if isinstance(image, str | os.PathLike) and _size(image) is not None:
+        if _size(image) is not None:
             raise _unseen_image(image, node)
 
 

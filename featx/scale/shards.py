@@ -27,7 +27,7 @@ from featx.images import Collection, collect
 from featx.progress import Clock, Progress, preparing, shown
 from featx.scale.cluster import connected, resources_of
 from featx.scale.executor import RayExecutor, cluster_errors, lost, reason_of, refuse_other_nodes, sent
-from featx.scale.inspection import any_unseen, pickled_sample, processor, refuse_other_gpu, refuse_seen_here
+from featx.scale.inspection import pickled_sample, processor, refuse_other_gpu, refuse_seen_here, unseen_images
 from featx.store import KEPT, FeatureStore, Recipe, discard, refuse_unwritable_store, unfinished, warn_of_rows
 
 _RETRIES = 3  # of a shard whose process or node ends; it goes on where it was
@@ -218,8 +218,8 @@ def _on_cluster(
                     ) from error
                 if isinstance(result, BaseException):
                     raise result
-                if isinstance(result, str):  # a node that does not see some images
-                    refuse_seen_here(shard.images.images, result)
+                if result is not None:  # a node that does not see some images
+                    refuse_seen_here(result[1], result[0])
                     left[begin(shard, are_missing=True)] = shard
                     continue
                 if not shard.output.exists():
@@ -239,7 +239,9 @@ def _on_cluster(
     return stores
 
 
-def _extracted(shard: _Shard, network: bytes, gpu: str | None, are_missing: bool) -> str | BaseException | None:
+def _extracted(
+    shard: _Shard, network: bytes, gpu: str | None, are_missing: bool
+) -> tuple[str, list[Any]] | BaseException | None:
     """Make a store on a node.
 
     Parameters
@@ -249,7 +251,7 @@ def _extracted(shard: _Shard, network: bytes, gpu: str | None, are_missing: bool
 
     Returns
     -------
-    The node, if it does not see some images and nothing was done; or an error.
+    The node and the images that it does not see, if nothing was done for that reason; or an error.
     """
     import ray
 
@@ -257,8 +259,8 @@ def _extracted(shard: _Shard, network: bytes, gpu: str | None, are_missing: bool
     try:
         if shard.recipe.device == "cuda":
             refuse_other_gpu(processor().get("cuda"), gpu, node)
-        if not are_missing and any_unseen(shard.images.images):
-            return node
+        if not are_missing and (unseen := unseen_images(shard.images.images)):
+            return node, unseen
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the driver warns
             shard.extract(pickle.loads(network), progress=False)

@@ -3,7 +3,7 @@
 The package imports torch and NumPy only.
 """
 
-from featx.solvers.hardware import budget_of, device_of, low_type, memory_bytes
+from featx.solvers.hardware import budget_of, device_of, low_type
 from featx.solvers.interning import Interned
 from featx.solvers.losses import Loss
 from featx.solvers.matmul import eigenvectors, full_precision, product
@@ -29,7 +29,6 @@ __all__ = [
     "eigenvectors",
     "full_precision",
     "low_type",
-    "memory_bytes",
     "product",
     "solve",
     "threads_for",

@@ -1,16 +1,14 @@
-"""Properties of the machine: its devices, how much memory the process may use, whether bfloat16 is faster."""
+"""Properties of the machine: its devices, what of its memory a solver takes, whether bfloat16 is faster."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
 
 import torch
 
 from featx.errors import FeatxError, Parameter
+from featx.memory import memory_bytes
 
 
 def device_of(device: str) -> torch.device:
@@ -35,31 +33,6 @@ def budget_of(device: torch.device, budget_bytes: int | None) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory // 4
     return memory_bytes() // 4
-
-
-def memory_bytes(root: Path = Path("/")) -> int:
-    """Memory of the machine, or the smallest limit of the control groups (containers, jobs) that the process is in."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for path in _limits(root):
-        with suppress(OSError, ValueError):  # no such file, or its content is "max"
-            limits.append(int(path.read_text()))
-    return min(limits)
-
-
-def _limits(root: Path) -> Iterator[Path]:
-    """Paths of the memory limits of the process's groups and their parents, for both versions of cgroups."""
-    with suppress(OSError):  # not Linux
-        for line in os.fsdecode((root / "proc/self/cgroup").read_bytes()).splitlines():
-            _, controllers, group = line.split(":", 2)
-            if not controllers:
-                mount, name = root / "sys/fs/cgroup", "memory.max"
-            elif "memory" in controllers.split(","):
-                mount, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-            else:
-                continue
-            inner = PurePosixPath(group).relative_to("/")
-            for folder in (inner, *inner.parents):  # a container may see its own group only, as the root
-                yield mount / folder / name
 
 
 def low_type(device: torch.device) -> torch.dtype | None:

@@ -32,7 +32,7 @@ def solve_ridge(
 
 def _certified(rows: Rows, minimisers: list[Minimiser]) -> list[Solution]:
     """Round to X's type, then evaluate the objectives and gradients of the rounded solutions in one pass over X."""
-    like = torch.from_numpy(rows.X[:0].copy())
+    like = torch.from_numpy(np.empty(0, rows.X.dtype))
     rounded = [Minimiser(one.W.to(like).to(one.W), one.level.to(like).to(one.W), one.reference) for one in minimisers]
     slopes, levels = [], []
     for one, problem in zip(rounded, rows.problems, strict=True):

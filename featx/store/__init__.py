@@ -22,6 +22,7 @@ from featx.store.near_duplicates import (
     pairs_of_equal,
 )
 from featx.store.neighbours import Neighbors
+from featx.store.putting import put
 from featx.store.reader import FeatureStore, warn_of_rows
 from featx.store.rows import RowFile
 from featx.store.writer import StoreWriter
@@ -51,6 +52,7 @@ __all__ = [
     "near_duplicate_groups",
     "near_duplicates",
     "pairs_of_equal",
+    "put",
     "refuse_running",
     "refuse_unwritable_store",
     "rounding_note",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from featx.errors import Call, Parameter, StoreError, readable
+from featx.urls import shown, url_of
 
 _OTHER_FORMATS = frozenset(
     ".csv .tsv .json .jsonl .npy .npz .parquet .txt .md .html .pdf .png .jpg .jpeg .svg .zip .tar .gz .skops .pkl "
@@ -115,6 +116,10 @@ def disk_errors(output: Path, kept: Callable[[], str]) -> Iterator[None]:
 
 def refuse_unwritable(output: Path) -> None:
     """Raise StoreError if no file can be created at this path."""
+    if (url := url_of(output)) is not None:
+        raise StoreError(
+            f"the output is a local file; got {shown(url)}: make it locally, then upload it by ", Call("featx.put")
+        )
     try:
         output.exists()
     except OSError as error:  # for example, the name is too long

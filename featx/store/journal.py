@@ -37,12 +37,15 @@ class Unfinished:
         Entries of the journal, in order.
     nbytes : int
         Length of the journal's valid lines.
+    listing : str or None
+        What the run has found at the URLs of its source.
     """
 
     recipe: Recipe
     ids: list[str]
     entries: list[dict[str, Any]]
     nbytes: int
+    listing: str | None = None
 
     @property
     def n_done(self) -> int:
@@ -98,7 +101,7 @@ def unfinished(output: str | os.PathLike) -> Unfinished | None:
             f"another version of featx began a run for {output}; finish it with that version, or discard it with ",
             Parameter("discard", True),
         ) from error
-    return Unfinished(recipe, entries[0]["ids"], entries[1:], nbytes)
+    return Unfinished(recipe, entries[0]["ids"], entries[1:], nbytes, entries[0].get("listing"))
 
 
 def refuse_running(output: str | os.PathLike) -> None:
@@ -142,9 +145,12 @@ class Journal:
     Parameters
     ----------
     begun : the unfinished run to continue, or None for a new one
+    listing : see Unfinished
     """
 
-    def __init__(self, output: Path, recipe: Recipe, ids: Sequence[str], begun: Unfinished | None) -> None:
+    def __init__(
+        self, output: Path, recipe: Recipe, ids: Sequence[str], begun: Unfinished | None, listing: str | None = None
+    ) -> None:
         self._path = journal_path(output)
         flags = os.O_WRONLY | os.O_APPEND | (0 if begun else os.O_CREAT | os.O_EXCL)
         self._file = os.open(self._path, flags, 0o666)
@@ -153,7 +159,8 @@ class Journal:
             if begun is not None:
                 os.ftruncate(self._file, begun.nbytes)
             else:
-                self.append({"format": _FORMAT, "recipe": json.loads(recipe.to_json()), "ids": list(ids)})
+                first = {"format": _FORMAT, "recipe": json.loads(recipe.to_json()), "ids": list(ids)}
+                self.append(first if listing is None else first | {"listing": listing})
                 fsync_folder(self._path.parent)
         except BaseException:
             self.close()

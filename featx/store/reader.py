@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property, lru_cache, partial
 from typing import Any
@@ -25,6 +25,7 @@ from featx.errors import (
     warn,
 )
 from featx.image_statistics import CAMERA_BYTES, IMAGE_STATISTICS
+from featx.progress import Progress
 from featx.recipe import Recipe
 from featx.store import layout
 from featx.store.blocks import Blocks
@@ -33,6 +34,8 @@ from featx.store.importing import import_arrays
 from featx.store.labels import align
 from featx.store.mapped import Mapped, reopened
 from featx.store.neighbours import METRICS, Neighbors, nearest_rows
+from featx.store.remote import fetched
+from featx.urls import shown, url_of
 
 _READ_AHEAD_BYTES = 2**17  # the system's read-ahead
 _QUERIED_BYTES = 16 * 2**20  # of rows that are compared with a query at once; as float64 up to four times as large
@@ -46,10 +49,17 @@ class FeatureStore:
 
     Parameters
     ----------
-    path : path of a local file
+    path : path or URL
+        A store at a URL ("s3://bucket/photos.h5", which `featx.put` uploads) is downloaded once, to $FEATX_CACHE or
+        else the user's cache folder, and again after it has changed. What has arrived is compared with all checksums.
+    progress : bool or callable
+        How far a download is: shown on stderr, or passed to this function as a `featx.Progress`.
 
     Attributes
     ----------
+    path : Path, the file that is read; of a store at a URL, the copy
+    url : str without user name, password and query, or None for a local store
+        A pickle of the store opens it again by this URL where there is no such file.
     X : (n, 1) int64, one key per image: the input of pipelines that start with StoredFeatures
     y : (n,) class names, (n,) float64, or None for a store without labels
     ids : (n,) str
@@ -73,7 +83,7 @@ class FeatureStore:
     Raises
     ------
     StoreError
-        There is no such file, or it is not a whole featx store.
+        There is no such file, or it is not a whole featx store; or it cannot be downloaded.
 
     Examples
     --------
@@ -83,8 +93,13 @@ class FeatureStore:
 
     backbone: Any = None  # this room knows nothing of networks: it keeps the object for those who compute features
 
-    def __init__(self, path: str | os.PathLike) -> None:
-        self._read(Mapped(as_path("path", path, StoreError).absolute()))
+    url: str | None = None
+
+    def __init__(self, path: str | os.PathLike, *, progress: bool | Callable[[Progress], None] = True) -> None:
+        local = as_path("path", path, StoreError)
+        if (url := url_of(path)) is not None:
+            local, self.url = fetched(url, progress), shown(url)
+        self._read(Mapped(local.absolute()))
 
     @classmethod
     def from_arrays(
@@ -177,7 +192,7 @@ class FeatureStore:
         self.identity: str = mapped.seal.identity
 
     def __repr__(self) -> str:
-        return f"FeatureStore({str(self.path)!r}): {len(self):,} images, {len(self.layers)} layers"
+        return f"FeatureStore({(self.url or str(self.path))!r}): {len(self):,} images, {len(self.layers)} layers"
 
     def __len__(self) -> int:
         return len(self._contents.keys)
@@ -189,7 +204,8 @@ class FeatureStore:
         return self  # scikit-learn's clone must not copy layers into memory
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.path), self.identity)
+        where = (str(self.path), self.identity)
+        return _reopen, where if self.url is None else (*where, self.url)
 
     @property
     def X(self) -> np.ndarray:
@@ -296,7 +312,8 @@ class FeatureStore:
         if rows.dtype == bool and rows.shape != (len(self),):
             raise IndexError(f"a mask of rows is ({len(self)},) bool, got {rows.shape}")
         array = self._contents.layers[name]
-        scattered = rows.size * _READ_AHEAD_BYTES < array.nbytes
+        span = 1 + int(rows.max()) - int(rows.min()) if rows.size and rows.dtype.kind in "iu" else len(self)
+        scattered = rows.size * _READ_AHEAD_BYTES < span * array.row_bytes
         if not check and array.chunks is None:
             with self._contents.mapped.read_at_random() if scattered else nullcontext():
                 return np.array(self[name][rows], copy=None if rows.ndim else True, subok=False)
@@ -590,8 +607,14 @@ def warn_of_rows(store: FeatureStore) -> None:
         )
 
 
-def _reopen(path: str, identity: str) -> FeatureStore:
-    """Open a pickled store again; raises StoreError unless the file is still the same store."""
+def _reopen(path: str, identity: str, url: str | None = None) -> FeatureStore:
+    """Open a pickled store again; raises StoreError unless the file, or what is at the URL, is still the same store."""
     store = FeatureStore.__new__(FeatureStore)
-    store._read(reopened(path, identity))
+    try:
+        store._read(reopened(path, identity))
+    except StoreError:
+        if url is None:
+            raise
+        store._read(reopened(str(fetched(url)), identity))
+    store.url = url
     return store

@@ -57,6 +57,7 @@ class StoreWriter:
     y : (n,) class names or floats, or None
     columns : {name: (n,) str}
     statistics : whether each image has a record of IMAGE_STATISTICS
+    listing : what was found at the URLs of the source, kept in the journal for a run that continues this one
 
     Attributes
     ----------
@@ -87,7 +88,9 @@ class StoreWriter:
         columns: Mapping[str, np.ndarray] | None = None,
         *,
         statistics: bool = False,
+        listing: str | None = None,
     ) -> None:
+        self._listing = listing
         self._output, self._ids, self._y, self._columns = Path(output), list(ids), y, dict(columns or {})
         self._partial = partial_path(self._output)
         metadata.refuse_unstorable(recipe, self._ids, y, self._columns)
@@ -154,7 +157,7 @@ class StoreWriter:
             self._fsync()
         else:
             self._continue(begun)
-        return Journal(self._output, self.recipe, self._ids, begun)
+        return Journal(self._output, self.recipe, self._ids, begun, self._listing)
 
     def _continue(self, begun: Unfinished) -> None:
         """Restore the state that the journal records, of groups whose rows have the recorded checksums."""

@@ -87,7 +87,7 @@ def similarity(stores: Stores, layers: Layers = None, *, batch_rows: int = 256, 
     total = np.zeros((len(features), len(features)))
     for batch in batches:
         keys = stores[0].X[np.sort(batch)]
-        total += _alignment([each.transform(keys) for each in features])
+        total += _alignment([np.asarray(each.transform(keys)) for each in features])
     norms = np.sqrt(np.maximum(total.diagonal(), 0))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = total / np.outer(norms, norms)  # NaN for a layer that is constant

@@ -385,7 +385,7 @@ def _probe(experiment: Experiment, metrics: Sequence[str], folds: int, random_st
     layers = []
     for layer in [*probes, *(layer for layer in near if layer not in probes)]:
         features = StoredFeatures(store, layer).fit()
-        scores = {name: SCORES[name](features.transform(experiment.X), experiment.y) for name in metrics}
+        scores = {name: SCORES[name](np.asarray(features.transform(experiment.X)), experiment.y) for name in metrics}
         layers.append(ComparedLayer(layer, features.n_features_out_, near.get(layer), probes.get(layer), scores))
     return ComparedBackbone(store.recipe.backbone, store, tuple(layers), 0.0, UNKNOWN, None, None)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import fsspec
 import pytest
 from collected import failure, refused
-from helpers import class_folders
+from helpers import assert_tells, class_folders
 from test_shards import shards_of
 from test_tables import written
 from test_zips import zip_of
 
+from featx import urls
+from featx.errors import SourceError
 from featx.images import collect, content_digest, decode, files, image_at, remote
-from featx.images.remote import shown
+from featx.urls import shown
 
 
 @pytest.fixture
@@ -82,7 +85,11 @@ def test_archives_and_manifests_are_read_where_they_are(memory, photos, tmp_path
     )
 
 
-def test_an_object_that_changes_after_it_was_listed_is_a_failure(memory, photos, tmp_path):
+def test_an_object_that_changes_after_it_was_listed_is_a_failure(memory, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote.RemoteFile, "buffer_bytes", 64)
+    monkeypatch.setattr(remote, "_blocks", remote._Blocks())
+    monkeypatch.setattr(remote, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(remote, "_KEPT_BLOCKS", 1)
     memory.put(str(photos), "/photos", recursive=True)
     memory.put(str(zip_of(photos, tmp_path / "photos.zip")), "/photos.zip")
     images, zipped = collect("memory://photos").images, collect("memory://photos.zip").images
@@ -112,15 +119,30 @@ def test_what_is_not_there_or_not_readable_is_refused(memory, monkeypatch):
     refused("memory://photos", "cannot list memory://photos", "PermissionError: 403 Forbidden")
 
 
-def test_an_object_that_cannot_be_fetched_is_a_failure_without_the_librarys_text(memory, photos, monkeypatch):
+def test_a_request_that_fails_is_made_again_and_at_last_ends_the_run(memory, photos, monkeypatch):
     memory.put(str(photos), "/photos", recursive=True)
     images = collect("memory://photos").images
+    answer, failures = type(memory).cat_file, [OSError("request 123 timed out")] * 3
 
     def broken(self, path, **options):
-        raise OSError("request 123 timed out")
+        if failures:
+            raise failures.pop()
+        return answer(self, path, **options)
 
+    monkeypatch.setattr(urls, "_PAUSES", (0, 0, 0))
     monkeypatch.setattr(type(memory), "cat_file", broken)
-    assert (failure(images[0]).code, str(failure(images[0]))) == ("unreadable", "the object cannot be read")
+    assert digests(images[:1]) == digests(collect(photos).images[:1]) and not failures
+    failures += [OSError("request 123 timed out")] * 4
+    with pytest.raises(SourceError) as caught:
+        decode(images[0])
+    assert_tells(caught.value, "memory://photos/ant/ant_0.png", "request 123 timed out", "run it again to go on")
+
+
+def test_what_a_failed_request_says_of_an_object_is_not_that_it_is_gone():
+    """fsspec raises FileNotFoundError whenever a web server does not answer."""
+    gone, unreachable = FileNotFoundError("x"), FileNotFoundError("x")
+    unreachable.__cause__ = ConnectionResetError()
+    assert urls.is_gone(gone) and not urls.is_gone(unreachable) and not urls.is_gone(OSError())
 
 
 def test_an_object_that_is_too_large_is_not_fetched(memory, photos, monkeypatch):
@@ -129,6 +151,27 @@ def test_an_object_that_is_too_large_is_not_fetched(memory, photos, monkeypatch)
     monkeypatch.setattr("featx.images.limits.MAX_FILE_BYTES", 100)
     monkeypatch.setattr(type(memory), "cat_file", None)
     assert failure(images[0]).code == "too-large"
+
+
+def test_an_object_takes_little_more_memory_than_its_name(monkeypatch, memory):
+    n, names = 20_000, [f"/photos/{i % 20:02}/{i:020}.jpg" for i in range(20_000)]
+
+    def listed(self, path, detail=True):
+        path = path.rstrip("/")
+        if path == "/photos":
+            return [{"name": f"/photos/{i:02}", "type": "directory", "size": 0} for i in range(20)]
+        inside = (name for name in names if name.startswith(path))
+        return [{"name": name, "type": "file", "size": 1, "ETag": f"{name} of 60 characters"} for name in inside]
+
+    monkeypatch.setattr(type(memory), "ls", listed)
+    monkeypatch.setattr(type(memory), "info", lambda self, path: {"type": "directory"})
+    tracemalloc.start()
+    try:
+        collection = collect("memory://photos")
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(collection.ids) == n and taken < 200 * n
 
 
 def test_urls_are_shown_without_secrets():

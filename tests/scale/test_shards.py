@@ -136,17 +136,21 @@ def test_shards_on_a_cluster_are_those_of_this_machine(cluster, small_network, t
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "photos", ("ant", "bee"), n=12)
     (tmp_path / "photos" / "bee" / "bee_03.png").write_bytes(b"no picture")
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted((tmp_path / "photos").rglob("*.png"))]
+    (tmp_path / "photos.csv").write_text("path,label\n" + "".join(f"{name},{name[7:10]}\n" for name in names))
+    (tmp_path / names[2]).unlink()
     ray = featx.RayExecutor(cluster.address)
     told = []
-    with pytest.warns(UnreadableImagesWarning, match="1 of 8 images cannot be read") as warned:
-        found = shards("photos", "a.h5", small_network, executor=ray, progress=told.append)
-        expected = shards("photos", "b.h5", small_network)
-    assert [each.filename for each in warned].count(__file__) == 2
+    with pytest.warns(UnreadableImagesWarning, match="1 of . images cannot be read") as warned:
+        found = shards("photos.csv", "a.h5", small_network, executor=ray, progress=told.append)
+        expected = shards("photos.csv", "b.h5", small_network)
+    assert [each.filename for each in warned].count(__file__) == 4
+    assert [failure.code for store in found for failure in store.failures] == ["missing", "not-an-image"]
     assert all(same_file(one, other) for one, other in zip(found, expected, strict=True))
     assert [now.done for now in told if now.phase == "extracting"][-1] == 25
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("a-*")}
     with pytest.warns(UnreadableImagesWarning):
-        shards("photos", "a.h5", small_network, executor=ray)
+        shards("photos.csv", "a.h5", small_network, executor=ray)
     assert {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("a-*")} == before
     assert left_in(tmp_path)[:3] == [path.name for path in sharding.shard_paths(found[0].path.with_name("a.h5"), 3)]
 

@@ -13,6 +13,8 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.preprocessing import MinMaxScaler, RobustScaler, StandardScaler
 
+from featx.learn.lazy_rows import LazyRows, rows_at
+
 
 class ScoredRows:
     """The matrices that a fold's models predict: held-out rows, then training rows if these are scored too.
@@ -105,15 +107,22 @@ class Batched(Protocol):
 _SCALER_ROWS = 2048  # of the blocks that a scaler is fitted on
 
 
-def scaler_of(unfitted: Any, rows: np.ndarray, train: np.ndarray, y: Any, params: Mapping[str, Any]) -> Any:
+def scaler_of(unfitted: Any, rows: Any, train: np.ndarray, y: Any, params: Mapping[str, Any]) -> Any:
     """A scaler fitted on a fold's rows: if possible in blocks, to avoid a copy of all rows."""
     scaler = clone(unfitted)
     if not hasattr(scaler, "partial_fit") or params or not len(train):
-        return scaler.fit(rows[train], y, **params)
+        return scaler.fit(rows_at(rows, train), y, **params)
     scaler._validate_params()
     for start in range(0, len(train), _SCALER_ROWS):
         scaler.partial_fit(rows[train[start : start + _SCALER_ROWS]])
     return scaler
+
+
+def scaled(rows: Any, scaler: Any) -> Any:
+    """Rows transformed by a fitted scaler, or by None; LazyRows when they are read."""
+    if scaler is None:
+        return rows
+    return rows.map(scaler.transform) if isinstance(rows, LazyRows) else scaler.transform(rows)
 
 
 def affine_of(scaler: Any) -> tuple[np.ndarray | None, np.ndarray | None]:

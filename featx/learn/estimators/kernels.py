@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from featx.learn.estimators.batched import Fold
+from featx.learn.lazy_rows import LazyRows
 from featx.solvers import full_precision, product, threads_for
 
 BLOCK = 1 << 22  # numbers in a block that is read once
@@ -173,9 +174,15 @@ def fill(K: np.ndarray, kernel: Kernel, parts: list[list[Tensor]], keep: list[np
         top += height
 
 
-def rows_of(X: np.ndarray, positions: np.ndarray, fold: Fold) -> np.ndarray:
-    """A copy of rows of X, with the fold's shift and scale, in X's type."""
-    rows = X[positions]
+def rows_of(X: Any, positions: np.ndarray, fold: Fold) -> Any:
+    """A copy of rows of X, with the fold's shift and scale, in X's type; of LazyRows, LazyRows."""
+    if isinstance(X, LazyRows):
+        return X.take(positions).map(lambda rows: _scaled(rows.copy(), fold))
+    return _scaled(X[positions], fold)
+
+
+def _scaled(rows: np.ndarray, fold: Fold) -> np.ndarray:
+    """The rows, shifted and scaled in place."""
     if fold.shift is not None:
         rows -= fold.shift  # in place, so rounded as StandardScaler rounds
     if fold.scale is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import clone
@@ -19,6 +19,7 @@ from featx.learn._sklearn import LinearClassifierMixin, fit_context
 from featx.learn.estimators.batched import Fitted, Fold, Job
 from featx.learn.estimators.fits import Fit, fit_all
 from featx.learn.estimators.linear_model import LinearModel, Targets, Weights
+from featx.learn.lazy_rows import in_blocks
 
 if TYPE_CHECKING:
     from featx.solvers import Solution
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 class LinearEstimator(LinearModel):
     """A linear model that is fitted alone, or many at once."""
+
+    reads_blocks: ClassVar[bool] = True  # of LazyRows
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
@@ -120,6 +123,19 @@ class LinearClassifier(LinearClassifierMixin, LinearEstimator):
     """
 
     _penalty = "C"
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Scores of the classes.
+
+        Parameters
+        ----------
+        X : (n, d)
+
+        Returns
+        -------
+        (n, k), columns as `classes_`; (n,) for two classes, positive for `classes_[1]`
+        """
+        return in_blocks(super().decision_function, X)
 
     def _targets(self, X: Any, y: Any) -> tuple[np.ndarray, Targets]:
         X, y = self._checked(X, y)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator
-from sklearn.utils.validation import validate_data
 
 from featx.errors import FeatxError
+from featx.learn.lazy_rows import checked
 
 if TYPE_CHECKING:
     from featx.solvers import Solution
@@ -59,15 +59,15 @@ class LinearModel(BaseEstimator):
                     f"{self._counterpart} has it"
                 )
 
-    def _checked(self, X: Any, y: Any, **options: Any) -> tuple[np.ndarray, np.ndarray]:
-        """X and y, checked by scikit-learn; a C-ordered float array or memory map is not copied."""
+    def _checked(self, X: Any, y: Any, **options: Any) -> tuple[Any, np.ndarray]:
+        """X and y, checked by scikit-learn; a C-ordered float array or memory map is not copied, nor are LazyRows."""
         for name, array in (("X", X), ("y", y)):
             if issparse(array):
                 raise FeatxError(
                     f"{type(self).__name__} takes dense arrays, and {name} is sparse; give {name}.toarray(), or use "
                     f"{self._counterpart}"
                 )
-        return validate_data(self, X, y, dtype=[np.float64, np.float32], order="C", **options)
+        return checked(self, X, y, dtype=[np.float64, np.float32], order="C", **options)
 
     @abstractmethod
     def _targets(self, X: Any, y: Any) -> tuple[np.ndarray, Targets]:

@@ -13,6 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from featx.learn._sklearn import Interval, SparseCoefMixin, StrOptions
 from featx.learn.estimators.linear import LinearClassifier
 from featx.learn.estimators.linear_model import Targets, Weights
+from featx.learn.lazy_rows import LazyRows, in_blocks
 
 if TYPE_CHECKING:
     from featx.solvers import Solution
@@ -134,6 +135,8 @@ class LinearSVC(SparseCoefMixin, LinearClassifier):
         (m,) for two classes, positive for the second; else (m, k), columns as `classes_`
         """
         check_is_fitted(self)
+        if isinstance(X, LazyRows):
+            return in_blocks(self.decision_function, X)
         X = validate_data(self, X, accept_sparse="csr", reset=False)
         parts = gen_batches(X.shape[0], max(64, _BLOCK // X.shape[1]))
         scores = np.concatenate([safe_sparse_dot(X[part], self.coef_.T, dense_output=True) for part in parts])

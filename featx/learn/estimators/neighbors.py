@@ -14,19 +14,21 @@ from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.neighbors import VALID_METRICS
 from sklearn.neighbors import KNeighborsClassifier as SklearnKNeighborsClassifier
-from sklearn.utils import check_array, column_or_1d
+from sklearn.utils import column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.errors import FeatxError, listed
 from featx.learn._sklearn import Interval, StrOptions, fit_context
 from featx.learn.estimators.batched import Fitted, Fold, Job
+from featx.learn.lazy_rows import LazyRows, checked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # The p of the Minkowski metric with each name.
 _NORMS = {"euclidean": 2.0, "l2": 2.0, "manhattan": 1.0, "cityblock": 1.0, "l1": 1.0, "chebyshev": np.inf}
+_DTYPES = [np.float64, np.float32]
 _SPARE = 4  # extra candidates, whose exact distances are compared too: products round
 
 
@@ -40,7 +42,8 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
       keys of `metric_params` than p, are refused. p=2 is the fastest: it is a matrix product.
     - X is dense; y has one label per row.
     - Neighbours at equal distances are in the order of the training rows.
-    - `fit` keeps X without a copy and in its type; of a memory map it keeps a copy.
+    - `fit` keeps X without a copy and in its type; of a memory map it keeps a copy. LazyRows stay in the store's file
+      and are read in each search.
 
     Parameters
     ----------
@@ -76,6 +79,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
     array(['ant'], dtype='<U3')
     """
 
+    reads_blocks: ClassVar[bool] = True  # of LazyRows
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **SklearnKNeighborsClassifier._parameter_constraints,
         "n_neighbors": [Interval(Integral, 1, None, closed="left")],
@@ -132,7 +136,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         ValueError
             X or y cannot be used, or `algorithm`, `metric` and `p` do not go together.
         """
-        X, y = validate_data(self, dense(self, X), y, dtype=[np.float64, np.float32], order="C")
+        X, y = checked(self, dense(self, X), y, dtype=_DTYPES, order="C")
         if self.p is not None and "p" in (self.metric_params or {}):
             warnings.warn(
                 "Parameter p is found in metric_params. The corresponding parameter from __init__ is ignored.",
@@ -201,7 +205,7 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
         """
         from featx.learn.estimators.kernels import rows_of
 
-        original, X = X, check_array(dense(cls(), X), dtype=[np.float64, np.float32], order="C")
+        original, X = X, checked(cls(), dense(cls(), X), dtype=_DTYPES, order="C")
         y = column_or_1d(y, warn=True)
         shared: dict[tuple, list[int]] = {}
         for number, (estimator, fold) in enumerate(jobs):
@@ -285,11 +289,31 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
             others[others.all(axis=1), -1] = False  # the row is not among its neighbours: too many are at distance 0
             distances, positions = distances[others].reshape(-1, k), positions[others].reshape(-1, k)
         else:
-            X = validate_data(self, dense(self, X), dtype=[np.float64, np.float32], order="C", reset=False)
+            X = checked(self, dense(self, X), dtype=_DTYPES, order="C", reset=False)
             distances, positions = self._nearest(X, k)
         return (distances, positions) if return_distance else positions
 
-    def _nearest(self, X: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _nearest(self, X: Any, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """(m, k) distances and positions of the nearest training rows; LazyRows are read in blocks, on either side."""
+        distances, positions = np.empty((len(X), k)), np.empty((len(X), k), np.int64)
+        for part, rows in _blocks(X):
+            distances[part], positions[part] = self._nearest_among(rows, k)
+        return distances, positions
+
+    def _nearest_among(self, X: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """`_nearest` of rows in memory: the nearest of each block of training rows, merged."""
+        distances: np.ndarray = np.empty((len(X), 0))
+        positions: np.ndarray = np.empty((len(X), 0), np.int64)
+        for part, rows in _blocks(self._fit_X):
+            near = self._nearest_in_memory(X, rows, min(k, len(rows)))
+            distances = np.concatenate([distances, near[0]], axis=1)
+            positions = np.concatenate([positions, near[1] + part.start], axis=1)
+            if distances.shape[1] > k:  # by distance; among equal ones the earlier block is first
+                order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+                distances, positions = (np.take_along_axis(each, order, 1) for each in (distances, positions))
+        return distances, positions
+
+    def _nearest_in_memory(self, X: np.ndarray, training_rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
         from featx.learn.estimators.kernels import BLOCK, Rows, blocks, unit
@@ -297,8 +321,8 @@ class KNeighborsClassifier(ClassifierMixin, BaseEstimator):
 
         metric = self.effective_metric_
         cosine, p = metric == "cosine", float(self.effective_metric_params_.get("p", _NORMS.get(metric, 2)))
-        dtype = torch.float32 if X.dtype == self._fit_X.dtype == np.float32 else torch.float64
-        A = torch.from_numpy(np.array(self._fit_X)).to(device_of(self.device), dtype)
+        dtype = torch.float32 if X.dtype == training_rows.dtype == np.float32 else torch.float64
+        A = torch.from_numpy(np.array(training_rows)).to(device_of(self.device), dtype)
         A = unit(A) if cosine else A
         rows = Rows(A if cosine else A.clone(), squared=not cosine) if p == 2 else None
         distances, positions = np.empty((len(X), k)), np.empty((len(X), k), np.int64)
@@ -375,7 +399,12 @@ def dense(estimator: Any, X: Any) -> Any:
     return X
 
 
-def _is_mapped(X: np.ndarray) -> bool:
+def _blocks(X: Any) -> Iterator[tuple[slice, np.ndarray]]:
+    """(rows, their values) of LazyRows in blocks; an array is one block."""
+    return X.blocks() if isinstance(X, LazyRows) else iter([(slice(0, len(X)), X)])
+
+
+def _is_mapped(X: Any) -> bool:
     base: Any = X
     while base is not None:
         if isinstance(base, np.memmap):

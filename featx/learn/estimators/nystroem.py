@@ -12,6 +12,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.learn._sklearn import StrOptions, fit_context
+from featx.learn.lazy_rows import LazyRows, checked
 
 _DTYPES = [np.float64, np.float32, np.float16]
 _KERNELS = {"linear", "poly", "polynomial", "rbf", "sigmoid"}
@@ -74,6 +75,7 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
     array([1.    , 0.3679, 0.0183])
     """
 
+    reads_blocks: ClassVar[bool] = True  # of LazyRows
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **sklearn.kernel_approximation.Nystroem._parameter_constraints,
         "device": [StrOptions({"auto", "cpu", "cuda"})],
@@ -134,7 +136,7 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
         from featx.learn.estimators.kernels import Rows
         from featx.solvers import device_of, eigenvectors, full_precision
 
-        X = validate_data(self, X, dtype=_DTYPES, order="C")
+        X = checked(self, X, dtype=_DTYPES, order="C")
         m = min(len(X), self.n_components)
         if m < self.n_components:
             warnings.warn(
@@ -159,7 +161,7 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
         self._n_features_out = m
         return self
 
-    def transform(self, X: Any) -> np.ndarray:
+    def transform(self, X: Any) -> Any:
         """The features phi.
 
         Parameters
@@ -168,11 +170,15 @@ class Nystroem(sklearn.kernel_approximation.Nystroem):
 
         Returns
         -------
-        (n, m) float32 if X and the landmarks are, else float64
+        (n, m) float32 if X and the landmarks are, else float64; of LazyRows, LazyRows, whose blocks are computed when
+        they are read
         """
         check_is_fitted(self)
         if self._needs_fallback(X) or issparse(self.components_):
             return super().transform(X)
+        if isinstance(X, LazyRows):
+            dtype = np.promote_types(X.dtype, self.components_.dtype)
+            return X.map(self.transform, len(self.components_), dtype)
         import torch
 
         from featx.learn.estimators.kernels import Rows

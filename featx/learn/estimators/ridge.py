@@ -15,6 +15,7 @@ from featx.errors import FeatxError
 from featx.learn._sklearn import Interval, StrOptions
 from featx.learn.estimators.linear import LinearClassifier, LinearEstimator
 from featx.learn.estimators.linear_model import Targets, Weights
+from featx.learn.lazy_rows import in_blocks
 
 if TYPE_CHECKING:
     from featx.solvers import Solution
@@ -127,7 +128,7 @@ class Ridge(MultiOutputMixin, RegressorMixin, _Ridge):
         (n,) or (n, t)
         """
         check_is_fitted(self)
-        return validate_data(self, X, reset=False) @ self.coef_.T + self.intercept_
+        return in_blocks(lambda rows: validate_data(self, rows, reset=False) @ self.coef_.T + self.intercept_, X)
 
     def _targets(self, X: Any, y: Any) -> tuple[np.ndarray, Targets]:
         X, y = self._checked(X, y, multi_output=True, y_numeric=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from copy import copy
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +25,7 @@ from featx.errors import (
 )
 from featx.learn.features.inputs import as_images, items_of, keys_of
 from featx.learn.features.rows import FeatureRows, Origin
+from featx.learn.lazy_rows import LazyRows, is_lazy
 from featx.store import FeatureStore, Recipe, rounding_note
 
 _PART_BYTES = 64 * 2**20  # of rows of all views that are read at once
@@ -264,7 +266,7 @@ class StoredFeatures(_Features):
             clone.hand_over(self._backbone)
         return clone
 
-    def transform(self, X: object) -> np.ndarray:
+    def transform(self, X: object) -> Any:
         """Features of images.
 
         Parameters
@@ -276,7 +278,9 @@ class StoredFeatures(_Features):
 
         Returns
         -------
-        (n, d) FeatureRows, an array with an `origin`; of the store's type for keys, float32 for images
+        (n, d) FeatureRows, an array with an `origin`; of the store's type for keys, float32 for images. Rows of more
+        than a quarter of the memory that the process may use stay in the store: they are LazyRows, which estimators of
+        featx.learn read in blocks.
 
         Raises
         ------
@@ -301,12 +305,20 @@ class StoredFeatures(_Features):
         if isinstance(items, list):
             return self._features_of(as_images(items), self.device)
         rows, origin = self._rows_of(items)
+        width, dtype = self.n_features_out_, np.dtype(origin.recipe.dtype)
+        if is_lazy(len(rows) * width * dtype.itemsize):
+            return LazyRows(copy(self)._matrix, rows, width, dtype, origin)
+        return FeatureRows.of(self._matrix(rows), origin)
+
+    def _matrix(self, rows: np.ndarray) -> np.ndarray:
+        """(m, d) rows of all layers."""
         if len(self.layers_) == 1:
-            return FeatureRows.of(self._stored(rows, self.layer_), origin)
-        matrix = np.empty((len(rows), self.n_features_out_), origin.recipe.dtype)
+            return self._stored(rows, self.layer_)
+        assert isinstance(self.store, FeatureStore)
+        matrix = np.empty((len(rows), self.n_features_out_), self.store.recipe.dtype)
         for name, columns in self._blocks(matrix):  # beside the matrix, the rows of one layer are held at most
             columns[:] = self._stored(rows, name)
-        return FeatureRows.of(matrix, origin)
+        return matrix
 
     def _checked_rows(self, rows: np.ndarray) -> np.ndarray:
         """(n, d) rows of features in place of keys, as float32."""
@@ -369,7 +381,7 @@ class StoredFeatures(_Features):
             return matrix
         in_order = len(rows) > 0 and len(rows) == rows[-1] - rows[0] + 1 and bool((np.diff(rows) == 1).all())
         taken = self.store[layer][rows[0] : rows[-1] + 1] if in_order else self.store.take(rows, layer)
-        return np.asarray(taken).reshape(len(rows), -1)
+        return np.asarray(taken).reshape(len(rows), self.widths_[layer])
 
     def _stored_views(self, rows: np.ndarray, layer: str) -> np.ndarray:
         """(m, v, d) rows of each view of one layer."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.preprocessing import StandardScaler
 
 from featx.errors import FeatxError, Parameter
-from featx.learn.estimators import LogisticRegression
+from featx.learn.estimators import LogisticRegression, StandardScaler
 from featx.learn.features import StoredFeatures
 from featx.learn.protocols.protocol import (
     Progress,

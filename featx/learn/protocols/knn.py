@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from sklearn.metrics import accuracy_score
 from sklearn.pipeline import Pipeline
 
 from featx.errors import FeatxError, Parameter
+from featx.learn.estimators import KNeighborsClassifier
 from featx.learn.features import StoredFeatures
+from featx.learn.lazy_rows import rows_at
 from featx.learn.protocols.protocol import (
     Progress,
     classification_experiment,
@@ -32,7 +35,6 @@ from featx.learn.selection import (
 )
 
 _TEMPERATURE = 0.07
-_BLOCK_ROWS = 1024
 
 
 def knn_probe(
@@ -75,7 +77,7 @@ def knn_probe(
 
     def measure(features: StoredFeatures) -> Curve:
         X = features.transform(experiment.X)
-        votes = _votes(X[learn], experiment.y[learn], X[validate], usable)
+        votes = _votes(rows_at(X, learn), experiment.y[learn], rows_at(X, validate), usable)
         scores = [accuracy_score(experiment.y[validate], predicted) for predicted in votes]
         points = points_of(usable, scores, len(validate))
         chosen = max(points, key=lambda point: (point.mean, point.x))
@@ -92,24 +94,15 @@ def knn_probe(
     )
 
 
-def _votes(X: np.ndarray, y: np.ndarray, X_new: np.ndarray, ks: Sequence[int]) -> list[np.ndarray]:
+def _votes(X: Any, y: np.ndarray, X_new: Any, ks: Sequence[int]) -> list[np.ndarray]:
     """(m,) predicted classes for each k."""
     names, classes = np.unique(y, return_inverse=True)
-    X, X_new = _unit(X), _unit(X_new)
-    predicted: list[list[np.ndarray]] = [[] for _ in ks]
-    most = min(max(ks), len(X))
-    for start in range(0, len(X_new), _BLOCK_ROWS):
-        similarity = X_new[start : start + _BLOCK_ROWS] @ X.T  # (b, n)
-        near = np.argpartition(-similarity, most - 1, axis=1)[:, :most]
-        near = np.take_along_axis(near, np.argsort(-np.take_along_axis(similarity, near, 1), 1, kind="stable"), 1)
-        weights = np.exp((np.take_along_axis(similarity, near, 1) - 1) / _TEMPERATURE)  # (b, most)
-        for k, blocks in zip(ks, predicted, strict=True):
-            votes = np.zeros((len(near), len(names)))
-            np.add.at(votes, (np.arange(len(near))[:, None], classes[near[:, :k]]), weights[:, :k])
-            blocks.append(names[votes.argmax(axis=1)])
-    return [np.concatenate(blocks) for blocks in predicted]
-
-
-def _unit(X: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(X.astype(np.float64), axis=1, keepdims=True)
-    return X / np.where(lengths == 0, 1, lengths)
+    nearest = KNeighborsClassifier(min(max(ks), len(X)), metric="cosine").fit(X, y)
+    distances, near = nearest.kneighbors(X_new)  # (m, most)
+    weights = np.exp(-distances / _TEMPERATURE)
+    predicted = []
+    for k in ks:
+        votes = np.zeros((len(near), len(names)))
+        np.add.at(votes, (np.arange(len(near))[:, None], classes[near[:, :k]]), weights[:, :k])
+        predicted.append(names[votes.argmax(axis=1)])
+    return predicted

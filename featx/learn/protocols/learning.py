@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from sklearn.base import clone
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
 from featx.catalogue import ESTIMATORS
 from featx.errors import FeatxError, Parameter
-from featx.learn.estimators import LogisticRegression, Ridge
+from featx.learn.estimators import LogisticRegression, Ridge, StandardScaler
 from featx.learn.features import StoredFeatures
 from featx.learn.protocols.protocol import (
     Progress,

@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from featx.errors import FeatxError, Parameter
 from featx.learn.estimators import Fit, LogisticRegression
 from featx.learn.features import StoredFeatures
+from featx.learn.lazy_rows import rows_at
 from featx.learn.protocols.protocol import (
     Progress,
     classification_experiment,
@@ -93,9 +94,11 @@ def linear_probe(
 
     def measure(features: StoredFeatures) -> tuple[Curve, Pipeline]:
         X = features.transform(experiment.X)
+        held_out = rows_at(X, validate)
         estimator = LogisticRegression(max_iter=1000)
-        models = estimator.fit_many(X[learn], experiment.y[learn], [Fit({"C": float(value)}) for value in values])
-        scores = [accuracy_score(experiment.y[validate], model.predict(X[validate])) for model in models]
+        fits = [Fit({"C": float(value)}) for value in values]
+        models = estimator.fit_many(rows_at(X, learn), experiment.y[learn], fits)
+        scores = [accuracy_score(experiment.y[validate], model.predict(held_out)) for model in models]
         points = points_of(values, scores, len(validate))
         chosen = max(points, key=lambda point: (point.mean, -point.x))  # of equal ones the stronger regularization
         pipeline = Pipeline([("features", features), ("estimator", estimator.set_params(C=float(chosen.x)))])

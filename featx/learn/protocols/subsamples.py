@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
 
-from featx.learn.estimators import Fit, LogisticRegression, Ridge
+from featx.learn.estimators import Fit, LogisticRegression, Ridge, StandardScaler
 from featx.learn.features import StoredFeatures
+from featx.learn.lazy_rows import in_blocks, rows_at
 from featx.learn.protocols.protocol import (
     Progress,
     layer_by_layer,
@@ -46,7 +48,7 @@ def curves_by_layer(
     )
 
 
-def training_and_test_rows(features: StoredFeatures, experiment: Experiment) -> tuple[np.ndarray, np.ndarray]:
+def training_and_test_rows(features: StoredFeatures, experiment: Experiment) -> tuple[Any, Any]:
     """Rows to train on, and rows to score on."""
     reading = experiment.reading_test(Pipeline([("features", features)]))
     return features.transform(experiment.X), reading.transform(experiment.X_test)
@@ -54,8 +56,8 @@ def training_and_test_rows(features: StoredFeatures, experiment: Experiment) -> 
 
 def curve_over_subsamples(
     features: StoredFeatures,
-    X: np.ndarray,
-    X_test: np.ndarray,
+    X: Any,
+    X_test: Any,
     experiment: Experiment,
     draws: dict[int, list[np.ndarray]],
     estimator: Ridge | LogisticRegression,
@@ -65,11 +67,11 @@ def curve_over_subsamples(
     assert experiment.y_test is not None
     metric = METRICS["r2" if experiment.is_numeric else "accuracy"]
     used = np.unique(np.concatenate([rows for drawn in draws.values() for rows in drawn]))
-    X, y = X[used], experiment.y[used]
+    X, y = rows_at(X, used), experiment.y[used]
     fits = []
     for rows in (rows for drawn in draws.values() for rows in drawn):
         chosen = np.isin(used, rows)
-        scaler = StandardScaler().fit(X[chosen]) if scaled else None
+        scaler = StandardScaler().fit(rows_at(X, chosen)) if scaled else None
         affine = (None, None) if scaler is None else (scaler.mean_, scaler.scale_)
         fits.append(Fit({}, chosen.astype(float), *affine))
     models = iter(estimator.fit_many(X, y, fits))
@@ -79,9 +81,12 @@ def curve_over_subsamples(
         predictions = []
         for _ in drawn:
             fit, model = next(waiting), next(models)
-            rows = X_test if fit.shift is None or fit.scale is None else (X_test - fit.shift) / fit.scale
-            predictions.append(model.predict(rows))
+            predictions.append(in_blocks(partial(_predicted, model, fit), X_test))
         scores = tuple(metric.score(experiment.y_test, predicted) for predicted in predictions)
         interval = drawn_interval(metric, experiment.y_test, predictions, experiment.test_groups)
         points.append(Point(x, float(np.mean(scores)), interval, scores))
     return Curve(features.recipe_.backbone, features.layer_, features.n_features_out_, tuple(points))
+
+
+def _predicted(model: Ridge | LogisticRegression, fit: Fit, rows: np.ndarray) -> np.ndarray:
+    return model.predict(rows if fit.shift is None or fit.scale is None else (rows - fit.shift) / fit.scale)

@@ -22,6 +22,7 @@ from featx.learn._sklearn import (
     safe_indexing,
     score_estimator,
 )
+from featx.learn.lazy_rows import LazyRows
 from featx.learn.search.candidates import SearchCandidate
 
 FoldResult = dict[str, Any]  # of one candidate on one fold, with the keys of scikit-learn's `_fit_and_score`
@@ -55,6 +56,8 @@ class SearchContext:
         return not are_known or routing_enabled()
 
     def rows(self, values: Any, indices: Any) -> Any:
+        if isinstance(values, LazyRows):
+            return values.take(indices)
         return None if values is None else safe_indexing(values, indices)
 
     def step_params(self, candidate: SearchCandidate, train: Any) -> dict[str, dict[str, dict[str, Any]]]:

@@ -17,8 +17,9 @@ from sklearn.base import clone
 from sklearn.utils.parallel import Parallel, delayed
 
 from featx.learn._sklearn import num_samples, sklearn_fit_and_score
-from featx.learn.estimators import Fold, Job, ScoredRows, affine_of, scaler_of
+from featx.learn.estimators import Fold, Job, ScoredRows, affine_of, scaled, scaler_of
 from featx.learn.features import FeatureRows
+from featx.learn.lazy_rows import LazyRows, rows_at
 from featx.learn.search.candidates import SearchCandidate, Step
 from featx.learn.search.context import (
     FoldResult,
@@ -108,7 +109,7 @@ class Executor:
     ) -> None:
         """One solve over all folds; the scaler of each fold is a shift and a scale of its columns."""
         context = self.context
-        if not isinstance(rows, np.ndarray) or rows.ndim != 2:
+        if not isinstance(rows, np.ndarray | LazyRows) or rows.ndim != 2:
             raise TypeError(f"rows of all folds are an array of two dimensions; got {type(rows).__name__}")
         positions = [tuple(np.arange(len(rows))[part] for part in split) for split in context.splits]
         is_used = np.zeros(len(rows), bool)
@@ -117,7 +118,7 @@ class Executor:
         y, place = context.y, np.arange(len(rows))
         if 2 * is_used.sum() < len(rows):  # successive halving, a few images a class
             place = is_used.cumsum() - 1
-            rows, y = rows[is_used], context.rows(y, is_used.nonzero()[0])
+            rows, y = rows_at(rows, is_used), context.rows(y, is_used.nonzero()[0])
         jobs, of_job, scalers, folds, scaler_seconds = [], [], [], [], []
         for split, (train, test) in enumerate(positions):
             start = time.perf_counter()
@@ -334,9 +335,9 @@ def _parallel(context: SearchContext) -> Callable[[Iterable[Any]], Iterator[Any]
     return lambda tasks: iter(parallel(tasks))
 
 
-def _transformed(rows: np.ndarray, scaler: Any, parts: list[np.ndarray]) -> Callable[[], tuple[np.ndarray, ...]]:
+def _transformed(rows: Any, scaler: Any, parts: list[np.ndarray]) -> Callable[[], tuple[Any, ...]]:
     """A function that takes these parts of the rows and scales them."""
-    return lambda: tuple(rows[part] if scaler is None else scaler.transform(rows[part]) for part in parts)
+    return lambda: tuple(scaled(rows_at(rows, part), scaler) for part in parts)
 
 
 def _plain(rows: Any) -> Any:

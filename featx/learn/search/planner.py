@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 from sklearn import get_config
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, PowerTransformer, RobustScaler, StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, PowerTransformer, RobustScaler
+from sklearn.preprocessing import StandardScaler as SklearnStandardScaler
 
 from featx.errors import readable
 from featx.learn._sklearn import num_samples
-from featx.learn.estimators import Nystroem
+from featx.learn.estimators import Nystroem, StandardScaler
 from featx.learn.features import StoredFeatures
+from featx.learn.lazy_rows import BLOCK_BYTES, LazyRows, is_lazy, too_large
 from featx.learn.search.candidates import SearchCandidate, Step
 from featx.store import Recipe
 
@@ -150,6 +152,7 @@ def plan_of(
             fallback.append(candidate.without_sharing(reason))
             continue
         steps = _independent(candidate, fit_params)
+        _refuse_large(candidate, X)
         prefix = prefixes.setdefault(tuple(step.key for step in steps), SharedPrefix(steps))
         rest = prefix.rest(candidate)
         affine = rest[0] if len(rest) == 1 and _is_affine(rest[0].transformer) else None
@@ -205,7 +208,7 @@ _LONGEST_NAME = 60
 # `fixed_work_columns`. Measured on 2,000 rows of 16 to 1,280 columns.
 _FIXED_WORK_COLUMNS = 100
 _DECOMPOSITIONS = ("sklearn.decomposition.", Nystroem.__module__, "sklearn.kernel_approximation")
-_AFFINE = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
+_AFFINE = (StandardScaler, SklearnStandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
 
 
 def _is_affine(transformer: Any) -> bool:
@@ -238,11 +241,27 @@ def _is_matrix(X: Any, steps: Sequence[Step]) -> bool:
     """Whether the fold-independent steps make a dense array of X; then a fold is rows of weight 0."""
     if steps and type(steps[0].transformer) is StoredFeatures:
         dtype = np.dtype(_recipe(steps[0].transformer).dtype)
-    elif isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiub":
+    elif isinstance(X, np.ndarray | LazyRows) and X.ndim == 2 and X.dtype.kind in "fiub":
         dtype = X.dtype
     else:
         return False
     return dtype.kind != "f" or dtype.itemsize >= 4  # scalers round to float16 where X is
+
+
+def _refuse_large(candidate: SearchCandidate, X: Any) -> None:
+    """Raise if rows of a store are too large for a later step, which would copy them; before they are read."""
+    features = candidate.steps[0].transformer if candidate.steps else None
+    if type(features) is not StoredFeatures or not is_lazy(nbytes := _stored_bytes(features, num_samples(X))):
+        return
+    for step in [*(step.transformer for step in candidate.steps[1:]), candidate.final]:
+        if not getattr(step, "reads_blocks", False):
+            raise too_large(
+                f"{type(step).__name__} needs a copy of {num_samples(X):,} rows of {features.layer_}", nbytes
+            )
+
+
+def _stored_bytes(features: StoredFeatures, n: int) -> int:
+    return n * features.n_features_out_ * np.dtype(_recipe(features).dtype).itemsize
 
 
 def _recipe(features: StoredFeatures) -> Recipe:
@@ -256,8 +275,9 @@ def _prefix_bytes(prefix: SharedPrefix, X: Any, shares: tuple[float, float, floa
     """
     n = num_samples(X)
     if prefix.steps and type(prefix.steps[0].transformer) is StoredFeatures:
-        features = prefix.steps[0].transformer
-        whole = n * features.n_features_out_ * np.dtype(_recipe(features).dtype).itemsize
+        whole = _stored_bytes(prefix.steps[0].transformer, n)
+        if is_lazy(whole):
+            return BLOCK_BYTES
         own = whole
     else:
         shape = getattr(X, "shape", (n, 1))

@@ -13,7 +13,7 @@ from sklearn.base import OneToOneFeatureMixin, clone
 from sklearn.decomposition import PCA, FactorAnalysis, FastICA, IncrementalPCA, TruncatedSVD
 from sklearn.feature_selection import SelectFromModel
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import Normalizer, PowerTransformer, StandardScaler
+from sklearn.preprocessing import Normalizer, PowerTransformer
 
 from featx.catalogue import ESTIMATORS, EstimatorSpec, estimator_names
 from featx.errors import (
@@ -143,7 +143,7 @@ def layer_grids(
     for features, layer in _features_of_grids(stores, layers, test_store):
         every = [*([_strongest_features(features, is_numeric)] if layer == ALL else []), *steps]
         between = zip(_step_names(every), _limited(every, features, X, y, trains), strict=True)
-        final = [("scaler", StandardScaler()), ("estimator", clone(chosen[0][1]))]
+        final = [("scaler", classes.StandardScaler()), ("estimator", clone(chosen[0][1]))]
         pipeline = Pipeline([("features", features), *between, *final])
         grids.append(LayerGrid(pipeline, chosen, layer))
     return grids
@@ -169,7 +169,7 @@ def _strongest_features(features: StoredFeatures, is_numeric: bool) -> SelectFro
     """
     estimator = classes.Ridge() if is_numeric else classes.LogisticRegression()
     return SelectFromModel(
-        Pipeline([("scaler", StandardScaler()), ("estimator", estimator)]),
+        Pipeline([("scaler", classes.StandardScaler()), ("estimator", estimator)]),
         max_features=max(features.widths_.values()),
         threshold=-np.inf,
         norm_order=2,

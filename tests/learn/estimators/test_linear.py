@@ -32,8 +32,8 @@ from sklearn.preprocessing import StandardScaler
 import featx
 from featx import learn, solvers
 from featx.errors import FeatxError
-from featx.learn import Fit, LinearSVC, LogisticRegression, Ridge, RidgeClassifier
-from featx.learn.estimators import linear, linear_model
+from featx.learn import Fit, LinearSVC, LogisticRegression, Ridge, RidgeClassifier, lazy_rows
+from featx.learn.estimators import linear
 
 TIGHT = {"tol": 1e-9, "max_iter": 2000}
 OURS = [LogisticRegression(**TIGHT), LinearSVC(**TIGHT), RidgeClassifier(), Ridge()]
@@ -209,9 +209,9 @@ def test_class_weights_are_computed_once_a_fit(data, monkeypatch):
 
 def test_x_and_y_are_checked_once_and_the_model_itself_stays_unfitted(data, monkeypatch):
     checked = []
-    validate_data = linear_model.validate_data
+    validate_data = lazy_rows.validate_data
     monkeypatch.setattr(
-        linear_model, "validate_data", lambda *args, **options: checked.append(1) or validate_data(*args, **options)
+        lazy_rows, "validate_data", lambda *args, **options: checked.append(1) or validate_data(*args, **options)
     )
     for model in OURS:
         checked.clear()
