@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featx.extraction import Plan, extract, plan
     from featx.learn import load, save
     from featx.progress import Progress, SearchProgress, TrainingProgress
+    from featx.scale import RayExecutor, extract_shards
     from featx.store import FeatureStore, export, merge, put
 
 __version__ = "0.1.0"
@@ -34,12 +35,14 @@ __all__ = [
     "Plan",
     "Preprocessing",
     "Progress",
+    "RayExecutor",
     "RowsDifferWarning",
     "SearchProgress",
     "TrainingProgress",
     "UnreadableImagesWarning",
     "export",
     "extract",
+    "extract_shards",
     "load",
     "merge",
     "plan",
@@ -56,12 +59,14 @@ _HOMES = {
     "Plan": "featx.extraction",
     "Preprocessing": "featx.backbones",
     "Progress": "featx.progress",
+    "RayExecutor": "featx.scale",
     "RowsDifferWarning": "featx.errors",
     "SearchProgress": "featx.progress",
     "TrainingProgress": "featx.progress",
     "UnreadableImagesWarning": "featx.errors",
     "export": "featx.store",
     "extract": "featx.extraction",
+    "extract_shards": "featx.scale",
     "load": "featx.learn",
     "merge": "featx.store",
     "plan": "featx.extraction",

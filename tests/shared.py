@@ -24,7 +24,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 import featx
-from featx.extraction import plans
+from featx.extraction import executors
 from featx.forward import release
 from featx.store import compaction, writer
 
@@ -139,9 +139,9 @@ def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     raise raised
                 yield block
 
-        stream = plans.stream
+        stream = executors.stream
         with monkeypatch.context() as patched, pytest.raises(type(raised)):
-            patched.setattr(plans, "stream", blocks)
+            patched.setattr(executors, "stream", blocks)
             run()
 
     return broken
@@ -151,13 +151,13 @@ def break_off(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def streamed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], list[int]]]:
     """(layers, positions of the images to do) of each pass through the network from now on."""
     found: list[tuple[tuple[str, ...], list[int]]] = []
-    stream = plans.stream
+    stream = executors.stream
 
     def recorded(images, recipe, backbone, *, todo, **options):  # type: ignore[no-untyped-def]
         found.append((recipe.layers, todo.nonzero()[0].tolist()))
         return stream(images, recipe, backbone, todo=todo, **options)
 
-    monkeypatch.setattr(plans, "stream", recorded)
+    monkeypatch.setattr(executors, "stream", recorded)
     return found
 
 
@@ -180,7 +180,7 @@ def never(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     def computed(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be computed")
 
-    return lambda: monkeypatch.setattr(plans, "stream", computed)
+    return lambda: monkeypatch.setattr(executors, "stream", computed)
 
 
 @pytest.fixture

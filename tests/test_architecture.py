@@ -68,6 +68,7 @@ MAY_IMPORT = {
     "deploy": LOW | MIDDLE - {"solvers"} | {"forward", "learn.features", "learn.models"},
     "audit": LOW | MIDDLE - {"solvers"} | LEFT | {"learn._sklearn"} | LEARN - {"learn.protocols"},
     "report": LOW | MIDDLE | LEFT | LEARN | {"learn", "transfer", "audit"},
+    "scale": LOW | {"backbones", "images", "store"} | LEFT,
     "cli": LOW
     | {
         "array_files",
@@ -81,10 +82,11 @@ MAY_IMPORT = {
         "transfer",
         "audit",
         "deploy",
+        "scale",
     },
     "__main__": {"cli"},
 }
-LEFT_SIDE = LOW | MIDDLE | LEFT | {"_torch"}
+LEFT_SIDE = LOW | MIDDLE | LEFT | {"_torch", "scale"}
 FILES = {file.relative_to(PACKAGE).as_posix(): file.read_text() for file in sorted(PACKAGE.rglob("*.py"))}
 
 
@@ -198,6 +200,11 @@ def test_learning_reaches_for_the_forward_pass_in_one_place_and_only_when_it_mus
         if name.startswith("featx.forward")
     ]
     assert [lazy for _, lazy in found] == [True]
+
+
+def test_ray_is_imported_where_it_is_used_and_only_then():
+    found = {(room_of(file), lazy) for file, source in FILES.items() for name, lazy in imports(source) if name == "ray"}
+    assert found == {("scale", True)}
 
 
 def test_importing_featx_is_quick_and_loads_nothing_heavy():

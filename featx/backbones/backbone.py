@@ -244,7 +244,9 @@ class Backbone:
 
     def with_its_module(self) -> Backbone:
         """A Backbone that is pickled with its module and weights, so that another process does not build it again."""
-        return self if self.name.startswith("export:") else self._changed(_own=self.module)
+        if self.name.startswith("export:"):
+            return self
+        return self._changed(_own=self.module, _preprocessing=self.preprocessing)
 
     @cached_property
     def weights_sha256(self) -> str:

@@ -133,7 +133,9 @@ def _with_exit_code(function: Callable[..., int | None]) -> Callable[..., None]:
             print_error(f"the name of a file is too long: {str(error.filename)[:60]}...")
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
-            left = left_by_interrupt(kwargs["output"]) if function in _STORE_WRITERS else ""
+            left = ""
+            if function in _STORE_WRITERS:
+                left = left_by_interrupt(kwargs["output"], several=kwargs.get("shards") is not None)
             print_error(f"interrupted{left}")
             raise typer.Exit(130) from None
         raise typer.Exit(code or 0)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from featx.cli.interrupts import interruptible
 from featx.cli.layers import refuse_file_as_backbone
 from featx.cli.printing import print_all, print_data, print_line
-from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, UnreadableImagesWarning, count
+from featx.errors import ContradictionWarning, FeatxError, NonFiniteWarning, Parameter, UnreadableImagesWarning, count
 from featx.grammar import POOLS
 from featx.progress import Progress, preparing, shown
 
 if TYPE_CHECKING:
     from featx.extraction import Plan
+    from featx.images import Collection
     from featx.store import FeatureStore
 
 _NETWORK, _LABELS, _COMPUTING, _OUTPUT, _PRINTED = (
@@ -113,9 +116,27 @@ def extract(
     workers: Annotated[
         str, typer.Option(help="Number of threads that decode images.", metavar="NUMBER", rich_help_panel=_COMPUTING)
     ] = "auto",
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute on a Ray cluster: 'auto' (RAY_ADDRESS, one on this machine, or a new one) or its address.",
+            metavar="auto|HOST:PORT",
+            show_default="this machine alone",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = None,
     dtype: Annotated[
         Literal["float32", "float16"] | None,
         typer.Option(help="Number type of the stored rows.", show_default="float32", rich_help_panel=_OUTPUT),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            help="Write several stores, OUTPUT-00000-of-N ..., for featx merge; with --ray each on a node of its own.",
+            metavar="N",
+            show_default="one store",
+            rich_help_panel=_OUTPUT,
+        ),
     ] = None,
     replace: Annotated[
         bool,
@@ -155,7 +176,15 @@ def extract(
     images and layers. Exit codes: 0 done; 1 done, some images unreadable; 2 refused; 130 interrupted.
     """
     rows, threads = _auto_or_number("batch_size", batch_size), _auto_or_number("workers", workers)
+    if shards is not None and (dry_run or as_json):
+        raise FeatxError(Parameter("shards"), " goes with neither --dry-run nor --json; leave these out")
     with shown(_print_phase if as_json else not quiet) as show:
+        executor = None
+        if ray is not None:
+            preparing(show)("loading torch")
+            with interruptible():
+                from featx.scale import RayExecutor
+            executor = RayExecutor(ray)
         preparing(show)("looking for the images")
         from featx.images import collect
         from featx.store import FeatureStore, refuse_unwritable_store, unfinished
@@ -179,37 +208,34 @@ def extract(
             from featx.extraction import plan
             from featx.report import ExtractionLines, notes_text, plan_table
 
-        planned = plan(
-            images,
-            output,
-            backbone,
-            layer or None,
-            like=example,
-            pool=pool,
-            views=view or None,
-            weights=None if weights == "random" else weights,
-            device=device,
-            precision=precision,
-            engine=engine,
-            dtype="auto" if dtype is None else dtype,
-            batch_size=rows,
-            workers=threads,
-            replace=replace,
-            discard=discard,
-            progress=show,
-            dry_run=dry_run,
-        )
-        lines = ExtractionLines(planned, print_data)
-        seconds = planned.seconds() if planned.is_timed else None
+        settings: dict[str, Any] = {
+            "like": example,
+            "pool": pool,
+            "views": view or None,
+            "weights": None if weights == "random" else weights,
+            "device": device,
+            "precision": precision,
+            "engine": engine,
+            "dtype": "auto" if dtype is None else dtype,
+            "batch_size": rows,
+            "workers": threads,
+            "replace": replace,
+            "discard": discard,
+            "executor": executor,
+        }
+        if shards is None:
+            planned = plan(images, output, backbone, layer or None, **settings, progress=show, dry_run=dry_run)
+    if shards is not None:
+        return _extract_shards(images, output, backbone, layer or None, shards, quiet, settings)
+    lines = ExtractionLines(planned, print_data)
+    seconds = planned.seconds() if planned.is_timed else None
     if as_json:
         lines.plan(seconds)
     elif dry_run or not quiet and not planned.is_done:
         print_all(plan_table(planned, seconds))
     if dry_run:
         return 0
-    with warnings.catch_warnings():
-        for printed_below in (UnreadableImagesWarning, NonFiniteWarning, ContradictionWarning):
-            warnings.simplefilter("ignore", printed_below)
+    with _warnings_printed_below():
         store = planned.run(lines.progress if as_json else not quiet)
     if as_json:
         lines.result(store)
@@ -218,6 +244,37 @@ def extract(
         if notes := notes_text(store):
             print_all(notes)
     return 1 if store.failures else 0
+
+
+def _extract_shards(
+    images: Collection,
+    output: Path,
+    backbone: str | None,
+    layers: list[str] | None,
+    shards: int,
+    quiet: bool,
+    settings: dict[str, Any],
+) -> int:
+    """Make several stores and print a line for each."""
+    from featx.report import notes_text
+    from featx.scale import extract_shards
+
+    with _warnings_printed_below():
+        stores = extract_shards(images, output, backbone, layers, shards=shards, progress=not quiet, **settings)
+    for store in stores:
+        print_line(f"{store.path}: {count(len(store), 'image')}")
+        if notes := notes_text(store):
+            print_all(notes)
+    return 1 if any(store.failures for store in stores) else 0
+
+
+@contextlib.contextmanager
+def _warnings_printed_below() -> Iterator[None]:
+    """Ignore warnings that `notes_text` repeats."""
+    with warnings.catch_warnings():
+        for category in (UnreadableImagesWarning, NonFiniteWarning, ContradictionWarning):
+            warnings.simplefilter("ignore", category)
+        yield
 
 
 def _summary(planned: Plan, store: FeatureStore) -> str:

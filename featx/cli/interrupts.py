@@ -53,11 +53,11 @@ def working(phase: str) -> Iterator[Callable[[str], None]]:
         yield on_phase
 
 
-def left_by_interrupt(output: Path) -> str:
-    """The end of a message: what an interrupted run has left of the store that it writes."""
+def left_by_interrupt(output: Path, several: bool = False) -> str:
+    """The end of a message: what an interrupted run has left of the store, or several, that it writes."""
     from featx.store import discard, is_unfinished
 
-    if is_unfinished(output):
+    if several or is_unfinished(output):
         return "; what is done is kept, the same command goes on"
     with contextlib.suppress(FeatxError):  # an empty file, if the run had just begun
         discard(output)

@@ -26,13 +26,12 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from joblib import wrap_non_picklable_objects
-from PIL import Image, ImageFile
+from PIL import Image
 
 from featx.backbones import Backbone
 from featx.errors import FeatxError
+from featx.extraction.shares import Share, batch_starts, pickled, portable, share_of
 from featx.forward import Block, decoders, release, stream
-from featx.images import Member
 from featx.store import KEPT, Recipe, RowFile, disk_errors
 
 _LEAST_BATCHES = 32  # per GPU; with fewer, the seconds that a process takes to start are not recovered
@@ -53,7 +52,7 @@ def places(images: Sequence[Any], recipe: Recipe, todo: np.ndarray) -> list[str]
     others = [number for number in range(torch.cuda.device_count()) if number != current]
     name = torch.cuda.get_device_name
     alike = [current, *(number for number in others if name(number) == name(current))]
-    most = len(_starts(recipe, todo)) // _LEAST_BATCHES
+    most = len(batch_starts(recipe, todo)) // _LEAST_BATCHES
     return [f"cuda:{number}" for number in alike[: max(1, most)]]
 
 
@@ -101,7 +100,7 @@ def spread(
         todo[block.start : block.stop] = False
         yield block
     try:
-        network = _handed_over(backbone)
+        network = pickled(backbone)
     except Exception as error:  # of many types: locks, open files, exported programs
         reason = f"{type(error).__name__}: {error}"
     else:
@@ -135,79 +134,37 @@ def _received(children: Sequence[_Child]) -> Iterator[Block]:
                 yield message
 
 
-def _starts(recipe: Recipe, todo: np.ndarray) -> list[int]:
-    """The first image of each batch that has images to do."""
-    size = recipe.batch_size
-    return [start for start in range(0, len(todo), size) if todo[start : start + size].any()]
-
-
-def _handed_over(backbone: Backbone) -> bytes:
-    """The run's network, pickled with classes that a script or a notebook defines: a new process does not run those."""
-    return pickle.dumps(wrap_non_picklable_objects(backbone.with_its_module(), keep_wrapper=False))
-
-
 @dataclass(frozen=True)
-class _Share:
-    """The work of one process: some whole batches of the run, in a row.
-
-    starts : position in the run of each batch's first image
-    images, todo : images of these batches, and which of them are to be done
-    load_truncated : Pillow's setting, which decides which images can be read
-    """
+class _Work:
+    """The work of one process."""
 
     place: str
-    recipe: Recipe
-    starts: list[int]
-    images: list[Any]
-    todo: np.ndarray
-    workers: int
-    threads: int
+    share: Share
     rows: RowFile
-    load_truncated: bool
 
     def blocks(self, backbone: Backbone) -> Iterator[Block]:
+        """The blocks of the share; their rows are in the file."""
         device, _, number = self.place.partition(":")
         if number:
             torch.cuda.set_device(int(number))  # from now on "cuda" means this one
-        torch.set_num_threads(self.threads)
-        ImageFile.LOAD_TRUNCATED_IMAGES = self.load_truncated
-        for block in stream(self.images, self.recipe, backbone, device=device, workers=self.workers, todo=self.todo):
-            shift = self.starts[block.start // self.recipe.batch_size] - block.start
-            is_wanted = self.todo[block.indices]
+        for block in self.share.blocks(backbone, device):
+            is_wanted = self.share.wanted(block.indices)
             with disk_errors(self.rows.output, lambda: KEPT):
                 for name, values in block.rows.items():
-                    self.rows.write(name, block.indices[is_wanted] + shift, values[is_wanted])
-            yield replace(
-                block,
-                start=block.start + shift,
-                stop=block.stop + shift,
-                indices=block.indices + shift,
-                rows={},
-                digests={i + shift: digest for i, digest in block.digests.items()},
-                failures={i + shift: error for i, error in block.failures.items()},
-                statistics={i + shift: record for i, record in block.statistics.items()},
-                in_file=self.recipe.layers,
-            )
+                    self.rows.write(name, block.indices[is_wanted], values[is_wanted])
+            yield replace(block, rows={}, in_file=tuple(block.rows))
 
 
 def _deal(
     images: Sequence[Any], recipe: Recipe, places: Sequence[str], workers: int, todo: np.ndarray, rows: RowFile
-) -> Iterator[_Share]:
+) -> Iterator[_Work]:
     """Deal batches in turns, so that neighbours are done at about the same time; shares are made one at a time."""
-    size, starts = recipe.batch_size, _starts(recipe, todo)
+    starts = batch_starts(recipe, todo)
     for number, place in enumerate(places):
-        own = starts[number :: len(places)]
-        positions = [i for start in own for i in range(start, min(start + size, len(images)))]
-        chosen = [_sent(images[i]) for i in positions]
         # on a CPU their number decides the last bits
         threads = recipe.threads if place == "cpu" else max(1, recipe.threads // len(places))
-        load_truncated = ImageFile.LOAD_TRUNCATED_IMAGES
-        yield _Share(place, recipe, own, chosen, todo[positions], workers, threads, rows, load_truncated)
-
-
-def _sent(image: Any) -> Any:
-    """An image as it is handed over: a path as text."""
-    return os.fspath(image) if isinstance(image, str | os.PathLike) and not isinstance(image, Member) else image
+        own = starts[number :: len(places)]
+        yield _Work(place, share_of(images, recipe, own, todo, workers=workers, threads=threads), rows)
 
 
 @dataclass(frozen=True)
@@ -297,7 +254,7 @@ def _messages(connection: Connection, run: int) -> Iterator[Any]:
     """First the reason why this process cannot begin, or None; then blocks; then None, or an error."""
     network, content = connection.recv_bytes(), connection.recv_bytes()
     threading.Thread(target=_end_with, args=(connection, run), daemon=True).start()
-    share: _Share = pickle.loads(content)
+    work: _Work = pickle.loads(content)
     try:
         backbone = pickle.loads(network)
     except Exception as error:  # unpickling may import a module of the user's, which may raise anything
@@ -305,9 +262,9 @@ def _messages(connection: Connection, run: int) -> Iterator[Any]:
         return
     yield None
     try:
-        yield from share.blocks(backbone)
+        yield from work.blocks(backbone)
     except (Exception, SystemExit) as error:
-        yield _portable(error, share.place)
+        yield portable(error, work.place)
     else:
         yield None
 
@@ -319,13 +276,3 @@ def _end_with(connection: Connection, run: int) -> None:
         while os.getppid() == run and not connection.poll(0.5):
             pass
     os._exit(1)
-
-
-def _portable(error: BaseException, place: str) -> BaseException:
-    """The error, or one with the same message if it cannot be pickled."""
-    error.add_note(f"On {place}:\n{traceback.format_exc()}")
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return FeatxError(f"on {place}: {type(error).__name__}: {error}")
-    return error

@@ -46,9 +46,9 @@ def followed(choices: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Example:
-    """The store that is passed as `like=`.
+    """The store, or the recipe, that is passed as `like=`.
 
-    name : name of its file
+    name : name of the store's file
     own : the backbone that the store carries, if any
     """
 
@@ -57,8 +57,10 @@ class Example:
     own: Backbone | None
 
     @classmethod
-    def of(cls, like: FeatureStore | str | os.PathLike) -> Example:
+    def of(cls, like: FeatureStore | Recipe | str | os.PathLike) -> Example:
         """Open it; raises StoreError if there is no store."""
+        if isinstance(like, Recipe):
+            return cls(like, "the recipe", None)
         store = like if isinstance(like, FeatureStore) else FeatureStore(as_path("like", like, StoreError))
         if store.recipe.is_imported:
             raise RecipeError(

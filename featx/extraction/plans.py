@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as changed
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +17,20 @@ from torch import nn
 
 from featx.backbones import COMPILED, Backbone, expand_views
 from featx.errors import (
+    FeatxError,
     Parameter,
     RecipeError,
     StoreError,
     UnreadableImagesWarning,
     as_path,
     listed,
+    warn,
 )
-from featx.extraction.devices import places, spread
+from featx.extraction.executors import Executor, LocalExecutor
 from featx.extraction.existing import ExistingStore, compare, refuse_another_run, refuse_changed, refuse_other_names
 from featx.extraction.like import Example, followed
 from featx.extraction.pending import pending
-from featx.forward import Trial, check_choices, decoders, measure, resolve_recipe, stream
+from featx.forward import Trial, check_choices, decoders, measure, resolve_recipe
 from featx.images import Collection, Stamp, collect, stamp
 from featx.progress import EXTRACTING, Clock, Progress, preparing, shown
 from featx.store import (
@@ -69,6 +69,7 @@ def extract(
     progress: bool | Callable[[Progress], None] = True,
     replace: bool = False,
     discard: bool = False,
+    executor: Executor | None = None,
 ) -> FeatureStore:
     """Run images through a pretrained network once and keep activations in one HDF5 file.
 
@@ -134,6 +135,8 @@ def extract(
         Replace a store whose images are gone or changed, or have other labels. Rows that are still valid are copied.
     discard : bool
         Discard the rows of an unfinished run for this output.
+    executor : RayExecutor, optional
+        Compute the rows on a Ray cluster instead of on this machine.
 
     Returns
     -------
@@ -193,6 +196,7 @@ def extract(
             dtype=dtype,
             replace=replace,
             discard=discard,
+            executor=executor,
             progress=show,
         )
         return todo._run(show)
@@ -204,7 +208,7 @@ def plan(
     backbone: str | nn.Module | Backbone | None = None,
     layers: str | Sequence[str] | None = None,
     *,
-    like: FeatureStore | str | os.PathLike | None = None,
+    like: FeatureStore | Recipe | str | os.PathLike | None = None,
     pool: str = "avg",
     views: str | Sequence[str] | None = None,
     weights: str | os.PathLike | None = "DEFAULT",
@@ -220,6 +224,7 @@ def plan(
     dtype: str = "auto",
     replace: bool = False,
     discard: bool = False,
+    executor: Executor | None = None,
     progress: Callable[[Progress], None] = lambda now: None,
     dry_run: bool = False,
 ) -> Plan:
@@ -229,7 +234,7 @@ def plan(
 
     Parameters
     ----------
-    source, output, ... : as in `extract`
+    source, output, ... : as in `extract`; `like` may be a recipe, too
     dry_run : bool
         Download no weights and compute no batch; such a plan cannot be run. Choices that depend on the first batch stay
         "auto" in its recipe; weights with the name that an existing store has are assumed to be the same.
@@ -252,6 +257,9 @@ def plan(
     output = as_path("output", output, StoreError)
     refuse_unwritable_store(output)
     decoders(workers)  # refuses what is none
+    executor = LocalExecutor() if executor is None else executor
+    if not isinstance(executor, Executor) or isinstance(executor, type):
+        raise FeatxError(Parameter("executor"), f" is an executor, such as featx.RayExecutor(); got {executor!r}")
     views = expand_views(views)
     example = None if like is None else Example.of(like)
     is_object = isinstance(backbone, nn.Module | Backbone)
@@ -333,7 +341,21 @@ def plan(
             existing.refuse_what_is_lost(replace)
             recipe = recipe if begun is not None else existing.grown()
     owned = backbone if backbone.is_own or is_object else None
-    return Plan(output, images, recipe, existing, begun, backbone, owned, workers, discard, there, dry_run, *trials)
+    return Plan(
+        output,
+        images,
+        recipe,
+        existing,
+        begun,
+        backbone,
+        owned,
+        workers,
+        discard,
+        there,
+        dry_run,
+        executor,
+        *trials,
+    )
 
 
 @dataclass
@@ -345,6 +367,7 @@ class Plan:
     output : path
     images : Collection, n images with ids, y and columns
     recipe : Recipe, what will be computed and how
+    backbone : Backbone, the network
     is_done : bool, whether the output has all images and layers already
     is_timed : bool, whether `seconds` is known without computing anything
     is_dry : bool, whether it was planned with `dry_run` and cannot be run
@@ -364,7 +387,12 @@ class Plan:
     _discard: bool = field(repr=False)
     _there: Stamp | None = field(repr=False)
     is_dry: bool = field(repr=False)
+    _executor: Executor = field(repr=False)
     _trial: Trial | None = field(default=None, repr=False)
+
+    @property
+    def backbone(self) -> Backbone:
+        return self._backbone
 
     @property
     def is_done(self) -> bool:
@@ -461,20 +489,22 @@ class Plan:
             clock = Clock(writer.todo, show, 0.0 if trial is None else trial.seconds)
             compiling = trial is None and self.recipe.engine == COMPILED
             clock.tick(len(writer.failures), "compiling" if compiling else EXTRACTING)
-            device = self.recipe.device
             for part in pending(writer, existing):
-                todo = part.todo.copy()
-                at = places(images.images, part.recipe, todo)
-                through = partial(spread, places=at, rows=writer.rows) if at[1:] else partial(stream, device=device)
-                computed = () if trial is None else trial.still(images.images)
-                blocks = through(
-                    images.images, part.recipe, self._backbone, workers=self._workers, todo=todo, computed=computed
+                blocks = self._executor.compute(
+                    images.images,
+                    part.recipe,
+                    self._backbone,
+                    workers=self._workers,
+                    todo=part.todo.copy(),
+                    rows=writer.rows,
+                    computed=() if trial is None else trial.still(images.images),
                 )
                 with contextlib.closing(blocks):  # all processes have ended before the writer closes the file
                     part.write_all(blocks, clock)
             writer.finish()
         store = self._with_backbone(FeatureStore(output))
-        _warn(store, len(images.ids))
+        warn_of_failures(store, len(images.ids))
+        warn_of_rows(store)
         return store
 
     def _with_backbone(self, store: FeatureStore) -> FeatureStore:
@@ -482,16 +512,14 @@ class Plan:
         return store
 
 
-def _warn(store: FeatureStore, n: int) -> None:
-    """Warn of images without rows, non-finite rows and contradictory labels, at the line that called `extract`."""
+def warn_of_failures(store: FeatureStore, n: int) -> None:
+    """Warn of those of n images that have no rows, at the line of the user's code that made the store."""
     if store.failures:
-        warnings.warn(
+        warn(
             f"{len(store.failures):,} of {n:,} images cannot be read and have no rows, see store.failures: "
             f"{listed(failure.id for failure in store.failures)}",
             UnreadableImagesWarning,
-            stacklevel=4,
         )
-    warn_of_rows(store)
 
 
 @contextlib.contextmanager

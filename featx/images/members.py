@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,12 @@ class ContainingFile(ABC):
 
     def __init__(self, path: str, listed: Stamp) -> None:
         self.path, self.listed = path, listed
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and (self.path, self.listed) == (other.path, other.listed)
+
+    def __hash__(self) -> int:
+        return hash((self.path, self.listed))
 
     @property
     def size(self) -> int:
@@ -83,6 +91,9 @@ class LocalFile(ContainingFile):
             raise SourceError(f"there is no {path}") from error
         super().__init__(path, (status.st_size, status.st_mtime_ns))
 
+    def __getstate__(self) -> dict[str, Any]:  # another process may run in another folder
+        return vars(self) | {"path": os.path.join(os.getcwd(), self.path)}
+
     def stamp(self) -> Stamp | None:
         try:
             status = os.stat(self.path)
@@ -124,6 +135,12 @@ class _Reader(io.RawIOBase):
         buffer[: len(content)] = content
         self._position += len(content)
         return len(content)
+
+
+@lru_cache(maxsize=2)
+def unpickled(archive: Callable[[ContainingFile], Any], file: ContainingFile) -> Any:
+    """The archive in a file; one that is sent to a process again and again is opened there once."""
+    return archive(file)
 
 
 class Member(os.PathLike[str]):

@@ -18,7 +18,7 @@ from typing import Any
 from featx.errors import FeatxError, ImageError, SourceError, listed, readable
 from featx.images import limits
 from featx.images.decoding import AnyImage
-from featx.images.members import ContainingFile, Member, refuse_name
+from featx.images.members import ContainingFile, Member, refuse_name, unpickled
 
 _KEPT_BYTES = 2**29  # of row groups; two are always kept
 _MAX_GROUP_BYTES = 2**32
@@ -46,11 +46,8 @@ class _Table:
         self._lock = threading.Lock()
         self._kept: OrderedDict[int, Any] = OrderedDict()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpickled, (_Table, self.file)
 
     @cached_property
     def parquet(self) -> Any:

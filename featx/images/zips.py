@@ -13,7 +13,7 @@ from typing import Any
 
 from featx.errors import FeatxError, ImageError, SourceError, readable
 from featx.images import limits
-from featx.images.members import ContainingFile, Member, is_hidden, is_image, refuse_name
+from featx.images.members import ContainingFile, Member, is_hidden, is_image, refuse_name, unpickled
 
 _MAX_RATIO = 200  # of inflated to stored bytes
 _ANY_RATIO_BYTES = 2**24  # up to which any ratio is accepted
@@ -30,8 +30,8 @@ class ZipArchive:
     def zip(self) -> zipfile.ZipFile:
         return zipfile.ZipFile(self.file.opened())
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return unpickled, (ZipArchive, self.file)
 
 
 class ZipMember(Member):

@@ -15,7 +15,7 @@ from runs import extract, same_file
 
 import featx
 from featx.errors import UnreadableImagesWarning
-from featx.extraction import plans
+from featx.extraction import executors
 from featx.images import content_digest, decode
 
 OPTIONS = {"layers": "first", "batch_size": 2, "precision": "float32"}
@@ -31,7 +31,7 @@ def when(monkeypatch):
     """`when(number, act)`: act once, before that block of the next run is handed on, or before it begins (-1)."""
 
     def armed(number, act):
-        stream, left = plans.stream, [number]
+        stream, left = executors.stream, [number]
 
         def blocks(*args, **options):
             if left == [-1]:  # before the pass begins
@@ -44,7 +44,7 @@ def when(monkeypatch):
                 left[:] = [number - 1 for number in left]
                 yield block
 
-        monkeypatch.setattr(plans, "stream", blocks)
+        monkeypatch.setattr(executors, "stream", blocks)
 
     return armed
 

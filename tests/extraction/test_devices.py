@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from torch import nn
 
 import featx
 from featx.errors import FeatxError, StoreError
-from featx.extraction import devices, plans
+from featx.extraction import devices, executors, plans, shares
 from featx.forward import resolve_recipe
 from featx.store import RowFile, StoreWriter, refuse_running, unfinished
 from featx.store.hdf5 import Array
@@ -69,7 +70,7 @@ def faulty(flag: Path, kills: bool = False) -> featx.Backbone:
 @pytest.fixture
 def two(monkeypatch) -> None:
     """A run is spread over two devices."""
-    monkeypatch.setattr(plans, "places", lambda *_: ["cpu", "cpu"])
+    monkeypatch.setattr(executors, "places", lambda *_: ["cpu", "cpu"])
 
 
 class Fork:
@@ -119,7 +120,7 @@ def test_an_error_in_a_process_reaches_the_caller_and_the_run_goes_on_to_the_sam
     refuse_running(output)  # nobody holds the file, though the error is still in our hands
     flag.unlink()
     assert unfinished(output).n_done >= 64
-    monkeypatch.setattr(plans, "places", lambda *_: ["cpu"] * processes)
+    monkeypatch.setattr(executors, "places", lambda *_: ["cpu"] * processes)
     found = extract(images, output, network, **OPTIONS)
     monkeypatch.undo()
     assert same_file(found, extract(images, tmp_path / "b.h5", network, **OPTIONS))
@@ -157,7 +158,7 @@ def test_a_store_grows_as_by_one_process(two, forks, small_network, monkeypatch,
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(plans, "places", lambda *_: ["cpu"])
+        patched.setattr(executors, "places", lambda *_: ["cpu"])
         extract(pictures(names), tmp_path / "a.h5", small_network, **(options | {"ids": names, "layers": "first"}))
         shutil.copy(tmp_path / "a.h5", tmp_path / "b.h5")
         patched.setattr(plans, "compare", changing)
@@ -172,11 +173,11 @@ def test_a_store_grows_as_by_one_process(two, forks, small_network, monkeypatch,
 
 PROGRAM = """
 import sys, time, warnings
-from featx.extraction import pending, plans
+from featx.extraction import executors, pending
 from featx.cli import main
 from featx.store import writer
 
-plans.places = lambda *_: ["cpu", "cpu"]
+executors.places = lambda *_: ["cpu", "cpu"]
 writer._SYNC_SECONDS, write = 0, pending.Part.write
 pending.Part.write = lambda *args: (time.sleep(0.003), write(*args))
 warnings.simplefilter("ignore")
@@ -287,12 +288,19 @@ def test_a_network_that_cannot_be_handed_over_runs_in_one_process(two, small_net
         raise TypeError("it holds a lock")
 
     monkeypatch.setattr(devices, "_child", lambda *_: pytest.fail("a process was begun"))
-    monkeypatch.setattr(devices, "wrap_non_picklable_objects", locked)
+    monkeypatch.setattr(shares, "wrap_non_picklable_objects", locked)
     with caplog.at_level("INFO", "featx"):
         found = extract(pictures(NAMES), tmp_path / "a.h5", small_network, **OPTIONS)
     assert "it holds a lock" in caplog.text
     monkeypatch.undo()
     assert same_file(found, extract(pictures(NAMES), tmp_path / "b.h5", small_network, **OPTIONS))
+
+
+def test_a_network_that_has_a_name_is_handed_over_with_its_weights_and_preprocessing():
+    backbone = featx.Backbone("bundled:pixels")
+    other = pickle.loads(shares.pickled(backbone))
+    assert other.preprocessing == backbone.preprocessing
+    assert other.weights_sha256 == backbone.weights_sha256
 
 
 @pytest.mark.parametrize(
@@ -371,6 +379,6 @@ def test_an_error_that_cannot_be_handed_over_is_told_in_words():
     class Odd(Exception):
         pass
 
-    found = devices._portable(Odd("a fault"), "cuda:1")
+    found = shares.portable(Odd("a fault"), "cuda:1")
     assert type(found) is FeatxError and str(found) == "on cuda:1: Odd: a fault"
-    assert type(devices._portable(torch.OutOfMemoryError("full"), "cuda:1")) is torch.OutOfMemoryError
+    assert type(shares.portable(torch.OutOfMemoryError("full"), "cuda:1")) is torch.OutOfMemoryError

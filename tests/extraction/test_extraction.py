@@ -26,7 +26,7 @@ from featx.errors import (
     StoreError,
     UnreadableImagesWarning,
 )
-from featx.extraction import plans
+from featx.extraction import executors
 
 SMALL = featx.Preprocessing(crop=(64, 64), resize=64)
 LAYERS = ["layer2", "layer3:max", "penultimate"]
@@ -240,7 +240,7 @@ def test_a_table_with_an_unnamed_column_as_pandas_writes_it(tmp_path):
 )
 def test_an_error_within_the_stream_leaves_nothing(tmp_path, monkeypatch, error, after, progress):
     photos = class_folders(tmp_path / "photos", n=6)
-    before, original = left_in(tmp_path), plans.stream
+    before, original = left_in(tmp_path), executors.stream
 
     def interrupted(*args, **kwargs):
         for number, block in enumerate(original(*args, **kwargs)):
@@ -249,7 +249,7 @@ def test_an_error_within_the_stream_leaves_nothing(tmp_path, monkeypatch, error,
                 raise error
             yield block
 
-    monkeypatch.setattr(plans, "stream", interrupted)
+    monkeypatch.setattr(executors, "stream", interrupted)
     with pytest.raises(type(error)):
         extract(photos, tmp_path / "a.h5", batch_size=4, progress=progress)
     monkeypatch.undo()
@@ -380,7 +380,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_any_work(tmp_path, mo
     def never(*_, **__):
         raise AssertionError("the output comes first")
 
-    monkeypatch.setattr(plans, "stream", never)
+    monkeypatch.setattr(executors, "stream", never)
     refused(tmp_path, StoreError, "is a folder", "features.h5", output="folder")
     refused(tmp_path, StoreError, "there is no folder", "make it", output="no/a.h5")
     refused(tmp_path, StoreError, "there is no folder", output="file/a.h5")

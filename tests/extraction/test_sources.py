@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import io
+import os
+import pickle
 import tarfile
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import fsspec
 import pyarrow
 import pytest
-from helpers import class_folders
+from helpers import class_folders, noise
+from PIL import Image
 from pyarrow import parquet
 from runs import extract, refused, same_file
 
-from featx.errors import UnreadableImagesWarning
-from featx.extraction import plans
-from featx.extraction.devices import _sent
-from featx.images import collect, decode
+from featx.errors import ImageError, UnreadableImagesWarning
+from featx.extraction import executors
+from featx.extraction.shares import portable_image
+from featx.images import collect, content_digest, decode
 from featx.report.pictures import picture_of
 
 
@@ -62,9 +66,43 @@ def test_a_store_of_a_zip_file_grows_and_fails_by_name(photos, tmp_path):
     assert len(first) == 20 and len(grown) == 22
 
 
-def test_a_member_is_handed_to_a_process_as_it_is_and_a_path_as_text(photos, tmp_path):
+def test_a_path_is_handed_to_a_process_as_absolute_text_and_a_member_as_it_is(photos, tmp_path, monkeypatch):
     member = collect(zip_of(photos, tmp_path / "photos.zip")).images[0]
-    assert _sent(member) is member and _sent(photos) == str(photos)
+    assert portable_image(member) is member and portable_image(photos) == str(photos)
+    monkeypatch.chdir(tmp_path)
+    relative = collect("photos.zip").images[0]
+    sent = pickle.dumps([portable_image(Path("photos")), relative])
+    monkeypatch.chdir("/")
+    assert pickle.loads(sent)[0] == str(photos)
+    assert content_digest(pickle.loads(sent)[1]) == content_digest(member)
+
+
+def test_an_archive_that_is_handed_over_again_is_opened_once(photos, tmp_path):
+    members = collect(zip_of(photos, tmp_path / "photos.zip")).images
+    one, other = (pickle.loads(pickle.dumps(member)) for member in members[:2])
+    assert one._archive is other._archive and one.name != other.name
+    (photos / "ant" / "text.png").unlink()
+    os.utime(zip_of(photos, tmp_path / "photos.zip"), ns=(1, 1))
+    changed = pickle.loads(pickle.dumps(collect(tmp_path / "photos.zip").images[0]))
+    assert changed._archive is not one._archive
+
+
+def test_a_pil_image_is_handed_over_with_its_rotation_and_digest(tmp_path):
+    turned = Image.fromarray(noise(0))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=turned.getexif())
+    for picture in (
+        Image.open(tmp_path / "turned.png"),
+        Image.fromarray(noise(1)).convert("P"),
+        Image.new("F", (4, 4)),
+    ):
+        try:
+            expected = decode(picture)
+        except ImageError as error:
+            assert portable_image(picture).code == error.code
+            continue
+        found = decode(pickle.loads(pickle.dumps(portable_image(picture))))
+        assert found[1] == expected[1] and found[0].tobytes() == expected[0].tobytes()
 
 
 def test_rows_and_digests_of_shards_and_of_parquet_are_those_of_the_folder(photos, tmp_path):
@@ -132,5 +170,5 @@ def test_processes_read_members(photos, tmp_path, monkeypatch, small_network):
     options = {"backbone": small_network, "batch_size": 8, "precision": "float32"}
     with pytest.warns(UnreadableImagesWarning):
         one = extract(archive, tmp_path / "one.h5", **options)
-        monkeypatch.setattr(plans, "places", lambda *_: ["cpu", "cpu"])
+        monkeypatch.setattr(executors, "places", lambda *_: ["cpu", "cpu"])
         assert same_file(extract(archive, tmp_path / "two.h5", **options), one)

@@ -22,7 +22,7 @@ from runs import extract, pictures, refused, same_file
 import featx
 from featx.backbones import Choice
 from featx.errors import RecipeError, StoreError
-from featx.extraction import plans
+from featx.extraction import executors
 from featx.forward import trial
 from featx.images import decoding
 
@@ -146,7 +146,7 @@ def test_a_run_in_which_an_image_changed_goes_on_too(small_network, break_off, m
     paths = [save_noise(tmp_path / "photos" / f"{i:03}.png", seed=i) for i in range(130)]
     ids = [path.name for path in paths]
     options = {"layers": "first", "batch_size": 8, "precision": "float32", "ids": ids}
-    stream, seeds = plans.stream, iter((1000, 1001))
+    stream, seeds = executors.stream, iter((1000, 1001))
 
     def changing(*args, **kwargs):
         for number, block in enumerate(stream(*args, **kwargs)):
@@ -155,7 +155,7 @@ def test_a_run_in_which_an_image_changed_goes_on_too(small_network, break_off, m
             yield block
 
     with monkeypatch.context() as patched:
-        patched.setattr(plans, "stream", changing)
+        patched.setattr(executors, "stream", changing)
         whole = extract(paths, tmp_path / "u.h5", small_network, **options)
         break_off(lambda: extract(paths, tmp_path / "a.h5", small_network, **options), after)
     assert [(failure.id, failure.code) for failure in whole.failures] == [("060.png", "changed")]
@@ -292,7 +292,7 @@ def test_a_run_towards_an_output_that_is_being_written_is_refused_at_once(again,
 
 
 def test_of_two_runs_at_once_the_second_is_refused_and_the_first_ends(again, unbroken, monkeypatch, tmp_path):
-    stream, told = plans.stream, []
+    stream, told = executors.stream, []
 
     def blocks(*args, **options):
         for number, block in enumerate(stream(*args, **options)):
@@ -302,7 +302,7 @@ def test_of_two_runs_at_once_the_second_is_refused_and_the_first_ends(again, unb
                 told.append(str(caught.value))
             yield block
 
-    monkeypatch.setattr(plans, "stream", blocks)
+    monkeypatch.setattr(executors, "stream", blocks)
     assert same_file(again(), unbroken) and len(told) == 1 and left_in(tmp_path) == ["a.h5"]
 
 
