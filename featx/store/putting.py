@@ -56,6 +56,7 @@ def put(
     if not is_url(url) or url.endswith("/"):
         raise StoreError(f"a store is put to the URL of a file, such as s3://bucket/{opened.path.name}; got {url!r}")
     remote, seal = RemoteStore(url), opened._contents.mapped.seal
+    remote.refuse_unwritable()
     with shown(progress) as show:
         on_phase = preparing(show)
         on_phase(f"looking at {remote.url}")
