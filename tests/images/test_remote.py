@@ -183,6 +183,18 @@ def test_urls_are_shown_without_secrets():
     assert shown("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
 
 
+def test_no_message_has_the_secret_of_a_url(memory):
+    with pytest.raises(SourceError) as counted:
+        collect("https://me:secret@host/{0..1000000}.tar?sig=secret")
+    with pytest.raises(SourceError) as labelled:
+        collect("https://me:secret@host/a.csv?sig=secret", labels=["ant"])
+    memory.makedirs("/me:secret@empty?sig=secret")
+    with pytest.raises(SourceError) as empty:
+        files(["memory://me:secret@empty?sig=secret"])
+    for caught in (counted, labelled, empty):
+        assert "secret" not in str(caught.value) and "://" in str(caught.value)
+
+
 def test_a_url_in_a_store_is_not_opened(memory, photos, monkeypatch):
     memory.put(str(photos), "/photos", recursive=True)
     monkeypatch.setattr(remote, "RemotePath", None)

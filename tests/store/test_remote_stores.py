@@ -225,6 +225,7 @@ def test_a_path_of_a_url_is_the_url(memory, store):
 def test_what_is_no_url_of_a_file_is_refused(store, memory):
     refused(lambda: put(store, "b.h5"), "to the URL of a file", "'b.h5'")
     refused(lambda: put(store, "memory://stores/"), "to the URL of a file")
+    refused(lambda: put(store, "s3://me:secret@photos/?sig=secret/"), "got 's3://photos/'")
     memory.pipe("/stores/photos/a.jpg", b"1")
     refused(lambda: put(store, "memory://stores/photos", replace=True), "memory://stores/photos is a folder")
     refused(lambda: opened("memory://stores/photos"), "memory://stores/photos is a folder", "one file")
