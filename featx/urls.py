@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")
 _URL_OF_A_PATH = re.compile(r"((?:[A-Za-z0-9+.-]+::)*[A-Za-z][A-Za-z0-9+.-]+):/(?!/)")
-_SECRETS = re.compile(r"(?<=//)[^/@]*@|\?.*")
+_SECRETS = re.compile(r"(?<=//)[^/?]*@|\?.*")
 _PACKAGES = (
     dict.fromkeys(("s3", "s3a"), "s3fs")
     | dict.fromkeys(("gs", "gcs"), "gcsfs")
@@ -29,6 +29,7 @@ _PACKAGES = (
     | dict.fromkeys(("sftp", "ssh"), "paramiko")
     | {"hf": "huggingface_hub"}
 )
+_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 REQUESTS = 32  # at once; most of the time of one is latency
 _PAUSES = (0.5, 2.0, 8.0)  # seconds before a request is made again
 
@@ -71,10 +72,39 @@ def opened(url: str, error: type[FeatxError]) -> tuple[Any, str]:
     except ImportError as cause:
         raise error(f"{shown(url)} is read by fsspec; pip install 'featx[remote]'") from cause
     options: dict[str, Any] = {"use_listings_cache": False}
-    if url.startswith(("s3://", "s3a://")):  # botocore allows 10 connections
+    if url.startswith(("s3://", "s3a://")):
+        if "@" in url.split("/")[2]:
+            raise error(f"{shown(url)} takes no credentials in the URL; {_CREDENTIALS}")
+        # botocore allows 10 connections
         configured = conf.get(url.partition(":")[0], {}).get("config_kwargs", {})
         options["config_kwargs"] = {"max_pool_connections": REQUESTS, **configured}
-    return tried(url, lambda: url_to_fs(url, **options), error, "list")
+    return tried(url, lambda: url_to_fs(url, **options), error, "open")
+
+
+def is_web(system: Any) -> bool:
+    """Whether a file system is a web server, which lists no folders and stores no files."""
+    protocol = system.protocol
+    return not {"http", "https"}.isdisjoint([protocol] if isinstance(protocol, str) else protocol or ())
+
+
+def read_part(system: Any, inner: str, start: int, stop: int, size: int) -> bytes:
+    """A range of a file of `size` bytes. No more is read of a web server that sends whole files.
+
+    Raises
+    ------
+    ValueError
+        The server sends no ranges, and this one does not begin at 0.
+    """
+    if not is_web(system):
+        return system.cat_file(inner, start=start, end=stop)
+    try:
+        with system.open(inner, "rb", size=size, cache_type="none") as file:
+            file.seek(start)
+            return file.read(stop - start)
+    except Exception as error:
+        if getattr(error, "status", 0) in (404, 410):
+            raise FileNotFoundError(inner) from error
+        raise
 
 
 def counting(show: Callable[[int], None]) -> Any:
@@ -104,7 +134,7 @@ def tried(url: str, function: Callable[[], T], error: type[FeatxError], what: st
             raise error(f"there is no {shown(url)}{bucket}") from cause
         reason = cause.__cause__ if isinstance(cause, FileNotFoundError) and cause.__cause__ else cause
         if type(cause).__name__ == "NoCredentialsError":
-            then = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+            then = f"; {_CREDENTIALS}"
         raise error(f"cannot {what} {shown(url)}: {type(reason).__name__}: {_line(reason)}{then}") from cause
 
 
@@ -136,4 +166,5 @@ def is_without_bucket(error: BaseException) -> bool:
 
 
 def _line(error: BaseException) -> str:
-    return shown((str(error).strip().splitlines() or ["no reason given"])[0])[:200]
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    return shown(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))[:200]

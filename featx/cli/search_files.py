@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from featx.cli.interrupts import working
 from featx.errors import FeatxError, ModelError
+from featx.urls import shown, url_of
 
 if TYPE_CHECKING:
     from featx.audit import Audit
@@ -96,6 +97,8 @@ def check_file(path: Path | None, suffixes: Collection[str], requirement: str) -
     """Raise FeatxError if a file cannot be written, exists or has another suffix."""
     if path is None:
         return
+    if (url := url_of(path)) is not None:
+        raise FeatxError(f"the output is a local file; got {shown(url)}")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise FeatxError(f"cannot write {path}: {'it is a folder' if path.is_dir() else 'there is no such folder'}")
     if path.exists():

@@ -138,7 +138,7 @@ def _collected(
     listing: Listing,
 ) -> Collection:
     if isinstance(source, str) and is_url(source) and shown(source).lower().endswith(".csv"):
-        label_column = _column_name(source, labels, ids)
+        label_column = _column_name(shown(source), labels, ids)
         return _from_manifest(source, path_column, label_column, target, on_phase, listing)
     contents = contents_of(source, on_phase, listing)
     if isinstance(source, str | os.PathLike):
@@ -178,7 +178,7 @@ def files(paths: Sequence[str | os.PathLike]) -> list[Any]:
             contents.images if contents is not None else _walk(path)[0] if path.is_dir() else [path]
         )
         if not inside:
-            raise SourceError(f"{source} holds no images")
+            raise SourceError(f"{shown(str(source))} holds no images")
         images += inside
     return images
 

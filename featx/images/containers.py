@@ -12,7 +12,7 @@ from pathlib import Path
 
 from featx.errors import ImageError, SourceError
 from featx.images.decoding import AnyImage
-from featx.images.hugging_face import dataset_rows, is_dataset, is_saved, saved_rows
+from featx.images.hugging_face import dataset_rows, is_dataset, is_saved, is_saved_listing, saved_rows
 from featx.images.listings import Listing
 from featx.images.members import ContainingFile, LocalFile, Slice, is_image
 from featx.images.remote import RemotePath
@@ -104,6 +104,8 @@ def _from_url(url: str, on_phase: Callable[[str], None], listing: Listing) -> Co
     if (file := at.file()) is not None:
         return Contents("a single image", name, [Slice(file, "", 0, file.size)], [name.rpartition("/")[2]], [None], 0)
     objects = at.folder(on_phase)
+    if is_saved_listing(objects.paths):
+        raise SourceError(f"{name} is a folder that save_to_disk wrote; download it first, or write Parquet files")
     are_images = [i for i, path in enumerate(objects.paths) if is_image(path)]
     shards = [i for i, path in enumerate(objects.paths) if "/" not in path and _ending(path) in _SEVERAL]
     if not are_images and shards:

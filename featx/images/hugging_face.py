@@ -68,6 +68,11 @@ def is_saved(folder: Path) -> bool:
     return all((folder / name).is_file() for name in _SAVED) or (folder / _SEVERAL_SAVED).is_file()
 
 
+def is_saved_listing(paths: Sequence[str]) -> bool:
+    """As `is_saved`, of the paths of the files in a folder at a URL."""
+    return {*_SAVED} <= {*paths} or _SEVERAL_SAVED in paths
+
+
 def saved_rows(folder: Path) -> tuple[Rows, Path]:
     """As `dataset_rows`, of a folder that `save_to_disk` wrote."""
     try:

@@ -21,7 +21,7 @@ from featx.errors import ImageError, SourceError, count
 from featx.images.listings import Listing
 from featx.images.members import ContainingFile, Slice, Stamp, changed, is_hidden
 from featx.images.s3 import each_object, is_s3fs, read_range
-from featx.urls import REQUESTS, asked_again, is_gone, is_without_bucket, opened, shown, tried
+from featx.urls import REQUESTS, asked_again, is_gone, is_web, is_without_bucket, opened, read_part, shown, tried
 
 _VERSIONS = (
     "ETag etag generation md5Hash blob_id oid mtime LastModified last_modified Last-Modified updated modified created"
@@ -81,8 +81,6 @@ class RemoteFile(ContainingFile):
         elif version != self.listed:
             raise changed()
         if len(content) == self.size:  # a web server may know no ranges
-            if len(content) > _WHOLE_BYTES and stop - start < len(content):
-                raise SourceError(f"{self.path} is on a server that sends no parts of files; download it first")
             content = content[start:stop]
         if len(content) != stop - start:
             raise SourceError(f"cannot read {self.path}: {len(content):,} bytes arrived of {stop - start:,}")
@@ -93,7 +91,15 @@ class RemoteFile(ContainingFile):
         if is_s3fs(self._system):
             content, info = read_range(self._system, self._inner, start, stop)
             return content, stamp_of(info, self.listed[1])
-        return self._system.cat_file(self._inner, start=start, end=stop), None
+        try:
+            return read_part(self._system, self._inner, start, stop, self.size), None
+        except ValueError as error:
+            if not is_web(self._system):
+                raise
+            if self.size > _WHOLE_BYTES:
+                line = f"{self.path} is on a server that sends no parts of files; download it first"
+                raise SourceError(line) from error
+            return read_part(self._system, self._inner, 0, self.size, self.size), None
 
     def _of_the_image(self, request: Callable[[], Any]) -> Any:
         """What a request returns, None if the object is gone; any other error ends the run, which can go on later."""
@@ -229,8 +235,7 @@ class RemotePath:
     @property
     def is_web(self) -> bool:
         """Whether it is on a web server, which lists no folders."""
-        protocol = self._system.protocol
-        return not {protocol, *protocol}.isdisjoint(("http", "https")) if protocol else False
+        return is_web(self._system)
 
     def _tried(self, function: Callable[[], Any]) -> Any:
         return tried(self.url, function, SourceError, "list")
@@ -245,6 +250,10 @@ class RemotePath:
             info = self._info()
             if not _is_file(info):
                 return None
+            if self.is_web and info.get("mimetype") == "text/html":
+                raise SourceError(
+                    f"{self.url} is a web page; a web server lists no folders: give an archive, or a .csv file of paths"
+                )
             listed = stamp_of(info)
             self._listing.add(self.url, [""], *_columns([listed]))
         return RemoteFile(self.url, self._system, self._inner, listed)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from featx.errors import ImageError, SourceError, readable
 from featx.images.members import EXTENSIONS, ContainingFile, Link, Member, Slice, is_hidden, refuse_name
-from featx.urls import REQUESTS
+from featx.urls import REQUESTS, shown
 
 _MAX_LABEL_BYTES = 2**20
 _MAX_SHARDS = 100_000
@@ -53,12 +53,12 @@ def expand_braces(pattern: str) -> list[str]:
         choices = names.split(",")
     else:
         if not 0 <= int(last) - int(first) < _MAX_SHARDS:
-            raise SourceError(f"{pattern} must count upwards, to at most {_MAX_SHARDS:,} shards")
+            raise SourceError(f"{shown(pattern)} must count upwards, to at most {_MAX_SHARDS:,} shards")
         choices = [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
     before, after = pattern[: matched.start()], pattern[matched.end() :]
     expanded = [before + choice + end for choice in choices for end in expand_braces(after)]
     if len(expanded) > _MAX_SHARDS:
-        raise SourceError(f"{pattern} names over {_MAX_SHARDS:,} shards")
+        raise SourceError(f"{shown(pattern)} names over {_MAX_SHARDS:,} shards")
     return expanded
 
 

@@ -117,9 +117,12 @@ def disk_errors(output: Path, kept: Callable[[], str]) -> Iterator[None]:
 def refuse_unwritable(output: Path) -> None:
     """Raise StoreError if no file can be created at this path."""
     if (url := url_of(output)) is not None:
-        raise StoreError(
-            f"the output is a local file; got {shown(url)}: make it locally, then upload it by ", Call("featx.put")
+        upload = (
+            ()
+            if output.suffix.lower() in _OTHER_FORMATS
+            else (": make it locally, then upload it by ", Call("featx.put"))
         )
+        raise StoreError(f"the output is a local file; got {shown(url)}", *upload)
     try:
         output.exists()
     except OSError as error:  # for example, the name is too long

@@ -10,6 +10,7 @@ from featx.progress import Progress, preparing, shown
 from featx.store.reader import FeatureStore
 from featx.store.remote import NotAStore, RemoteStore
 from featx.urls import is_url
+from featx.urls import shown as shown_url
 
 
 def put(
@@ -54,8 +55,10 @@ def put(
     """
     opened = store if isinstance(store, FeatureStore) else FeatureStore(store, progress=progress)
     if not is_url(url) or url.endswith("/"):
-        raise StoreError(f"a store is put to the URL of a file, such as s3://bucket/{opened.path.name}; got {url!r}")
+        target = shown_url(url) if is_url(url) else url
+        raise StoreError(f"a store is put to the URL of a file, such as s3://bucket/{opened.path.name}; got {target!r}")
     remote, seal = RemoteStore(url), opened._contents.mapped.seal
+    remote.refuse_unwritable()
     with shown(progress) as show:
         on_phase = preparing(show)
         on_phase(f"looking at {remote.url}")

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from featx.errors import Call, DamageError, Parameter, StoreError, readable
 from featx.progress import Progress, preparing, shown
@@ -25,7 +26,7 @@ from featx.store.contents import Contents
 from featx.store.files import disk_errors
 from featx.store.layout import Seal
 from featx.store.mapped import Mapped
-from featx.urls import asked_again, counting, is_gone, opened, tried
+from featx.urls import asked_again, counting, is_gone, is_web, opened, read_part, tried
 from featx.urls import shown as shown_url
 
 _OBJECT_STORES = frozenset("s3 s3a gs gcs abfs abfss az adl oci oss".split())  # an upload has its name once it is whole
@@ -48,7 +49,6 @@ class RemoteStore:
     def __init__(self, url: str) -> None:
         self.url = shown_url(url)
         self._system, self._inner = opened(url, StoreError)
-        self._sends_parts = True
 
     def seal(self) -> Seal | None:
         """The seal of a whole store; None if there is no file.
@@ -58,11 +58,13 @@ class RemoteStore:
         StoreError
             It is another file, is not whole, or cannot be read.
         """
-        size = tried(self.url, self._size, StoreError)
-        if size is None:
+        info = tried(self.url, self._info, StoreError)
+        if info is None:
             return None
-        content = self._read(0, min(layout.PAGE, size)) if size else b""
-        self._sends_parts, page = len(content) <= layout.PAGE, content[: layout.PAGE]
+        size = int(info.get("size") or 0)
+        if info.get("type") == "directory":
+            raise StoreError(f"{self.url} is a folder; a store is one file, such as {self.url.rstrip('/')}/photos.h5")
+        page = self._read(0, min(layout.PAGE, size), size) if size else b""
         if (version := layout.version_of(page)) is None:
             raise NotAStore(f"{self.url} is not a featx store; ", Call("featx.put"), " uploads one")
         if version not in layout.VERSIONS:
@@ -76,22 +78,33 @@ class RemoteStore:
             raise NotAStore(f"{self.url} is not a whole featx store, {sizes}; put it again")
         return seal
 
-    def _size(self) -> int | None:
+    def _info(self) -> dict[str, Any] | None:
         try:
-            return int(self._system.info(self._inner)["size"] or 0)
+            return self._system.info(self._inner)
         except FileNotFoundError as error:
             if is_gone(error):
                 return None
             raise
 
-    def _read(self, start: int, stop: int) -> bytes:
-        return tried(self.url, lambda: self._system.cat_file(self._inner, start=start, end=stop), StoreError)
+    def _read(self, start: int, stop: int, size: int) -> bytes:
+        return tried(self.url, lambda: read_part(self._system, self._inner, start, stop, size), StoreError)
 
-    def _part(self, start: int, stop: int) -> bytes:
+    def _sends_parts(self, seal: Seal) -> bool:
+        """Whether ranges can be read; some web servers send whole files only."""
+        if is_web(self._system):
+            try:
+                self._read(1, 2, seal.size)
+            except StoreError as error:
+                if not isinstance(error.__cause__, ValueError):
+                    raise
+                return False
+        return True
+
+    def _part(self, start: int, stop: int, size: int) -> bytes:
         """A part of a download, which is asked for again after an error."""
 
         def answer() -> bytes:
-            return asked_again(lambda: self._system.cat_file(self._inner, start=start, end=stop))
+            return asked_again(lambda: read_part(self._system, self._inner, start, stop, size))
 
         return tried(self.url, answer, StoreError, then=f"; {files.KEPT}")
 
@@ -99,9 +112,14 @@ class RemoteStore:
         """Whether it is whole and, apart from the rows, which are not read, the store of a seal."""
         if self.seal() != seal:
             return False
-        superblock = self._read(0, layout.FIRST_LAYER)[layout.PAGE : layout.FIRST_LAYER]
-        metadata = self._read(seal.metadata, seal.size)[-(seal.size - seal.metadata) :]
+        superblock = self._read(0, layout.FIRST_LAYER, seal.size)[layout.PAGE : layout.FIRST_LAYER]
+        metadata = self._read(seal.metadata, seal.size, seal.size)[-(seal.size - seal.metadata) :]
         return layout.identity_of(superblock, metadata) == seal.identity
+
+    def refuse_unwritable(self) -> None:
+        """Raise StoreError if it is on a web server."""
+        if is_web(self._system):
+            raise StoreError(f"{self.url} is on a web server, which stores no files; put it to a bucket, such as s3://")
 
     def upload(self, path: Path, seal: Seal, on_phase: Callable[[str], None]) -> None:
         """Upload a file under a temporary name and rename it; object stores do so by themselves."""
@@ -122,9 +140,14 @@ class RemoteStore:
 
     def download(self, seal: Seal, path: Path, handle: int, on_phase: Callable[[str], None]) -> None:
         """Write its bytes to an open file, after those that an interrupted download of the same store has left."""
-        if not self._sends_parts:  # a web server that knows no ranges
-            on_phase(f"downloading {self.url}: {readable(seal.size)}")
-            tried(self.url, lambda: self._system.get_file(self._inner, str(path)), StoreError)
+
+        def show(done: int) -> None:
+            if done > seal.size:
+                raise StoreError(f"{self.url} is longer than the {seal.size:,} bytes of its store; put it again")
+            on_phase(f"downloading {self.url}: {readable(done)} of {readable(seal.size)}")
+
+        if not self._sends_parts(seal):
+            tried(self.url, lambda: self._system.get_file(self._inner, str(path), callback=counting(show)), StoreError)
             os.fsync(handle)
             return
         done = os.fstat(handle).st_size // _PART_BYTES * _PART_BYTES
@@ -137,8 +160,8 @@ class RemoteStore:
             try:
                 while done < seal.size:
                     while len(ahead) < _PARTS_AT_ONCE and (start := next(starts, None)) is not None:
-                        ahead.append(pool.submit(self._part, start, min(start + _PART_BYTES, seal.size)))
-                    on_phase(f"downloading {self.url}: {readable(done)} of {readable(seal.size)}")
+                        ahead.append(pool.submit(self._part, start, min(start + _PART_BYTES, seal.size), seal.size))
+                    show(done)
                     content = ahead.popleft().result()
                     if len(content) != min(_PART_BYTES, seal.size - done):
                         raise StoreError(f"cannot read {self.url}: {len(content):,} bytes arrived of a part; try again")

@@ -59,6 +59,9 @@ def test_a_store_of_a_bucket_is_put_there_and_read_by_its_url(photos, tmp_path):
     done("put", tmp_path / "b.h5", url, "--replace")
     assert FeatureStore(url).identity == FeatureStore(tmp_path / "b.h5").identity
     assert "featx put" in refused("extract", photos, "-o", url, *PIXELS)
+    for name, words in {"a.parquet": ("export", store), "m.skops": ("search", store)}.items():
+        line = refused(*words, "-o", f"s3://photos/{name}")
+        assert f"the output is a local file; got s3://photos/{name}" in line and "featx put" not in line
     assert "there is no store s3://photos/no.h5" in refused("info", "s3://photos/no.h5")
     assert "is not a featx store" in refused("info", "s3://photos/all/ant/ant_0.png")
 

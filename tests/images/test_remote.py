@@ -108,9 +108,12 @@ def test_what_is_not_there_or_not_readable_is_refused(memory, monkeypatch):
     refused("memory://nowhere", "there is no memory://nowhere")
     refused("memory://nowhere/{0..1}.tar", "there is no memory://nowhere/0.tar")
     refused("memory://nowhere/x.csv", "there is no memory://nowhere/x.csv")
-    refused("nosuchscheme://x", "cannot list nosuchscheme://x")
+    refused("nosuchscheme://x", "cannot open nosuchscheme://x")
     memory.makedirs("/empty")
     refused("memory://empty", "memory://empty holds no images")
+    for name in ("dataset_info.json", "state.json", "data.arrow"):
+        memory.pipe(f"/saved/{name}", b"{}")
+    refused("memory://saved", "memory://saved is a folder that save_to_disk wrote", "download it first")
 
     def denied(self, path, **options):
         raise PermissionError("403 Forbidden\nmore lines")
@@ -176,7 +179,20 @@ def test_an_object_takes_little_more_memory_than_its_name(monkeypatch, memory):
 
 def test_urls_are_shown_without_secrets():
     assert shown("ftp://me:secret@host/a.zip?sig=abc") == "ftp://host/a.zip"
+    assert shown("sftp://me:se@cr@host/a.zip") == "sftp://host/a.zip"
     assert shown("s3://bucket/a@b/c") == "s3://bucket/a@b/c"
+
+
+def test_no_message_has_the_secret_of_a_url(memory):
+    with pytest.raises(SourceError) as counted:
+        collect("https://me:secret@host/{0..1000000}.tar?sig=secret")
+    with pytest.raises(SourceError) as labelled:
+        collect("https://me:secret@host/a.csv?sig=secret", labels=["ant"])
+    memory.makedirs("/me:secret@empty?sig=secret")
+    with pytest.raises(SourceError) as empty:
+        files(["memory://me:secret@empty?sig=secret"])
+    for caught in (counted, labelled, empty):
+        assert "secret" not in str(caught.value) and "://" in str(caught.value)
 
 
 def test_a_url_in_a_store_is_not_opened(memory, photos, monkeypatch):

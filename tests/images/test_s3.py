@@ -75,6 +75,7 @@ def test_a_web_server_without_ranges_serves_a_manifest_and_an_archive(web, photo
     assert listed.ids[:-1] == folder.ids and digests(listed.images[:-1]) == digests(folder.images)
     assert failure(listed.images[-1]).code == "missing"
     refused(f"{web}/none.zip", f"there is no {web}/none.zip")
+    refused(f"{web}/photos", f"{web}/photos is a web page", "a .csv file of paths")
     monkeypatch.setattr(remote, "_WHOLE_BYTES", 1000)
     monkeypatch.setattr(remote, "_blocks", remote._Blocks())
     monkeypatch.setattr(remote, "_BLOCK_BYTES", 1000)
@@ -115,6 +116,8 @@ def test_a_shard_that_became_shorter_has_changed(bucket, photos, tmp_path, monke
 def test_what_a_bucket_refuses_is_one_line(bucket, photos, monkeypatch):
     refused("s3://nobucket/x", "there is no s3://nobucket/x", "its bucket does not exist")
     refused("s3://photos/x.zip", "there is no s3://photos/x.zip")
+    refused("s3://key:se@cr@photos/x", "s3://photos/x takes no credentials in the URL", "set AWS_ACCESS_KEY_ID")
+    refused("s3://a b/x", "Parameter validation failed: Invalid bucket name")
 
     async def denied(*_, **__):
         raise PermissionError("Access Denied")

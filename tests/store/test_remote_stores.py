@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import http.server
 import os
 import pickle
 import signal
@@ -18,7 +20,7 @@ import pytest
 from helpers import TESTS, assert_tells, write_store
 
 import featx
-from featx.errors import StoreError
+from featx.errors import SourceError, StoreError
 from featx.store import mapped, remote
 
 
@@ -51,6 +53,34 @@ def refused(call, *words):
     with pytest.raises(StoreError) as caught:
         call()
     assert_tells(caught.value, *words)
+
+
+@pytest.fixture
+def endless():
+    """A web server of files of 1 GB, and the sizes of what it has sent."""
+    sent = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(2**30))
+            self.end_headers()
+
+        def do_GET(self):
+            self.do_HEAD()
+            with contextlib.suppress(OSError):
+                for _ in range(2**10):
+                    self.wfile.write(bytes(2**20))
+                    sent.append(2**20)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}", sent
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -195,6 +225,10 @@ def test_a_path_of_a_url_is_the_url(memory, store):
 def test_what_is_no_url_of_a_file_is_refused(store, memory):
     refused(lambda: put(store, "b.h5"), "to the URL of a file", "'b.h5'")
     refused(lambda: put(store, "memory://stores/"), "to the URL of a file")
+    refused(lambda: put(store, "s3://me:secret@photos/?sig=secret/"), "got 's3://photos/'")
+    memory.pipe("/stores/photos/a.jpg", b"1")
+    refused(lambda: put(store, "memory://stores/photos", replace=True), "memory://stores/photos is a folder")
+    refused(lambda: opened("memory://stores/photos"), "memory://stores/photos is a folder", "one file")
     refused(lambda: featx.extract([], "s3://photos/a.h5"), "the output is a local file", "featx.put")
     refused(lambda: featx.merge([store, store], "s3://photos/a.h5"), "the output is a local file")
 
@@ -231,7 +265,16 @@ def test_a_web_server_that_sends_whole_files_is_enough(web, store):
     assert secret.path.read_bytes() == store.path.read_bytes()
     assert secret.url == f"{web}/a.h5" and b"secret" not in pickle.dumps(secret)
     refused(lambda: opened(f"{web}/no.h5"), f"there is no store {web}/no.h5")
-    refused(lambda: put(store, f"{web}/new.h5"), f"cannot write {web}/new.h5")
+    refused(lambda: put(store, f"{web}/new.h5"), f"{web}/new.h5 is on a web server, which stores no files")
+
+
+def test_no_more_is_read_of_a_web_server_than_is_asked_for(endless):
+    """It says that its file has 1 GB and sends it, whatever the range."""
+    url, sent = endless
+    refused(lambda: opened(f"{url}/a.h5"), f"{url}/a.h5 is not a featx store")
+    with pytest.raises(SourceError, match="sends no parts of files"):
+        featx.plan(f"{url}/a.zip", "x.h5", "bundled:pixels")
+    assert sum(sent) < 2**26
 
 
 @pytest.mark.slow
