@@ -32,7 +32,8 @@ autosummary_generate = True
 autosummary_imported_members = True
 autosummary_ignore_module_all = False
 autodoc_typehints = "none"  # the docstrings have the types
-_METADATA = ("fit", "transform", "partial_fit", "predict", "predict_proba", "score")  # scikit-learn's, on every class
+# scikit-learn's methods of metadata routing, on every class
+_METADATA = ("fit", "transform", "inverse_transform", "partial_fit", "predict", "predict_proba", "score")
 autodoc_default_options = {"exclude-members": ",".join(f"set_{name}_request" for name in _METADATA)}
 default_role = "code"
 numpydoc_show_class_members = False
