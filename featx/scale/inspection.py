@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,26 +33,28 @@ def processor() -> dict[str, str]:
     return found
 
 
-def pickled_sample(images: Sequence[Any], others: Sequence[os.PathLike] = ()) -> bytes:
-    """Some images that are files, evenly spaced, and other files, with their sizes; images that are gone are left out.
+def pickled_sample(images: Sequence[Any], in_output: Path | None = None) -> bytes:
+    """Some images that are files, evenly spaced, with their names and sizes; images that are gone are left out.
 
     Parameters
     ----------
     images : n paths, Members or other images
-    others : files that every node must see, too
+    in_output : a file in the output's folder, if every node must see that
     """
     chosen = [image for image in _spaced(images) if isinstance(image, str | os.PathLike)]
-    sample = [portable_image(image) for image in [*chosen, *others]]
-    return pickle.dumps([(image, size) for image in sample if (size := _size(image)) is not None])
+    sample = [(image, repr(os.fspath(image))) for image in map(portable_image, chosen)]
+    if in_output is not None:
+        sample.append((portable_image(in_output), f"the output's folder {str(in_output.parent)!r}"))
+    return pickle.dumps([(image, name, size) for image, name in sample if (size := _size(image)) is not None])
 
 
 def unseen(sample: bytes) -> str:
-    """The first image of a sample that this machine does not see as the sample's maker did; "" if it sees all."""
+    """The name of the first file of a sample that this machine does not see as it was; "" if it sees all."""
     try:
         images = pickle.loads(sample)
     except Exception as error:  # a package that reads them may be missing
         return f"the images ({type(error).__name__}: {error})"
-    return next((f"{os.fspath(image)!r} as it is here" for image, size in images if _size(image) != size), "")
+    return next((f"{name} as it is here" for image, name, size in images if _size(image) != size), "")
 
 
 def unseen_images(images: Sequence[Any]) -> list[Any]:
