@@ -96,18 +96,18 @@ def _quiet() -> Iterator[None]:
 
 def _join(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    given = os.environ.get(_ADDRESS, AUTO) if address == AUTO else address
-    if given != LOCAL:
+    cluster = os.environ.get(_ADDRESS, AUTO) if address == AUTO else address
+    if cluster != LOCAL:
         try:
-            if given != AUTO:
-                _reach(given)
-            ray.init(address=given, **options)
+            if cluster != AUTO:
+                _reach(cluster)
+            ray.init(address=cluster, **options)
             return
         except Exception as error:  # OSError, ConnectionError, RuntimeError, ValueError
-            if given != AUTO or not isinstance(error, ConnectionError):
+            if cluster != AUTO or not isinstance(error, ConnectionError):
                 reason = " ".join(str(error).split()) or type(error).__name__  # lines: versions, there and here
                 token = "; if it has token authentication, set RAY_AUTH_MODE=token" * (type(error) is ConnectionError)
-                raise FeatxError(f"cannot join the Ray cluster at {given}: {reason}{token}") from error
+                raise FeatxError(f"cannot join the Ray cluster at {cluster}: {reason}{token}") from error
     with _interrupted_afterwards():
         ray.init(address=LOCAL, include_dashboard=False, **options)
 

@@ -27,10 +27,10 @@ Report = dict[str, Any]
 
 def processor() -> dict[str, str]:
     """The kind of processor, which decides the last bits of rows."""
-    found = {"cpu": torch.backends.cpu.get_cpu_capability()}
+    kinds = {"cpu": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_device_name()
-    return found
+        kinds["cuda"] = torch.cuda.get_device_name()
+    return kinds
 
 
 def pickled_sample(images: Sequence[Any], in_output: Path | None = None) -> bytes:
@@ -100,10 +100,10 @@ def refuse_other_node(report: Report, node: str, device: str) -> None:
             )
     if "error" in report:
         raise FeatxError(f"node {node} of the Ray cluster cannot use its featx: {report['error']}")
-    mine, theirs = processor().get(device), report["processor"].get(device)
-    if device == "cpu" and mine != theirs:
+    own, other = processor().get(device), report["processor"].get(device)
+    if device == "cpu" and own != other:
         raise FeatxError(
-            f"node {node} of the Ray cluster computes with {theirs} instructions, and this machine with {mine}: the "
+            f"node {node} of the Ray cluster computes with {other} instructions, and this machine with {own}: the "
             "last digits of the rows would differ; use nodes of one kind"
         )
     if report["unseen"]:
