@@ -119,8 +119,9 @@ def extract(
     ray: Annotated[
         str | None,
         typer.Option(
-            help="Compute on a Ray cluster: 'auto' (RAY_ADDRESS, one on this machine, or a new one) or its address.",
-            metavar="auto|HOST:PORT",
+            help="Compute on a Ray cluster: its address, 'auto' (RAY_ADDRESS, one on this machine, or a new one) or "
+            "'local' (a new one).",
+            metavar="auto|local|HOST:PORT",
             show_default="this machine alone",
             rich_help_panel=_COMPUTING,
         ),

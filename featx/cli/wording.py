@@ -16,6 +16,7 @@ _OPTIONS = {
     "n_jobs": "jobs",
     "estimators": "estimator",
     "k": "neighbors",
+    "address": "ray",
     "layers": "layer",
     "methods": "method",
     "n": "number",

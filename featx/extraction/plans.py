@@ -400,8 +400,8 @@ class Plan:
 
     @property
     def is_timed(self) -> bool:
-        """Whether `seconds` is known without computing anything."""
-        return self.is_done or self._trial is not None
+        """Whether `seconds` is known without computing anything; how fast a cluster is is not known."""
+        return self.is_done or (self._trial is not None and isinstance(self._executor, LocalExecutor))
 
     @property
     def n_kept(self) -> int:

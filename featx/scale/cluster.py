@@ -55,9 +55,12 @@ def connected(address: str) -> Iterator[Any]:
     Raises
     ------
     FeatxError
-        The cluster cannot be joined, or this process is connected to another one.
+        Ray cannot be imported, the cluster cannot be joined, or this process is connected to another one.
     """
-    import ray
+    try:
+        import ray
+    except ImportError as error:
+        raise FeatxError(f"Ray is installed, but cannot be imported: {error}") from error
 
     if ray.is_initialized():
         current = ray.get_runtime_context().gcs_address
@@ -93,27 +96,33 @@ def _quiet() -> Iterator[None]:
 
 def _join(ray: Any, address: str) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    given = os.environ.get(_ADDRESS, AUTO) if address == AUTO else address
-    if given != LOCAL:
+    cluster = os.environ.get(_ADDRESS, AUTO) if address == AUTO else address
+    if cluster != LOCAL:
         try:
-            if given != AUTO:
-                _reach(given)
-            ray.init(address=given, **options)
+            if cluster != AUTO:
+                _reach(cluster)
+            ray.init(address=cluster, **options)
             return
         except Exception as error:  # OSError, ConnectionError, RuntimeError, ValueError
-            if given != AUTO or not isinstance(error, ConnectionError):
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise FeatxError(f"cannot join the Ray cluster at {given}: {reason}") from error
+            if cluster != AUTO or not isinstance(error, ConnectionError):
+                reason = " ".join(str(error).split()) or type(error).__name__  # lines: versions, there and here
+                token = "; if it has token authentication, set RAY_AUTH_MODE=token" * (type(error) is ConnectionError)
+                raise FeatxError(f"cannot join the Ray cluster at {cluster}: {reason}{token}") from error
     with _interrupted_afterwards():
         ray.init(address=LOCAL, include_dashboard=False, **options)
 
 
-def _reach(address: str) -> None:
-    """Raise OSError or ValueError unless something listens at "[ray://]HOST:PORT": Ray would try for minutes."""
+def host_and_port(address: str) -> tuple[str, int]:
+    """The parts of "[ray://]HOST:PORT"; raises ValueError if it is something else."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError("an address is HOST:PORT")
-    socket.create_connection((host.strip("[]"), int(port)), _REACH_SECONDS).close()
+    return host.strip("[]"), int(port)
+
+
+def _reach(address: str) -> None:
+    """Raise OSError or ValueError unless something listens at the address: Ray would try for minutes."""
+    socket.create_connection(host_and_port(address), _REACH_SECONDS).close()
 
 
 @contextlib.contextmanager

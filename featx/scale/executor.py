@@ -19,7 +19,17 @@ from featx.backbones import Backbone
 from featx.errors import BackboneError, FeatxError, Parameter, listed
 from featx.extraction import batch_starts, pickled, share_of
 from featx.forward import Block, decoders, release
-from featx.scale.cluster import AUTO, Node, connected, nodes_for, on_node, refuse_missing_ray, resources_of
+from featx.scale.cluster import (
+    AUTO,
+    LOCAL,
+    Node,
+    connected,
+    host_and_port,
+    nodes_for,
+    on_node,
+    refuse_missing_ray,
+    resources_of,
+)
 from featx.scale.inspection import (
     pickled_sample,
     processor,
@@ -34,7 +44,7 @@ BLOCKS_PER_ACTOR = 2  # blocks that an actor computes, or has computed and this 
 _RANGE_BATCHES = 8  # that an actor is given at a time
 _MOST_DEATHS = 3  # of the actors of one batch
 _MOST_FAILED_STARTS = 10  # of actors, one after the other, while no block arrives
-_LOOK_SECONDS = 5.0  # after which a run that waits looks whether there are nodes
+LOOK_SECONDS = 5.0  # after which a run that waits looks whether there are nodes
 
 
 class RayExecutor:
@@ -73,8 +83,12 @@ class RayExecutor:
 
     def __init__(self, address: str = AUTO) -> None:
         refuse_missing_ray()
-        if not isinstance(address, str) or not address:
-            raise FeatxError(Parameter("address"), f" is 'auto', 'local' or HOST:PORT of a cluster; got {address!r}")
+        try:
+            if address not in (AUTO, LOCAL):
+                host_and_port(address)
+        except (ValueError, AttributeError):
+            message = f" is 'auto', 'local' or HOST:PORT of a cluster; got {address!r}"
+            raise FeatxError(Parameter("address"), message) from None
         self.address = address
 
     def __repr__(self) -> str:
@@ -231,7 +245,7 @@ class _Pool:
         while True:
             awaited = {actor.awaited: actor for actor in self._actors if actor.awaited is not None}
             with cluster_errors():
-                arrived, _ = self._ray.wait(list(awaited), timeout=_LOOK_SECONDS)
+                arrived, _ = self._ray.wait(list(awaited), timeout=LOOK_SECONDS)
             if arrived:
                 actor = awaited[arrived[0]]
                 self._actors.remove(actor)

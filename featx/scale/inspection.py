@@ -7,6 +7,7 @@ import os
 import pickle
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,32 +27,34 @@ Report = dict[str, Any]
 
 def processor() -> dict[str, str]:
     """The kind of processor, which decides the last bits of rows."""
-    found = {"cpu": torch.backends.cpu.get_cpu_capability()}
+    kinds = {"cpu": torch.backends.cpu.get_cpu_capability()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_device_name()
-    return found
+        kinds["cuda"] = torch.cuda.get_device_name()
+    return kinds
 
 
-def pickled_sample(images: Sequence[Any], others: Sequence[os.PathLike] = ()) -> bytes:
-    """Some images that are files, evenly spaced, and other files, with their sizes; images that are gone are left out.
+def pickled_sample(images: Sequence[Any], in_output: Path | None = None) -> bytes:
+    """Some images that are files, evenly spaced, with their names and sizes; images that are gone are left out.
 
     Parameters
     ----------
     images : n paths, Members or other images
-    others : files that every node must see, too
+    in_output : a file in the output's folder, if every node must see that
     """
     chosen = [image for image in _spaced(images) if isinstance(image, str | os.PathLike)]
-    sample = [portable_image(image) for image in [*chosen, *others]]
-    return pickle.dumps([(image, size) for image in sample if (size := _size(image)) is not None])
+    sample = [(image, repr(os.fspath(image))) for image in map(portable_image, chosen)]
+    if in_output is not None:
+        sample.append((portable_image(in_output), f"the output's folder {str(in_output.parent)!r}"))
+    return pickle.dumps([(image, name, size) for image, name in sample if (size := _size(image)) is not None])
 
 
 def unseen(sample: bytes) -> str:
-    """The first image of a sample that this machine does not see as the sample's maker did; "" if it sees all."""
+    """The name of the first file of a sample that this machine does not see as it was; "" if it sees all."""
     try:
         images = pickle.loads(sample)
     except Exception as error:  # a package that reads them may be missing
         return f"the images ({type(error).__name__}: {error})"
-    return next((f"{os.fspath(image)!r} as it is here" for image, size in images if _size(image) != size), "")
+    return next((f"{name} as it is here" for image, name, size in images if _size(image) != size), "")
 
 
 def unseen_images(images: Sequence[Any]) -> list[Any]:
@@ -97,10 +100,10 @@ def refuse_other_node(report: Report, node: str, device: str) -> None:
             )
     if "error" in report:
         raise FeatxError(f"node {node} of the Ray cluster cannot use its featx: {report['error']}")
-    mine, theirs = processor().get(device), report["processor"].get(device)
-    if device == "cpu" and mine != theirs:
+    own, other = processor().get(device), report["processor"].get(device)
+    if device == "cpu" and own != other:
         raise FeatxError(
-            f"node {node} of the Ray cluster computes with {theirs} instructions, and this machine with {mine}: the "
+            f"node {node} of the Ray cluster computes with {other} instructions, and this machine with {own}: the "
             "last digits of the rows would differ; use nodes of one kind"
         )
     if report["unseen"]:

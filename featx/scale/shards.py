@@ -25,8 +25,8 @@ from featx.extraction import plan, portable, portable_image, warn_of_failures
 from featx.forward import release
 from featx.images import Collection, collect
 from featx.progress import Clock, Progress, preparing, shown
-from featx.scale.cluster import connected, resources_of
-from featx.scale.executor import RayExecutor, cluster_errors, lost, reason_of, refuse_other_nodes, sent
+from featx.scale.cluster import connected, nodes_for, resources_of
+from featx.scale.executor import LOOK_SECONDS, RayExecutor, cluster_errors, lost, reason_of, refuse_other_nodes, sent
 from featx.scale.inspection import pickled_sample, processor, refuse_other_gpu, refuse_seen_here, unseen_images
 from featx.store import KEPT, FeatureStore, Recipe, discard, refuse_unwritable_store, unfinished, warn_of_rows
 
@@ -191,7 +191,7 @@ def _on_cluster(
     network = sent(backbone)
     release()
     with tempfile.NamedTemporaryFile(dir=folder, prefix=".featx-") as beside, connected(executor.address) as ray:
-        nodes = refuse_other_nodes(ray, recipe, pickled_sample(images.images, [Path(beside.name)]))
+        nodes = refuse_other_nodes(ray, recipe, pickled_sample(images.images, Path(beside.name)))
         workers = min(node.n_cpus for node in nodes)
         task = ray.remote(_extracted).options(**resources_of(recipe), max_retries=_RETRIES)
         common = (ray.put(network), processor().get("cuda"))
@@ -206,7 +206,11 @@ def _on_cluster(
         try:
             clock.tick(0)
             while left:
-                ready, _ = ray.wait(list(left))
+                with cluster_errors():
+                    ready, _ = ray.wait(list(left), timeout=LOOK_SECONDS)
+                if not ready:
+                    nodes_for(ray, recipe)  # raises if no node is left
+                    continue
                 shard = left.pop(ready[0])
                 try:
                     with cluster_errors():

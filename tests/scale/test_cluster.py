@@ -175,7 +175,7 @@ def test_ctrl_c_ends_the_command_and_the_cluster_that_it_started(photos, tmp_pat
 
 def test_a_run_ends_when_no_node_is_left_for_it(cluster, tmp_path, monkeypatch):
     """Its actors run on a node with three cores, which is removed."""
-    monkeypatch.setattr("featx.scale.executor._LOOK_SECONDS", 0.5)
+    monkeypatch.setattr("featx.scale.executor.LOOK_SECONDS", 0.5)
     (node,) = [cluster.add_node(num_cpus=3, object_store_memory=80_000_000)]
     images = [noise(i) for i in range(2000)]
 

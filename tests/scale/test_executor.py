@@ -5,21 +5,24 @@ from __future__ import annotations
 import io
 import os
 import socket
+import sys
 import tarfile
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import left_in, noise, save_noise
+from helpers import TAPS, left_in, noise, recipe, save_noise
 from PIL import Image
 from ray_networks import deadly
 from runs import extract, same_file
 
 import featx
 from featx.errors import BackboneError, FeatxError, SourceError
+from featx.extraction import plan
 from featx.images import Collection, collect
 from featx.scale import cluster as clusters
 from featx.scale import executor as executors
@@ -174,13 +177,16 @@ def test_nodes_without_featx_are_refused_and_a_connection_that_was_there_stays(c
     assert left_in(tmp_path) == ["without", "without/sitecustomize.py"]
 
 
-def test_a_node_too_small_for_the_threads_of_the_recipe_is_not_waited_for(ray, three_threads, tmp_path):
-    with pytest.raises(FeatxError, match="no node of the Ray cluster has 3 cores, the number of threads .* new run"):
-        extract([noise(0)], tmp_path / "a.h5", executor=ray, batch_size=4, precision="float32")
-    assert not left_in(tmp_path)
-
-
 # What needs no cluster
+
+
+@pytest.mark.parametrize("resources", [{"CPU": 2.0}, {"GPU": 4.0}, {"CPU": 4.0, "Alive": False}])
+def test_a_node_too_small_for_the_threads_of_the_recipe_is_not_waited_for(resources):
+    node = {"NodeID": "a", "NodeName": "a", "Alive": True, "Resources": resources} | resources
+    ray = SimpleNamespace(nodes=lambda: [node])
+    with pytest.raises(FeatxError, match="no node of the Ray cluster has 3 cores, the number of threads .* new run"):
+        clusters.nodes_for(ray, recipe(TAPS, threads=3))
+
 
 REPORT = {
     "versions": dict.fromkeys(inspection.PACKAGES) | {"torch": torch.__version__},
@@ -232,8 +238,9 @@ def test_executors_that_are_none_are_refused(tmp_path):
     for wrong in ("ray", featx.RayExecutor, 3):
         with pytest.raises(FeatxError, match="executor is an executor, such as featx.RayExecutor"):
             extract([noise(0)], tmp_path / "a.h5", executor=wrong)
-    with pytest.raises(FeatxError, match="address is 'auto', 'local' or HOST:PORT"):
-        featx.RayExecutor(None)
+    for wrong in (None, "", "localhost", "localhost:", 6379):
+        with pytest.raises(FeatxError, match="address is 'auto', 'local' or HOST:PORT"):
+            featx.RayExecutor(wrong)
 
 
 def test_a_network_that_cannot_be_pickled_is_refused_by_name(tmp_path, monkeypatch, small_network):
@@ -259,10 +266,45 @@ def test_a_cluster_that_is_not_there_is_refused(tmp_path, monkeypatch):
     assert "\n" not in str(told.value) and "RAY_USAGE_STATS_ENABLED" not in os.environ
 
 
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (RuntimeError("Version mismatch:\n    Ray: 2.61.0\nThis process:\n    Ray: 2.60.0"), "2.61.0 This .* 2.60.0$"),
+        (ConnectionError("Failed to connect"), "connect; if it has token authentication, set RAY_AUTH_MODE=token"),
+    ],
+)
+def test_why_ray_does_not_join_a_cluster_is_told_in_a_line(monkeypatch, error, words):
+    def init(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr(clusters, "_reach", lambda address: None)
+    with pytest.raises(FeatxError, match=f"cannot join the Ray cluster at h:1: .*{words}") as told:
+        clusters.connected("h:1").__enter__()
+    assert "\n" not in str(told.value)
+
+
+def test_an_installation_of_ray_that_is_broken_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(FeatxError, match="Ray is installed, but cannot be imported: import of ray halted"):
+        clusters.connected("auto").__enter__()
+
+
+def test_a_time_measured_on_this_machine_is_not_announced_for_a_cluster(tmp_path):
+    for executor in (None, featx.RayExecutor()):
+        planned = plan([noise(0)], tmp_path / "a.h5", "bundled:pixels", device="cpu", executor=executor)
+        planned._trial = SimpleNamespace(image_seconds=1.0)
+        assert planned.is_timed == (executor is None)
+
+
 def test_a_file_of_a_sample_that_is_gone_or_has_another_size_is_unseen(tmp_path):
     path, gone = save_noise(tmp_path / "a.png", seed=0), tmp_path / "gone.png"
     sample = inspection.pickled_sample([path, gone, noise(0)])
     assert inspection.unseen(sample) == "" and inspection.unseen_images([path, gone]) == [gone]
     path.write_bytes(b"other")
     assert "a.png' as it is here" in inspection.unseen(sample)
+    in_output = save_noise(tmp_path / "b.png", seed=1)
+    sample = inspection.pickled_sample([], in_output)
+    in_output.unlink()
+    assert inspection.unseen(sample) == f"the output's folder {str(tmp_path)!r} as it is here"
     assert inspection.unseen(b"no pickle").startswith("the images (UnpicklingError")

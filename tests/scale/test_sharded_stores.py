@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from featx.errors import FeatxError, RecipeError, SourceError, StoreError, Unrea
 from featx.extraction import executors
 from featx.images import Collection
 from featx.scale import shards as sharding
+from featx.scale.cluster import Node
 
 OPTIONS = {"batch_size": 4, "precision": "float32", "device": "cpu", "progress": False}
 
@@ -128,6 +131,27 @@ def test_the_command_refuses_ray_that_is_not_installed_before_it_looks_for_image
     monkeypatch.setattr("featx.scale.cluster.find_spec", lambda name: None)
     line = refused("extract", tmp_path / "none", "-o", tmp_path / "a.h5", "--ray", "auto")
     assert "pip install 'featx[ray]'" in line
+
+
+def test_shards_are_not_waited_for_when_no_node_is_left(small_network, tmp_path, monkeypatch):
+    """On a cluster played by this process, whose tasks wait for ever."""
+    remote = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: object()))
+    ray = SimpleNamespace(
+        put=lambda value: value,
+        remote=lambda function: remote,
+        wait=lambda references, timeout: ([], references),
+        nodes=lambda: [],
+        cancel=lambda reference, force: None,
+    )
+    monkeypatch.setattr(sharding, "connected", lambda address: contextlib.nullcontext(ray))
+    monkeypatch.setattr(sharding, "refuse_other_nodes", lambda *_: [Node("a", "a", 1, 1)])
+    with pytest.raises(FeatxError, match="no node of the Ray cluster has 1 cores"):
+        shards([noise(i) for i in range(12)], tmp_path / "a.h5", small_network, executor=featx.RayExecutor())
+    assert not left_in(tmp_path)
+
+
+def test_the_command_names_its_own_option_of_the_address(tmp_path):
+    assert "--ray is 'auto', 'local' or HOST:PORT" in refused("extract", "x", "-o", tmp_path / "a.h5", "--ray", "here")
 
 
 @pytest.mark.slow
