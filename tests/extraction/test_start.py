@@ -181,10 +181,13 @@ def test_an_interrupt_during_an_import_ends_the_command_whatever_the_library_doe
 
 
 def test_after_the_import_the_handler_is_the_one_of_before():
-    before = signal.getsignal(signal.SIGINT)
-    with interrupts.interruptible():
-        assert signal.getsignal(signal.SIGINT) is not before
-    assert signal.getsignal(signal.SIGINT) is before
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores SIGINT
+    try:
+        with interrupts.interruptible():
+            assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, inherited)
 
 
 def test_what_an_import_raises_without_an_interrupt_is_raised():
