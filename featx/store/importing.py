@@ -9,11 +9,11 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 
+import featx
 from featx.errors import Parameter, StoreError, as_path, count, listed
 from featx.grammar import IMPORTED, UNNAMED
 from featx.manifest import as_labels, is_missing, text_array
@@ -75,7 +75,7 @@ def import_arrays(
         hashlib.sha256(digests.tobytes() if name is None else backbone.encode()).hexdigest(),
         {layer: array.shape[1] for layer, array in arrays.items()},
         dtype,
-        {"featx": version("featx")},
+        {"featx": featx.__version__},
     )
     with StoreWriter(output, recipe, names, y, texts) as writer:
         try:
