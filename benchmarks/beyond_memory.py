@@ -32,7 +32,6 @@ from solve import header
 from solve_data import RESULTS, stand_in
 
 GIGABYTE = 10**9
-MAX_ITER = int(os.environ.get("BEYOND_MEMORY_MAX_ITER", 1000))  # set by --max-iter, for the children
 COLUMNS, CLASSES, BASE = 1280, 10, 20_000
 GROUPS = (Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup"))  # of versions 1 and 2
 
@@ -63,20 +62,20 @@ def made(path: Path, n: int) -> Path:
     return path
 
 
-def bare_read(store: Any) -> dict[str, Any]:
+def bare_read(store: Any, max_iter: int) -> dict[str, Any]:
     began = time.perf_counter()
     for _, rows in store.blocks("features"):
         rows.sum()
     return {"seconds": time.perf_counter() - began, "passes": 1}
 
 
-def logistic(store: Any) -> dict[str, Any]:
+def logistic(store: Any, max_iter: int) -> dict[str, Any]:
     """Five values of C, three folds, a scaler of each fold; then the best one on all rows."""
     from sklearn.pipeline import make_pipeline
 
     from featx.learn import GridSearchCV, LogisticRegression, StandardScaler, StoredFeatures
 
-    pipeline = make_pipeline(StoredFeatures(store), StandardScaler(), LogisticRegression(max_iter=MAX_ITER))
+    pipeline = make_pipeline(StoredFeatures(store), StandardScaler(), LogisticRegression(max_iter=max_iter))
     search = GridSearchCV(pipeline, {"logisticregression__C": np.logspace(-7, -4, 5)}, cv=3)
     began = time.perf_counter()
     search.fit(store.X, store.y)
@@ -85,7 +84,6 @@ def logistic(store: Any) -> dict[str, Any]:
     return {
         "seconds": seconds - search.refit_time_,
         "refit_seconds": search.refit_time_,
-        "passes": MAX_ITER if MAX_ITER < 1000 else 0,
         "refit_passes": int(last.n_iter_[0]),
         "best": search.best_params_,
         "scores": search.cv_results_["mean_test_score"].tolist(),
@@ -112,19 +110,19 @@ def _passes(estimator: Any) -> int:
     return 0 if n_iter is None else int(np.max(n_iter))
 
 
-def linear_svc(store: Any) -> dict[str, Any]:
+def linear_svc(store: Any, max_iter: int) -> dict[str, Any]:
     from featx.learn import LinearSVC
 
-    return fitted(store, LinearSVC(C=1e-5, max_iter=MAX_ITER))
+    return fitted(store, LinearSVC(C=1e-5, max_iter=max_iter))
 
 
-def ridge(store: Any) -> dict[str, Any]:
+def ridge(store: Any, max_iter: int) -> dict[str, Any]:
     from featx.learn import RidgeClassifier
 
     return fitted(store, RidgeClassifier())
 
 
-def neighbors(store: Any) -> dict[str, Any]:
+def neighbors(store: Any, max_iter: int) -> dict[str, Any]:
     """1,000 images' neighbours among all."""
     from sklearn.pipeline import make_pipeline
 
@@ -138,7 +136,7 @@ def neighbors(store: Any) -> dict[str, Any]:
     return {"seconds": seconds, "passes": 1, "found_themselves": float((positions[:, 0] == chosen).mean())}
 
 
-def probe(store: Any) -> dict[str, Any]:
+def probe(store: Any, max_iter: int) -> dict[str, Any]:
     from featx.learn import linear_probe
 
     began = time.perf_counter()
@@ -146,7 +144,7 @@ def probe(store: Any) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - began, "accuracy": result.curves[0].test}
 
 
-PARTS: dict[str, Callable[[Any], dict[str, Any]]] = {
+PARTS: dict[str, Callable[[Any, int], dict[str, Any]]] = {
     "bare_read": bare_read,
     "ridge": ridge,
     "neighbors": neighbors,
@@ -178,7 +176,7 @@ def limited(nbytes: int) -> Iterator[Path | None]:
     yield None
 
 
-def child(name: str, path: Path, limit: int, group: str) -> None:
+def child(name: str, path: Path, limit: int, group: str, max_iter: int) -> None:
     """Run a part under the limit, and print what it measured."""
     if group:
         (Path(group) / "cgroup.procs").write_text(str(os.getpid()))
@@ -195,7 +193,7 @@ def child(name: str, path: Path, limit: int, group: str) -> None:
 
     threading.Thread(target=watch, daemon=True).start()
     began = time.process_time()
-    measured = PARTS[name](featx.FeatureStore(path))
+    measured = PARTS[name](featx.FeatureStore(path), max_iter)
     ended.set()
     print(json.dumps({"cpu_seconds": time.process_time() - began, "anonymous_bytes": most[0], **measured}))
 
@@ -211,7 +209,7 @@ def main() -> None:
     chosen = parser.parse_args()
     if chosen.child:
         name, path, limit, group = chosen.child
-        child(name, Path(path), int(limit), group)
+        child(name, Path(path), int(limit), group, chosen.max_iter)
         return
     n, limit = int(chosen.gigabytes * GIGABYTE / 4 / COLUMNS), int(chosen.limit_gigabytes * GIGABYTE)
     path = made(chosen.folder / f"beyond-{n}.h5", n)
@@ -220,14 +218,14 @@ def main() -> None:
         f"{n:,} rows, {COLUMNS:,} columns, {path.stat().st_size / GIGABYTE:.1f} GB; {limit / GIGABYTE:.1f} GB allowed"
     )
     RESULTS.mkdir(exist_ok=True)
-    environment = {**os.environ, "BEYOND_MEMORY_MAX_ITER": str(chosen.max_iter)}
     with limited(limit) as group, (RESULTS / "beyond_memory.jsonl").open("a") as lines:
         print("limit:", "control group" if group else "RLIMIT_DATA", flush=True)
         for name in chosen.only:
             with path.open("rb") as file:  # so that pages are read by the process, and counted as its own
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            command = [sys.executable, __file__, "--child", name, str(path), str(limit), str(group or "")]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            command = [sys.executable, __file__, "--max-iter", str(chosen.max_iter)]
+            command += ["--child", name, str(path), str(limit), str(group or "")]
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(f"{name}: exit code {done.returncode}\n{done.stderr[-2000:]}", flush=True)
                 continue

@@ -200,9 +200,10 @@ def _on_cluster(
             options = {"workers": workers} | {name: x for name, x in shard.options.items() if x != "auto"}
             return task.remote(replace(shard.portable(), options=options), *common, are_missing)
 
-        left = {begin(shard): shard for shard in shards}
-        failed, clock = 0, Clock(todo := np.ones(len(images.ids), bool), show)
-        ends = dict(zip(map(id, shards), np.cumsum([len(shard.images.ids) for shard in shards]).tolist(), strict=True))
+        left = {begin(shard): number for number, shard in enumerate(shards)}
+        stores: dict[int, FeatureStore] = {}
+        bounds = np.cumsum([0, *(len(shard.images.ids) for shard in shards)]).tolist()
+        clock = Clock(todo := np.ones(len(images.ids), bool), show)
         try:
             clock.tick(0)
             while left:
@@ -211,7 +212,8 @@ def _on_cluster(
                 if not ready:
                     nodes_for(ray, recipe)  # raises if no node is left
                     continue
-                shard = left.pop(ready[0])
+                number = left.pop(ready[0])
+                shard = shards[number]
                 try:
                     with cluster_errors():
                         result = ray.get(ready[0])
@@ -224,23 +226,21 @@ def _on_cluster(
                     raise result
                 if result is not None:  # a node that does not see some images
                     refuse_seen_here(result[1], result[0])
-                    left[begin(shard, are_missing=True)] = shard
+                    left[begin(shard, are_missing=True)] = number
                     continue
                 if not shard.output.exists():
                     raise StoreError(f"a node of the Ray cluster has written {shard.output}, which is not here")
-                failed += len(FeatureStore(shard.output).failures)
-                stop = ends[id(shard)]
-                todo[stop - len(shard.images.ids) : stop] = False
-                clock.tick(failed)
+                stores[number] = FeatureStore(shard.output)
+                todo[bounds[number] : bounds[number + 1]] = False
+                clock.tick(sum(len(store.failures) for store in stores.values()))
         finally:
             for reference in left:
                 with contextlib.suppress(Exception):  # it has ended already, or the cluster has
                     ray.cancel(reference, force=True)
-    stores = [FeatureStore(shard.output) for shard in shards]
-    for store, shard in zip(stores, shards, strict=True):
-        warn_of_failures(store, len(shard.images.ids))
-        warn_of_rows(store)
-    return stores
+    for number, shard in enumerate(shards):
+        warn_of_failures(stores[number], len(shard.images.ids))
+        warn_of_rows(stores[number])
+    return [stores[number] for number in range(len(shards))]
 
 
 def _extracted(

@@ -56,8 +56,6 @@ class SearchContext:
         return not are_known or routing_enabled()
 
     def rows(self, values: Any, indices: Any) -> Any:
-        if isinstance(values, LazyRows):
-            return values.take(indices)
         return None if values is None else safe_indexing(values, indices)
 
     def step_params(self, candidate: SearchCandidate, train: Any) -> dict[str, dict[str, dict[str, Any]]]:
